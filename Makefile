@@ -1,0 +1,64 @@
+# From a fresh clone, with nothing but Python 3.11 or newer:
+#
+#   make venv     .venv with the project and its tools
+#   make demo     the quickstart on this machine: no GPU, no download of data
+#   make test     every test          PYTEST_WORKERS=N for N processes (2)
+#   make quick    the tests not marked slow
+#   make check    ruff, mypy and the direction of imports
+#   make clean    remove caches and build products; .venv and stores of results stay
+#
+# PYTHON=... chooses the interpreter of .venv; which build of torch pip fetches is up to pip's own settings.
+
+PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
+PYTEST_WORKERS ?= 2
+PYTEST := .venv/bin/python -m pytest -q
+
+.PHONY: help venv demo test quick check lint types arrows clean
+
+help:
+	@sed -n 's/^#   make/make/p' Makefile
+
+venv: .venv/.stamp
+
+# Each candidate is run, not just looked up: version managers put names on PATH that do not start.
+.venv/.stamp: pyproject.toml
+	@test -x .venv/bin/pip || { \
+	  for python in $(PYTHONS); do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
+	  done; \
+	  test -n "$$found" || { \
+	    echo "Python 3.11 or newer is needed; tried: $(PYTHONS). Name one: make venv PYTHON=/path/to/python" >&2; \
+	    exit 1; }; \
+	  "$$found" -m venv --clear .venv; }
+	@echo "Installing the project and its tools into .venv (a few minutes the first time: torch is large)"
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: venv
+	.venv/bin/python -m orchestrator.launch
+
+# Several tests at once on few cores: one thread each, or they fight.
+test quick arrows: export OMP_NUM_THREADS = 1
+test quick arrows: export MKL_NUM_THREADS = 1
+
+test: venv
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile
+
+quick: venv
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slow"
+
+check: lint types arrows
+
+lint: venv
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: venv
+	.venv/bin/mypy
+
+arrows: venv
+	$(PYTEST) tests/test_arrows.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find jobs workers orchestrator tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,111 @@
+"""Reading what a user wrote: YAML in, validated models out, every complaint a `BadInput`.
+
+Pydantic finds what is wrong; this module says it in our one form: the file, the field, the value, the mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from jobs.errors import BadInput
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        BadInput: the file is absent, is not YAML, or holds something other than a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise BadInput(str(path), "file", error.strerror, "name a readable YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(str(path), "file", _first_line(error), "mend the YAML at that place") from error
+    if not isinstance(value, dict):
+        raise BadInput(str(path), "file", type(value).__name__, "write a mapping of fields to values")
+    return value
+
+
+def validate(model: type[Model], value: Mapping[str, Any], place: str, prefix: str = "") -> Model:
+    """`value` as a `model`, or the first complaint as a `BadInput`."""
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        raise _bad_input(model, error, place, prefix) from None
+
+
+def set_path(target: dict[str, Any], path: str, value: object, place: str) -> None:
+    """Set `target["a"]["b"]` for the path `a.b`; list positions are numbers.
+
+    Raises:
+        BadInput: the path runs through something that is neither a mapping nor a list.
+    """
+    *way, last = path.split(".")
+    here: Any = target
+    for name in way:
+        if isinstance(here, dict):
+            here = here.setdefault(name, {})
+        elif isinstance(here, list) and name.isdigit() and int(name) < len(here):
+            here = here[int(name)]
+        else:
+            raise BadInput(place, path, value, f"{name!r} is not a field there; look at the file's fields")
+    if isinstance(here, dict):
+        here[last] = value
+    elif isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    else:
+        raise BadInput(place, path, value, f"{last!r} is not a field there; look at the file's fields")
+
+
+def _bad_input(model: type[BaseModel], error: ValidationError, place: str, prefix: str) -> BadInput:
+    first = error.errors(include_url=False)[0]
+    field = ".".join([*([prefix] if prefix else []), *map(str, first["loc"])]) or "file"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, first["loc"][:-1])
+        return BadInput(place, field, first["input"], f"unknown field; known here: {', '.join(known)}")
+    if first["type"] == "missing":
+        return BadInput(place, field, None, "required; add it")
+    return BadInput(place, field, first["input"], _mend(first["type"], first.get("ctx", {}), first["msg"]))
+
+
+def _mend(kind: str, context: Mapping[str, Any], message: str) -> str:
+    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "greater than"),
+              "less_than_equal": ("le", "at most"), "less_than": ("lt", "less than")}
+    if kind in bounds:
+        name, words = bounds[kind]
+        return f"must be {words} {context[name]}"
+    if kind == "literal_error":
+        return f"must be one of {context['expected']}"
+    return message[0].lower() + message[1:]
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names known at a location inside a model (the model's own when it cannot be followed)."""
+    here: Any = model
+    for step in location:
+        if isinstance(step, int) or not _is_model(here) or step not in here.model_fields:
+            continue
+        here = _model_in(here.model_fields[step].annotation) or here
+    return sorted(here.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if _is_model(annotation):
+        return annotation  # type: ignore[no-any-return]
+    return next((found for part in getattr(annotation, "__args__", ()) if (found := _model_in(part))), None)
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())

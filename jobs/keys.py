@@ -1,0 +1,67 @@
+"""A job's key: readable words and a digest of all that can change its result.
+
+    distil-mtt-stage2-ipc2-seed0-1f6c2a90b7d4e853
+
+The digest covers the kind, the kind's algorithm version, the spec without its placement fields, and the keys of the
+parents by role and in order. It covers nothing about where or when the job runs. Every random number a job draws
+comes from a seed derived here from the key, so a result does not depend on the cluster's shape or the order of work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.specs import Spec
+
+Parents = Mapping[str, Sequence[str]]
+
+_DIGEST_LENGTH = 16
+
+
+def canonical(spec: Spec, parents: Parents) -> dict[str, Any]:
+    """The JSON value whose digest is the key."""
+    return {
+        "kind": spec.kind,
+        "version": spec.version,
+        "spec": spec.identity(),
+        "parents": {role: list(keys) for role, keys in sorted(parents.items()) if keys},
+    }
+
+
+def key_of(spec: Spec, parents: Parents) -> str:
+    """The key of the job with this spec and these parents; starts with `<kind>-`."""
+    digest = hashlib.sha256(_text(canonical(spec, parents)).encode()).hexdigest()[:_DIGEST_LENGTH]
+    words = re.sub(r"[^a-z0-9]+", "-", f"{spec.kind}-{spec.title()}".lower()).strip("-")
+    return f"{words}-{digest}"
+
+
+def kind_of(key: str) -> str:
+    """The kind a key names."""
+    return key.split("-", 1)[0]
+
+
+def seed_from(key: str, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose of one job, e.g. `seed_from(key, "expert", 3)`."""
+    name = "/".join([key, *map(str, purpose)])
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """The fields in which two canonical values differ, as `path: old -> new`, in order of the path."""
+    lines: list[str] = []
+    for name in sorted(set(old) | set(new)):
+        here = f"{path}.{name}" if path else name
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, here)
+        elif before != after:
+            lines.append(f"{here}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -1,0 +1,269 @@
+"""What each kind of job is told: frozen, validated specifications.
+
+A spec holds every number that can change the job's result and nothing about where it runs. The few fields that
+only say where bytes lie or how often to save are named in `placement`; they travel with the spec but never enter
+its key (`jobs.keys`). What flows *into* a job (the dataset, the experts, the earlier synthetic sets) is not in the
+spec either: it is in the job's parents (`jobs.graph`).
+
+Terms are the field's: an *expert* is a network trained on real data, its *trajectory* the parameters by epoch; the
+*synthetic set* S_i is what stage i distils; `ipc_per_stage` counts new images per class in one stage and
+`ipc_total` those in the union of all stages.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
+Mode = Literal["progressive", "union", "sequential"]
+Choice = Literal["validation", "test", "last"]
+Architecture = Literal["convnet", "resnet10", "resnet18", "idc_resnet10", "idc_resnet18"]
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Augmentation = Annotated[str, Field(pattern=r"^(none|(color|crop|cutout|flip|scale|rotate)(_(color|crop|cutout|flip|scale|rotate))*)$")]
+
+
+class Frozen(BaseModel):
+    """Base of everything a user may write: immutable, strict about types, unknown fields refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class NetworkSpec(Frozen):
+    """Which network to build; `width` and `depth` of None mean the published ones of that architecture."""
+
+    architecture: Architecture = "convnet"
+    width: Count | None = None
+    depth: Count | None = None
+    norm: Literal["instance", "batch", "none"] = "instance"
+
+
+class SgdSpec(Frozen):
+    """Plain SGD over resident tensors: one permutation per epoch, the last short batch kept.
+
+    `drop` says when the learning rate falls to a tenth: `half` is the reference's "after epoch index E//2+1"
+    (facts 4.3). `extra_epoch` repeats the reference's `range(E + 1)`.
+    """
+
+    epochs: Count
+    lr: Positive | None = None
+    momentum: Fraction = 0.0
+    weight_decay: NonNegative = 0.0
+    batch_size: Count = 256
+    augmentation: Augmentation = "none"
+    drop: Literal["none", "half"] = "none"
+    extra_epoch: bool = False
+
+
+class Spec(Frozen):
+    """Base of the job specs."""
+
+    kind: ClassVar[Kind]
+    version: ClassVar[int]
+    """Raised whenever the same spec would give another result than before."""
+    placement: ClassVar[frozenset[str]] = frozenset()
+    """Fields that cannot change the result and therefore stay out of the key."""
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that enter the key, as plain JSON values."""
+        return self.model_dump(mode="json", exclude=set(self.placement))
+
+    def title(self) -> str:
+        """The readable words of the key, most telling first."""
+        raise NotImplementedError
+
+
+class DatasetSpec(Spec):
+    """One uint8 Arrow artifact with its splits and its normalisation.
+
+    `fingerprint` is the digest of the source's content, so two folders with the same images share every job and
+    one changed pixel shares none. `validation_per_class` images of each class are cut from the training split;
+    `train_per_class` and `test_per_class` keep only that many (reduced scale), None keeps all.
+    """
+
+    kind: ClassVar[Kind] = "dataset"
+    version: ClassVar[int] = 1
+    placement: ClassVar[frozenset[str]] = frozenset({"layout", "path", "image_field", "label_field"})
+
+    name: str
+    fingerprint: str
+    channels: Count
+    height: Count
+    width: Count
+    classes: Annotated[int, Field(ge=2)]
+    train_images: Count
+    normalise: str
+    validation_per_class: Index
+    train_per_class: Count | None = None
+    test_per_class: Count | None = None
+    split_seed: Index = 0
+
+    layout: str = "auto"
+    path: str | None = None
+    image_field: str | None = None
+    label_field: str | None = None
+
+    def title(self) -> str:
+        return f"{self.name}-{self.normalise}"
+
+
+class TransitionSpec(SgdSpec):
+    """The link of the chain: train the previous start on S_1..S_{i-1} at the last learned step size (facts 5.2)."""
+
+
+class ExpertsSpec(Spec):
+    """A cohort of `count` experts of one stage, numbered from `first`.
+
+    Stage 1 starts from random weights; stage i > 1 starts where each expert's own chain stands, so its parents are
+    the same cohort of stage i-1 and the sets S_1..S_{i-1}. `partition` limits the real images to those whose
+    forgetting score lies in [low, high) (Table 6).
+    """
+
+    kind: ClassVar[Kind] = "experts"
+    version: ClassVar[int] = 1
+
+    stage: Count
+    first: Index
+    count: Count
+    network: NetworkSpec
+    real: SgdSpec
+    transition: TransitionSpec | None = None
+    partition: tuple[int, int] | None = Field(default=None, strict=False)
+    seed: Index = 0
+
+    def title(self) -> str:
+        last = self.first + self.count - 1
+        return f"{self.network.architecture}-stage{self.stage}-{self.first}to{last}-seed{self.seed}"
+
+
+class ForgettingSpec(Spec):
+    """How often each training image was right and then wrong (Toneva et al.; facts 8).
+
+    `never_learned` says how an image that was never right counts: `zero` is the paper's own wording (no right, so
+    no event), `epochs` is Toneva's convention (sorts last). With `experts` as parents their correctness streams are
+    counted and nothing is trained; else `runs` networks are trained here and their counts summed.
+    """
+
+    kind: ClassVar[Kind] = "forgetting"
+    version: ClassVar[int] = 1
+
+    network: NetworkSpec
+    training: SgdSpec
+    runs: Count = 1
+    never_learned: Literal["zero", "epochs"] = "zero"
+    seed: Index = 0
+
+    def title(self) -> str:
+        return f"{self.network.architecture}-{self.training.epochs}ep-seed{self.seed}"
+
+
+class SelectSpec(Spec):
+    """A synthetic set made of real images: the selection baselines."""
+
+    kind: ClassVar[Kind] = "select"
+    version: ClassVar[int] = 1
+
+    rule: Literal["random", "forgetting"]
+    ipc: Count
+    draw: Index = 0
+    seed: Index = 0
+
+    def title(self) -> str:
+        return f"{self.rule}-ipc{self.ipc}-draw{self.draw}-seed{self.seed}"
+
+
+class ImageOptimiserSpec(Frozen):
+    """The optimiser of the synthetic pixels; SGD with momentum 0.5 is the published one."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: Positive
+    momentum: Fraction = 0.5
+    final_lr: Positive | None = None
+    """Where the learning rate ends on a straight line over the stage; None keeps it constant (published)."""
+
+
+class ChoiceSpec(Frozen):
+    """Which iterate of a stage is kept: the best on the held-out split, the last, or (named) the best on test.
+
+    `test` repeats the reference's choice on the test split (facts 4.3, a leak) and is never a default.
+    """
+
+    by: Choice = "validation"
+    every: Count = 100
+    networks: Count = 5
+    training: SgdSpec
+
+
+class DistilSpec(Spec):
+    """Stage i of progressive distillation around one base method (paper section 4.1, Algorithm 1).
+
+    `settings` are the base method's own numbers; its module in `workers.methods` validates them before anything
+    starts. With `conditioning` the frozen sets S_1..S_{i-1} take part in the matching objective.
+    """
+
+    kind: ClassVar[Kind] = "distil"
+    version: ClassVar[int] = 1
+    placement: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+
+    method: str
+    stage: Count
+    ipc: Count
+    network: NetworkSpec
+    iterations: Count
+    image: ImageOptimiserSpec
+    init: Literal["real", "noise"] = "real"
+    conditioning: bool = True
+    choice: ChoiceSpec
+    settings: dict[str, Any]
+    seed: Index = 0
+
+    checkpoint_every: Count = 50
+
+    def title(self) -> str:
+        return f"{self.method}-stage{self.stage}-ipc{self.ipc}-seed{self.seed}"
+
+
+class EvaluateSpec(Spec):
+    """Train one random network on the sets and test it (facts 5.5, 9).
+
+    `training.epochs` counts the epochs of every link. `lr` of None uses each stage's learned step size.
+    """
+
+    kind: ClassVar[Kind] = "evaluate"
+    version: ClassVar[int] = 1
+
+    mode: Mode = "progressive"
+    network: NetworkSpec
+    training: SgdSpec
+    index: Index
+    seed: Index = 0
+
+    def title(self) -> str:
+        return f"{self.network.architecture}-{self.mode}-net{self.index}-seed{self.seed}"
+
+
+class FullSpec(Spec):
+    """Train one random network on the whole training split: the upper bound of a table."""
+
+    kind: ClassVar[Kind] = "full"
+    version: ClassVar[int] = 1
+
+    network: NetworkSpec
+    training: SgdSpec
+    index: Index
+    seed: Index = 0
+
+    def title(self) -> str:
+        return f"{self.network.architecture}-net{self.index}-seed{self.seed}"
+
+
+SPECS: dict[Kind, type[Spec]] = {
+    spec.kind: spec
+    for spec in (DatasetSpec, ExpertsSpec, ForgettingSpec, SelectSpec, DistilSpec, EvaluateSpec, FullSpec)
+}

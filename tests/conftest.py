@@ -1,0 +1,64 @@
+"""What all tests share: one thread a process, the folders of real data, and no global randomness."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# torch reads these once, when it is imported: hence here, before any test module is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+TESTS = Path(__file__).resolve().parent
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data shared between checkouts: $PDD_SHARED, else `shared` beside the repository."""
+    folder = Path(os.environ.get("PDD_SHARED") or TESTS.parent.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}; PDD_SHARED can name another")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist() -> Path:
+    """The folder with the four IDX files of Debian's package dataset-fashion-mnist."""
+    if not FASHION_MNIST.is_dir():
+        pytest.skip(f"no folder {FASHION_MNIST}; apt-get install dataset-fashion-mnist makes it")
+    return FASHION_MNIST
+
+
+@pytest.fixture(autouse=True)
+def global_random_state_stays_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test of `workers` that draws from, or seeds, torch's or numpy's global generator."""
+    if not request.path.is_relative_to(TESTS / "workers"):
+        yield
+        return
+    before = global_random_states()
+    yield
+    after = global_random_states()
+    moved = [library for library in before if before[library] != after[library]]
+    if moved:
+        pytest.fail(
+            f"the global random state of {' and '.join(moved)} moved during this test: "
+            "pass an explicit generator (torch.Generator, numpy.random.Generator) to whatever draws; "
+            "torch.random.fork_rng() around library code that takes none, such as gradgradcheck",
+            pytrace=False,
+        )
+
+
+def global_random_states() -> dict[str, bytes]:
+    """The global generators' states, of those libraries that are imported."""
+    states = {}
+    if torch := sys.modules.get("torch"):
+        states["torch"] = torch.get_rng_state().numpy().tobytes()
+    if numpy := sys.modules.get("numpy"):
+        name, keys, position, has_gauss, gauss = numpy.random.get_state()
+        states["numpy"] = keys.tobytes() + repr((name, position, has_gauss, gauss)).encode()
+    return states

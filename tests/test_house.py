@@ -1,0 +1,144 @@
+"""The house stays in order: what lies at the top, what links point to, how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("jobs", "workers", "orchestrator")
+TOP_LEVEL = {
+    *PACKAGES,
+    *("tests", "docs", ".ci", ".git", ".github", ".gitignore"),
+    *("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE"),
+    *("Makefile", "cluster.yaml", "pyproject.toml"),
+}
+LONGEST_MODULE = 450
+LONGEST_README = 150
+EVERYBODYS = {Path(folder) for folder in ("/", "/home", "/tmp", "/usr", "/usr/local")}
+
+
+def kept_files(root: Path) -> list[Path]:
+    """The files that belong to the project, relative to its root: git's answer, else all but the ignored."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(listing, cwd=root, capture_output=True, check=True).stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return [path.relative_to(root) for path in sorted(root.rglob("*")) if not is_ignored(path, root)]
+    return [Path(name) for name in names if (root / name).is_file()]
+
+
+def is_ignored(path: Path, root: Path) -> bool:
+    """Whether .gitignore (names and globs only, as ours is written) covers a path, or it is not a file."""
+    lines = (root / ".gitignore").read_text().splitlines()
+    patterns = [line.strip("/") for line in lines if line and not line.startswith("#")]
+    parts = path.relative_to(root).parts
+    return not path.is_file() or any(
+        part == ".git" or any(fnmatch.fnmatch(part, pattern) for pattern in patterns) for part in parts
+    )
+
+
+def text_of(file: Path) -> str:
+    """A file's text; nothing if it is binary."""
+    try:
+        return (ROOT / file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def links(markdown: str) -> list[str]:
+    """The relative targets of a page's links and images, without anchors; code is not searched."""
+    prose = re.sub(r"^(```|~~~).*?^\1|`[^`\n]*`", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    inline = re.findall(r"\]\(\s*<?([^)\s>]+)", prose)
+    referenced = re.findall(r"^\s*\[[^\]]+\]:\s*<?(\S+?)>?(?:\s|$)", prose, flags=re.MULTILINE)
+    targets = [target.partition("#")[0] for target in inline + referenced]
+    return [target for target in targets if target and not re.match(r"[a-z][a-z0-9+.-]*:", target)]
+
+
+def names_folder(text: str, folder: Path) -> bool:
+    """Whether a text names a folder, or anything in it, by its absolute path."""
+    return re.search(rf"(?<![\w./~-]){re.escape(str(folder))}(?![\w-]|\.\w)", text) is not None
+
+
+FILES = kept_files(ROOT)
+MODULES = [file for file in FILES if file.suffix == ".py" and file.parts[0] in PACKAGES]
+
+
+def test_the_top_level_holds_only_the_allowed_names() -> None:
+    assert {file.parts[0] for file in FILES} <= TOP_LEVEL
+
+
+def test_the_readme_can_be_read_in_one_go() -> None:
+    for readme in {Path("README.md")} & set(FILES):
+        assert len(text_of(readme).splitlines()) < LONGEST_README
+
+
+def test_every_relative_link_leads_to_a_file_of_the_project() -> None:
+    for page in (file for file in FILES if file.suffix == ".md"):
+        for link in links(text_of(page)):
+            target = (ROOT / page.parent / link).resolve()
+            assert target.exists() and target.is_relative_to(ROOT), f"{page}: {link} leads nowhere"
+
+
+def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
+    here = {ROOT.parent, Path.home(), Path(sys.prefix)} - EVERYBODYS - {ROOT / ".venv"}
+    named = [
+        (str(file), str(folder)) for file in FILES for folder in here if names_folder(text_of(file), folder)
+    ]
+    assert named == []
+
+
+def test_every_public_module_opens_with_a_docstring() -> None:
+    public = [file for file in MODULES if not re.match(r"_(?!_)", file.name)]
+    assert [str(file) for file in public if not ast.get_docstring(ast.parse(text_of(file)))] == []
+
+
+def test_no_module_is_too_long_to_be_one_noun() -> None:
+    lengths = {str(file): len(text_of(file).splitlines()) for file in MODULES}
+    assert {file: lines for file, lines in lengths.items() if lines > LONGEST_MODULE} == {}
+
+
+@pytest.mark.parametrize(
+    ("markdown", "found"),
+    [
+        ("see [a](docs/a.md#part) and ![b](b.png 'title')", ["docs/a.md", "b.png"]),
+        ("[web](https://example.org) [mail](mailto:a@b.c) [here](#part)", []),
+        ("```\n[a](a.md)\n```\n`[b](b.md)`", []),
+        ("[a][1]\n\n[1]: ../a.md", ["../a.md"]),
+    ],
+)
+def test_links_are_found_outside_code_and_only_the_relative_ones(markdown: str, found: list[str]) -> None:
+    assert links(markdown) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("cd /lab && ls", True),
+        ("'/lab/data'", True),
+        ("tests/lab", False),
+        ("/laboratory", False),
+        ("It lies in /lab.", True),
+        ("../lab", False),
+    ],
+)
+def test_a_folder_is_named_by_its_whole_absolute_path_only(text: str, named: bool) -> None:
+    assert names_folder(text, Path("/lab")) == named
+
+
+def test_without_git_the_ignored_files_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / ".gitignore").write_text("# caches\n__pycache__/\n*.egg-info/\n/.venv/\n")
+    for kept in ("jobs/a.py", "README.md", ".ci/run"):
+        (tmp_path / kept).parent.mkdir(exist_ok=True)
+        (tmp_path / kept).touch()
+    for dropped in ("jobs/__pycache__/a.pyc", "x.egg-info/PKG-INFO", ".venv/bin/python", ".git/config"):
+        (tmp_path / dropped).parent.mkdir(parents=True)
+        (tmp_path / dropped).touch()
+    kept_and_ignore_file = {".gitignore", "jobs/a.py", "README.md", ".ci/run"}
+    assert {str(file) for file in kept_files(tmp_path)} == kept_and_ignore_file

@@ -1,0 +1,298 @@
+"""Differentiable augmentation: the DSA operations, how they are combined, and CutMix.
+
+Why it exists: matching needs augmentation that gradients pass through (twice, where the matching loss is
+itself made of gradients), whose random numbers can be shared between a real and a synthetic batch, and that
+costs little beside a small network. So drawing and applying are two steps: a `Draw` holds every random
+number of one call, and the operations are pure functions of images and numbers. Nothing loops over images.
+
+What it decides: the constants below, common to every method compared here; a generator is always given, on
+the CPU, so that the numbers are the same on every device; rotation and scaling take `align_corners` from
+the `Augmentation`, because MTT means `True` and DC, CAFE, IDC and DREAM mean `False`.
+
+What it leaves out: which strategy a method uses (recipes) and IDC's multi-formation. Operations act on
+whatever space the images are in, normalised as a rule: brightness moves by half a normalised unit.
+
+Sources: DSA, Zhao & Bilen, ICML 2021; the combination rule "idc" of Kim et al., ICML 2022; CutMix, Yun et
+al., ICCV 2019.
+
+In every operation images are [n, C, H, W], and numbers have one row per image, [n], or one for all, [1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BRIGHTNESS = 1.0  # width of the shift's range
+SATURATION = 2.0  # largest factor about the pixel's mean
+CONTRAST = 0.5  # smallest factor about the image's mean, and width of its range is 1
+CROP = 0.125  # largest shift as a share of the side
+CUTOUT = 0.5  # the square's side as a share of the image's
+FLIP = 0.5  # probability
+SCALE = 1.2  # largest factor; the smallest is its inverse
+ROTATE = 15.0  # degrees to either side
+
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def brightness(x: Tensor, u: Tensor) -> Tensor:
+    """Result: x + (u - 0.5) * 1.0, u in [0, 1)."""
+    return x + (_rows(u) - 0.5) * BRIGHTNESS
+
+
+def saturation(x: Tensor, u: Tensor) -> Tensor:
+    """Result: (x - m) * 2u + m, with m the mean over the channels at each pixel."""
+    mean = x.mean(1, keepdim=True)
+    return (x - mean) * (_rows(u) * SATURATION) + mean
+
+
+def contrast(x: Tensor, u: Tensor) -> Tensor:
+    """Result: (x - m) * (u + 0.5) + m, with m the mean over the whole image."""
+    mean = x.mean((1, 2, 3), keepdim=True)
+    return (x - mean) * (_rows(u) + CONTRAST) + mean
+
+
+def crop(x: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """out[r, c] = x[r + dy, c + dx], zero where that lies outside; whole pixels, int64."""
+    height, width = x.shape[2:]
+    rows = torch.arange(height, device=x.device).view(-1, 1) + _rows(dy)
+    columns = torch.arange(width, device=x.device) + _rows(dx)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    source = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    taken = x.flatten(2).gather(2, source.flatten(2).expand(len(x), x.shape[1], -1)).view_as(x)
+    return torch.where(inside, taken, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def cutout(x: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
+    """Zero in the square of side s = int(0.5 * side + 0.5) whose centre is column cx, row cy.
+
+    It covers rows cy - s//2 up to, not including, cy - s//2 + s, and columns likewise; what lies beyond the
+    border is lost, so that less than a quarter of the image may go.
+    """
+    height, width = x.shape[2:]
+    tall, wide = _share(height, CUTOUT), _share(width, CUTOUT)
+    down = torch.arange(height, device=x.device).view(-1, 1) - (_rows(cy) - tall // 2)
+    right = torch.arange(width, device=x.device) - (_rows(cx) - wide // 2)
+    return x.masked_fill((down >= 0) & (down < tall) & (right >= 0) & (right < wide), 0.0)
+
+
+def flip(x: Tensor, u: Tensor) -> Tensor:
+    """Mirror left and right where u < 0.5."""
+    return torch.where(_rows(u) < FLIP, x.flip(3), x)
+
+
+def scale(x: Tensor, sx: Tensor, sy: Tensor, *, align_corners: bool) -> Tensor:
+    """out(p, q) = x(sx * p, sy * q) about the centre, bilinear, zero outside; a factor above 1 shrinks."""
+    zero = torch.zeros_like(sx)
+    return _resample(x, torch.stack([sx, zero, zero, zero, sy, zero], 1), align_corners)
+
+
+def rotate(x: Tensor, angle: Tensor, *, align_corners: bool) -> Tensor:
+    """out(p, q) = x(p cos a - q sin a, p sin a + q cos a) about the centre, bilinear, zero outside.
+
+    The angle is in radians; p runs right and q down, both in units of half the side.
+    """
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return _resample(x, torch.stack([cos, -sin, zero, sin, cos, zero], 1), align_corners)
+
+
+def _resample(x: Tensor, theta: Tensor, align_corners: bool) -> Tensor:
+    grid = F.affine_grid(theta.view(-1, 2, 3), [len(theta), *x.shape[1:]], align_corners=align_corners)
+    return F.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=align_corners)
+
+
+def _rows(numbers: Tensor) -> Tensor:
+    return numbers.view(-1, 1, 1, 1)
+
+
+def _share(side: int, ratio: float) -> int:
+    return int(side * ratio + 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """Every random number of one augmentation call; can be applied to any number of batches.
+
+    Attributes:
+        numbers: for each operation, in the order of application, its arguments after the images: CPU
+            tensors of one row per image, or of a single row that all images share.
+    """
+
+    numbers: dict[str, tuple[Tensor, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The operations in the order of application."""
+        return tuple(self.numbers)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A set of operations and the rule by which a call combines them.
+
+    Attributes:
+        strategy: names out of `OPERATIONS`; "color" is brightness, saturation and contrast in this order.
+            Empty: the identity.
+        mode: "one" (DC, DSA, DM, MTT, CAFE): each call draws one name for the whole batch. "idc" (IDC,
+            DREAM): flip and color always, then one of crop, scale and rotate, then cutout always, each only
+            if listed.
+        align_corners: as in `torch.nn.functional.grid_sample`.
+    """
+
+    strategy: tuple[str, ...]
+    mode: Literal["one", "idc"] = "one"
+    align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse names that are not operations."""
+        unknown = [name for name in self.strategy if name not in OPERATIONS]
+        if unknown or len(set(self.strategy)) < len(self.strategy):
+            mend = f"give each of {', '.join(OPERATIONS)} at most once, or none"
+            raise ValueError(f"Augmentation: strategy is {'_'.join(self.strategy)!r}: {mend}")
+        if self.mode not in ("one", "idc"):
+            raise ValueError(f"Augmentation: mode is {self.mode!r}: give 'one' or 'idc'")
+
+    @classmethod
+    def parse(
+        cls, strategy: str, *, mode: Literal["one", "idc"] = "one", align_corners: bool = False
+    ) -> Augmentation:
+        """Read the literature's spelling, names joined by underscores, or "none".
+
+        Raises:
+            ValueError: for an unknown or repeated name.
+        """
+        names = () if strategy == "none" else tuple(strategy.split("_"))
+        return cls(names, mode, align_corners)
+
+    def draw(self, n: int, size: tuple[int, int], generator: torch.Generator, *, siamese: bool) -> Draw:
+        """Draw the operations, then their numbers, for n images of `size` (height, width).
+
+        Args:
+            n: number of images; does not matter when `siamese`.
+            size: height and width of the images in pixels.
+            generator: a CPU generator; how far it moves depends on the operations drawn.
+            siamese: one row of numbers for all images, of this batch and of any other.
+        """
+        rows = 1 if siamese else n
+        return Draw({name: _numbers(name, rows, size, generator) for name in self._names(generator)})
+
+    def _names(self, generator: torch.Generator) -> list[str]:
+        if self.mode == "one":
+            return _one_of(self.strategy, generator)
+        listed = self.strategy
+        always = [name for name in ("flip", "color") if name in listed]
+        geometric = tuple(name for name in listed if name in ("crop", "scale", "rotate"))
+        return [*always, *_one_of(geometric, generator), *(["cutout"] if "cutout" in listed else [])]
+
+    def apply(self, images: Tensor, draw: Draw) -> Tensor:
+        """Augment images [n, C, H, W] with the numbers of `draw`; differentiable to second order.
+
+        Raises:
+            ValueError: if the draw was made for another number of images.
+        """
+        for name, numbers in draw.numbers.items():
+            made, n = len(numbers[0]), len(images)
+            if made not in (1, n):
+                raise ValueError(f"Augmentation: draw has {made} rows for {n} images: draw again, or siamese")
+            images = self._operate(images, name, [_beside(images, number) for number in numbers])
+        return images
+
+    def _operate(self, x: Tensor, name: str, numbers: list[Tensor]) -> Tensor:
+        match name:
+            case "color":
+                first, second, third = numbers
+                return contrast(saturation(brightness(x, first), second), third)
+            case "crop":
+                return crop(x, *numbers)
+            case "cutout":
+                return cutout(x, *numbers)
+            case "flip":
+                return flip(x, *numbers)
+            case "scale":
+                return scale(x, *numbers, align_corners=self.align_corners)
+            case _:
+                return rotate(x, *numbers, align_corners=self.align_corners)
+
+    def __call__(self, images: Tensor, generator: torch.Generator, *, siamese: bool = False) -> Tensor:
+        """Draw for these images [n, C, H, W] and apply at once."""
+        height, width = images.shape[2:]
+        return self.apply(images, self.draw(len(images), (height, width), generator, siamese=siamese))
+
+
+def _one_of(names: tuple[str, ...], generator: torch.Generator) -> list[str]:
+    return [names[int(torch.randint(len(names), (), generator=generator))]] if names else []
+
+
+def _numbers(name: str, rows: int, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The arguments of operation `name` for `rows` images."""
+    height, width = size
+
+    def uniform(low: float = 0.0, high: float = 1.0) -> Tensor:
+        return torch.rand(rows, generator=generator, dtype=torch.float32) * (high - low) + low
+
+    def whole(low: int, high: int) -> Tensor:
+        return torch.randint(low, high + 1, (rows,), generator=generator)
+
+    match name:
+        case "color":
+            return uniform(), uniform(), uniform()
+        case "crop":
+            across, down = _share(width, CROP), _share(height, CROP)
+            return whole(-across, across), whole(-down, down)
+        case "cutout":  # a square of even side has its centre between pixels: one place more
+            return tuple(whole(0, side - _share(side, CUTOUT) % 2) for side in (width, height))
+        case "flip":
+            return (uniform(),)
+        case "scale":
+            return uniform(1 / SCALE, SCALE), uniform(1 / SCALE, SCALE)
+        case _:
+            return (uniform(-math.radians(ROTATE), math.radians(ROTATE)),)
+
+
+def _beside(images: Tensor, number: Tensor) -> Tensor:
+    """Move to the images' device and, unless whole, to their dtype."""
+    return number.to(images) if number.is_floating_point() else number.to(images.device)
+
+
+def cutmix(
+    images: Tensor, labels: Tensor, probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """With the given probability, paste one box of each image's partner into it.
+
+    Partners come from a random permutation of the batch. With v uniform (Beta(1, 1)) the box has sides
+    2 * (int(side * sqrt(1 - v)) // 2) about a uniformly drawn pixel and is clipped at the border; it is the
+    same for all images. No gradient is meant to pass.
+
+    Args:
+        images: [n, C, H, W]; not changed.
+        labels: int64 [n].
+        probability: of mixing this batch at all.
+        generator: a CPU generator.
+
+    Returns:
+        images, labels, the partners' labels, and the weight w of the first in the loss
+        w * CE(labels) + (1 - w) * CE(partners): the share of the image outside the clipped box.
+    """
+    if float(torch.rand((), generator=generator)) >= probability:
+        return images, labels, labels, 1.0
+    top, bottom, left, right = _box(images.shape[2], images.shape[3], generator)
+    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    weight = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+    return mixed, labels, labels[partner], weight
+
+
+def _box(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+    ratio = math.sqrt(1 - float(torch.rand((), generator=generator)))
+    edges = []
+    for side in (height, width):
+        centre, half = int(torch.randint(side, (), generator=generator)), int(side * ratio) // 2
+        edges += [max(centre - half, 0), min(centre + half, side)]
+    top, bottom, left, right = edges
+    return top, bottom, left, right

@@ -1,0 +1,146 @@
+"""The dataset artifact: splits as uint8 Arrow, the normalisation beside them, and the same as resident tensors.
+
+The held-out validation split is cut from the training split, stratified, by a permutation seeded with the spec's
+`split_seed` alone, so every job of every experiment holds out the same images. ZCA and measured statistics are fitted
+on what is left for training: nothing held out, and nothing of the test split, reaches an expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.errors import BadInput
+from jobs.specs import DatasetSpec
+from workers import preprocess, sources
+from workers.bench import Bench
+from workers.store import Store
+
+SPLITS = ("train", "validation", "test")
+TRANSFORM = "transform.npz"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Normalised images float32 [n, C, H, W] and labels int64 [n], resident on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The three splits, the transform into the training space, and the classes."""
+
+    train: Split
+    validation: Split
+    test: Split
+    transform: preprocess.Affine | preprocess.Zca
+    class_names: tuple[str, ...]
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+
+def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Read the source, cut the splits, fit the transform, write the artifact.
+
+    Raises:
+        BadInput: the source is not (or no longer) the one the run was planned with.
+    """
+    spec = bench.job.spec
+    assert isinstance(spec, DatasetSpec)
+    source = sources.Source(
+        layout=spec.layout,
+        path=Path(spec.path) if spec.path else None,
+        image_field=spec.image_field,
+        label_field=spec.label_field,
+        place=bench.job.key,
+    )
+    found = sources.inspect(source).fingerprint
+    if found != spec.fingerprint:
+        raise BadInput(bench.job.key, "dataset.path", spec.path, "its content changed since the run was planned; plan again")
+    bench.pulse(0.1, "reading")
+    arrays = sources.read(source)
+    rng = np.random.Generator(np.random.PCG64(spec.split_seed))
+    held, kept = _hold_out(arrays.train_labels, spec.validation_per_class, spec.train_per_class, rng)
+    tested, _ = _hold_out(arrays.test_labels, spec.test_per_class or len(arrays.test_labels), None, rng)
+    bench.pulse(0.5, "fitting the transform")
+    transform = preprocess.make(spec.normalise, torch.from_numpy(arrays.train_images[kept]))
+    _write_split(folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names)
+    _write_split(folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names)
+    _write_split(folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names)
+    kind = "zca" if isinstance(transform, preprocess.Zca) else "affine"
+    np.savez(folder / TRANSFORM, kind=np.array(kind), **preprocess.arrays(transform))  # type: ignore[arg-type]
+    return {"train": len(kept), "validation": len(held), "test": len(tested)}
+
+
+def load(store: Store, key: str, device: torch.device) -> Dataset:
+    """The artifact as resident tensors; the last two used in a process stay in memory."""
+    return _load(store, key, device)
+
+
+@lru_cache(maxsize=2)
+def _load(store: Store, key: str, device: torch.device) -> Dataset:
+    with np.load(store.path(key, TRANSFORM), allow_pickle=False) as file:
+        values = dict(file)
+    transform = preprocess.from_arrays(str(values.pop("kind")), values)
+    splits = {name: _read_split(store.path(key, f"{name}.arrow")) for name in SPLITS}
+    resident = {
+        name: Split(transform.forward(images).to(device), labels.to(device))
+        for name, (images, labels, _) in splits.items()
+    }
+    return Dataset(**resident, transform=transform, class_names=splits["train"][2])
+
+
+def _hold_out(
+    labels: NDArray[np.int64], held_per_class: int, used_per_class: int | None, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices held out and kept, each ascending: per class a permutation, the first ones held, at most `used` in all."""
+    held, kept = [], []
+    for label in range(int(labels.max()) + 1):
+        order = rng.permutation(np.flatnonzero(labels == label))[:used_per_class]
+        held.append(order[:held_per_class])
+        kept.append(order[held_per_class:])
+    return np.sort(np.concatenate(held)), np.sort(np.concatenate(kept))
+
+
+def _write_split(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]) -> None:
+    shape = images.shape[1:]
+    size = int(np.prod(shape))
+    pixels = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(images).ravel()), size)
+    metadata = {"shape": ",".join(map(str, shape)), "classes": "\n".join(class_names)}
+    table = pa.table({"pixels": pixels, "label": labels}).replace_schema_metadata(metadata)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read_split(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
+        shape = tuple(int(number) for number in table.schema.metadata[b"shape"].split(b","))
+        names = tuple(table.schema.metadata[b"classes"].decode().split("\n"))
+        if not len(table):
+            return torch.empty((0, *shape), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), names
+        pixels = table.column("pixels").chunk(0).flatten().to_numpy().reshape(-1, *shape).copy()
+        labels = table.column("label").to_numpy().copy()
+    return torch.from_numpy(pixels), torch.from_numpy(labels), names

@@ -1,0 +1,243 @@
+"""Stage i of progressive dataset distillation around any base method (paper section 4.1, Algorithm 1).
+
+The loop is the same for all methods: new images start from real ones (or noise); each iteration the method matches
+with the union of the frozen sets and the new images (*conditioning*) and only the new images descend; from time to
+time the current images are judged by networks trained on the union, and the best iterate by the held-out split is
+the stage's result. The start networks have been through the earlier sets already (*transition*, in the experts).
+
+Everything the next iteration depends on is in the checkpoint, so a killed stage goes on bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from jobs.errors import Yielded
+from jobs.keys import seed_from
+from jobs.specs import DistilSpec
+from workers import dataset as datasets
+from workers import synthetic, trajectories
+from workers.bench import Bench
+from workers.methods import method_named, settings_for
+from workers.methods.base import Arrays, Method, Pixels, Stage
+from workers.networks import load_flat
+from workers.selection import random_per_class
+from workers.students import build_network, fit, trainer_for
+from workers.synthetic import SyntheticSet
+from workers.training import accuracy
+
+HISTORY = "history.parquet"
+
+
+@dataclass
+class Kept:
+    """The iterate kept so far: its images, step size, and mean accuracy (percent) on the deciding split."""
+
+    accuracy: float = -math.inf
+    iteration: int = 0
+    images: Tensor | None = None
+    step_size: float | None = None
+
+
+@dataclass
+class History:
+    """The stage's curves: one row per iteration, one per candidate."""
+
+    loss: list[float] = field(default_factory=list)
+    step_size: list[float] = field(default_factory=list)
+    candidates: list[tuple[int, float]] = field(default_factory=list)
+    """(iteration, mean accuracy in percent) of each judged iterate."""
+
+
+class StageRun:
+    """One stage in progress: what `distil` loops over, and what a checkpoint holds."""
+
+    def __init__(self, bench: Bench) -> None:
+        assert isinstance(bench.job.spec, DistilSpec)
+        self.bench, self.spec = bench, bench.job.spec
+        self.data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
+        earlier = [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
+        self.frozen = _on(synthetic.union(earlier), bench.device) if earlier else None
+        matched = self.frozen if self.spec.conditioning else None
+        self.pixels = Pixels(self._initial_images(), matched, self.spec.image, self.spec.iterations)
+        self.method = self._method()
+        self.generator = bench.generator("loop")
+        self.iteration = 0
+        self.kept, self.history = Kept(), History()
+
+    def step(self) -> None:
+        """One iteration, and the judging of the iterate when it is due."""
+        loss = self.method.iterate(self.pixels, self.iteration, self.generator)
+        self.iteration += 1
+        self.history.loss.append(loss)
+        self.history.step_size.append(self.method.step_size or math.nan)
+        if self._judging_is_due():
+            self._judge()
+
+    def result(self) -> SyntheticSet:
+        """The kept new images and the step size that was learned with them."""
+        new = self.kept.images if self.kept.images is not None else self.pixels.new
+        return SyntheticSet(new.cpu(), self._new_labels().cpu(), self.kept.step_size)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        arrays, values = self.method.state()
+        kept: Arrays = {} if self.kept.images is None else {"kept": self.kept.images.cpu().numpy()}
+        self.bench.checkpoints.save(
+            self.bench.job.key,
+            {
+                **{f"pixels/{name}": value for name, value in self.pixels.state().items()},
+                **{f"method/{name}": value for name, value in arrays.items()},
+                **kept,
+                "generator": self.generator.get_state().numpy(),
+                "loss": np.array(self.history.loss),
+                "step_size": np.array(self.history.step_size),
+            },
+            {
+                "iteration": self.iteration,
+                "method": values,
+                "kept_accuracy": self.kept.accuracy if self.kept.images is not None else None,
+                "kept_iteration": self.kept.iteration,
+                "kept_step_size": self.kept.step_size,
+                "candidates": self.history.candidates,
+            },
+        )
+
+    def resume(self) -> bool:
+        """Go back to the last checkpoint, if there is one."""
+        found = self.bench.checkpoints.load(self.bench.job.key)
+        if found is None:
+            return False
+        arrays, values = found
+        self.pixels.load_state(_under("pixels/", arrays))
+        self.method.load_state(_under("method/", arrays), values["method"])
+        self.generator.set_state(torch.from_numpy(arrays["generator"]))
+        self.iteration = values["iteration"]
+        self.history = History(
+            arrays["loss"].tolist(), arrays["step_size"].tolist(), [(int(at), float(a)) for at, a in values["candidates"]]
+        )
+        if "kept" in arrays:
+            images = torch.from_numpy(arrays["kept"]).to(self.bench.device)
+            self.kept = Kept(values["kept_accuracy"], values["kept_iteration"], images, values["kept_step_size"])
+        return True
+
+    def _judging_is_due(self) -> bool:
+        last = self.iteration == self.spec.iterations
+        return last or (self.spec.choice.by != "last" and self.iteration % self.spec.choice.every == 0)
+
+    def _judge(self) -> None:
+        """Keep the current iterate if it is at least as good as the kept one; the last one wins without a contest."""
+        choice = self.spec.choice
+        score = 0.0 if choice.by == "last" else self._candidate_accuracy()
+        self.history.candidates.append((self.iteration, score))
+        if score >= self.kept.accuracy:
+            self.kept = Kept(score, self.iteration, self.pixels.new.clone(), self.method.step_size)
+
+    def _candidate_accuracy(self) -> float:
+        """Mean accuracy (percent) of networks trained on the union with the current step size (facts 5.4)."""
+        choice = self.spec.choice
+        split = self.data.test if choice.by == "test" else self.data.validation
+        union = SyntheticSet(self.pixels.new, self._new_labels(), self.method.step_size)
+        if self.frozen is not None:
+            union = synthetic.union([self.frozen, union])
+        scores = []
+        for number in range(choice.networks):
+            seed = seed_from(self.bench.job.key, "candidate", self.iteration, number)
+            generator = torch.Generator().manual_seed(seed)
+            network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
+            start = self.method.start(number)
+            if start is not None:
+                load_flat(network, start.to(self.bench.device))
+            trainer = trainer_for(network, choice.training, generator, lr=union.step_size)
+            fit(trainer, union.images, union.labels, choice.training)
+            scores.append(accuracy(network, split.images, split.labels))
+        return sum(scores) / len(scores)
+
+    def _method(self) -> Method:
+        paths = [self.bench.store.path(key, trajectories.TRAJECTORIES) for key in self.bench.parents("experts")]
+        stage = Stage(
+            spec=self.spec,
+            dataset=self.data,
+            experts=trajectories.Trajectories(paths) if paths else None,
+            network=build_network(
+                self.spec.network, self.data.shape, self.data.classes, self.bench.generator("layout"), self.bench.device
+            ),
+            device=self.bench.device,
+            memory_level=self.bench.memory_level,
+        )
+        return method_named(self.spec.method)(stage, settings_for(self.spec.method, self.spec.settings))
+
+    def _initial_images(self) -> SyntheticSet:
+        generator = self.bench.generator("images")
+        labels = self._new_labels()
+        if self.spec.init == "noise":
+            images = torch.randn((len(labels), *self.data.shape), generator=generator).to(self.bench.device)
+        else:
+            chosen = random_per_class(self.data.train.labels, self.spec.ipc, generator)
+            images = self.data.train.images[chosen.to(self.bench.device)]
+        return SyntheticSet(images, labels, None)
+
+    def _new_labels(self) -> Tensor:
+        return torch.arange(self.data.classes, device=self.bench.device).repeat_interleave(self.spec.ipc)
+
+
+def distil(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Run a stage to its end, from its checkpoint if there is one, and write S_i.
+
+    Raises:
+        Diverged: the matching loss or the step size left its range; nothing is stored.
+        Yielded: the run was asked to stop; the checkpoint is written.
+    """
+    run = StageRun(bench)
+    run.resume()
+    while run.iteration < run.spec.iterations:
+        run.step()
+        if bench.stopping or run.iteration % run.spec.checkpoint_every == 0:
+            run.save()
+        bench.report(run.iteration / run.spec.iterations, _note(run))
+        if bench.stopping:
+            raise Yielded(f"{bench.job.key}: asked to stop at iteration {run.iteration}")
+    synthetic.write(folder, run.result(), run.data.transform, run.data.class_names)
+    _write_history(folder / HISTORY, run.history)
+    judged = run.spec.choice.by != "last"
+    return {
+        "iteration": run.kept.iteration,
+        "step_size": run.kept.step_size,
+        "loss": run.history.loss[-1],
+        "first_loss": run.history.loss[0],
+        **({f"{run.spec.choice.by}_accuracy": run.kept.accuracy} if judged else {}),
+    }
+
+
+def _note(run: StageRun) -> str:
+    best = f", held-out {run.kept.accuracy:.1f}%" if run.spec.choice.by == "validation" and run.kept.images is not None else ""
+    return f"iteration {run.iteration}/{run.spec.iterations}, loss {run.history.loss[-1]:.3f}{best}"
+
+
+def _write_history(path: Path, history: History) -> None:
+    judged = dict(history.candidates)
+    rows = range(1, len(history.loss) + 1)
+    table = {
+        "iteration": list(rows),
+        "loss": history.loss,
+        "step_size": history.step_size,
+        "candidate_accuracy": [judged.get(row) for row in rows],
+    }
+    pq.write_table(pa.table(table), path)
+
+
+def _on(one: SyntheticSet, device: torch.device) -> SyntheticSet:
+    return SyntheticSet(one.images.to(device), one.labels.to(device), one.step_size)
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

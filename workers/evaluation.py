@@ -1,0 +1,78 @@
+"""What a synthetic set is worth: train a random network on it and test it (facts 5.5 and 9).
+
+Progressive: one network is trained on S_1, then on S_1+S_2, and so on to the union, weights and momentum carried
+over, each link at its own learned step size with its own learning-rate drop. Union: one training on the final union.
+Sequential: S_1 alone, then S_2 alone, and so on. The network's weights are random and independent for every index, as
+the paper says (the reference code starts all of them from one stored expert).
+
+The test split is read here and in `full`, and nowhere else unless the reference's choice is asked for by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.specs import EvaluateSpec, FullSpec, Mode
+from workers import dataset as datasets
+from workers import synthetic
+from workers.bench import Bench
+from workers.students import build_network, fit, trainer_for
+from workers.synthetic import SyntheticSet
+from workers.training import EpochStats, accuracy
+
+RESULT = "result.parquet"
+
+
+def links(sets: Sequence[SyntheticSet], mode: Mode) -> list[SyntheticSet]:
+    """What the network is trained on, one after another: the three modes of Table 3."""
+    if mode == "union":
+        return [synthetic.union(sets)]
+    if mode == "sequential":
+        return list(sets)
+    return [synthetic.union(sets[: stage + 1]) for stage in range(len(sets))]
+
+
+def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Train through the links and test after each; the accuracy after the last one is the result (percent)."""
+    spec = bench.job.spec
+    assert isinstance(spec, EvaluateSpec)
+    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
+    sets = [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
+    chain = links(sets, spec.mode)
+    network = build_network(spec.network, data.shape, data.classes, bench.generator("init"), bench.device)
+    rates = [spec.training.lr if spec.training.lr is not None else link.step_size for link in chain]
+    trainer = trainer_for(network, spec.training, bench.generator("train"), lr=rates[0])
+    curve: list[float] = []
+    for number, (link, rate) in enumerate(zip(chain, rates, strict=True)):
+
+        def beat(epoch: int, seen: EpochStats, number: int = number) -> None:
+            bench.pulse((number + (epoch + 1) / spec.training.epochs) / len(chain), f"link {number + 1}")
+
+        fit(trainer, link.images.to(bench.device), link.labels.to(bench.device), spec.training, lr=rate, on_epoch=beat)
+        curve.append(accuracy(network, data.test.images, data.test.labels))
+    return _result(folder, curve)
+
+
+def train_full(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Train one network on the whole training split: the bound printed beside a table."""
+    spec = bench.job.spec
+    assert isinstance(spec, FullSpec)
+    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
+    network = build_network(spec.network, data.shape, data.classes, bench.generator("init"), bench.device)
+
+    def beat(epoch: int, seen: EpochStats) -> None:
+        bench.pulse((epoch + 1) / spec.training.epochs, f"epoch {epoch + 1} loss {seen.loss:.3f}")
+
+    trainer = trainer_for(network, spec.training, bench.generator("train"))
+    fit(trainer, data.train.images, data.train.labels, spec.training, on_epoch=beat)
+    return _result(folder, [accuracy(network, data.test.images, data.test.labels)])
+
+
+def _result(folder: Path, curve: list[float]) -> dict[str, Any]:
+    pq.write_table(pa.table({"link": range(1, len(curve) + 1), "accuracy": curve}), folder / RESULT)
+    return {"accuracy": curve[-1], "curve": curve}

@@ -1,0 +1,164 @@
+"""Doing one job: claim it, work, put the artifact in place, say how it ended.
+
+This is what every way of running shares: a Ray actor, a SLURM worker and a plain Python session all call `execute`.
+It never raises for what a job does; it returns an `Ended`, because the driver decides what an ending means. Log
+lines of a job go to `runs/<run>/logs/<key>.log` in the store.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from jobs.errors import BadInput, Damaged, Diverged, Yielded
+from jobs.graph import Job
+from jobs.specs import Kind
+from workers import dataset, distil, evaluation, experts, forgetting, selection
+from workers.bench import Bench
+from workers.checkpoints import Checkpoints
+from workers.claims import Claims, Held
+from workers.process import device_of_choice
+from workers.store import Store
+
+Work = Callable[[Bench, Path], dict[str, Any]]
+
+WORK: dict[Kind, Work] = {
+    "dataset": dataset.prepare,
+    "experts": experts.train_cohort,
+    "forgetting": forgetting.score,
+    "select": selection.select,
+    "distil": distil.distil,
+    "evaluate": evaluation.evaluate,
+    "full": evaluation.train_full,
+}
+"""What each kind of job does."""
+
+_BUSY_SECONDS = 2.0
+"""How long the driver should wait before it asks again for a job somebody else is doing."""
+
+
+class Ended(TypedDict, total=False):
+    """How a job ended: `done`, `found` (was there already), `busy` (someone alive has it), `yielded` or `failed`.
+
+    `reason` of a failure is one of bug, diverged, memory, input, disk, parent; with `parent` the key of an artifact
+    that was damaged or gone comes along.
+    """
+
+    status: str
+    key: str
+    seconds: float
+    reason: str
+    message: str
+    log: str
+    retry_after: float
+    parent: str
+
+
+def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int = 0) -> Ended:
+    """Do the job (as `Job.to_json` wrote it) for a run, unless it is done or being done."""
+    began = time.monotonic()
+    made = Job.from_json(job)
+    store = Store.open(store_root)
+    log = store.run_folder(run) / "logs" / f"{made.key}.log"
+    ended = _attempt(made, store, run, memory_level, log)
+    ended.update(key=made.key, seconds=time.monotonic() - began, log=str(log))
+    return ended
+
+
+def _attempt(job: Job, store: Store, run: str, memory_level: int, log: Path) -> Ended:
+    if store.has(job.key):
+        return Ended(status="found")
+    claim = Claims(store.root).take(job.key, run)
+    if claim is None:
+        return Ended(status="busy", retry_after=_BUSY_SECONDS)
+    with claim, _logging_to(log):
+        absent = next((key for key in job.parent_keys() if not store.has(key)), None)
+        if absent is not None:
+            return _failed("parent", f"{job.key}: parent {absent} is not in the store", parent=absent)
+        if store.has(job.key):
+            return Ended(status="found")
+        return _work(job, store, run, memory_level, claim)
+
+
+def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held) -> Ended:
+    bench = Bench(
+        job=job,
+        store=store,
+        device=device_of_choice(),
+        checkpoints=Checkpoints(store.root),
+        report=claim.beat,
+        stop_file=store.run_folder(run) / "stop",
+        memory_level=memory_level,
+    )
+    try:
+        perform(bench)
+    except Yielded as error:
+        logging.info("%s", error)
+        return Ended(status="yielded", message=str(error))
+    except Exception as error:
+        return _classified(error)
+    return Ended(status="done")
+
+
+def perform(bench: Bench) -> None:
+    """Do the job at the bench and put its artifact into the store; whatever goes wrong is raised."""
+    job = bench.job
+    extra: dict[str, Any] = {}
+    with bench.store.put(
+        job.key,
+        job.kind,
+        job.canonical()["spec"],
+        job.parents,
+        device=str(bench.device),
+        extra=extra,
+    ) as folder:
+        extra.update(WORK[job.kind](bench, folder))
+    bench.checkpoints.drop(job.key)
+    if job.kind == "experts":
+        experts.drop_checkpoints(bench)
+
+
+def _classified(error: Exception) -> Ended:
+    logging.error("%s", "".join(traceback.format_exception(error)))
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, Diverged):
+        return _failed("diverged", message)
+    if isinstance(error, BadInput):
+        return _failed("input", message)
+    if isinstance(error, Damaged):
+        return _failed("parent", message)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in message:
+        return _failed("memory", message)
+    if isinstance(error, OSError):
+        return _failed("disk", message)
+    return _failed("bug", message)
+
+
+def _failed(reason: str, message: str, **more: str) -> Ended:
+    ended = Ended(status="failed", reason=reason, message=message)
+    ended.update(more)  # type: ignore[typeddict-item]
+    return ended
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    writer = logging.FileHandler(path)
+    writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(writer)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(writer)
+        root.setLevel(level)
+        writer.close()

@@ -1,0 +1,137 @@
+"""A cohort of experts: networks trained on real data, kept as trajectories.
+
+Stage 1 starts from random weights. Stage i > 1 makes the transition first (paper section 4.1, facts 5.2): each
+expert starts where its own chain stands, which is snapshot 0 of its stage i-1 trajectory trained on the union
+S_1..S_{i-1} at the step size learned with S_{i-1}; that network is snapshot 0 here, and training goes on with real
+data. The optimiser of the link and that of the real training are both fresh.
+
+Two departures from the reference, neither of which changes a result: snapshots are copies (there they alias the live
+weights on a CPU), and no test accuracy is computed along the way.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.errors import BadInput, Yielded
+from jobs.specs import ExpertsSpec
+from workers import dataset as datasets
+from workers import forgetting, synthetic, trajectories
+from workers.bench import Bench
+from workers.dataset import Dataset, Split
+from workers.networks import Network, flatten, load_flat
+from workers.students import build_network, fit, trainer_for
+from workers.training import EpochStats, accuracy
+
+Trajectory = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""Snapshots [epochs + 1, parameters] and correctness [epochs, images] of one expert."""
+
+
+def train_cohort(bench: Bench, folder: Path) -> dict[str, Any]:
+    """Train the cohort's experts one after another, keeping each finished one in a checkpoint."""
+    spec = _spec(bench)
+    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
+    real = _real_images(bench, data)
+    finished = [_finished(bench, number) for number in range(spec.count)]
+    for number, known in enumerate(finished):
+        if known is None:
+            finished[number] = _train_expert(bench, data, real, number)
+            _keep(bench, number, finished[number])
+        bench.report((number + 1) / spec.count, f"expert {spec.first + number}")
+    done = [one for one in finished if one is not None]
+    trajectories.write(folder, [one[0] for one in done], [one[1] for one in done])
+    return _held_out_accuracy(bench, data, done)
+
+
+def start_of(bench: Bench, data: Dataset, number: int) -> Network:
+    """The network from which expert `number` of this cohort starts its training on real data: theta_i of its chain."""
+    spec = _spec(bench)
+    name = spec.first + number
+    network = build_network(spec.network, data.shape, data.classes, bench.generator("init", name), bench.device)
+    if spec.stage == 1:
+        return network
+    assert spec.transition is not None
+    chain = trajectories.Trajectories([bench.store.path(bench.parent("chain"), trajectories.TRAJECTORIES)])
+    load_flat(network, chain.parameters(number, 0).to(bench.device))
+    union = synthetic.union([synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")])
+    link = trainer_for(network, spec.transition, bench.generator("transition", name), lr=union.step_size)
+    fit(link, union.images.to(bench.device), union.labels.to(bench.device), spec.transition,
+        on_epoch=lambda epoch, _: _yield_if_asked(bench))  # fmt: skip
+    return network
+
+
+def _train_expert(bench: Bench, data: Dataset, real: Split, number: int) -> Trajectory:
+    spec = _spec(bench)
+    network = start_of(bench, data, number)
+    snapshots = [flatten(network).cpu().numpy()]
+    correctness: list[NDArray[np.bool_]] = []
+
+    def keep(epoch: int, seen: EpochStats) -> None:
+        assert seen.correct is not None
+        snapshots.append(flatten(network).cpu().numpy())
+        correctness.append(seen.correct.numpy())
+        share = (number + (epoch + 1) / spec.real.epochs) / spec.count
+        bench.pulse(share, f"expert {spec.first + number} epoch {epoch + 1} loss {seen.loss:.3f}")
+
+    trainer = trainer_for(network, spec.real, bench.generator("real", spec.first + number))
+    fit(trainer, real.images, real.labels, spec.real, on_epoch=keep, correctness=True)
+    return np.stack(snapshots), np.stack(correctness)
+
+
+def _real_images(bench: Bench, data: Dataset) -> Split:
+    """The training split, or the part of it whose forgetting scores lie in the stage's partition (Table 6)."""
+    partition = _spec(bench).partition
+    if partition is None:
+        return data.train
+    low, high = partition
+    counts = forgetting.read_counts(bench.store.path(bench.parent("forgetting"), forgetting.COUNTS))
+    chosen = torch.from_numpy(np.flatnonzero((counts >= low) & (counts < high))).to(bench.device)
+    if not len(chosen):
+        raise BadInput(bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it")
+    return Split(data.train.images[chosen], data.train.labels[chosen])
+
+
+def _held_out_accuracy(bench: Bench, data: Dataset, done: list[Trajectory]) -> dict[str, Any]:
+    """Mean accuracy on the held-out split (percent) at the first and the last snapshot; for people, steers nothing."""
+    split = data.validation if len(data.validation) else data.train
+    network = build_network(_spec(bench).network, data.shape, data.classes, bench.generator("probe"), bench.device)
+    means = {}
+    for name, row in (("start_accuracy", 0), ("end_accuracy", -1)):
+        total = 0.0
+        for snapshots, _ in done:
+            load_flat(network, torch.from_numpy(snapshots[row]).to(bench.device))
+            total += accuracy(network, split.images, split.labels)
+        means[name] = total / len(done)
+    return means
+
+
+def _spec(bench: Bench) -> ExpertsSpec:
+    assert isinstance(bench.job.spec, ExpertsSpec)
+    return bench.job.spec
+
+
+def _yield_if_asked(bench: Bench) -> None:
+    if bench.stopping:
+        raise Yielded(f"{bench.job.key}: asked to stop during a transition")
+
+
+def _keep(bench: Bench, number: int, made: Trajectory | None) -> None:
+    assert made is not None
+    if _spec(bench).count > 1:
+        bench.checkpoints.save(f"{bench.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {})
+
+
+def _finished(bench: Bench, number: int) -> Trajectory | None:
+    found = bench.checkpoints.load(f"{bench.job.key}.expert{number}") if _spec(bench).count > 1 else None
+    return None if found is None else (found[0]["snapshots"], found[0]["correctness"])
+
+
+def drop_checkpoints(bench: Bench) -> None:
+    """Forget the finished experts' checkpoints once the cohort is in the store."""
+    for number in range(_spec(bench).count):
+        bench.checkpoints.drop(f"{bench.job.key}.expert{number}")

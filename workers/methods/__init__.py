@@ -1,0 +1,41 @@
+"""The base methods around which progressive distillation is written, one module each.
+
+`method_named` finds the class by the name a recipe uses. A method outside this package is named by its import path,
+`package.module:Class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from jobs.documents import validate
+from jobs.errors import BadInput
+from jobs.specs import Frozen
+from workers.methods.base import Method
+
+_BUILT_IN = {"mtt": "workers.methods.mtt:TrajectoryMatching"}
+
+
+def method_named(name: str, place: str = "recipe") -> type[Method]:
+    """The class of a base method.
+
+    Raises:
+        BadInput: there is no such method.
+    """
+    module, _, attribute = _BUILT_IN.get(name, name).partition(":")
+    try:
+        found: type[Method] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        known = ", ".join(sorted(_BUILT_IN))
+        raise BadInput(place, "method", name, f"must be one of {known}, or package.module:Class") from error
+    return found
+
+
+def settings_for(name: str, values: dict[str, Any], place: str = "recipe") -> Frozen:
+    """The method's own numbers, validated by its `Settings`.
+
+    Raises:
+        BadInput: an unknown, missing or impossible number.
+    """
+    return validate(method_named(name, place).Settings, values, place, prefix="distil.settings")

@@ -1,0 +1,142 @@
+"""What a base method must be able to do, so that progressive distillation can be written around it once.
+
+PDD's three ingredients live outside the methods: the *transition* is in the start networks a method is given (its
+experts' chains), *conditioning* and the *frozen images* are in `Pixels`. A method asks `Pixels` for the union, works
+out a gradient for all of it, and hands that back; the rows of frozen images are dropped there, so no method can move
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.specs import DistilSpec, Frozen, ImageOptimiserSpec
+from workers.dataset import Dataset
+from workers.synthetic import SyntheticSet
+from workers.trajectories import Trajectories
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Pixels:
+    """The synthetic images of a stage: the frozen ones before, the new ones that learn.
+
+    Attributes:
+        new: float32 [classes * ipc, C, H, W], the stage's own images.
+        labels: int64 labels of the union, frozen first.
+    """
+
+    def __init__(self, new: SyntheticSet, frozen: SyntheticSet | None, optimiser: ImageOptimiserSpec, iterations: int) -> None:
+        self.new = new.images.clone()
+        self._frozen = None if frozen is None else frozen.images
+        self.labels = new.labels if frozen is None else torch.cat([frozen.labels, new.labels])
+        self._spec, self._iterations = optimiser, iterations
+        self._optimiser = _image_optimiser(self.new, optimiser)
+
+    @property
+    def union(self) -> Tensor:
+        """All images that take part in matching, frozen first: float32 [n, C, H, W], without a graph."""
+        return self.new.clone() if self._frozen is None else torch.cat([self._frozen, self.new])
+
+    def descend(self, gradient: Tensor, iteration: int) -> None:
+        """One optimiser step on the new images; `gradient` is of the union, its frozen rows are ignored."""
+        self.new.grad = gradient[len(gradient) - len(self.new) :]
+        self._optimiser.param_groups[0]["lr"] = self._rate(iteration)
+        self._optimiser.step()
+
+    def _rate(self, iteration: int) -> float:
+        if self._spec.final_lr is None:
+            return self._spec.lr
+        share = iteration / max(1, self._iterations - 1)
+        return self._spec.lr + share * (self._spec.final_lr - self._spec.lr)
+
+    def state(self) -> Arrays:
+        """The new images and the optimiser's buffers, as copies."""
+        buffers = self._optimiser.state_dict()["state"].get(0, {})
+        kept = {f"optimiser/{name}": np.array(value) for name, value in buffers.items() if value is not None}
+        return {"new": self.new.cpu().numpy().copy(), **kept}
+
+    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go back to a `state`."""
+        self.new.copy_(torch.from_numpy(np.array(state["new"])))
+        buffers = {name.removeprefix("optimiser/"): torch.from_numpy(np.array(value)) for name, value in state.items() if name != "new"}
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": {0: buffers} if buffers else {}, "param_groups": groups})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a method may know of its stage; nothing here lets it reach the test split."""
+
+    spec: DistilSpec
+    dataset: Dataset
+    experts: Trajectories | None
+    network: torch.nn.Module
+    """A network of the stage's architecture; its own weights mean nothing."""
+    device: torch.device
+    memory_level: int
+
+
+class Method(Protocol):
+    """One base method in one stage.
+
+    A method is made at the start of a stage and may keep state between iterations; all of that state must be in
+    `state`, because a stage is resumed bit for bit from it. Random numbers come from the generator it is given.
+    """
+
+    Settings: ClassVar[type[Frozen]]
+    """Its own numbers: the `settings` of a recipe's `distil` section."""
+
+    def __init__(self, stage: Stage, settings: Frozen) -> None: ...
+
+    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+        """One iteration: work out gradients, let `pixels` descend, return the loss.
+
+        Raises:
+            Diverged: the method's own quantities left their range.
+        """
+        ...
+
+    @property
+    def step_size(self) -> float | None:
+        """The learning rate learned with the images, if the method learns one."""
+        ...
+
+    def start(self, number: int) -> Tensor | None:
+        """Parameters [P] from which candidate network `number` starts when iterates are compared; None: random."""
+        ...
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and plain values that the next iteration depends on."""
+        ...
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
+        """Go back to a `state`."""
+        ...
+
+
+def _image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Optimizer:
+    if spec.name == "adam":
+        return torch.optim.Adam([images], lr=spec.lr, betas=(spec.momentum, 0.95), foreach=False)
+    return torch.optim.SGD([images], lr=spec.lr, momentum=spec.momentum, foreach=False)
+
+
+def draw_without_replacement(queue: list[int], size: int, population: int, generator: torch.Generator) -> list[int]:
+    """The next at most `size` entries of a random order of range(population), which is drawn anew when used up.
+
+    `queue` is what is left of the current order and is consumed in place. The last chunk of an order is short when
+    `size` does not divide the population; it comes last (the reference takes it first, facts 4.2).
+    """
+    if not queue:
+        queue.extend(torch.randperm(population, generator=generator).tolist())
+    taken = queue[:size]
+    del queue[:size]
+    return taken
+

@@ -1,0 +1,147 @@
+"""MTT, matching training trajectories (Cazenavette et al., CVPR 2022; facts 4).
+
+Each iteration takes the next expert of a random order, an epoch t uniform in [0, max_start_epoch), and pulls the
+student that starts at the expert's epoch t towards the expert's epoch t + expert_epochs (`workers.matching`). Images
+and step size learn together. Under PDD the experts of stage i are those whose chains went through S_1..S_{i-1}, and
+inner batches are drawn from the whole union.
+
+The step size can be learned in two forms. `linear` is the published one: SGD with momentum on the number itself,
+which can turn negative or explode (at least six threads report it), so it is guarded. `log` is ours: the
+logarithm learns, each update clamped, which settles in tens of iterations where the published rate needs thousands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from jobs.errors import Diverged
+from jobs.specs import Augmentation, Count, Fraction, Frozen, Positive
+from workers.matching import ENGINES, Engine, InnerBatch, Matched, Student
+from workers.methods.base import Arrays, Pixels, Stage, draw_without_replacement
+from workers.students import augmentation_of
+
+
+class MttSettings(Frozen):
+    """MTT's own numbers. `batch_syn` of None is classes * ipc_per_stage, fixed for all stages (facts 5.3)."""
+
+    syn_steps: Count
+    expert_epochs: Count
+    max_start_epoch: Count
+    batch_syn: Count | None = None
+    step_size_init: Positive
+    lr_step_size: Positive
+    step_size_momentum: Fraction = 0.5
+    step_size_form: Literal["linear", "log"] = "linear"
+    step_size_clamp: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Largest change of the logarithm in one iteration; `log` only."""
+    augmentation: Augmentation = "none"
+    engine: Engine = "whole_graph"
+
+
+class StepSize:
+    """The learned step size a > 0 and its own small optimiser."""
+
+    def __init__(self, settings: MttSettings) -> None:
+        self._settings = settings
+        self.value = settings.step_size_init
+        self.velocity = 0.0
+
+    def descend(self, gradient: float) -> None:
+        """One step; on the logarithm the chain rule gives d/d(log a) = a * d/da."""
+        settings = self._settings
+        slope = gradient if settings.step_size_form == "linear" else self.value * gradient
+        self.velocity = settings.step_size_momentum * self.velocity + slope
+        move = settings.lr_step_size * self.velocity
+        if settings.step_size_form == "linear":
+            self.value -= move
+        else:
+            clamp = settings.step_size_clamp
+            self.value *= math.exp(-min(max(move, -clamp), clamp))
+
+
+class TrajectoryMatching:
+    """MTT in one stage; see `workers.methods.base.Method`."""
+
+    Settings = MttSettings
+
+    def __init__(self, stage: Stage, settings: Frozen) -> None:
+        assert isinstance(settings, MttSettings) and stage.experts is not None
+        self._stage, self._settings, self._experts = stage, settings, stage.experts
+        self._step_size = StepSize(settings)
+        self._expert_order: list[int] = []
+        self._image_order: list[int] = []
+        self._student = Student(stage.network, augmentation_of(settings.augmentation))
+        engine: Engine = "adjoint" if stage.memory_level else settings.engine
+        self._match = ENGINES[engine]
+        needed = settings.max_start_epoch - 1 + settings.expert_epochs
+        if needed > self._experts.epochs:
+            raise ValueError(f"experts have {self._experts.epochs} epochs; max_start_epoch and expert_epochs need {needed}")
+
+    @property
+    def step_size(self) -> float:
+        """The learned step size."""
+        return self._step_size.value
+
+    def start(self, number: int) -> Tensor:
+        """The start of an expert's trajectory: random in stage 1, the end of its chain later (facts 5.4)."""
+        return self._experts.parameters(number % len(self._experts), 0)
+
+    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+        """One matching step, one image step, one step of the step size."""
+        matched = self._matched(pixels, generator)
+        loss = float(matched.loss)
+        if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
+            raise Diverged(f"iteration {iteration}: matching loss {loss}: lower distil.image.lr or lr_step_size")
+        pixels.descend(matched.images, iteration)
+        self._step_size.descend(float(matched.step_size))
+        if not (math.isfinite(self.step_size) and self.step_size > 0):
+            raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: lower lr_step_size or learn its logarithm")
+        return loss
+
+    def _matched(self, pixels: Pixels, generator: torch.Generator) -> Matched:
+        settings, device = self._settings, self._stage.device
+        (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
+        epoch = int(torch.randint(settings.max_start_epoch, (), generator=generator))
+        union = pixels.union
+        batches = [self._inner_batch(union, generator) for _ in range(settings.syn_steps)]
+        return self._match(
+            self._student,
+            self._experts.parameters(expert, epoch).to(device),
+            self._experts.parameters(expert, epoch + settings.expert_epochs).to(device),
+            union,
+            pixels.labels,
+            torch.tensor(self.step_size, device=device),
+            batches,
+        )
+
+    def _inner_batch(self, union: Tensor, generator: torch.Generator) -> InnerBatch:
+        spec = self._stage.spec
+        size = self._settings.batch_syn or self._stage.dataset.classes * spec.ipc
+        chosen = draw_without_replacement(self._image_order, size, len(union), generator)
+        augmentation = self._student.augmentation
+        height, width = union.shape[2:]
+        draw = augmentation.draw(len(chosen), (height, width), generator, siamese=False) if augmentation else None
+        return InnerBatch(torch.tensor(chosen, device=union.device), draw)
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """The step size with its velocity, and what is left of the two random orders."""
+        return {}, {
+            "step_size": self._step_size.value.hex(),
+            "velocity": self._step_size.velocity.hex(),
+            "expert_order": self._expert_order,
+            "image_order": self._image_order,
+        }
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
+        """Go back to a `state`."""
+        self._step_size.value = float.fromhex(cast(str, values["step_size"]))
+        self._step_size.velocity = float.fromhex(cast(str, values["velocity"]))
+        self._expert_order = list(values["expert_order"])
+        self._image_order = list(values["image_order"])

@@ -1,0 +1,275 @@
+"""The networks that are trained, matched and evaluated, and their parameters as one flat vector.
+
+Why it exists: experts, students and evaluation nets must agree on every layer, and a student's inner steps
+need its parameters as a differentiable vector. So the architectures stand here once, together with
+`flatten` and `unflatten`.
+
+What it decides:
+
+* Two ResNet families. The MTT half and the IDC half of the paper's Table 2 mean different nets by
+  "ResNet-18": base width 64 against 32 and another initialisation, four times fewer parameters. They have
+  different names here, `resnet18` and `idc_resnet18`.
+* "Instance norm" is a `GroupNorm` with one group per channel: affine, eps 1e-5, no running statistics, so
+  that training and evaluation mode compute the same.
+* All randomness comes from the caller's generator. A module is laid out on the meta device, where nothing
+  is drawn, and filled by `initialise`; the global random state is neither read nor moved.
+* OUR departure: in maps so small that a ResNet group's stride would leave less than 2x2, the group keeps
+  stride 1, because instance norm of a 1x1 map is zero whatever the input. It changes nothing for images of
+  9 pixels or more.
+
+What it leaves out: training (`workers.training`) and the move to a device, which is the caller's `.to`.
+
+Sources: ConvNet of Gidaris & Komodakis as used by DC (Zhao et al., ICLR 2021) and MTT (Cazenavette et al.,
+CVPR 2022); ResNet of He et al., CVPR 2016, in the CIFAR forms of MTT and of IDC (Kim et al., ICML 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "instance": lambda channels: nn.GroupNorm(channels, channels),
+    "batch": nn.BatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
+_BLOCKS_PER_GROUP = {"resnet10": 1, "resnet18": 2, "idc_resnet10": 1, "idc_resnet18": 2}
+ARCHITECTURES = ("convnet", *_BLOCKS_PER_GROUP)
+
+
+class Network(nn.Module):
+    """A classifier in two parts: `embed` makes the features, `classifier` reads them."""
+
+    classifier: nn.Linear
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Features of images x [n, C, H, W]: [n, classifier.in_features]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [n, classes] of images x [n, C, H, W]."""
+        return cast(Tensor, self.classifier(self.embed(x)))
+
+
+class ConvNet(Network):
+    """`depth` blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling, then one linear layer.
+
+    The flattened last map goes into the classifier, without global pooling. 28x28 images of one channel are
+    padded by 3 in the first convolution, which makes the map 32x32 and the rest equal to the net for 32x32.
+    """
+
+    def __init__(self, *, channels: int, size: int, classes: int, width: int, depth: int, norm: str) -> None:
+        """Lay the layers out; see `build`."""
+        super().__init__()
+        first_padding = 3 if (channels, size) == (1, 28) else 1
+        first_map = size + 2 * first_padding - 2
+        last = first_map >> max(depth, 0)
+        if depth < 1 or last < 1:
+            deepest = first_map.bit_length() - 1
+            raise ValueError(f"build: depth is {depth}: give 1 to {deepest} for images of {size} pixels")
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            layers += [
+                nn.Conv2d(width if block else channels, width, 3, padding=1 if block else first_padding),
+                _NORMS[norm](width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+        self.blocks = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * last * last, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Flattened last map: [n, width * side * side]."""
+        return cast(Tensor, self.blocks(x)).flatten(1)
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions with norm, beside a shortcut: 1x1 convolution and norm where the shape changes."""
+
+    def __init__(self, channels: int, width: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.first_norm = _NORMS[norm](width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second_norm = _NORMS[norm](width)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or channels != width:
+            project = nn.Conv2d(channels, width, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(project, _NORMS[norm](width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(hidden)) + self.shortcut(x))
+
+
+class ResNet(Network):
+    """CIFAR-style ResNet: 3x3 stem without pooling, four groups of widths w, 2w, 4w, 8w, pooling, linear.
+
+    Pooling is 4x4 in the MTT family, global where the last map is no larger (the same at 32 px), and always
+    global in the IDC family (`fan_out_init`), whose convolutions are drawn from N(0, 2 / (k*k*out)).
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        size: int,
+        classes: int,
+        width: int,
+        blocks: int,
+        norm: str,
+        fan_out_init: bool,
+    ) -> None:
+        """Lay the layers out; see `build`."""
+        super().__init__()
+        self.fan_out_init = fan_out_init
+        self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.stem_norm = _NORMS[norm](width)
+        layers: list[nn.Module] = []
+        incoming = width
+        for group, stride in enumerate(_strides(size)):
+            for block in range(blocks):
+                layers.append(_Residual(incoming, width << group, 1 if block else stride, norm))
+                incoming = width << group
+        self.groups = nn.Sequential(*layers)
+        side = size
+        for stride in _strides(size):
+            side = math.ceil(side / stride)
+        self.pool = side if fan_out_init else min(side, 4)
+        self.classifier = nn.Linear(incoming * (side // self.pool) ** 2, classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Flattened pooled map: [n, 8 * width], more in the MTT family when the last map exceeds 7x7."""
+        hidden = self.groups(F.relu(self.stem_norm(self.stem(x))))
+        return F.avg_pool2d(hidden, self.pool).flatten(1)
+
+
+def _strides(size: int) -> list[int]:
+    """The groups' strides: 1, 2, 2, 2, except where 2 would leave a map below 2x2."""
+    strides, side = [1], size
+    for _ in range(3):
+        strides.append(2 if math.ceil(side / 2) >= 2 else 1)
+        side = math.ceil(side / strides[-1])
+    return strides
+
+
+def build(
+    architecture: str,
+    *,
+    channels: int,
+    size: int,
+    classes: int,
+    width: int | None,
+    depth: int | None,
+    norm: str,
+    generator: torch.Generator,
+) -> Network:
+    """A freshly initialised network on the CPU, float32, drawn from `generator` alone.
+
+    Args:
+        architecture: one of `ARCHITECTURES`.
+        channels: channels of the images.
+        size: side of the square images in pixels, at least 2.
+        classes: number of logits.
+        width: channels of a ConvNet block (default 128) or of a ResNet's first group (64; IDC family 32).
+        depth: blocks of a ConvNet (default 3; the paper's Tiny-ImageNet net has 4). ResNets take none.
+        norm: "instance", "batch" or "none".
+        generator: CPU generator of the initial weights.
+
+    Raises:
+        ValueError: for a name not listed, a depth that the size does not allow, or a depth given to a ResNet.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"build: architecture is {architecture!r}: give one of {', '.join(ARCHITECTURES)}")
+    if norm not in _NORMS:
+        raise ValueError(f"build: norm is {norm!r}: give one of {', '.join(_NORMS)}")
+    if size < 2 or (width is not None and width < 1):
+        raise ValueError(f"build: size is {size}, width is {width}: give 2 pixels and 1 channel or more")
+    if depth is not None and architecture != "convnet":
+        raise ValueError(f"build: depth is {depth}: leave it out, {architecture} has its own")
+    shape = {"channels": channels, "size": size, "classes": classes}
+    idc = architecture.startswith("idc_")
+    module: Network
+    with torch.device("meta"):
+        if architecture == "convnet":
+            module = ConvNet(**shape, width=width or 128, depth=3 if depth is None else depth, norm=norm)
+        else:
+            blocks, width = _BLOCKS_PER_GROUP[architecture], width or (32 if idc else 64)
+            module = ResNet(**shape, width=width, blocks=blocks, norm=norm, fan_out_init=idc)
+    module.to_empty(device="cpu")
+    initialise(module, generator)
+    return module
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Fill every layer in place from `generator`, in the distribution of the library's own defaults.
+
+    A convolution or linear layer draws weight, then bias, uniformly within 1/sqrt(fan_in), which is
+    Kaiming's uniform rule with slope sqrt(5); layers come in the order of `module.modules()`, so that the
+    numbers equal those the library draws from a global generator in the same state. Norms start as the
+    identity. In a net with `fan_out_init` convolutions are drawn from N(0, 2 / (k*k*out)) instead (IDC).
+    """
+    fan_out = bool(getattr(module, "fan_out_init", False))
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d) and fan_out:
+            spread = math.sqrt(2 / (layer.out_channels * math.prod(layer.kernel_size)))
+            nn.init.normal_(layer.weight, 0.0, spread, generator=generator)
+        elif isinstance(layer, nn.Conv2d | nn.Linear):
+            _fill_uniform(layer.weight, layer.bias, generator)
+        elif isinstance(layer, nn.GroupNorm | nn.BatchNorm2d):
+            layer.reset_parameters()
+
+
+def _fill_uniform(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:
+    nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    if bias is not None:
+        bound = 1 / math.sqrt(weight[0].numel())
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
+
+
+def features(module: nn.Module, x: Tensor) -> Tensor:
+    """The last embedding before the classifier, flattened: [n, classifier.in_features]."""
+    return cast(Network, module).embed(x)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable numbers; running statistics of batch norm are not counted."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """All parameters as one detached copy [P], in the order of `named_parameters`.
+
+    A copy, because on the CPU a view would follow the weights through training: every snapshot of a
+    trajectory would then be the last one.
+    """
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def unflatten(flat: Tensor, module: nn.Module) -> dict[str, Tensor]:
+    """Views of `flat` [P] in the shapes of the module's parameters, for `torch.func.functional_call`.
+
+    Differentiable with respect to `flat`, to any order.
+
+    Raises:
+        ValueError: if `flat` has not exactly as many numbers as the module has parameters.
+    """
+    named = dict(module.named_parameters())
+    sizes = [p.numel() for p in named.values()]
+    if flat.shape != (sum(sizes),):
+        raise ValueError(f"unflatten: flat has shape {tuple(flat.shape)}: give {sum(sizes)} numbers")
+    pieces = torch.split(flat, sizes)
+    return {name: piece.view(p.shape) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+
+
+def load_flat(module: nn.Module, flat: Tensor) -> None:
+    """Copy `flat` [P] into the module's parameters in place; buffers stay. Raises as `unflatten` does."""
+    views = unflatten(flat, module)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(views[name])

@@ -1,0 +1,55 @@
+"""How a worker process settles on the machine before it computes anything.
+
+Three choices that belong to the process and not to the science: on which device it works, how many
+threads it takes, and what the C allocator does with the pages of a freed tensor. None of them is part
+of a job's key. Scheduling, pinning and memory limits are left to whoever starts the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+
+import torch
+
+_M_TRIM_THRESHOLD = -1  # from glibc's malloc.h
+_M_MMAP_THRESHOLD = -3
+
+
+def device_of_choice() -> torch.device:
+    """CUDA where PyTorch sees it (not run on a GPU), the CPU elsewhere."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prepare_process(threads: int = 1) -> None:
+    """Set the thread count, TF32 and the allocator; call once, before the first large tensor.
+
+    One thread is the default because a node runs several workers and oversubscribed cores slow all of
+    them. TF32 for matrix products is switched on where there is CUDA (not run on a GPU); cuDNN's
+    convolutions use it already.
+
+    Raises:
+        ValueError: if `threads` is below 1.
+    """
+    if threads < 1:
+        raise ValueError(f"prepare_process: threads is {threads}: give 1 or more")
+    torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    keep_freed_pages()
+
+
+def keep_freed_pages() -> bool:
+    """Ask glibc to keep the pages of freed tensors for the next ones; true when it agreed.
+
+    By default every large tensor is mapped afresh and unmapped at once, and touching the new pages costs
+    more than a small layer's arithmetic: raising both thresholds made a Hessian-vector product of a
+    ConvNet of width 32 on 100 images 1.5 times faster. Elsewhere than on glibc nothing is changed.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    limits = (1 << 30, 1 << 25)  # a glibc before 2.35 takes 32 MiB at most
+    mapped = any(mallopt(_M_MMAP_THRESHOLD, limit) for limit in limits)
+    return bool(mapped and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))

@@ -1,0 +1,79 @@
+"""Networks and training as the specs say them: the bridge from `jobs.specs` to `networks` and `training`.
+
+Everything that is trained (experts, links of the chain, evaluation nets, bounds) is built and fitted here, so a
+number of a spec has one meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from jobs.specs import NetworkSpec, SgdSpec
+from workers.augmentation import Augmentation
+from workers.networks import Network, build
+from workers.training import EpochStats, Optimiser, Schedule, Trainer
+
+
+def build_network(
+    spec: NetworkSpec, shape: tuple[int, int, int], classes: int, generator: torch.Generator, device: torch.device
+) -> Network:
+    """A network for images of `shape` (channels, height, width) with weights drawn from `generator`."""
+    channels, height, _ = shape
+    network = build(
+        spec.architecture,
+        channels=channels,
+        size=height,
+        classes=classes,
+        width=spec.width,
+        depth=spec.depth,
+        norm=spec.norm,
+        generator=generator,
+    )
+    if device.type == "cuda":  # not run on a GPU
+        return network.to(device, memory_format=torch.channels_last)
+    return network.to(device)
+
+
+def trainer_for(network: Network, spec: SgdSpec, generator: torch.Generator, lr: float | None = None) -> Trainer:
+    """A trainer without momentum yet; `lr` replaces the spec's, e.g. by a learned step size."""
+    rate = lr if lr is not None else spec.lr
+    assert rate is not None, f"no learning rate: neither the spec nor the caller gives one: {spec}"
+    return Trainer(network, Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay), generator)
+
+
+def fit(
+    trainer: Trainer,
+    images: Tensor,
+    labels: Tensor,
+    spec: SgdSpec,
+    *,
+    lr: float | None = None,
+    on_epoch: Callable[[int, EpochStats], None] | None = None,
+    correctness: bool = False,
+) -> None:
+    """Train through the spec's schedule, from its first epoch; momentum buffers of earlier calls are carried on."""
+    trainer.run(
+        images,
+        labels,
+        schedule=schedule_of(spec),
+        batch_size=spec.batch_size,
+        augmentation=augmentation_of(spec.augmentation),
+        lr=lr,
+        on_epoch=on_epoch,
+        correctness=correctness,
+    )
+
+
+def schedule_of(spec: SgdSpec) -> Schedule:
+    """The passes and drops of a spec."""
+    if spec.drop == "half":
+        return Schedule.one_drop(spec.epochs, extra_epoch=spec.extra_epoch)
+    return Schedule(epochs=spec.epochs + spec.extra_epoch)
+
+
+def augmentation_of(strategy: str) -> Augmentation | None:
+    """The MTT family's augmentation of a strategy string (one operation a batch, `align_corners` true; facts 3)."""
+    return None if strategy == "none" else Augmentation.parse(strategy, mode="one", align_corners=True)

@@ -1,0 +1,105 @@
+"""A synthetic set on disk, in two forms.
+
+`set.arrow` is exact: float32 pixels in the training space (normalised or ZCA), labels, and the learned step size
+without which the set cannot be evaluated as it was meant (facts 4.3). `set.parquet` is for everybody else: PNG
+pictures in the Hugging Face image layout. Each file holds one stage's new images; a union is the concatenation of
+the stages, earlier ones first.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from workers.preprocess import Affine, Zca
+
+EXACT = "set.arrow"
+PICTURES = "set.parquet"
+
+
+@dataclass(frozen=True)
+class SyntheticSet:
+    """Images float32 [n, C, H, W] in the training space, labels int64 [n], and the step size learned with them.
+
+    `step_size` is None for sets of real images, which are trained at the recipe's learning rate.
+    """
+
+    images: Tensor
+    labels: Tensor
+    step_size: float | None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def union(sets: Sequence[SyntheticSet]) -> SyntheticSet:
+    """S_1 + ... + S_p, earlier images first, with the step size of the last set.
+
+    Raises:
+        ValueError: there is no set.
+    """
+    if not sets:
+        raise ValueError("a union needs at least one set, got none")
+    images = torch.cat([one.images for one in sets])
+    labels = torch.cat([one.labels for one in sets])
+    return SyntheticSet(images, labels, sets[-1].step_size)
+
+
+def write(folder: Path, made: SyntheticSet, transform: Affine | Zca, class_names: Sequence[str]) -> None:
+    """Write both forms; pixels are clamped to [0, 1] in the pictures only."""
+    images = made.images.detach().cpu().contiguous()
+    shape = ",".join(map(str, images.shape[1:]))
+    metadata = {"shape": shape, "step_size": "" if made.step_size is None else made.step_size.hex()}
+    size = images[0].numel()
+    pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.numpy().ravel()), size)
+    table = pa.table({"pixels": pixels, "label": made.labels.cpu().numpy()}).replace_schema_metadata(metadata)
+    with pa.OSFile(str(folder / EXACT), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    _write_pictures(folder / PICTURES, transform.inverse(images), made.labels, class_names)
+
+
+def read(folder_or_file: Path) -> SyntheticSet:
+    """The exact form, from the file or the folder that holds it."""
+    path = folder_or_file / EXACT if folder_or_file.is_dir() else folder_or_file
+    with pa.memory_map(str(path)) as source:
+        table = pa.ipc.open_file(source).read_all().combine_chunks()
+        metadata = table.schema.metadata
+        shape = tuple(int(number) for number in metadata[b"shape"].split(b","))
+        pixels = table.column("pixels").chunk(0).flatten().to_numpy().reshape(-1, *shape).copy()
+        labels = table.column("label").to_numpy().copy()
+    step_size = metadata[b"step_size"].decode()
+    return SyntheticSet(torch.from_numpy(pixels), torch.from_numpy(labels), float.fromhex(step_size) if step_size else None)
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """[n, C, H, W] in [0, 1] (clamped here) -> uint8 [n, H, W] or [n, H, W, 3]."""
+    levels = (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return levels[..., 0] if levels.shape[-1] == 1 else levels
+
+
+def _write_pictures(path: Path, images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+    encoded = [{"bytes": _png(picture), "path": None} for picture in to_uint8(images)]
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", picture), ("label", pa.int64())], metadata={"huggingface": _features(class_names)})
+    pq.write_table(pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema), path)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _features(class_names: Sequence[str]) -> str:
+    label = {"names": list(class_names), "_type": "ClassLabel"}
+    return json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
