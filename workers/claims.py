@@ -26,7 +26,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -172,7 +173,8 @@ class Claims:
 
     def put(self, claim: Claim) -> None:
         """Write a claim over the one that stands, in one step; for its holder."""
-        os.replace(self._written(claim), self._path(claim.key))
+        with self._written(claim) as written:
+            os.replace(written, self._path(claim.key))
 
     def remove(self, claim: Claim) -> None:
         """Remove a claim if it still stands; for its holder."""
@@ -218,7 +220,8 @@ class Claims:
         try:
             if _content(path) != dead:
                 return False
-            os.replace(self._written(claim), path)
+            with self._written(claim) as written:
+                os.replace(written, path)
             log.info("%s: took over a dead claim", claim.key)
             return True
         finally:
@@ -226,23 +229,25 @@ class Claims:
 
     def _create(self, path: Path, claim: Claim) -> bool:
         """Make the file with its whole content at once; False if it exists."""
-        written = self._written(claim)
-        try:
-            os.link(written, path)
-        except FileExistsError:
-            return False
-        finally:
-            written.unlink()
+        with self._written(claim) as written:
+            try:
+                os.link(written, path)
+            except FileExistsError:
+                return False
         return True
 
-    def _written(self, claim: Claim) -> Path:
-        """A temporary file of the store that holds the claim."""
+    @contextmanager
+    def _written(self, claim: Claim) -> Iterator[Path]:
+        """A temporary file of the store that holds the claim; removed unless it was moved."""
         for folder in (self._folder, self._temporary):
             folder.mkdir(mode=0o700, exist_ok=True)
         path = self._temporary / Process.current().temporary_name()
-        with open(path, "xb", opener=_private) as file:
-            file.write(json.dumps(asdict(claim), sort_keys=True).encode())
-        return path
+        try:
+            with open(path, "xb", opener=_private) as file:
+                file.write(json.dumps(asdict(claim), sort_keys=True).encode())
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 class Held:

@@ -13,8 +13,8 @@ digests. What does not match is moved to the quarantine and is absent from then 
 system is raised, not taken for damage. Files are 0600, folders 0700, and nothing is pickled.
 
 Left out: what the data files contain, when to compute, and stores that are not local folders. That this one
-is local is known to the last section and to the renames in `Store.quarantine` and `Store._publish`; there a
-store on pyarrow.fs would differ.
+is local is known to `workers.files`, to the last section and to the renames in `Store.quarantine` and
+`Store._publish`; there a store on pyarrow.fs would differ.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from uuid import uuid4
 from jobs.errors import BadInput, Damaged
 from jobs.keys import kind_of
 from workers.claims import Process
+from workers.files import full_disk_explained, make_folder, names_in, sync_folder, temporary_path, write_file
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,6 @@ MANIFEST = "manifest.json"
 
 _FOLDERS = ("objects", "quarantine", "tmp", "claims", "checkpoints", "runs")
 _DISTRIBUTIONS = ("numpy", "pyarrow", "torch", "pdd-orchestrator")
-_DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,7 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an artifact is and how it came about.
-
-    Two artifacts are the same result exactly when their digests are equal: no time or host enters them.
-    """
+    """What an artifact is and how it came about; equal digests mean the same result."""
 
     key: str
     kind: str
@@ -195,10 +192,10 @@ class Store:
         began = time.monotonic()
         temporary = temporary_path(self.root)
         with full_disk_explained(self.root):
-            make_folder(temporary)
             try:
+                temporary.mkdir(mode=0o700)
                 yield temporary
-                files = {name: _seal(temporary / name) for name in _names(temporary)}
+                files = {name: _seal(temporary / name) for name in names_in(temporary)}
                 assert files, f"{key}: an artifact without a data file"
                 manifest = Manifest(
                     key=key,
@@ -252,13 +249,13 @@ class Store:
     def keys(self, kind: str | None = None) -> Iterator[str]:
         """The keys of the artifacts, of one kind or of all, in order; `has` says which of them are whole."""
         objects = self.root / "objects"
-        for each in [kind] if kind is not None else _names(objects):
-            yield from (key for key in _names(objects / each) if kind_of(key) == each)
+        for each in [kind] if kind is not None else names_in(objects):
+            yield from (key for key in names_in(objects / each) if kind_of(key) == each)
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers left in `tmp`: this host's once they are gone, others' after 24 hours."""
         folder = self.root / "tmp"
-        left = [folder / name for name in _names(folder) if _writer_is_dead(folder / name)]
+        left = [folder / name for name in names_in(folder) if _writer_is_dead(folder / name)]
         for path in left:
             with suppress(FileNotFoundError):  # another sweep was faster
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -376,55 +373,6 @@ def _local_folder(root: str | Path) -> Path:
     return Path(unquote(uri.path))
 
 
-def make_folder(path: Path) -> None:
-    """Make one folder of the store, 0700, if it is not there."""
-    if not path.is_dir():
-        path.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(path.parent)
-
-
-def temporary_path(root: Path) -> Path:
-    """A path in the store's `tmp` that nobody else uses and that `Store.sweep` can trace to this process."""
-    return root / "tmp" / Process.current().temporary_name()
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a new file, 0600, and fsync it."""
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable, where the file system can."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def sha256_of(path: Path) -> str:
-    """The hex sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def full_disk_explained(root: Path) -> Iterator[None]:
-    """Add the store and the mend to an OSError that says the disk or the quota is used up."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error.add_note(f"store {root} is full: free space there (see `gc`) or give another --store")
-        raise
-
-
 def _seal(path: Path) -> FileRecord:
     """Make one data file private and durable."""
     assert path.name != MANIFEST and stat.S_ISREG(path.lstat().st_mode), f"{path}: not a data file"
@@ -432,14 +380,6 @@ def _seal(path: Path) -> FileRecord:
         os.fchmod(file.fileno(), 0o600)
         os.fsync(file.fileno())
         return FileRecord(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _names(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none if it is not there."""
-    try:
-        return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
 
 
 def _writer_is_dead(path: Path) -> bool:
@@ -451,4 +391,4 @@ def _writer_is_dead(path: Path) -> bool:
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return False
-    return age > _DAY
+    return age > 24 * 3600

@@ -60,7 +60,7 @@ class Schedule:
 
         The first epochs // 2 + 2 passes run at the full rate: 502 of 1000. The published loops make one
         pass more than they are asked to; `extra_epoch` makes it too (502 + 499), otherwise there are
-        exactly `epochs` (502 + 498). Below 3 passes nothing drops.
+        exactly `epochs` (502 + 498). With 4 passes or fewer, `extra_epoch` apart, the drop never comes.
         """
         return cls(epochs=epochs + extra_epoch, drops=(epochs // 2 + 2,), factor=factor)
 

@@ -1,0 +1,72 @@
+"""Writing in a local folder so that nothing is lost or half there: private, fsynced, under names of our own.
+
+What the store and the checkpoints share. A store on another file system would differ here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from workers.claims import Process
+
+
+def make_folder(path: Path) -> None:
+    """Make one folder of the store, 0700, if it is not there."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(path.parent)
+
+
+def temporary_path(root: Path) -> Path:
+    """A path in the store's `tmp` that nobody else uses and that `Store.sweep` can trace to this process."""
+    return root / "tmp" / Process.current().temporary_name()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a new file, 0600, and fsync it."""
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The hex sha256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def full_disk_explained(root: Path) -> Iterator[None]:
+    """Add the store and the mend to an OSError that says the disk or the quota is used up."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.add_note(f"store {root} is full: free space there (see `gc`) or give another --store")
+        raise
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, sorted; none if it is not there."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
