@@ -43,7 +43,15 @@ from uuid import uuid4
 from jobs.errors import BadInput, Damaged
 from jobs.keys import kind_of
 from workers.claims import Process
-from workers.files import full_disk_explained, make_folder, names_in, sync_folder, temporary_path, write_file
+from workers.files import (
+    full_disk_explained,
+    make_folder,
+    names_in,
+    sha256_of,
+    sync_folder,
+    temporary_path,
+    write_file,
+)
 
 log = logging.getLogger(__name__)
 
