@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from jobs.errors import BadInput
 
@@ -24,7 +25,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadInput: the file is absent, is not YAML, or holds something other than a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text())
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(str(path), "file", error.strerror, "name a readable YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -73,17 +74,24 @@ def _bad_input(model: type[BaseModel], error: ValidationError, place: str, prefi
         return BadInput(place, field, first["input"], f"unknown field; known here: {', '.join(known)}")
     if first["type"] == "missing":
         return BadInput(place, field, None, "required; add it")
-    return BadInput(place, field, first["input"], _mend(first["type"], first.get("ctx", {}), first["msg"]))
+    return BadInput(place, field, first["input"], _mend(first))
 
 
-def _mend(kind: str, context: Mapping[str, Any], message: str) -> str:
-    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "greater than"),
-              "less_than_equal": ("le", "at most"), "less_than": ("lt", "less than")}
+def _mend(error: ErrorDetails) -> str:
+    kind, context, message = error["type"], error.get("ctx", {}), error["msg"]
+    bounds = {
+        "greater_than_equal": ("ge", "at least"),
+        "greater_than": ("gt", "greater than"),
+        "less_than_equal": ("le", "at most"),
+        "less_than": ("lt", "less than"),
+    }
     if kind in bounds:
         name, words = bounds[kind]
         return f"must be {words} {context[name]}"
     if kind == "literal_error":
         return f"must be one of {context['expected']}"
+    if kind == "float_type" and isinstance(error["input"], str):
+        return "write a number without quotes; YAML takes 1e-4 for text and 1.0e-4 for a number"
     return message[0].lower() + message[1:]
 
 

@@ -31,6 +31,10 @@ class BadInput(PddError):
         self.place, self.field, self.value, self.mend = place, field, value, mend
         super().__init__(f"{place}: {field} is {value!r}: {mend}")
 
+    def __reduce__(self) -> tuple[type[BadInput], tuple[str, str, object, str]]:
+        """All four arguments, so that the error survives the way home from another process."""
+        return type(self), (self.place, self.field, self.value, self.mend)
+
 
 class Damaged(PddError):
     """An artifact in the store does not match its manifest."""

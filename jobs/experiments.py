@@ -1,8 +1,9 @@
 """Experiments: what a user asks for, and the graph of jobs that answers it.
 
-An experiment names a dataset, a scale, architectures, and *arms*: a selection baseline, a distillation with its
-stages and images per class, or full-data training. `expand` turns it into jobs and into *cells*, the entries of the
-table at the end. Every prefix of a distillation is evaluated, so a run that stops early still fills its rows.
+An experiment names a dataset, a scale, architectures, and *arms*: a selection baseline, a distillation with
+its stages and images per class, or full-data training. `expand` turns it into jobs and into *cells*, the
+entries of the table at the end. Every prefix of a distillation is evaluated, so a run that stops early still
+fills its rows.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
+from jobs.facts import Facts, deepest_convnet, split
 from jobs.graph import Graph
-from jobs.recipe import Recipe, Resolved, Scale, Setting, resolve
+from jobs.recipe import Recipe, Resolved, Scale, Setting, flat, methods, resolve
 from jobs.specs import (
     Architecture,
     Count,
@@ -31,12 +34,30 @@ from jobs.specs import (
     Mode,
     NetworkSpec,
     SelectSpec,
-    TransitionSpec,
 )
 
 FOLDER = Path(__file__).parent / "experiments"
 QUICKSTART = FOLDER / "quickstart.yaml"
 SELECTIONS = ("random",)
+
+
+Item = TypeVar("Item")
+
+
+def _distinct(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """A repeated seed would be counted twice in every mean."""
+    if len(set(items)) < len(items):
+        raise PydanticCustomError("repeated", "name each only once")
+    return items
+
+
+Several = Annotated[tuple[Item, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
+
+
+def _known(method: str) -> str:
+    if method not in methods():
+        raise PydanticCustomError("method", "must be one of {known}", {"known": ", ".join(methods())})
+    return method
 
 
 class DatasetChoice(Frozen):
@@ -48,26 +69,35 @@ class DatasetChoice(Frozen):
     label: str | None = None
 
 
+def _as_choice(value: object) -> object:
+    """A bare word is a dataset's name, or its path if it looks like one."""
+    if not isinstance(value, str):
+        return value
+    return {"path" if "/" in value or value.startswith(".") else "name": value}
+
+
 class Arm(Frozen):
     """One row group of the table.
 
-    `ipc_per_stage` counts new images per class in each of `stages` stages; a selection baseline takes their product
-    at once. `set` changes recipe numbers for this arm by dotted path.
+    `ipc_per_stage` counts new images per class in each of `stages` stages; a selection baseline takes their
+    product at once. `set` changes recipe numbers for this arm by dotted path.
     """
 
-    method: str
+    method: Annotated[str, AfterValidator(_known)]
     name: str | None = None
     stages: Count = 1
     ipc_per_stage: Count | None = None
-    modes: Annotated[tuple[Mode, ...], Field(strict=False, min_length=1)] = ("progressive",)
+    modes: Several[Mode] = ("progressive",)
     prefixes: Literal["all", "last"] = "all"
     set: dict[str, Any] = {}
 
     @property
     def label(self) -> str:
         """The arm's name in tables."""
-        return self.name or {"random": "Random", "full": "Full data"}.get(self.method) or (
-            f"PDD+{self.method.upper()}" if self.stages > 1 else self.method.upper()
+        return (
+            self.name
+            or {"random": "Random", "full": "Full data"}.get(self.method)
+            or (f"PDD+{self.method.upper()}" if self.stages > 1 else self.method.upper())
         )
 
     @property
@@ -81,42 +111,21 @@ class Experiment(Frozen):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     about: str = ""
-    dataset: str | DatasetChoice = "digits"
+    dataset: Annotated[DatasetChoice, BeforeValidator(_as_choice)] = DatasetChoice(name="digits")
     scale: Scale = "small"
-    seeds: Annotated[tuple[Index, ...], Field(strict=False, min_length=1)] = (0,)
-    architectures: Annotated[tuple[Architecture, ...], Field(strict=False, min_length=1)] = ("convnet",)
+    seeds: Several[Index] = (0,)
+    architectures: Several[Architecture] = ("convnet",)
     networks: Count = 5
     arms: Annotated[tuple[Arm, ...], Field(strict=False, min_length=1)]
     distil_at_once: Count = 1
     """How many `distil` jobs of one seed of this experiment may run at a time."""
     set: dict[str, Any] = {}
+    """Recipe numbers for every arm, by dotted path; an arm's own `set` wins."""
 
     @property
     def source(self) -> DatasetChoice:
-        """The dataset as a choice, whichever way it was written."""
-        if isinstance(self.dataset, DatasetChoice):
-            return self.dataset
-        looks_like_path = "/" in self.dataset or self.dataset.startswith(".")
-        return DatasetChoice(path=self.dataset) if looks_like_path else DatasetChoice(name=self.dataset)
-
-
-class Facts(Protocol):
-    """What must be known of a dataset before a graph can be made (`workers.sources.inspect`)."""
-
-    @property
-    def layout(self) -> str: ...
-    @property
-    def channels(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def train_per_class(self) -> tuple[int, ...]: ...
-    @property
-    def fingerprint(self) -> str: ...
+        """Where the images come from; also when the file says no more than a name or a path."""
+        return self.dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +193,17 @@ def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None =
         BadInput: an arm cannot be made from this dataset, e.g. a class has fewer images than it asks for.
     """
     plan = plan if plan is not None else Plan()
-    for number, arm in enumerate(experiment.arms):
-        _ArmExpansion(experiment, arm, f"arms.{number}", facts, place, plan).run()
+    if facts.height != facts.width:
+        raise BadInput(place, "dataset", f"{facts.height}x{facts.width}", "crop or pad the images to squares")
+    arms = [
+        _ArmExpansion(experiment, arm, f"arms.{number}", facts, place, plan)
+        for number, arm in enumerate(experiment.arms)
+    ]
+    for arm in arms:
+        arm.run()
+    for path, value in flat(experiment.set):
+        if not any(path in arm.resolved.sources for arm in arms):
+            raise BadInput(place, f"set.{path}", value, "no arm has this section; leave it out")
     return plan
 
 
@@ -199,6 +217,7 @@ class _ArmExpansion:
     facts: Facts
     place: str
     plan: Plan
+    resolved: Resolved = field(init=False)
     recipe: Recipe = field(init=False)
 
     def run(self) -> None:
@@ -209,13 +228,15 @@ class _ArmExpansion:
             stages=self.arm.stages,
             ipc_per_stage=self.arm.ipc_per_stage or 0,
         )
-        overrides = {**self.experiment.set, **self.arm.set}
-        self.resolved = resolve(self.arm.method, setting, overrides, self.place)
+        self.resolved = resolve(self.arm.method, setting, self.arm.set, self.place, self.experiment.set)
         self.recipe = self.resolved.recipe
+        self._networks_fit()
         if self.arm.method == "full":
             return self._full()
         if self.arm.ipc_per_stage is None:
-            raise BadInput(self.place, f"{self.path}.ipc_per_stage", None, "required; images per class of one stage")
+            raise BadInput(
+                self.place, f"{self.path}.ipc_per_stage", None, "required; images per class of one stage"
+            )
         self._enough_images()
         if self.arm.method in SELECTIONS:
             return self._selection()
@@ -230,7 +251,12 @@ class _ArmExpansion:
         for architecture in self.experiment.architectures:
             keys = [
                 self._add(
-                    FullSpec(network=self._network(architecture), training=self.recipe.evaluate.training(1), index=index, seed=seed),
+                    FullSpec(
+                        network=self._network(architecture),
+                        training=self.recipe.evaluate.training(1),
+                        index=index,
+                        seed=seed,
+                    ),
                     {"dataset": [data]},
                 )
                 for seed in self.experiment.seeds
@@ -271,7 +297,7 @@ class _ArmExpansion:
                     self._cell(architecture, mode, stage=prefix, keys=keys)
 
     def _chain(self, data: str, seed: int) -> list[str]:
-        """The synthetic sets S_1..S_P of one seed; stage i starts from experts whose chains went through S_1..S_{i-1}."""
+        """The sets S_1..S_P of one seed; the experts of stage i have been through S_1..S_{i-1}."""
         sets: list[str] = []
         experts: list[str] = []
         for stage in range(1, self.arm.stages + 1):
@@ -319,7 +345,14 @@ class _ArmExpansion:
         return key
 
     def _evaluate(
-        self, architecture: Architecture, mode: Mode, data: str, sets: list[str], prefix: int, seed: int, index: int
+        self,
+        architecture: Architecture,
+        mode: Mode,
+        data: str,
+        sets: list[str],
+        prefix: int,
+        seed: int,
+        index: int,
     ) -> str:
         spec = EvaluateSpec(
             mode=mode,
@@ -353,26 +386,32 @@ class _ArmExpansion:
         return self._add(spec, {})
 
     def _split(self) -> tuple[int, list[int]]:
-        """Held-out images per class, and the training images each class keeps."""
         numbers = self.recipe.dataset
-        available = [min(n, numbers.train_per_class or n) for n in self.facts.train_per_class]
-        validation = max(1, int(min(available) * numbers.validation_fraction)) if numbers.validation_fraction else 0
-        return validation, [n - validation for n in available]
+        return split(self.facts, numbers.validation_fraction, numbers.train_per_class)
 
     def _enough_images(self) -> None:
         _, kept = self._split()
         for name, images in zip(self.facts.class_names, kept, strict=True):
             if images < self.arm.ipc_total:
+                asked = f"{self.arm.stages} x {self.arm.ipc_per_stage} images per class are asked for"
                 raise BadInput(
                     self.place,
                     f"{self.path}.ipc_per_stage",
                     self.arm.ipc_per_stage,
-                    f"{self.arm.stages} x {self.arm.ipc_per_stage} images per class are asked for, but class {name!r} "
-                    f"has {images} training images after the held-out split; ask for fewer or add images",
+                    f"{asked}, but class {name!r} has {images} training images after the held-out split; "
+                    "ask for fewer or add images",
                 )
 
+    def _networks_fit(self) -> None:
+        """Every block of a ConvNet halves the map, which must not vanish."""
+        deepest = deepest_convnet(self.facts)
+        for network in (self.recipe.network, *map(self._network, self.experiment.architectures)):
+            if network.architecture == "convnet" and network.blocks > deepest:
+                mend = f"images of {self.facts.height} pixels allow at most {deepest} blocks"
+                raise BadInput(self.place, "set.network.depth", network.blocks, mend)
+
     def _network(self, architecture: Architecture) -> NetworkSpec:
-        """The recipe's own network when it has this name, else the published one, changed where the recipe says so."""
+        """The network the recipe has under this name, else the published one."""
         if architecture in self.recipe.evaluate.networks:
             return self.recipe.evaluate.networks[architecture]
         if architecture == self.recipe.network.architecture:

@@ -1,7 +1,7 @@
 """The graph of jobs: every job once, parents before children.
 
-Adding a job that is already there returns the one that is there, so two experiments that share a prefix of stages
-share its jobs without anybody arranging it. The graph knows keys and edges; it runs nothing.
+Adding a job that is already there returns the one that is there, so two experiments that share a prefix of
+stages share its jobs without anybody arranging it. The graph knows keys and edges; it runs nothing.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     distil-mtt-stage2-ipc2-seed0-1f6c2a90b7d4e853
 
-The digest covers the kind, the kind's algorithm version, the spec without its placement fields, and the keys of the
-parents by role and in order. It covers nothing about where or when the job runs. Every random number a job draws
-comes from a seed derived here from the key, so a result does not depend on the cluster's shape or the order of work.
+The digest covers the kind, the kind's algorithm version, the spec without its placement fields, and the keys
+of the parents by role and in order. It covers nothing about where or when the job runs. Every random number a
+job draws comes from a seed derived here from the key, so a result does not depend on the cluster's shape or
+the order of work.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from jobs.specs import Spec
 Parents = Mapping[str, Sequence[str]]
 
 _DIGEST_LENGTH = 16
+_WORDS_LENGTH = 120
+"""Keys are names of files and folders, most of which may have 255 bytes with their endings."""
+_ABSENT = object()
 
 
 def canonical(spec: Spec, parents: Parents) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def canonical(spec: Spec, parents: Parents) -> dict[str, Any]:
 def key_of(spec: Spec, parents: Parents) -> str:
     """The key of the job with this spec and these parents; starts with `<kind>-`."""
     digest = hashlib.sha256(_text(canonical(spec, parents)).encode()).hexdigest()[:_DIGEST_LENGTH]
-    words = re.sub(r"[^a-z0-9]+", "-", f"{spec.kind}-{spec.title()}".lower()).strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", f"{spec.kind}-{spec.title()}".lower())[:_WORDS_LENGTH].strip("-")
     return f"{words}-{digest}"
 
 
@@ -51,16 +55,23 @@ def seed_from(key: str, *purpose: str | int) -> int:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
-    """The fields in which two canonical values differ, as `path: old -> new`, in order of the path."""
+    """The fields in which two canonical values differ, as `path: old -> new`, in order of the path.
+
+    A field that one of them lacks counts as different, even from null: it changes the key too.
+    """
     lines: list[str] = []
     for name in sorted(set(old) | set(new)):
         here = f"{path}.{name}" if path else name
-        before, after = old.get(name), new.get(name)
+        before, after = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, here)
         elif before != after:
-            lines.append(f"{here}: {json.dumps(before)} -> {json.dumps(after)}")
+            lines.append(f"{here}: {_shown(before)} -> {_shown(after)}")
     return lines
+
+
+def _shown(value: object) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value)
 
 
 def _text(value: object) -> str:

@@ -1,27 +1,33 @@
 """Recipes: every number of a method, by scale and setting, each with where it comes from.
 
-A recipe file (`jobs/recipes/<method>.yaml`) is a list of layers. A layer applies when each entry of its `when`
-matches the setting; later layers overwrite earlier ones; every leaf of `set` is `[value, source]`. So the published
-numbers, the reductions for two cores, and the choices that are ours stand side by side and can be printed with their
-origin (`pdd explain`). Recipes hold numbers, never code.
+A recipe file (`jobs/recipes/<method>.yaml`) is a list of layers. A layer applies when each entry of its
+`when` matches the setting; later layers overwrite earlier ones; every leaf of `set` is `[value, source]`. So
+the published numbers, the reductions for two cores, and the choices that are ours stand side by side and can
+be printed with their origin (`pdd explain`). Recipes hold numbers, never code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
 from jobs.specs import (
+    Augmentation,
     ChoiceSpec,
     Count,
     Fraction,
     Frozen,
     ImageOptimiserSpec,
     NetworkSpec,
+    NonNegative,
+    Positive,
+    Settings,
     SgdSpec,
     TransitionSpec,
 )
@@ -48,7 +54,10 @@ class Setting:
 
     def matches(self, when: Mapping[str, Any]) -> bool:
         """Whether every asked field has the asked value, or one of a list of them."""
-        return all(getattr(self, name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in when.items())
+        return all(
+            getattr(self, name) in (wanted if isinstance(wanted, list) else [wanted])
+            for name, wanted in when.items()
+        )
 
 
 class DatasetNumbers(Frozen):
@@ -78,24 +87,25 @@ class DistilNumbers(Frozen):
     init: Literal["real", "noise"] = "real"
     conditioning: bool = True
     choice: ChoiceSpec
-    settings: dict[str, Any]
+    settings: Settings
     checkpoint_every: Count = 50
 
 
 class EvaluateNumbers(Frozen):
     """How a network is trained on the sets.
 
-    Exactly one of `epochs` (of every stage) and `epochs_total` (the paper's int(total / (p + 1)) for a prefix of
-    p stages, section 5.1) is given. `networks` changes the architecture's numbers by name at reduced scale.
+    Exactly one of `epochs` (of every stage) and `epochs_total` (the paper's int(total / (p + 1)) for a prefix
+    of p stages, section 5.1) is given. `networks` changes the architecture's numbers by name at reduced
+    scale.
     """
 
     epochs: Count | None = None
     epochs_total: Count | None = None
-    lr: float | None = None
+    lr: Positive | None = None
     momentum: Fraction = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: NonNegative = 5e-4
     batch_size: Count = 256
-    augmentation: str = "none"
+    augmentation: Augmentation = "none"
     drop: Literal["none", "half"] = "half"
     extra_epoch: bool = False
     networks: dict[str, NetworkSpec] = {}
@@ -131,8 +141,22 @@ def methods() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def resolve(method: str, setting: Setting, overrides: Mapping[str, Any], place: str) -> Resolved:
-    """The numbers of `method` in `setting`, with `overrides` (dotted path -> value) on top.
+def resolve(
+    method: str,
+    setting: Setting,
+    overrides: Mapping[str, Any],
+    place: str,
+    shared: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """The numbers of `method` in `setting`, with the user's own on top.
+
+    Args:
+        method: name of a recipe file.
+        setting: what the layers' `when` are asked about.
+        overrides: the user's numbers for this arm, by dotted path or nested as in a recipe file.
+        place: where the user wrote them.
+        shared: the user's numbers for all arms; sections that this method does not have are passed over,
+            since a selection baseline has nothing to distil. `overrides` win over them.
 
     Raises:
         BadInput: no such method, no numbers for this setting, or an override that does not fit.
@@ -141,25 +165,39 @@ def resolve(method: str, setting: Setting, overrides: Mapping[str, Any], place: 
         raise BadInput(place, "method", method, f"must be one of {', '.join(methods())}")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for layer in read_yaml(FOLDER / f"{method}.yaml")["layers"]:
+    for layer in _layers(method):
         if setting.matches(layer.get("when", {})):
-            for path, (value, source) in _leaves(layer["set"]):
-                _put(values, sources, path, value, source)
-    for path, value in overrides.items():
-        _put(values, sources, path, value, place)
+            for path, (value, source) in flat(layer["set"]):
+                _put(values, sources, path, deepcopy(value), source)
     if not {"dataset", "network", "evaluate"} <= set(values):
-        raise BadInput(place, "scale", setting.scale, f"method {method!r} has no numbers for {setting}; choose another")
-    return Resolved(validate(Recipe, values, place, prefix="set"), sources)
+        raise BadInput(
+            place, "scale", setting.scale, f"method {method!r} has no numbers for {setting}; choose another"
+        )
+    absent = set(Recipe.model_fields) - set(values)
+    for path, value in flat(shared or {}):
+        if path.split(".")[0] not in absent:
+            _put(values, sources, path, value, place)
+    for path, value in flat(overrides):
+        _put(values, sources, path, value, place)
+    recipe = validate(Recipe, values, place, prefix="set")
+    _refuse_contradictions(recipe, place)
+    return Resolved(recipe, sources)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[Any, str]]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, by dotted path."""
     for name, node in tree.items():
-        path = f"{prefix}.{name}" if prefix else name
-        if isinstance(node, dict):
-            yield from _leaves(node, path)
+        path = f"{prefix}.{name}" if prefix else str(name)
+        if isinstance(node, Mapping):
+            yield from flat(node, path)
         else:
-            value, source = node
-            yield path, (value, source)
+            yield path, node
+
+
+@cache
+def _layers(method: str) -> list[dict[str, Any]]:
+    layers: list[dict[str, Any]] = read_yaml(FOLDER / f"{method}.yaml")["layers"]
+    return layers
 
 
 def _put(values: dict[str, Any], sources: dict[str, str], path: str, value: Any, source: str) -> None:
@@ -167,5 +205,31 @@ def _put(values: dict[str, Any], sources: dict[str, str], path: str, value: Any,
     here = values
     for name in way:
         here = here.setdefault(name, {})
+        if not isinstance(here, dict):
+            raise BadInput(
+                source, f"set.{path}", value, f"{name} is a number, not a section; leave {last} out"
+            )
     here[last] = value
     sources[path] = source
+
+
+def _refuse_contradictions(recipe: Recipe, place: str) -> None:
+    """What no field can see of itself."""
+    evaluate, experts, distil = recipe.evaluate, recipe.experts, recipe.distil
+    if (evaluate.epochs is None) == (evaluate.epochs_total is None):
+        mend = "give exactly one of evaluate.epochs and evaluate.epochs_total, set the other to null"
+        raise BadInput(place, "set.evaluate.epochs", evaluate.epochs, mend)
+    for name, network in evaluate.networks.items():
+        if name != network.architecture:
+            field, mend = (
+                f"set.evaluate.networks.{name}.architecture",
+                f"must be {name}, the name it stands under",
+            )
+            raise BadInput(place, field, network.architecture, mend)
+    if experts is not None and experts.real.lr is None:
+        raise BadInput(place, "set.experts.real.lr", None, "give a number; experts learn no step size")
+    if distil is None and evaluate.lr is None:
+        raise BadInput(place, "set.evaluate.lr", None, "give a number; no stage learns a step size here")
+    if distil is not None and distil.choice.by == "validation" and not recipe.dataset.validation_fraction:
+        mend = "hold images out, or set distil.choice.by to last"
+        raise BadInput(place, "set.dataset.validation_fraction", 0.0, mend)

@@ -1,20 +1,22 @@
 """What each kind of job is told: frozen, validated specifications.
 
-A spec holds every number that can change the job's result and nothing about where it runs. The few fields that
-only say where bytes lie or how often to save are named in `placement`; they travel with the spec but never enter
-its key (`jobs.keys`). What flows *into* a job (the dataset, the experts, the earlier synthetic sets) is not in the
-spec either: it is in the job's parents (`jobs.graph`).
+A spec holds every number that can change the job's result and nothing about where it runs. The few fields
+that only say where bytes lie or how often to save are named in `placement`; they travel with the spec but
+never enter its key (`jobs.keys`). What flows *into* a job (the dataset, the experts, the earlier synthetic
+sets) is not in the spec either: it is in the job's parents (`jobs.graph`).
 
-Terms are the field's: an *expert* is a network trained on real data, its *trajectory* the parameters by epoch; the
-*synthetic set* S_i is what stage i distils; `ipc_per_stage` counts new images per class in one stage and
-`ipc_total` those in the union of all stages.
+Terms are the field's: an *expert* is a network trained on real data, its *trajectory* the parameters by
+epoch; the *synthetic set* S_i is what stage i distils; `ipc_per_stage` counts new images per class in one
+stage and `ipc_total` those in the union of all stages.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
 Mode = Literal["progressive", "union", "sequential"]
@@ -26,7 +28,22 @@ Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Augmentation = Annotated[str, Field(pattern=r"^(none|(color|crop|cutout|flip|scale|rotate)(_(color|crop|cutout|flip|scale|rotate))*)$")]
+Augmentation = Annotated[
+    str,
+    Field(pattern=r"^(none|(color|crop|cutout|flip|scale|rotate)(_(color|crop|cutout|flip|scale|rotate))*)$"),
+]
+
+
+def _finite(settings: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for NaN and infinity: both would enter a key as null."""
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PydanticCustomError("finite", "{name} must be a finite number", {"name": name})
+    return settings
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_finite)]
+"""A base method's own numbers, which only the method knows."""
 
 
 class Frozen(BaseModel):
@@ -42,6 +59,28 @@ class NetworkSpec(Frozen):
     width: Count | None = None
     depth: Count | None = None
     norm: Literal["instance", "batch", "none"] = "instance"
+
+    @property
+    def channels(self) -> int:
+        """Channels of a ConvNet's blocks or of a ResNet's first group (facts 1)."""
+        published = (
+            128 if self.architecture == "convnet" else 32 if self.architecture.startswith("idc_") else 64
+        )
+        return self.width or published
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a ConvNet, or residual blocks of each of a ResNet's four groups."""
+        if self.architecture == "convnet":
+            return self.depth or 3
+        return 1 if self.architecture.endswith("resnet10") else 2
+
+    @field_validator("depth")
+    @classmethod
+    def _only_a_convnet_has_depth(cls, depth: int | None, info: ValidationInfo) -> int | None:
+        if depth is not None and info.data.get("architecture", "convnet") != "convnet":
+            raise PydanticCustomError("depth", "leave it out; the name of a ResNet says its depth")
+        return depth
 
 
 class SgdSpec(Frozen):
@@ -82,9 +121,9 @@ class Spec(Frozen):
 class DatasetSpec(Spec):
     """One uint8 Arrow artifact with its splits and its normalisation.
 
-    `fingerprint` is the digest of the source's content, so two folders with the same images share every job and
-    one changed pixel shares none. `validation_per_class` images of each class are cut from the training split;
-    `train_per_class` and `test_per_class` keep only that many (reduced scale), None keeps all.
+    `fingerprint` is the digest of the source's content, so two folders with the same images share every job
+    and one changed pixel shares none. `validation_per_class` images of each class are cut from the training
+    split; `train_per_class` and `test_per_class` keep only that many (reduced scale), None keeps all.
     """
 
     kind: ClassVar[Kind] = "dataset"
@@ -110,19 +149,20 @@ class DatasetSpec(Spec):
     label_field: str | None = None
 
     def title(self) -> str:
+        """The dataset and its normalisation."""
         return f"{self.name}-{self.normalise}"
 
 
 class TransitionSpec(SgdSpec):
-    """The link of the chain: train the previous start on S_1..S_{i-1} at the last learned step size (facts 5.2)."""
+    """A link of the chain: the previous start trained on S_1..S_{i-1} at the last learned step size."""
 
 
 class ExpertsSpec(Spec):
     """A cohort of `count` experts of one stage, numbered from `first`.
 
-    Stage 1 starts from random weights; stage i > 1 starts where each expert's own chain stands, so its parents are
-    the same cohort of stage i-1 and the sets S_1..S_{i-1}. `partition` limits the real images to those whose
-    forgetting score lies in [low, high) (Table 6).
+    Stage 1 starts from random weights; stage i > 1 starts where each expert's own chain stands, so its
+    parents are the same cohort of stage i-1 and the sets S_1..S_{i-1}. `partition` limits the real images to
+    those whose forgetting score lies in [low, high) (Table 6).
     """
 
     kind: ClassVar[Kind] = "experts"
@@ -138,6 +178,7 @@ class ExpertsSpec(Spec):
     seed: Index = 0
 
     def title(self) -> str:
+        """The network, the stage, and which experts."""
         last = self.first + self.count - 1
         return f"{self.network.architecture}-stage{self.stage}-{self.first}to{last}-seed{self.seed}"
 
@@ -145,9 +186,10 @@ class ExpertsSpec(Spec):
 class ForgettingSpec(Spec):
     """How often each training image was right and then wrong (Toneva et al.; facts 8).
 
-    `never_learned` says how an image that was never right counts: `zero` is the paper's own wording (no right, so
-    no event), `epochs` is Toneva's convention (sorts last). With `experts` as parents their correctness streams are
-    counted and nothing is trained; else `runs` networks are trained here and their counts summed.
+    `never_learned` says how an image that was never right counts: `zero` is the paper's own wording (no
+    right, so no event), `epochs` is Toneva's convention (sorts last). With `experts` as parents their
+    correctness streams are counted and nothing is trained; else `runs` networks are trained here and their
+    counts summed.
     """
 
     kind: ClassVar[Kind] = "forgetting"
@@ -160,6 +202,7 @@ class ForgettingSpec(Spec):
     seed: Index = 0
 
     def title(self) -> str:
+        """The network and how long it is watched."""
         return f"{self.network.architecture}-{self.training.epochs}ep-seed{self.seed}"
 
 
@@ -175,6 +218,7 @@ class SelectSpec(Spec):
     seed: Index = 0
 
     def title(self) -> str:
+        """The rule, how many images per class, and which draw."""
         return f"{self.rule}-ipc{self.ipc}-draw{self.draw}-seed{self.seed}"
 
 
@@ -189,7 +233,7 @@ class ImageOptimiserSpec(Frozen):
 
 
 class ChoiceSpec(Frozen):
-    """Which iterate of a stage is kept: the best on the held-out split, the last, or (named) the best on test.
+    """Which iterate of a stage is kept: the best on the held-out split, the last, or, by name, on test.
 
     `test` repeats the reference's choice on the test split (facts 4.3, a leak) and is never a default.
     """
@@ -203,8 +247,8 @@ class ChoiceSpec(Frozen):
 class DistilSpec(Spec):
     """Stage i of progressive distillation around one base method (paper section 4.1, Algorithm 1).
 
-    `settings` are the base method's own numbers; its module in `workers.methods` validates them before anything
-    starts. With `conditioning` the frozen sets S_1..S_{i-1} take part in the matching objective.
+    `settings` are the base method's own numbers; its module in `workers.methods` validates them before
+    anything starts. With `conditioning` the frozen sets S_1..S_{i-1} take part in the matching objective.
     """
 
     kind: ClassVar[Kind] = "distil"
@@ -220,12 +264,13 @@ class DistilSpec(Spec):
     init: Literal["real", "noise"] = "real"
     conditioning: bool = True
     choice: ChoiceSpec
-    settings: dict[str, Any]
+    settings: Settings
     seed: Index = 0
 
     checkpoint_every: Count = 50
 
     def title(self) -> str:
+        """The base method, the stage, and its new images per class."""
         return f"{self.method}-stage{self.stage}-ipc{self.ipc}-seed{self.seed}"
 
 
@@ -245,6 +290,7 @@ class EvaluateSpec(Spec):
     seed: Index = 0
 
     def title(self) -> str:
+        """The network, the mode, and which network of a table's cell."""
         return f"{self.network.architecture}-{self.mode}-net{self.index}-seed{self.seed}"
 
 
@@ -260,6 +306,7 @@ class FullSpec(Spec):
     seed: Index = 0
 
     def title(self) -> str:
+        """The network, and which one of a table's cell."""
         return f"{self.network.architecture}-net{self.index}-seed{self.seed}"
 
 

@@ -1,0 +1,1 @@
+"""When and where jobs run: the decision core, the driver, clusters, reports and the command line."""

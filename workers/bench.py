@@ -1,8 +1,9 @@
 """The bench a job works at: its store, its device, its checkpoints, and the bell that asks it to step aside.
 
-Everything a job function needs from outside stands here, so that each is a plain function `work(bench, folder)`
-which writes its data files into `folder` and returns the small numbers for the manifest. A `Bench` is made by
-`workers.execute`, or by hand in a Python session: `Bench.alone(job, Store.open("pdd-store"))`.
+Everything a job function needs from outside stands here, so that each is a plain function
+`work(bench, folder)` which writes its data files into `folder` and returns the small numbers for the
+manifest. A `Bench` is made by `workers.execute`, or by hand in a Python session:
+`Bench.alone(job, Store.open("pdd-store"))`.
 """
 
 from __future__ import annotations

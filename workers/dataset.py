@@ -1,8 +1,9 @@
-"""The dataset artifact: splits as uint8 Arrow, the normalisation beside them, and the same as resident tensors.
+"""The dataset artifact: splits as uint8 Arrow with their normalisation, and the same as resident tensors.
 
-The held-out validation split is cut from the training split, stratified, by a permutation seeded with the spec's
-`split_seed` alone, so every job of every experiment holds out the same images. ZCA and measured statistics are fitted
-on what is left for training: nothing held out, and nothing of the test split, reaches an expert.
+The held-out validation split is cut from the training split, stratified, by a permutation seeded with the
+spec's `split_seed` alone, so every job of every experiment holds out the same images. ZCA and measured
+statistics are fitted on what is left for training: nothing held out, and nothing of the test split, reaches
+an expert.
 """
 
 from __future__ import annotations
@@ -78,7 +79,12 @@ def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
     )
     found = sources.inspect(source).fingerprint
     if found != spec.fingerprint:
-        raise BadInput(bench.job.key, "dataset.path", spec.path, "its content changed since the run was planned; plan again")
+        raise BadInput(
+            bench.job.key,
+            "dataset.path",
+            spec.path,
+            "its content changed since the run was planned; plan again",
+        )
     bench.pulse(0.1, "reading")
     arrays = sources.read(source)
     rng = np.random.Generator(np.random.PCG64(spec.split_seed))
@@ -86,9 +92,15 @@ def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
     tested, _ = _hold_out(arrays.test_labels, spec.test_per_class or len(arrays.test_labels), None, rng)
     bench.pulse(0.5, "fitting the transform")
     transform = preprocess.make(spec.normalise, torch.from_numpy(arrays.train_images[kept]))
-    _write_split(folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names)
-    _write_split(folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names)
-    _write_split(folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names)
+    _write_split(
+        folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names
+    )
+    _write_split(
+        folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names
+    )
+    _write_split(
+        folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names
+    )
     kind = "zca" if isinstance(transform, preprocess.Zca) else "affine"
     np.savez(folder / TRANSFORM, kind=np.array(kind), **preprocess.arrays(transform))  # type: ignore[arg-type]
     return {"train": len(kept), "validation": len(held), "test": len(tested)}
@@ -96,11 +108,12 @@ def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
 
 def load(store: Store, key: str, device: torch.device) -> Dataset:
     """The artifact as resident tensors; the last two used in a process stay in memory."""
-    return _load(store, key, device)
+    return _load(store.root, key, device)
 
 
 @lru_cache(maxsize=2)
-def _load(store: Store, key: str, device: torch.device) -> Dataset:
+def _load(root: Path, key: str, device: torch.device) -> Dataset:
+    store = Store(root)
     with np.load(store.path(key, TRANSFORM), allow_pickle=False) as file:
         values = dict(file)
     transform = preprocess.from_arrays(str(values.pop("kind")), values)
@@ -115,7 +128,7 @@ def _load(store: Store, key: str, device: torch.device) -> Dataset:
 def _hold_out(
     labels: NDArray[np.int64], held_per_class: int, used_per_class: int | None, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices held out and kept, each ascending: per class a permutation, the first ones held, at most `used` in all."""
+    """Indices held out and kept, each ascending: per class a permutation, its first held, `used` in all."""
     held, kept = [], []
     for label in range(int(labels.max()) + 1):
         order = rng.permutation(np.flatnonzero(labels == label))[:used_per_class]
@@ -124,7 +137,9 @@ def _hold_out(
     return np.sort(np.concatenate(held)), np.sort(np.concatenate(kept))
 
 
-def _write_split(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]) -> None:
+def _write_split(
+    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], class_names: tuple[str, ...]
+) -> None:
     shape = images.shape[1:]
     size = int(np.prod(shape))
     pixels = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(images).ravel()), size)

@@ -1,9 +1,10 @@
 """Stage i of progressive dataset distillation around any base method (paper section 4.1, Algorithm 1).
 
-The loop is the same for all methods: new images start from real ones (or noise); each iteration the method matches
-with the union of the frozen sets and the new images (*conditioning*) and only the new images descend; from time to
-time the current images are judged by networks trained on the union, and the best iterate by the held-out split is
-the stage's result. The start networks have been through the earlier sets already (*transition*, in the experts).
+The loop is the same for all methods: new images start from real ones (or noise); each iteration the method
+matches with the union of the frozen sets and the new images (*conditioning*) and only the new images descend;
+from time to time the current images are judged by networks trained on the union, and the best iterate by the
+held-out split is the stage's result. The start networks have been through the earlier sets already
+(*transition*, in the experts).
 
 Everything the next iteration depends on is in the checkpoint, so a killed stage goes on bit for bit on a CPU.
 """
@@ -123,11 +124,15 @@ class StageRun:
         self.generator.set_state(torch.from_numpy(arrays["generator"]))
         self.iteration = values["iteration"]
         self.history = History(
-            arrays["loss"].tolist(), arrays["step_size"].tolist(), [(int(at), float(a)) for at, a in values["candidates"]]
+            arrays["loss"].tolist(),
+            arrays["step_size"].tolist(),
+            [(int(at), float(a)) for at, a in values["candidates"]],
         )
         if "kept" in arrays:
             images = torch.from_numpy(arrays["kept"]).to(self.bench.device)
-            self.kept = Kept(values["kept_accuracy"], values["kept_iteration"], images, values["kept_step_size"])
+            self.kept = Kept(
+                values["kept_accuracy"], values["kept_iteration"], images, values["kept_step_size"]
+            )
         return True
 
     def _judging_is_due(self) -> bool:
@@ -135,7 +140,7 @@ class StageRun:
         return last or (self.spec.choice.by != "last" and self.iteration % self.spec.choice.every == 0)
 
     def _judge(self) -> None:
-        """Keep the current iterate if it is at least as good as the kept one; the last one wins without a contest."""
+        """Keep the current iterate if it is as good as the kept one; the last wins without a contest."""
         choice = self.spec.choice
         score = 0.0 if choice.by == "last" else self._candidate_accuracy()
         self.history.candidates.append((self.iteration, score))
@@ -153,7 +158,9 @@ class StageRun:
         for number in range(choice.networks):
             seed = seed_from(self.bench.job.key, "candidate", self.iteration, number)
             generator = torch.Generator().manual_seed(seed)
-            network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
+            network = build_network(
+                self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device
+            )
             start = self.method.start(number)
             if start is not None:
                 load_flat(network, start.to(self.bench.device))
@@ -163,13 +170,20 @@ class StageRun:
         return sum(scores) / len(scores)
 
     def _method(self) -> Method:
-        paths = [self.bench.store.path(key, trajectories.TRAJECTORIES) for key in self.bench.parents("experts")]
+        paths = [
+            self.bench.store.path(key, trajectories.TRAJECTORIES) for key in self.bench.parents("experts")
+        ]
         stage = Stage(
             spec=self.spec,
-            dataset=self.data,
+            train=self.data.train,
+            classes=self.data.classes,
             experts=trajectories.Trajectories(paths) if paths else None,
             network=build_network(
-                self.spec.network, self.data.shape, self.data.classes, self.bench.generator("layout"), self.bench.device
+                self.spec.network,
+                self.data.shape,
+                self.data.classes,
+                self.bench.generator("layout"),
+                self.bench.device,
             ),
             device=self.bench.device,
             memory_level=self.bench.memory_level,
@@ -201,10 +215,11 @@ def distil(bench: Bench, folder: Path) -> dict[str, Any]:
     run.resume()
     while run.iteration < run.spec.iterations:
         run.step()
-        if bench.stopping or run.iteration % run.spec.checkpoint_every == 0:
+        stopping = bench.stopping
+        if stopping or run.iteration % run.spec.checkpoint_every == 0:
             run.save()
         bench.report(run.iteration / run.spec.iterations, _note(run))
-        if bench.stopping:
+        if stopping:
             raise Yielded(f"{bench.job.key}: asked to stop at iteration {run.iteration}")
     synthetic.write(folder, run.result(), run.data.transform, run.data.class_names)
     _write_history(folder / HISTORY, run.history)
@@ -219,8 +234,9 @@ def distil(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def _note(run: StageRun) -> str:
-    best = f", held-out {run.kept.accuracy:.1f}%" if run.spec.choice.by == "validation" and run.kept.images is not None else ""
-    return f"iteration {run.iteration}/{run.spec.iterations}, loss {run.history.loss[-1]:.3f}{best}"
+    note = f"iteration {run.iteration}/{run.spec.iterations}, loss {run.history.loss[-1]:.3f}"
+    held_out = run.spec.choice.by == "validation" and run.kept.images is not None
+    return f"{note}, held-out {run.kept.accuracy:.1f}%" if held_out else note
 
 
 def _write_history(path: Path, history: History) -> None:

@@ -1,11 +1,12 @@
 """What a synthetic set is worth: train a random network on it and test it (facts 5.5 and 9).
 
-Progressive: one network is trained on S_1, then on S_1+S_2, and so on to the union, weights and momentum carried
-over, each link at its own learned step size with its own learning-rate drop. Union: one training on the final union.
-Sequential: S_1 alone, then S_2 alone, and so on. The network's weights are random and independent for every index, as
-the paper says (the reference code starts all of them from one stored expert).
+Progressive: one network is trained on S_1, then on S_1+S_2, and so on to the union, weights and momentum
+carried over, each link at its own learned step size with its own learning-rate drop. Union: one training on
+the final union. Sequential: S_1 alone, then S_2 alone, and so on. The network's weights are random and
+independent for every index, as the paper says (the reference code starts all of them from one stored expert).
 
-The test split is read here and in `full`, and nowhere else unless the reference's choice is asked for by name.
+The test split is read here and in `full`, and nowhere else unless the reference's choice is asked for by
+name.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def links(sets: Sequence[SyntheticSet], mode: Mode) -> list[SyntheticSet]:
 
 
 def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
-    """Train through the links and test after each; the accuracy after the last one is the result (percent)."""
+    """Train through the links and test after each; the accuracy (percent) after the last is the result."""
     spec = bench.job.spec
     assert isinstance(spec, EvaluateSpec)
     data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
@@ -53,7 +54,8 @@ def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
         def beat(epoch: int, seen: EpochStats, number: int = number) -> None:
             bench.pulse((number + (epoch + 1) / spec.training.epochs) / len(chain), f"link {number + 1}")
 
-        fit(trainer, link.images.to(bench.device), link.labels.to(bench.device), spec.training, lr=rate, on_epoch=beat)
+        images, labels = link.images.to(bench.device), link.labels.to(bench.device)
+        fit(trainer, images, labels, spec.training, lr=rate, on_epoch=beat)
         curve.append(accuracy(network, data.test.images, data.test.labels))
     return _result(folder, curve)
 

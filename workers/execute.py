@@ -1,8 +1,8 @@
 """Doing one job: claim it, work, put the artifact in place, say how it ended.
 
-This is what every way of running shares: a Ray actor, a SLURM worker and a plain Python session all call `execute`.
-It never raises for what a job does; it returns an `Ended`, because the driver decides what an ending means. Log
-lines of a job go to `runs/<run>/logs/<key>.log` in the store.
+This is what every way of running shares: a Ray actor, a SLURM worker and a plain Python session all call
+`execute`. It never raises for what a job does; it returns an `Ended`, because the driver decides what an
+ending means. Log lines of a job go to `runs/<run>/logs/<key>.log` in the store.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -24,6 +24,7 @@ from workers import dataset, distil, evaluation, experts, forgetting, selection
 from workers.bench import Bench
 from workers.checkpoints import Checkpoints
 from workers.claims import Claims, Held
+from workers.files import make_folder
 from workers.process import device_of_choice
 from workers.store import Store
 
@@ -45,10 +46,10 @@ _BUSY_SECONDS = 2.0
 
 
 class Ended(TypedDict, total=False):
-    """How a job ended: `done`, `found` (was there already), `busy` (someone alive has it), `yielded` or `failed`.
+    """How a job ended: `done`, `found` (already there), `busy` (someone alive has it), `yielded` or `failed`.
 
-    `reason` of a failure is one of bug, diverged, memory, input, disk, parent; with `parent` the key of an artifact
-    that was damaged or gone comes along.
+    `reason` of a failure is one of bug, diverged, memory, input, disk, parent; with `parent` the key of an
+    artifact that was damaged or gone comes along.
     """
 
     status: str
@@ -65,10 +66,12 @@ def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int
     """Do the job (as `Job.to_json` wrote it) for a run, unless it is done or being done."""
     began = time.monotonic()
     made = Job.from_json(job)
-    store = Store.open(store_root)
-    log = store.run_folder(run) / "logs" / f"{made.key}.log"
-    ended = _attempt(made, store, run, memory_level, log)
-    ended.update(key=made.key, seconds=time.monotonic() - began, log=str(log))
+    log = Store(store_root).run_folder(run) / "logs" / f"{made.key}.log"
+    try:
+        ended = _attempt(made, Store.open(store_root), run, memory_level, log)
+    except Exception as error:  # the store, the claim or the log
+        ended = _failure(error)
+    ended["key"], ended["seconds"], ended["log"] = made.key, time.monotonic() - began, str(log)
     return ended
 
 
@@ -103,7 +106,8 @@ def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held) -> E
         logging.info("%s", error)
         return Ended(status="yielded", message=str(error))
     except Exception as error:
-        return _classified(error)
+        failure, damaged = _failure(error), _damaged_parent(job, store)
+        return failure if damaged is None else _failed("parent", failure["message"], parent=damaged)
     return Ended(status="done")
 
 
@@ -125,9 +129,23 @@ def perform(bench: Bench) -> None:
         experts.drop_checkpoints(bench)
 
 
-def _classified(error: Exception) -> Ended:
+def _damaged_parent(job: Job, store: Store) -> str | None:
+    """The first parent whose bytes are not what its manifest says, whatever the job made of them.
+
+    It is quarantined, so that it will be made again.
+    """
+    for key in job.parent_keys():
+        if complaints := store.verify(key):
+            with suppress(FileNotFoundError):  # was quarantined already
+                store.quarantine(key, "; ".join(complaints))
+            return key
+    return None
+
+
+def _failure(error: Exception) -> Ended:
+    """Log an error and say which reason it is."""
     logging.error("%s", "".join(traceback.format_exception(error)))
-    message = f"{type(error).__name__}: {error}"
+    message = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
     if isinstance(error, Diverged):
         return _failed("diverged", message)
     if isinstance(error, BadInput):
@@ -149,7 +167,9 @@ def _failed(reason: str, message: str, **more: str) -> Ended:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in (path.parent.parent, path.parent):
+        make_folder(folder)
+    path.touch(0o600)
     writer = logging.FileHandler(path)
     writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()

@@ -1,12 +1,12 @@
 """A cohort of experts: networks trained on real data, kept as trajectories.
 
-Stage 1 starts from random weights. Stage i > 1 makes the transition first (paper section 4.1, facts 5.2): each
-expert starts where its own chain stands, which is snapshot 0 of its stage i-1 trajectory trained on the union
-S_1..S_{i-1} at the step size learned with S_{i-1}; that network is snapshot 0 here, and training goes on with real
-data. The optimiser of the link and that of the real training are both fresh.
+Stage 1 starts from random weights. Stage i > 1 makes the transition first (paper section 4.1, facts 5.2):
+each expert starts where its own chain stands, which is snapshot 0 of its stage i-1 trajectory trained on the
+union S_1..S_{i-1} at the step size learned with S_{i-1}; that network is snapshot 0 here, and training goes
+on with real data. The optimiser of the link and that of the real training are both fresh.
 
-Two departures from the reference, neither of which changes a result: snapshots are copies (there they alias the live
-weights on a CPU), and no test accuracy is computed along the way.
+Two departures from the reference, neither of which changes a result: snapshots are copies (there they alias
+the live weights on a CPU), and no test accuracy is computed along the way.
 """
 
 from __future__ import annotations
@@ -49,16 +49,20 @@ def train_cohort(bench: Bench, folder: Path) -> dict[str, Any]:
 
 
 def start_of(bench: Bench, data: Dataset, number: int) -> Network:
-    """The network from which expert `number` of this cohort starts its training on real data: theta_i of its chain."""
+    """The network from which expert `number` of this cohort starts on real data: theta_i of its chain."""
     spec = _spec(bench)
     name = spec.first + number
-    network = build_network(spec.network, data.shape, data.classes, bench.generator("init", name), bench.device)
+    network = build_network(
+        spec.network, data.shape, data.classes, bench.generator("init", name), bench.device
+    )
     if spec.stage == 1:
         return network
     assert spec.transition is not None
     chain = trajectories.Trajectories([bench.store.path(bench.parent("chain"), trajectories.TRAJECTORIES)])
     load_flat(network, chain.parameters(number, 0).to(bench.device))
-    union = synthetic.union([synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")])
+    union = synthetic.union(
+        [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
+    )
     link = trainer_for(network, spec.transition, bench.generator("transition", name), lr=union.step_size)
     fit(link, union.images.to(bench.device), union.labels.to(bench.device), spec.transition,
         on_epoch=lambda epoch, _: _yield_if_asked(bench))  # fmt: skip
@@ -84,7 +88,7 @@ def _train_expert(bench: Bench, data: Dataset, real: Split, number: int) -> Traj
 
 
 def _real_images(bench: Bench, data: Dataset) -> Split:
-    """The training split, or the part of it whose forgetting scores lie in the stage's partition (Table 6)."""
+    """The training split, or those whose forgetting scores lie in the stage's partition (Table 6)."""
     partition = _spec(bench).partition
     if partition is None:
         return data.train
@@ -92,14 +96,18 @@ def _real_images(bench: Bench, data: Dataset) -> Split:
     counts = forgetting.read_counts(bench.store.path(bench.parent("forgetting"), forgetting.COUNTS))
     chosen = torch.from_numpy(np.flatnonzero((counts >= low) & (counts < high))).to(bench.device)
     if not len(chosen):
-        raise BadInput(bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it")
+        raise BadInput(
+            bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it"
+        )
     return Split(data.train.images[chosen], data.train.labels[chosen])
 
 
 def _held_out_accuracy(bench: Bench, data: Dataset, done: list[Trajectory]) -> dict[str, Any]:
-    """Mean accuracy on the held-out split (percent) at the first and the last snapshot; for people, steers nothing."""
+    """Mean held-out accuracy (percent) at the first and the last snapshot; for people, steers nothing."""
     split = data.validation if len(data.validation) else data.train
-    network = build_network(_spec(bench).network, data.shape, data.classes, bench.generator("probe"), bench.device)
+    network = build_network(
+        _spec(bench).network, data.shape, data.classes, bench.generator("probe"), bench.device
+    )
     means = {}
     for name, row in (("start_accuracy", 0), ("end_accuracy", -1)):
         total = 0.0
@@ -123,7 +131,9 @@ def _yield_if_asked(bench: Bench) -> None:
 def _keep(bench: Bench, number: int, made: Trajectory | None) -> None:
     assert made is not None
     if _spec(bench).count > 1:
-        bench.checkpoints.save(f"{bench.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {})
+        bench.checkpoints.save(
+            f"{bench.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {}
+        )
 
 
 def _finished(bench: Bench, number: int) -> Trajectory | None:

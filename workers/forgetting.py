@@ -1,13 +1,13 @@
 """Forgetting scores: how often an image was classified rightly and then wrongly (Toneva et al., ICLR 2019).
 
 An event is a presentation that is wrong when the previous presentation of the same image was right; the first
-presentation cannot be one. Right or wrong is seen on the training batch itself before its update, augmented and in
-training mode, which is the correctness stream every expert leaves behind; so scores come free with the experts, or
-from networks trained here for the purpose.
+presentation cannot be one. Right or wrong is seen on the training batch itself before its update, augmented
+and in training mode, which is the correctness stream every expert leaves behind; so scores come free with the
+experts, or from networks trained here for the purpose.
 
-An image that was never right has no event. Under the paper's wording its count is therefore 0, the easiest; Toneva
-et al. count it as the number of epochs, the hardest. That is a setting (`never_learned`), because it moves such
-images from the first partition to beyond the last.
+An image that was never right has no event. Under the paper's wording its count is therefore 0, the easiest;
+Toneva et al. count it as the number of epochs, the hardest. That is a setting (`never_learned`), because it
+moves such images from the first partition to beyond the last.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def count_events(right: NDArray[np.bool_], never_learned: Literal["zero", "epoch
     Returns:
         int64 [images].
     """
-    events = (right[:-1] & ~right[1:]).sum(axis=0, dtype=np.int64)
+    events: NDArray[np.int64] = (right[:-1] & ~right[1:]).sum(axis=0, dtype=np.int64)
     if never_learned == "epochs":
         events[~right.any(axis=0)] = len(right)
     return events
@@ -52,7 +52,11 @@ def score(bench: Bench, folder: Path) -> dict[str, Any]:
     assert isinstance(spec, ForgettingSpec)
     cohorts = bench.parents("experts")
     streams = (
-        [stream for key in cohorts for stream in trajectories.read_correctness(bench.store.path(key, trajectories.CORRECTNESS))]
+        [
+            stream
+            for key in cohorts
+            for stream in trajectories.read_correctness(bench.store.path(key, trajectories.CORRECTNESS))
+        ]
         if cohorts
         else [_stream(bench, spec, run) for run in range(spec.runs)]
     )
@@ -74,7 +78,9 @@ def read_counts(path: Path) -> NDArray[np.int64]:
 
 def _stream(bench: Bench, spec: ForgettingSpec, run: int) -> NDArray[np.bool_]:
     data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    network = build_network(spec.network, data.shape, data.classes, bench.generator("init", run), bench.device)
+    network = build_network(
+        spec.network, data.shape, data.classes, bench.generator("init", run), bench.device
+    )
     rows: list[NDArray[np.bool_]] = []
 
     def keep(epoch: int, seen: EpochStats) -> None:

@@ -1,17 +1,18 @@
 """Trajectory matching: how far a student trained on synthetic images ends from where an expert went.
 
-Cazenavette et al. (MTT, CVPR 2022), as in facts 4.2. From an expert's parameters theta_0 the student takes N plain
-gradient steps with a learnable step size a on batches b_t of augmented synthetic images,
+Cazenavette et al. (MTT, CVPR 2022), as in facts 4.2. From an expert's parameters theta_0 the student takes N
+plain gradient steps with a learnable step size a on batches b_t of augmented synthetic images,
 
     theta_{t+1} = theta_t - a * grad_theta CE(f(A(X[b_t]); theta_t), y[b_t]),
 
 and the loss is  || theta_N - theta* ||^2 / || theta_0 - theta* ||^2,  theta* being the expert M epochs later.
 
-Two engines compute the loss and its exact gradient with respect to X and a. `whole_graph` keeps all N steps in one
-autograd graph: fastest, memory grows with N. `adjoint` keeps only the N parameter vectors and walks back one step at
-a time:  lambda <- lambda - a H_t lambda,  dX -= a d/dX (g_t . lambda),  da -= g_t . lambda.  Same mathematics in the
-memory of one step for about a third more time. Everything is eager and in native operations, whose double
-backward was measured fastest on a CPU; a compiled engine would be a third function of this signature.
+Two engines compute the loss and its exact gradient with respect to X and a. `whole_graph` keeps all N steps
+in one autograd graph: fastest, memory grows with N. `adjoint` keeps only the N parameter vectors and walks
+back one step at a time:  lambda <- lambda - a H_t lambda,  dX -= a d/dX (g_t . lambda),  da -= g_t . lambda.
+Same mathematics in the memory of one step for about a third more time. Everything is eager and in native
+operations, whose double backward was measured fastest on a CPU; a compiled engine would be a third function
+of this signature.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Student:
     augmentation: Augmentation | None
 
     def loss(self, theta: Tensor, images: Tensor, labels: Tensor, batch: InnerBatch) -> Tensor:
-        """Mean cross-entropy of the augmented batch at parameters theta [P]; differentiable in theta and images."""
+        """Mean cross-entropy of the augmented batch; differentiable in parameters theta [P] and images."""
         chosen = images[batch.index]
         if self.augmentation is not None and batch.draw is not None:
             chosen = self.augmentation.apply(chosen, batch.draw)
@@ -82,8 +83,11 @@ def whole_graph(
 
     Args:
         student: network and augmentation of the inner steps.
-        start: theta_0, float [P]; target: theta*, float [P]. Neither gets a gradient.
-        images: X, float [n, C, H, W]; labels: int64 [n]; step_size: a, float [].
+        start: theta_0, float [P]; gets no gradient.
+        target: theta*, float [P]; gets no gradient.
+        images: X, float [n, C, H, W].
+        labels: int64 [n].
+        step_size: a, float [].
         batches: one entry for each of the N inner steps.
     """
     with torch.enable_grad():
@@ -91,7 +95,9 @@ def whole_graph(
         step_size = step_size.detach().requires_grad_()
         theta = start.detach().requires_grad_()
         for batch in batches:
-            (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta, create_graph=True)
+            (gradient,) = torch.autograd.grad(
+                student.loss(theta, images, labels, batch), theta, create_graph=True
+            )
             theta = theta - step_size * gradient
         loss = normalised_distance(theta, start, target)
         to_images, to_step_size = torch.autograd.grad(loss, (images, step_size))
@@ -108,20 +114,27 @@ def adjoint(
     batches: Sequence[InnerBatch],
 ) -> Matched:
     """The same as `whole_graph` in the memory of one inner step; arguments and result alike."""
-    path = [start.detach()]
+    start, images, step_size = start.detach(), images.detach(), step_size.detach()
+    path = [start]
     for batch in batches:
-        theta = path[-1].requires_grad_()
-        (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta)
-        path.append((theta - step_size * gradient).detach())
-    loss = normalised_distance(path[-1], path[0], target)
-    costate = 2 * (path[-1] - target) / (path[0].detach() - target).square().sum()
+        path.append(path[-1] - step_size * _gradient(student, path[-1], images, labels, batch))
+    loss = normalised_distance(path[-1], start, target)
+    costate = 2 * (path[-1] - target) / (start - target).square().sum()
     to_images, to_step_size = torch.zeros_like(images), torch.zeros_like(step_size)
     for theta, batch in zip(reversed(path[:-1]), reversed(batches), strict=True):
         gradient, curved, pulled = _step_products(student, theta, images, labels, batch, costate)
         to_images -= step_size * pulled
         to_step_size -= gradient @ costate
         costate = costate - step_size * curved
-    return Matched(loss.detach(), to_images, to_step_size)
+    return Matched(loss, to_images, to_step_size)
+
+
+def _gradient(student: Student, theta: Tensor, images: Tensor, labels: Tensor, batch: InnerBatch) -> Tensor:
+    """The gradient of one inner step's loss, without a graph."""
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta)
+    return gradient
 
 
 def _step_products(
@@ -131,7 +144,9 @@ def _step_products(
     with torch.enable_grad():
         theta = theta.detach().requires_grad_()
         images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            student.loss(theta, images, labels, batch), theta, create_graph=True
+        )
         curved, pulled = torch.autograd.grad(gradient @ costate, (theta, images))
     return gradient.detach(), curved, pulled
 

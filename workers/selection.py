@@ -1,8 +1,8 @@
 """Selection baselines: synthetic sets made of real images.
 
-Random takes n images of each class without replacement; Forgetting takes the n with the highest counts (Table 1 of
-the paper; ties by position). The chosen images are stored as any synthetic set, without a step size, together with
-their indices into the training split.
+Random takes n images of each class without replacement; Forgetting takes the n with the highest counts (Table
+1 of the paper; ties by position). The chosen images are stored as any synthetic set, without a step size,
+together with their indices into the training split.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Networks and training as the specs say them: the bridge from `jobs.specs` to `networks` and `training`.
 
-Everything that is trained (experts, links of the chain, evaluation nets, bounds) is built and fitted here, so a
-number of a spec has one meaning.
+Everything that is trained (experts, links of the chain, evaluation nets, bounds) is built and fitted here, so
+a number of a spec has one meaning.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from workers.training import EpochStats, Optimiser, Schedule, Trainer
 
 
 def build_network(
-    spec: NetworkSpec, shape: tuple[int, int, int], classes: int, generator: torch.Generator, device: torch.device
+    spec: NetworkSpec,
+    shape: tuple[int, int, int],
+    classes: int,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Network:
     """A network for images of `shape` (channels, height, width) with weights drawn from `generator`."""
     channels, height, _ = shape
@@ -33,15 +37,19 @@ def build_network(
         generator=generator,
     )
     if device.type == "cuda":  # not run on a GPU
-        return network.to(device, memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
     return network.to(device)
 
 
-def trainer_for(network: Network, spec: SgdSpec, generator: torch.Generator, lr: float | None = None) -> Trainer:
+def trainer_for(
+    network: Network, spec: SgdSpec, generator: torch.Generator, lr: float | None = None
+) -> Trainer:
     """A trainer without momentum yet; `lr` replaces the spec's, e.g. by a learned step size."""
     rate = lr if lr is not None else spec.lr
     assert rate is not None, f"no learning rate: neither the spec nor the caller gives one: {spec}"
-    return Trainer(network, Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay), generator)
+    return Trainer(
+        network, Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay), generator
+    )
 
 
 def fit(
@@ -54,7 +62,7 @@ def fit(
     on_epoch: Callable[[int, EpochStats], None] | None = None,
     correctness: bool = False,
 ) -> None:
-    """Train through the spec's schedule, from its first epoch; momentum buffers of earlier calls are carried on."""
+    """Train through the spec's schedule from its first epoch; momentum of earlier calls is carried on."""
     trainer.run(
         images,
         labels,
@@ -75,5 +83,5 @@ def schedule_of(spec: SgdSpec) -> Schedule:
 
 
 def augmentation_of(strategy: str) -> Augmentation | None:
-    """The MTT family's augmentation of a strategy string (one operation a batch, `align_corners` true; facts 3)."""
+    """A strategy string as the MTT family means it: one operation a batch, `align_corners` true (facts 3)."""
     return None if strategy == "none" else Augmentation.parse(strategy, mode="one", align_corners=True)

@@ -1,9 +1,9 @@
 """A synthetic set on disk, in two forms.
 
-`set.arrow` is exact: float32 pixels in the training space (normalised or ZCA), labels, and the learned step size
-without which the set cannot be evaluated as it was meant (facts 4.3). `set.parquet` is for everybody else: PNG
-pictures in the Hugging Face image layout. Each file holds one stage's new images; a union is the concatenation of
-the stages, earlier ones first.
+`set.arrow` is exact: float32 pixels in the training space (normalised or ZCA), labels, and the learned step
+size without which the set cannot be evaluated as it was meant (facts 4.3). `set.parquet` is for everybody
+else: PNG pictures in the Hugging Face image layout. Each file holds one stage's new images; a union is the
+concatenation of the stages, earlier ones first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PICTURES = "set.parquet"
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """Images float32 [n, C, H, W] in the training space, labels int64 [n], and the step size learned with them.
+    """Images float32 [n, C, H, W] in the training space, labels int64 [n], and their learned step size.
 
     `step_size` is None for sets of real images, which are trained at the recipe's learning rate.
     """
@@ -78,7 +78,9 @@ def read(folder_or_file: Path) -> SyntheticSet:
         pixels = table.column("pixels").chunk(0).flatten().to_numpy().reshape(-1, *shape).copy()
         labels = table.column("label").to_numpy().copy()
     step_size = metadata[b"step_size"].decode()
-    return SyntheticSet(torch.from_numpy(pixels), torch.from_numpy(labels), float.fromhex(step_size) if step_size else None)
+    return SyntheticSet(
+        torch.from_numpy(pixels), torch.from_numpy(labels), float.fromhex(step_size) if step_size else None
+    )
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -90,8 +92,12 @@ def to_uint8(images: Tensor) -> np.ndarray:
 def _write_pictures(path: Path, images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
     encoded = [{"bytes": _png(picture), "path": None} for picture in to_uint8(images)]
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([("image", picture), ("label", pa.int64())], metadata={"huggingface": _features(class_names)})
-    pq.write_table(pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema), path)
+    schema = pa.schema(
+        [("image", picture), ("label", pa.int64())], metadata={"huggingface": _features(class_names)}
+    )
+    pq.write_table(
+        pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema), path
+    )
 
 
 def _png(picture: np.ndarray) -> bytes:

@@ -1,9 +1,9 @@
 """Expert trajectories on disk: parameters by (expert, epoch) in memory-mapped Arrow IPC.
 
-One record batch per expert, one row per epoch, uncompressed float32, so a matching step touches the two rows it
-needs and never the file. The per-example correctness stream of the same training lies beside it, one bit an image.
-Snapshots are copies: on a CPU the obvious `parameter.detach().cpu()` aliases the live weights and every epoch of the
-trajectory would be the last one (facts 4.1).
+One record batch per expert, one row per epoch, uncompressed float32, so a matching step touches the two rows
+it needs and never the file. The per-example correctness stream of the same training lies beside it, one bit
+an image. Snapshots are copies: on a CPU the obvious `parameter.detach().cpu()` aliases the live weights and
+every epoch of the trajectory would be the last one (facts 4.1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ TRAJECTORIES = "trajectories.arrow"
 CORRECTNESS = "correctness.arrow"
 
 
-def write(folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: Sequence[NDArray[np.bool_]]) -> None:
+def write(
+    folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: Sequence[NDArray[np.bool_]]
+) -> None:
     """Write a cohort.
 
     Args:
@@ -37,7 +39,10 @@ def write(folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: S
     _write(folder / TRAJECTORIES, "parameters", pa.list_(pa.float32(), size), rows)
     packed = [np.packbits(stream, axis=1) for stream in correctness]
     kind = pa.binary(packed[0].shape[1])
-    bits = [[pa.FixedSizeBinaryArray.from_buffers(kind, len(block), [None, pa.py_buffer(block.tobytes())])] for block in packed]
+    bits = [
+        [pa.FixedSizeBinaryArray.from_buffers(kind, len(block), [None, pa.py_buffer(block.tobytes())])]
+        for block in packed
+    ]
     _write(folder / CORRECTNESS, "right", kind, bits, images=correctness[0].shape[1])
 
 
@@ -59,7 +64,7 @@ class Trajectories:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
-        self._ends = list(accumulate(reader.num_record_batches for reader in self._readers))
+        self._ends: list[int] = list(accumulate(reader.num_record_batches for reader in self._readers))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -77,7 +82,9 @@ class Trajectories:
         """
         cohort = bisect_right(self._ends, expert)
         if not (0 <= expert < len(self) and 0 <= epoch <= self.epochs):
-            raise IndexError(f"expert {expert} epoch {epoch}: have {len(self)} experts and epochs 0..{self.epochs}")
+            raise IndexError(
+                f"expert {expert} epoch {epoch}: have {len(self)} experts and epochs 0..{self.epochs}"
+            )
         first = self._ends[cohort - 1] if cohort else 0
         column = self._readers[cohort].get_batch(expert - first).column(0)
         size = column.type.list_size

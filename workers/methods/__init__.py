@@ -1,7 +1,7 @@
 """The base methods around which progressive distillation is written, one module each.
 
-`method_named` finds the class by the name a recipe uses. A method outside this package is named by its import path,
-`package.module:Class`.
+`method_named` finds the class by the name a recipe uses. A method outside this package is named by its import
+path, `package.module:Class`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a base method must be able to do, so that progressive distillation can be written around it once.
 
-PDD's three ingredients live outside the methods: the *transition* is in the start networks a method is given (its
-experts' chains), *conditioning* and the *frozen images* are in `Pixels`. A method asks `Pixels` for the union, works
-out a gradient for all of it, and hands that back; the rows of frozen images are dropped there, so no method can move
-them.
+PDD's three ingredients live outside the methods: the *transition* is in the start networks a method is given
+(its experts' chains), *conditioning* and the *frozen images* are in `Pixels`. A method asks `Pixels` for the
+union, works out a gradient for all of it, and hands that back; the rows of frozen images are dropped there,
+so no method can move them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.specs import DistilSpec, Frozen, ImageOptimiserSpec
-from workers.dataset import Dataset
+from workers.dataset import Split
 from workers.synthetic import SyntheticSet
 from workers.trajectories import Trajectories
 
@@ -33,7 +33,9 @@ class Pixels:
         labels: int64 labels of the union, frozen first.
     """
 
-    def __init__(self, new: SyntheticSet, frozen: SyntheticSet | None, optimiser: ImageOptimiserSpec, iterations: int) -> None:
+    def __init__(
+        self, new: SyntheticSet, frozen: SyntheticSet | None, optimiser: ImageOptimiserSpec, iterations: int
+    ) -> None:
         self.new = new.images.clone()
         self._frozen = None if frozen is None else frozen.images
         self.labels = new.labels if frozen is None else torch.cat([frozen.labels, new.labels])
@@ -60,13 +62,17 @@ class Pixels:
     def state(self) -> Arrays:
         """The new images and the optimiser's buffers, as copies."""
         buffers = self._optimiser.state_dict()["state"].get(0, {})
-        kept = {f"optimiser/{name}": np.array(value) for name, value in buffers.items() if value is not None}
-        return {"new": self.new.cpu().numpy().copy(), **kept}
+        arrays = {"new": self.new, **{f"optimiser/{name}": value for name, value in buffers.items()}}
+        return {name: value.cpu().numpy().copy() for name, value in arrays.items() if value is not None}
 
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go back to a `state`."""
         self.new.copy_(torch.from_numpy(np.array(state["new"])))
-        buffers = {name.removeprefix("optimiser/"): torch.from_numpy(np.array(value)) for name, value in state.items() if name != "new"}
+        buffers = {
+            name.removeprefix("optimiser/"): torch.from_numpy(np.array(value))
+            for name, value in state.items()
+            if name != "new"
+        }
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": {0: buffers} if buffers else {}, "param_groups": groups})
 
@@ -76,7 +82,8 @@ class Stage:
     """What a method may know of its stage; nothing here lets it reach the test split."""
 
     spec: DistilSpec
-    dataset: Dataset
+    train: Split
+    classes: int
     experts: Trajectories | None
     network: torch.nn.Module
     """A network of the stage's architecture; its own weights mean nothing."""
@@ -87,8 +94,9 @@ class Stage:
 class Method(Protocol):
     """One base method in one stage.
 
-    A method is made at the start of a stage and may keep state between iterations; all of that state must be in
-    `state`, because a stage is resumed bit for bit from it. Random numbers come from the generator it is given.
+    A method is made at the start of a stage and may keep state between iterations; all of that state must be
+    in `state`, because a stage is resumed bit for bit from it. Random numbers come from the generator it is
+    given.
     """
 
     Settings: ClassVar[type[Frozen]]
@@ -110,7 +118,7 @@ class Method(Protocol):
         ...
 
     def start(self, number: int) -> Tensor | None:
-        """Parameters [P] from which candidate network `number` starts when iterates are compared; None: random."""
+        """Parameters [P] from which network `number` starts when iterates are judged; None: random."""
         ...
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
@@ -128,15 +136,16 @@ def _image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Op
     return torch.optim.SGD([images], lr=spec.lr, momentum=spec.momentum, foreach=False)
 
 
-def draw_without_replacement(queue: list[int], size: int, population: int, generator: torch.Generator) -> list[int]:
-    """The next at most `size` entries of a random order of range(population), which is drawn anew when used up.
+def draw_without_replacement(
+    queue: list[int], size: int, population: int, generator: torch.Generator
+) -> list[int]:
+    """The next at most `size` entries of a random order of range(population), drawn anew when used up.
 
-    `queue` is what is left of the current order and is consumed in place. The last chunk of an order is short when
-    `size` does not divide the population; it comes last (the reference takes it first, facts 4.2).
+    `queue` is what is left of the current order and is consumed in place. The last chunk of an order is short
+    when `size` does not divide the population; it comes last (the reference takes it first, facts 4.2).
     """
     if not queue:
         queue.extend(torch.randperm(population, generator=generator).tolist())
     taken = queue[:size]
     del queue[:size]
     return taken
-

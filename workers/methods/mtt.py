@@ -1,19 +1,21 @@
 """MTT, matching training trajectories (Cazenavette et al., CVPR 2022; facts 4).
 
-Each iteration takes the next expert of a random order, an epoch t uniform in [0, max_start_epoch), and pulls the
-student that starts at the expert's epoch t towards the expert's epoch t + expert_epochs (`workers.matching`). Images
-and step size learn together. Under PDD the experts of stage i are those whose chains went through S_1..S_{i-1}, and
-inner batches are drawn from the whole union.
+Each iteration takes the next expert of a random order, an epoch t uniform in [0, max_start_epoch), and pulls
+the student that starts at the expert's epoch t towards the expert's epoch t + expert_epochs
+(`workers.matching`). Images and step size learn together. Under PDD the experts of stage i are those whose
+chains went through S_1..S_{i-1}, and inner batches are drawn from the whole union.
 
-The step size can be learned in two forms. `linear` is the published one: SGD with momentum on the number itself,
-which can turn negative or explode (at least six threads report it), so it is guarded. `log` is ours: the
-logarithm learns, each update clamped, which settles in tens of iterations where the published rate needs thousands.
+The step size can be learned in two forms. `linear` is the published one: SGD with momentum on the number
+itself, which can turn negative or explode (at least six threads report it), so it is guarded. `log` is ours:
+the logarithm learns, each update clamped, which settles in tens of iterations where the published rate needs
+thousands.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 import torch
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from jobs.errors import Diverged
+from jobs.errors import BadInput, Diverged
 from jobs.specs import Augmentation, Count, Fraction, Frozen, Positive
 from workers.matching import ENGINES, Engine, InnerBatch, Matched, Student
 from workers.methods.base import Arrays, Pixels, Stage, draw_without_replacement
@@ -80,9 +82,7 @@ class TrajectoryMatching:
         self._student = Student(stage.network, augmentation_of(settings.augmentation))
         engine: Engine = "adjoint" if stage.memory_level else settings.engine
         self._match = ENGINES[engine]
-        needed = settings.max_start_epoch - 1 + settings.expert_epochs
-        if needed > self._experts.epochs:
-            raise ValueError(f"experts have {self._experts.epochs} epochs; max_start_epoch and expert_epochs need {needed}")
+        _require_epochs(settings, stage)
 
     @property
     def step_size(self) -> float:
@@ -98,11 +98,13 @@ class TrajectoryMatching:
         matched = self._matched(pixels, generator)
         loss = float(matched.loss)
         if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
-            raise Diverged(f"iteration {iteration}: matching loss {loss}: lower distil.image.lr or lr_step_size")
+            mend = "lower distil.image.lr or lr_step_size"
+            raise Diverged(f"iteration {iteration}: matching loss {loss}: {mend}")
         pixels.descend(matched.images, iteration)
         self._step_size.descend(float(matched.step_size))
         if not (math.isfinite(self.step_size) and self.step_size > 0):
-            raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: lower lr_step_size or learn its logarithm")
+            mend = "lower lr_step_size or learn its logarithm"
+            raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: {mend}")
         return loss
 
     def _matched(self, pixels: Pixels, generator: torch.Generator) -> Matched:
@@ -123,12 +125,14 @@ class TrajectoryMatching:
 
     def _inner_batch(self, union: Tensor, generator: torch.Generator) -> InnerBatch:
         spec = self._stage.spec
-        size = self._settings.batch_syn or self._stage.dataset.classes * spec.ipc
+        size = self._settings.batch_syn or self._stage.classes * spec.ipc
         chosen = draw_without_replacement(self._image_order, size, len(union), generator)
         augmentation = self._student.augmentation
         height, width = union.shape[2:]
-        draw = augmentation.draw(len(chosen), (height, width), generator, siamese=False) if augmentation else None
-        return InnerBatch(torch.tensor(chosen, device=union.device), draw)
+        batch = InnerBatch(torch.tensor(chosen, device=union.device), None)
+        if augmentation is None:
+            return batch
+        return replace(batch, draw=augmentation.draw(len(chosen), (height, width), generator, siamese=False))
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """The step size with its velocity, and what is left of the two random orders."""
@@ -145,3 +149,16 @@ class TrajectoryMatching:
         self._step_size.velocity = float.fromhex(cast(str, values["velocity"]))
         self._expert_order = list(values["expert_order"])
         self._image_order = list(values["image_order"])
+
+
+def _require_epochs(settings: MttSettings, stage: Stage) -> None:
+    """The last target, expert_epochs after the last start epoch, must be on the experts' trajectories."""
+    needed = settings.max_start_epoch - 1 + settings.expert_epochs
+    if stage.experts is not None and needed > stage.experts.epochs:
+        raise BadInput(
+            f"stage {stage.spec.stage} of {stage.spec.method}",
+            "distil.settings.max_start_epoch",
+            settings.max_start_epoch,
+            f"lower it or train the experts longer: with expert_epochs {settings.expert_epochs} they need "
+            f"{needed} epochs and have {stage.experts.epochs}",
+        )

@@ -1,0 +1,97 @@
+"""`doctor`: what would stop a run here, each finding with its mend, before a run finds out."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from jobs.errors import BadInput
+from orchestrator.cluster import Place
+from orchestrator.ray_pool import LONGEST_FOLDER
+from workers.store import Store
+
+PACKAGES = ("torch", "torchvision", "ray", "submitit", "pyarrow", "numpy")
+_FREE_GIB = 5
+_SHM_GIB = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: whether it is well, what was found, and what to do if it is not."""
+
+    name: str
+    well: bool
+    found: str
+    mend: str = ""
+
+
+def examine(place: Place) -> list[Finding]:
+    """All checks of the local machine, cheap ones first; nothing is started."""
+    return [
+        _python(),
+        *_packages(),
+        _cores(place),
+        _temporary_folder(),
+        _shared_memory(),
+        *_store(place.store),
+    ]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", sys.version_info >= (3, 11), version, "install Python 3.11 or later")
+
+
+def _packages() -> list[Finding]:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(Finding(name, True, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            found.append(Finding(name, False, "not installed", f"pip install {name}"))
+    return [*found, _device()]
+
+
+def _device() -> Finding:
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():  # not run on a GPU
+        return Finding("device", True, f"{torch.cuda.device_count()} CUDA device(s)")
+    return Finding("device", True, "no CUDA device: jobs run on the CPU")
+
+
+def _cores(place: Place) -> Finding:
+    cores, workers = len(os.sched_getaffinity(0)), place.cluster.count()
+    return Finding(
+        "workers", workers <= cores, f"{workers} workers on {cores} cores", f"use --workers {cores} or fewer"
+    )
+
+
+def _temporary_folder() -> Finding:
+    folder = tempfile.gettempdir()
+    room = LONGEST_FOLDER - len("/pdd-xxxxxxxx/ray")
+    return Finding("temporary folder", len(folder) <= room, folder, f"set TMPDIR to at most {room} characters")
+
+
+def _shared_memory() -> Finding:
+    if not Path("/dev/shm").is_dir():
+        return Finding("shared memory", True, "no /dev/shm on this system")
+    free = shutil.disk_usage("/dev/shm").free / 2**30
+    return Finding("shared memory", free >= _SHM_GIB, f"{free:.1f} GiB free in /dev/shm", "free or enlarge /dev/shm")
+
+
+def _store(root: str) -> list[Finding]:
+    try:
+        store = Store.open(root)
+    except BadInput as error:
+        return [Finding("store", False, str(error.value), error.mend)]
+    free = shutil.disk_usage(store.root).free / 2**30
+    return [
+        Finding("store", True, str(store.root)),
+        Finding("disk", free >= _FREE_GIB, f"{free:.0f} GiB free", f"keep {_FREE_GIB} GiB free for trajectories"),
+    ]

@@ -1,0 +1,141 @@
+"""What can happen to a run, and what the driver can be asked to do about it.
+
+Events go into `orchestrator.state.decide`, actions come out of it. Both are plain values: an event says what
+happened and when (seconds since the run began), an action what the caller must carry out. Neither knows how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LeaveReason = Literal["crashed", "memory", "preempted", "lost"]
+FailReason = Literal["bug", "diverged", "memory", "input", "disk", "parent", "crashed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, `at` seconds after the run began."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class Began(Event):
+    """The run began, and these keys were whole in the store."""
+
+    cached: frozenset[str]
+
+
+@dataclass(frozen=True)
+class SlotJoined(Event):
+    """A worker is there to take jobs."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class SlotLeft(Event):
+    """A worker is gone, and with it the run of its job."""
+
+    slot: str
+    reason: LeaveReason
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class JobEvent(Event):
+    """What a worker says about the job in its slot."""
+
+    key: str
+    slot: str
+
+
+@dataclass(frozen=True)
+class JobDone(JobEvent):
+    """The artifact is stored."""
+
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class JobFound(JobEvent):
+    """The artifact was in the store already: another driver made it."""
+
+
+@dataclass(frozen=True)
+class JobBusy(JobEvent):
+    """Somebody alive is making it; asking again makes sense in `retry_after` seconds."""
+
+    retry_after: float
+
+
+@dataclass(frozen=True)
+class JobYielded(JobEvent):
+    """The job saved a checkpoint and stepped aside; a `leaving` worker has no time for another one."""
+
+    leaving: bool = False
+
+
+@dataclass(frozen=True)
+class JobFailed(JobEvent):
+    """The job ended without its artifact; for reason "parent", `parent` is the damaged or missing one."""
+
+    reason: FailReason
+    message: str = ""
+    log: str = ""
+    parent: str = ""
+
+
+@dataclass(frozen=True)
+class JobMissing(Event):
+    """An artifact that was thought whole is damaged or gone."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Tick(Event):
+    """Nothing happened, but time went on."""
+
+
+@dataclass(frozen=True)
+class StopAsked(Event):
+    """Somebody wants the run to end: start nothing new, let running jobs step aside."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Start:
+    """Run the job in the slot; at memory level n the worker divides its micro-batch by 2**n."""
+
+    key: str
+    slot: str
+    attempt: int
+    memory_level: int
+
+
+@dataclass(frozen=True)
+class AskYield:
+    """Ask every running job to save a checkpoint and step aside."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Tell the people who watch the run."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End the run with this exit code: 0 all is there, 3 some jobs failed, 130 stopped on request."""
+
+    exit: Literal[0, 1, 3, 130]
+    why: str
+
+
+Action = Start | AskYield | Note | Finish

@@ -1,0 +1,198 @@
+"""The journal: what happened in a run, one JSON object a line, in the order in which it happened.
+
+`runs/<run>/journal.jsonl` in the store is what `status`, the progress screen and the report read; nobody
+asks Ray. It tells a story and holds no truth: what is done is what lies in the store, and a new driver
+begins from there.
+
+Every line has `event`, `t` (UTC, ISO 8601 with milliseconds), `seconds` since its driver began and `seq`,
+which goes up by one. A run that is taken up again goes on in the same file, so there may be several
+`run_began`. The fields of each event are an interface (`RECORDS`); more may come, these stay.
+
+One driver writes; each write is on the disk before the driver acts on it. A driver that cannot write its
+journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash cut
+short is left out by readers and removed by the next writer.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from jobs.errors import PddError
+
+NAME = "journal.jsonl"
+
+RECORDS: Mapping[str, tuple[str, ...]] = {
+    "run_began": ("run", "command", "experiments", "store", "jobs", "workers", "versions", "pid", "host"),
+    "job_cached": ("key",),
+    "job_unneeded": ("key",),
+    "job_ready": ("key", "remaining_path"),
+    "job_started": ("key", "kind", "slot", "host", "attempt", "remaining_path"),
+    "job_done": ("key", "kind", "slot", "job_seconds"),
+    "job_found": ("key", "kind", "slot"),
+    "job_busy": ("key", "slot", "retry_after"),
+    "job_yielded": ("key", "slot"),
+    "job_failed": ("key", "reason", "message", "log"),
+    "job_skipped": ("key", "because"),
+    "slot_joined": ("slot", "host"),
+    "slot_left": ("slot", "reason", "message"),
+    "note": ("text",),
+    "run_ended": ("exit", "why", "counts"),
+}
+"""The fields of each event. `remaining_path` and `job_seconds` are in seconds, `because` is the key that
+failed, `jobs` counts the jobs by kind, `counts` by status, `exit` is the exit code."""
+
+Record = dict[str, Any]
+
+
+class JournalLost(PddError):
+    """The journal cannot be written; the run must not go on."""
+
+
+class Journal:
+    """The one writer of a run's journal; a context manager that closes it."""
+
+    def __init__(self, path: Path, descriptor: int, seq: int, clock: Callable[[], float]) -> None:
+        self.path, self._descriptor, self._seq, self._clock = path, descriptor, seq, clock
+        self._began = clock()
+
+    @classmethod
+    def open(cls, folder: Path, clock: Callable[[], float] = time.monotonic) -> Self:
+        """Open `folder`'s journal for appending, and make both if they are not there.
+
+        Raises:
+            JournalLost: another driver is writing this run's journal, or the file cannot be opened.
+        """
+        path = folder / NAME
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            _lock(descriptor, path)
+            os.ftruncate(descriptor, _whole_length(path))
+        except OSError as error:
+            raise JournalLost(f"{path}: cannot be opened: {error}") from error
+        return cls(path, descriptor, len(read(path)), clock)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.path.parent
+
+    def elapsed(self) -> float:
+        """Seconds since the journal was opened: the run's clock."""
+        return self._clock() - self._began
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one record; it is on the disk when this returns.
+
+        Raises:
+            JournalLost: it could not be written.
+        """
+        self.write_all([(event, fields)])
+
+    def write_all(self, records: list[tuple[str, Mapping[str, Any]]]) -> None:
+        """Append several records in one go: what followed from one event.
+
+        Raises:
+            JournalLost: they could not be written.
+        """
+        if not records:
+            return
+        text = "".join(self._line(event, fields) for event, fields in records)
+        try:
+            _write_fully(self._descriptor, text.encode())
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise JournalLost(f"{self.path}: cannot be written: {error}") from error
+
+    def _line(self, event: str, fields: Mapping[str, Any]) -> str:
+        missing = set(RECORDS[event]) - fields.keys()
+        assert not missing, f"{event} without {sorted(missing)}"
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        record = {
+            "seq": self._seq,
+            "t": now,
+            "seconds": round(self.elapsed(), 3),
+            "event": event,
+            **fields,
+        }
+        self._seq += 1
+        return json.dumps(record, allow_nan=False) + "\n"
+
+    def close(self) -> None:
+        """Let go of the file; a second time does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> list[Record]:
+    """All whole records of a journal; none if there is no such file."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def follow(path: Path, wait: Callable[[], object] = lambda: time.sleep(0.2)) -> Iterator[Record]:
+    """The records as they come, from the first one on; ends after the last one when that is `run_ended`.
+
+    `wait` is called whenever there is nothing new; raise there to give up.
+    """
+    position, ended = 0, False
+    while True:
+        fresh = _whole_lines(path, position)
+        position += len(fresh)
+        for line in fresh.splitlines():
+            record = json.loads(line)
+            ended = record["event"] == "run_ended"
+            yield record
+        if ended and not fresh:
+            return
+        if not fresh:
+            wait()
+
+
+def _whole_lines(path: Path, position: int) -> bytes:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(position)
+        fresh = file.read()
+        return fresh[: fresh.rfind(b"\n") + 1]
+    return b""
+
+
+def _whole_length(path: Path) -> int:
+    return len(_whole_lines(path, 0))
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Refuse a second writer; a file system without locks is taken at its word."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise JournalLost(f"{path}: another driver is writing it: this run is already going on") from error
+    except OSError:
+        pass
+
+
+def _write_fully(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,311 @@
+"""The report's pictures: synthetic sets by stage, accuracy by images per class, and who worked when.
+
+Image grids are drawn pixel by pixel with Pillow, enlarged by whole factors, because a blurred 8x8 image
+hides what was learned. Plots are matplotlib `Figure` objects with a canvas of their own: there is no
+global state, so drawing in one thread cannot disturb a notebook in another. Colours are Okabe and Ito's,
+which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image, ImageDraw, ImageFont
+
+from orchestrator.results import Result, label
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+KIND_COLOURS = {
+    "dataset": "#7F7F7F",
+    "forgetting": "#CC79A7",
+    "select": "#B8B8B8",
+    "experts": "#0072B2",
+    "distil": "#D55E00",
+    "evaluate": "#009E73",
+    "full": "#E69F00",
+}
+DOTS_PER_INCH = 150
+MOST_CLASSES = 10
+MOST_COLUMNS = 20
+"""Of all stages together: wider grids do not fit a page."""
+
+_GAP, _STAGE_GAP, _MARGIN, _LETTERS = 3, 22, 12, 15
+"""Pixels: between images, between stages, around the picture, and the height of its letters."""
+
+
+class PictureSet(NamedTuple):
+    """A synthetic set as pictures: [n] Pillow images, their labels, and the names of the classes."""
+
+    images: list[Image.Image]
+    labels: list[int]
+    class_names: tuple[str, ...]
+
+
+class Span(NamedTuple):
+    """One attempt at a job: where it ran, from when to when (seconds of one clock), and how it ended."""
+
+    key: str
+    kind: str
+    slot: str
+    start: float
+    end: float
+    ended: str = "done"
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The images of one stage, by class: what stands under one heading of a grid."""
+
+    heading: str
+    rows: tuple[tuple[Image.Image, ...], ...]
+
+    @property
+    def columns(self) -> int:
+        """Images in the longest row."""
+        return max((len(row) for row in self.rows), default=0)
+
+
+def read_pictures(path: Path) -> PictureSet:
+    """The pictures of a `set.parquet` (Hugging Face image layout; pixels already transformed back)."""
+    table = pq.read_table(path)
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    encoded = [row["bytes"] for row in table.column("image").to_pylist()]
+    images = [Image.open(io.BytesIO(content)).copy() for content in encoded]
+    return PictureSet(images, table.column("label").to_pylist(), tuple(features["label"]["names"]))
+
+
+def grid_by_stage(stages: Sequence[PictureSet], title: str, headings: Sequence[str] | None = None) -> Image.Image:
+    """One row per class, one group of columns per stage.
+
+    Args:
+        stages: S_1..S_P, each with its new images only, all of one dataset.
+        title: one line above the grid.
+        headings: one per stage; `stage 1`, `stage 2`, ... by default.
+    """
+    headings = headings or [f"stage {number}" for number in range(1, len(stages) + 1)]
+    most = max(1, MOST_COLUMNS // len(stages))
+    blocks = [_block(one, heading, most) for one, heading in zip(stages, headings, strict=True)]
+    names = stages[0].class_names[:MOST_CLASSES]
+    size = _enlarged_size(stages[0].images[0])
+    font, bold = _font(_LETTERS - 2), _font(_LETTERS)
+    left = _MARGIN + max(math.ceil(font.getlength(_short(name))) for name in names) + 10
+    widths = [
+        max(block.columns * (size[0] + _GAP) - _GAP, math.ceil(font.getlength(block.heading))) for block in blocks
+    ]
+    top = _MARGIN + 2 * (_LETTERS + 9)
+    right = left + sum(widths) + _STAGE_GAP * (len(blocks) - 1)
+    width = max(right, _MARGIN + math.ceil(bold.getlength(title))) + _MARGIN
+    height = top + len(names) * (size[1] + _GAP) - _GAP + _MARGIN
+    page = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((_MARGIN, _MARGIN), title, "black", font=bold)
+    for row, name in enumerate(names):
+        middle = top + row * (size[1] + _GAP) + size[1] // 2
+        draw.text((left - 10, middle), _short(name), "#333333", font=font, anchor="rm")
+    x = left
+    for block, block_width in zip(blocks, widths, strict=True):
+        _draw_block(page, draw, block, x, block_width, top, size, font)
+        x += block_width + _STAGE_GAP
+    return page
+
+
+def accuracy_by_stage(results: Sequence[Result]) -> Figure:
+    """Accuracy over the images per class of the union so far, one panel per architecture.
+
+    A dot is one network, a marker their mean, a bar one population standard deviation, a dashed line the mean
+    of training on all data. Arms with several stages are lines with a point per stage.
+    """
+    architectures = list(dict.fromkeys(result.architecture for result in results))
+    figure = _figure(max(3.1 * len(architectures) + 0.9, 4.4), 3.7)
+    panels = figure.subplots(1, len(architectures), sharey=True, squeeze=False)[0]
+    arms = _arms(results)
+    for panel, architecture in zip(panels, architectures, strict=True):
+        _draw_panel(panel, architecture, arms)
+    panels[0].set_ylabel("test accuracy (%)")
+    figure.supxlabel("images per class, all stages so far", fontsize="medium")
+    artists, labels = panels[0].get_legend_handles_labels()
+    if labels:
+        columns = min(len(labels), 1 + len(panels))
+        figure.legend(artists, labels, loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def gantt(spans: Sequence[Span], critical: Collection[str] = ()) -> Figure:
+    """Jobs as bars, one row per worker slot, seconds since the first start; the critical path is outlined."""
+    slots = list(dict.fromkeys(span.slot for span in sorted(spans, key=lambda span: _natural(span.slot))))
+    origin = min(span.start for span in spans)
+    figure = _figure(9.0, 1.35 + min(0.42 * len(slots), 10.0))
+    axes = figure.subplots()
+    whole = max(span.end for span in spans) - origin
+    for span in spans:
+        _draw_span(axes, span, origin, whole, slots.index(span.slot), span.key in critical)
+    axes.set_yticks(range(len(slots)), slots)
+    axes.set_ylim(len(slots) - 0.45, -0.55)
+    axes.set_xlim(0, whole * 1.005 or 1)
+    axes.set_xlabel("seconds since the first job started")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    kinds = [kind for kind in KIND_COLOURS if any(span.kind == kind for span in spans)]
+    patches = [Patch(facecolor=KIND_COLOURS[kind], label=kind) for kind in kinds]
+    if critical:
+        patches.append(Patch(facecolor="white", edgecolor="black", linewidth=1.2, label="critical path"))
+    figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False)
+    return figure
+
+
+def png(picture: Image.Image | Figure) -> bytes:
+    """The picture as a PNG file."""
+    buffer = io.BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(buffer, format="png")
+    else:
+        picture.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, with its own canvas."""
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _block(one: PictureSet, heading: str, most: int) -> Block:
+    """The first `most` images of each class; the heading says so if there are more."""
+    by_class: list[list[Image.Image]] = [[] for _ in one.class_names[:MOST_CLASSES]]
+    for image, number in zip(one.images, one.labels, strict=True):
+        if number < len(by_class):
+            by_class[number].append(image)
+    longest = max(map(len, by_class), default=0)
+    if longest > most:
+        heading = f"{heading} ({most} of {longest} a class)"
+    return Block(heading, tuple(tuple(row[:most]) for row in by_class))
+
+
+def _draw_block(
+    page: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    block: Block,
+    left: int,
+    width: int,
+    top: int,
+    size: tuple[int, int],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    line = top - 7
+    draw.text((left, line - 4), block.heading, "#333333", font=font, anchor="ls")
+    draw.line([(left, line), (left + width - 1, line)], fill="#999999")
+    for row, images in enumerate(block.rows):
+        for column, image in enumerate(images):
+            at = (left + column * (size[0] + _GAP), top + row * (size[1] + _GAP))
+            page.paste(image.convert("RGB").resize(size, Image.Resampling.NEAREST), at)
+
+
+def _enlarged_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height after the smallest whole factor that gives 40 pixels or more."""
+    factor = math.ceil(40 / max(image.size))
+    return image.width * factor, image.height * factor
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _arms(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The measured results by legend entry, in the order of the experiment."""
+    arms: dict[str, list[Result]] = {}
+    for result in results:
+        if result.mean is not None:
+            arms.setdefault(_legend(result), []).append(result)
+    return arms
+
+
+def _legend(result: Result) -> str:
+    name = label(result, stage=False)
+    return f"{name} ({result.stages} stages of {result.ipc_per_stage})" if result.stages > 1 else name
+
+
+def _draw_panel(panel: Axes, architecture: str, arms: dict[str, list[Result]]) -> None:
+    coloured = [name for name, results in arms.items() if results[0].stage]
+    ticks = sorted({result.ipc_total for results in arms.values() for result in results if result.stage})
+    step = min(np.diff(ticks), default=ticks[0] if ticks else 1)
+    for name, results in arms.items():
+        here = [result for result in results if result.architecture == architecture]
+        if name not in coloured:
+            _draw_bound(panel, name, here)
+            continue
+        number = coloured.index(name)
+        aside = (number - (len(coloured) - 1) / 2) * 0.06 * step
+        _draw_arm(panel, name, here, COLOURS[number % len(COLOURS)], "os^Dv"[number % 5], aside)
+    panel.set_title(architecture, fontsize="medium")
+    panel.set_xticks(ticks)
+    panel.margins(x=0.12)
+    panel.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_bound(panel: Axes, name: str, results: Sequence[Result]) -> None:
+    for result in results:
+        assert result.mean is not None
+        panel.axhline(result.mean, color="black", linestyle="--", linewidth=1, label=name)
+
+
+def _draw_arm(panel: Axes, name: str, results: Sequence[Result], colour: str, marker: str, aside: float) -> None:
+    """`aside` shifts the arm so that arms with the same number of images do not hide each other."""
+    places = [result.ipc_total + aside for result in results]
+    means = [result.mean or 0.0 for result in results]
+    spreads = [result.std or 0.0 for result in results]
+    look: dict[str, Any] = {
+        "color": colour,
+        "marker": marker,
+        "markersize": 6,
+        "capsize": 3,
+        "linewidth": 1.5,
+    }
+    panel.errorbar(places, means, spreads, label=name, **look)
+    for place, result in zip(places, results, strict=True):
+        panel.scatter([place] * result.n, result.values, color=colour, s=9, alpha=0.35, linewidths=0)
+
+
+def _draw_span(axes: Axes, span: Span, origin: float, whole: float, row: int, critical: bool) -> None:
+    start, length = span.start - origin, span.end - span.start
+    made = span.ended in ("done", "found")
+    axes.barh(
+        row,
+        length,
+        left=start,
+        height=0.74,
+        color=KIND_COLOURS.get(span.kind, "#7F7F7F"),
+        alpha=1.0 if made else 0.45,
+        hatch=None if made else "////",
+        edgecolor="black" if critical else "white",
+        linewidth=1.2 if critical else 0.5,
+        zorder=3 if critical else 2,
+    )
+    if span.label and length > 0.012 * len(span.label) * whole:
+        look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 4}
+        axes.text(start + length / 2, row, span.label, color="white" if made else "black", **look)
+
+
+def _natural(text: str) -> tuple[tuple[int, str], ...]:
+    """Sorts `worker 10` after `worker 9`."""
+    digits = "".join(letter if letter.isdigit() else " " for letter in text).split()
+    return (*((int(number), "") for number in digits), (0, text))

@@ -1,0 +1,57 @@
+"""What is fixed for a whole run before it begins: the graph, the targets, the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs.graph import Graph, Job
+
+
+@dataclass(frozen=True)
+class Allowances:
+    """How often a job may come back for each cause before it fails. Yields and lost workers are free."""
+
+    crashes: int = 3
+    """The crash in a row at which a job counts as poison."""
+    memory: int = 2
+    """Retries after running out of memory; each raises the memory level by one."""
+    repairs: int = 3
+    """How often a job may report a broken parent before it fails itself."""
+    keep_going: bool = True
+    """False: the first failure stops the run."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fixed for the whole run: the graph, the targets, and the limits.
+
+    `remaining_path` is in seconds, the job itself included. Of the keys that `exclusive` puts into a group,
+    at most `limits[group]` run at once.
+    """
+
+    keys: tuple[str, ...]
+    parents: Mapping[str, tuple[str, ...]]
+    children: Mapping[str, tuple[str, ...]]
+    remaining_path: Mapping[str, float]
+    wanted: frozenset[str]
+    exclusive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    allowances: Allowances = Allowances()
+
+    def __post_init__(self) -> None:
+        """Check what the decisions rely on: parents first, known targets, a limit for every group."""
+        seen: set[str] = set()
+        for key in self.keys:
+            assert seen.issuperset(self.parents[key]), f"{key} stands before one of its parents"
+            seen.add(key)
+        assert self.wanted <= seen, f"targets outside the graph: {sorted(self.wanted - seen)}"
+        assert all(self.limits.get(group, 0) >= 1 for groups in self.exclusive.values() for group in groups)
+
+    @classmethod
+    def of(cls, graph: Graph, wanted: Iterable[str], seconds: Callable[[Job], float], **limits: Any) -> Plan:
+        """The plan of a graph; `limits` are the optional fields of the class."""
+        parents = {job.key: job.parent_keys() for job in graph}
+        path = graph.remaining_path(seconds)
+        return cls(tuple(graph.jobs), parents, graph.children(), path, frozenset(wanted), **limits)

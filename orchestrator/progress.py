@@ -1,0 +1,404 @@
+"""Progress: what a person sees while a run goes on, always on standard error.
+
+Three faces. On a terminal, one live screen: the pipeline with a bar per kind and stage, the running jobs
+with their own words, and what is left. Elsewhere (a log file, a SLURM job), plain lines: each finished job
+of experts or distillation, each failure, and now and then a summary, ever more rarely as the run grows
+long. Quiet: failures only.
+
+`snapshot` turns the run's state into plain values and `eta` prices what is left; both are pure, so a test
+needs no driver. `Progress` keeps what was said already and does the printing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from jobs.experiments import Cell, Plan
+from jobs.graph import Graph, Job
+from jobs.keys import kind_of
+from orchestrator.results import Reader, label, manifest_of
+from orchestrator.state import BAD, OPEN, WHOLE, State, Status
+from workers.claims import Claim
+from workers.store import Manifest
+
+BEFORE_STAGES = ("dataset", "forgetting", "select")
+STAGED = ("experts", "distil")
+AFTER_STAGES = ("evaluate", "full")
+
+_FRAME_SECONDS = 0.25
+_LINE_SECONDS = 2.0
+_MOST_RUNNING = 10
+"""Running jobs shown on the screen; a bigger fleet is summed up."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The jobs of one kind, or of one kind and stage (0: the kind has no stages)."""
+
+    kind: str
+    stage: int
+    total: int
+    whole: int
+    running: int
+    failed: int
+    """Failed or skipped."""
+    share: float
+    """The share of the bar that is done, with what the running jobs have done so far."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job in progress: the share it has done (0 to 1), its own words, and seconds since it was claimed."""
+
+    key: str
+    done: float = 0.0
+    note: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One moment of a run.
+
+    Attributes:
+        bars: in pipeline order: what comes before the stages, experts and distil by stage, what comes after.
+        total: jobs that are needed, or whole already.
+        eta: seconds left by `eta`; None where it cannot be known.
+        best: the best mean accuracy so far, as a phrase; empty at first.
+    """
+
+    bars: tuple[Bar, ...]
+    running: tuple[Running, ...]
+    total: int
+    counts: Mapping[Status, int]
+    elapsed: float
+    eta: float | None = None
+    best: str = ""
+
+    @property
+    def whole(self) -> int:
+        """Jobs whose artifacts are in the store."""
+        return sum(self.counts.get(status, 0) for status in WHOLE)
+
+
+def snapshot(
+    plan: Plan,
+    statuses: Mapping[str, Status],
+    claims: Iterable[Claim],
+    *,
+    elapsed: float,
+    now: float,
+    slots: int = 0,
+    seconds: Callable[[Job], float] | None = None,
+    best: str = "",
+) -> Snapshot:
+    """The moment described by every job's status and the claims in the store.
+
+    Args:
+        plan: the graph whose jobs are counted.
+        statuses: of every job of the plan, by key.
+        claims: any claims; those on keys that are not open in this plan are passed over.
+        elapsed: seconds since the run began.
+        now: unix seconds, to which the claims' times are compared.
+        slots: workers that are alive.
+        seconds: what a job takes from start to end; without it there is no `eta`.
+        best: passed through.
+    """
+    claimed = {claim.key: claim for claim in claims if statuses.get(claim.key) in OPEN}
+    running = {
+        key: _running(key, claimed.get(key), now)
+        for key, status in statuses.items()
+        if status is Status.RUNNING or key in claimed
+    }
+    counts = Counter(statuses.values())
+    left = None
+    if seconds is not None:
+        waiting = {job.key: seconds(job) for job in plan.graph if statuses[job.key] in OPEN}
+        left = eta(plan.graph, waiting, {key: one.done for key, one in running.items()}, slots)
+    return Snapshot(
+        bars=_bars(plan, statuses, running),
+        running=tuple(sorted(running.values(), key=lambda one: kind_of(one.key) not in STAGED)),
+        total=len(statuses) - counts[Status.UNNEEDED],
+        counts=counts,
+        elapsed=elapsed,
+        eta=left,
+        best=best,
+    )
+
+
+def eta(graph: Graph, seconds: Mapping[str, float], done: Mapping[str, float], slots: int) -> float | None:
+    """Seconds until the last open job ends: the longer of the remaining chain and the work over all slots.
+
+    No schedule is faster, and one that always takes the longest chain first is rarely much slower.
+
+    Args:
+        graph: who waits for whom.
+        seconds: what each open job takes from start to end.
+        done: the share that is done of jobs that run, 0 to 1.
+        slots: workers that are alive; None is returned when work is left and there are none.
+    """
+    left = {key: whole * (1 - done.get(key, 0.0)) for key, whole in seconds.items()}
+    if not left:
+        return 0.0
+    if slots < 1:
+        return None
+    chain = max(graph.remaining_path(lambda job: left.get(job.key, 0.0)).values())
+    return max(chain, sum(left.values()) / slots)
+
+
+def best_so_far(cells: Iterable[Cell], accuracies: Mapping[str, float]) -> str:
+    """The highest mean accuracy of any cell but full data, over the networks that are measured."""
+    best = (0.0, "")
+    for cell in cells:
+        values = [accuracies[key] for key in cell.jobs if key in accuracies]
+        if values and cell.stage and statistics.fmean(values) > best[0]:
+            mean = statistics.fmean(values)
+            best = mean, f"{mean:.1f} % ({label(cell)}, {cell.architecture}, n = {len(values)})"
+    return best[1]
+
+
+class Progress:
+    """Shows a run's progress; a context manager, so that the terminal is given back whatever happens.
+
+    Args:
+        plan: what is run.
+        store: where the numbers of finished jobs are read.
+        quiet: say nothing but failures.
+        seconds: what a job is expected to take, for the time left.
+        console: standard error by default; live where it is a terminal.
+        clock: monotonic seconds.
+        wall: unix seconds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Reader,
+        *,
+        quiet: bool = False,
+        seconds: Callable[[Job], float] | None = None,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._plan, self._store, self._quiet, self._seconds = plan, store, quiet, seconds
+        self._console = console or Console(stderr=True)
+        self._clock, self._wall = clock, wall
+        self._live: Live | None = None
+        self._began = self._clock()
+        self._shown_at = float("-inf")
+        self._statuses: dict[str, Status] = {}
+        self._accuracies: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._began = self._clock()
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, state: State, claims: Iterable[Claim]) -> None:
+        """Show this state; may be called as often as the driver likes.
+
+        `claims` is gone through only when something is shown, so an iterator that reads them late is welcome.
+        """
+        before, self._statuses = self._statuses, {key: job.status for key, job in state.jobs.items()}
+        news = [key for key, status in self._statuses.items() if before.get(key) is not status]
+        for key in news:
+            self._tell(key, state)
+        ended = any(self._statuses[key] not in OPEN for key in news)
+        if not self._quiet and self._is_due(bool(before) and ended):
+            self._shown_at = self._clock()
+            self._show(state, claims)
+
+    def say(self, text: str) -> None:
+        """Tell the people who watch; not in quiet mode."""
+        if not self._quiet:
+            self._line(text)
+
+    def _tell(self, key: str, state: State) -> None:
+        """The news about one job: every failure, every finished stage."""
+        status, job = self._statuses[key], state.jobs[key]
+        if status is Status.FAILED:
+            log = f"; log: {job.log}" if job.log else ""
+            self._line(f"{key} FAILED ({job.reason}): {' '.join(job.because.split())}{log}")
+        if status in WHOLE and kind_of(key) in AFTER_STAGES and not self._quiet:
+            self._remember(key)
+        if status is Status.DONE and kind_of(key) in STAGED and self._live is None:
+            self.say(f"{short(key)} done{self._said_of(key)}; {self._fraction()}")
+
+    def _remember(self, key: str) -> None:
+        manifest = manifest_of(self._store, key)
+        if manifest is not None:
+            self._accuracies[key] = float(manifest.extra["accuracy"])
+
+    def _said_of(self, key: str) -> str:
+        manifest = manifest_of(self._store, key)
+        return "" if manifest is None else f" in {manifest.seconds:.1f} s{held_out(manifest)}"
+
+    def _fraction(self) -> str:
+        counts = Counter(self._statuses.values())
+        whole = sum(counts[status] for status in WHOLE)
+        return f"{whole}/{len(self._statuses) - counts[Status.UNNEEDED]} jobs"
+
+    def _is_due(self, ended: bool) -> bool:
+        waited = self._clock() - self._shown_at
+        if self._live is not None:
+            return ended or waited >= _FRAME_SECONDS
+        return waited >= between_lines(self._clock() - self._began)
+
+    def _show(self, state: State, claims: Iterable[Claim]) -> None:
+        moment = snapshot(
+            self._plan,
+            self._statuses,
+            claims,
+            elapsed=self._clock() - self._began,
+            now=self._wall(),
+            slots=len(state.slots),
+            seconds=self._seconds,
+            best=best_so_far(self._plan.cells, self._accuracies),
+        )
+        if self._live is not None:
+            self._live.update(screen(moment), refresh=True)
+        else:
+            self._line(summary(moment))
+
+    def _line(self, text: str) -> None:
+        line = f"[{self._clock() - self._began:4.0f} s] {text}"
+        self._console.print(Text(line), soft_wrap=True)
+
+
+def between_lines(elapsed: float) -> float:
+    """Seconds between two summaries in a log: two at first, a minute in the end, so that it stays short."""
+    return min(max(_LINE_SECONDS, elapsed / 30), 60.0)
+
+
+def summary(moment: Snapshot) -> str:
+    """The moment in one line."""
+    parts = [f"{moment.whole}/{moment.total} jobs", *_troubles(moment)]
+    staged = [one for one in moment.running if kind_of(one.key) in STAGED]
+    parts += [f"{short(one.key)}: {one.note}" for one in staged[:1] if one.note]
+    parts += [f"{len(moment.running)} running"] if moment.running else []
+    parts += [f"best {moment.best}"] if moment.best else []
+    parts += [f"about {clock_time(moment.eta)} left"] if moment.eta else []
+    return "; ".join(parts)
+
+
+def screen(moment: Snapshot) -> RenderableType:
+    """The moment as the live screen."""
+    parts: list[RenderableType] = [_pipeline(moment.bars)]
+    if moment.running:
+        parts += [Text(""), _running_table(moment.running)]
+    foot = [f"{moment.whole}/{moment.total} jobs", *_troubles(moment)]
+    foot += [f"{found} found in the store"] if (found := moment.counts.get(Status.CACHED, 0)) else []
+    foot += [f"elapsed {clock_time(moment.elapsed)}"]
+    foot += [f"about {clock_time(moment.eta)} left"] if moment.eta else []
+    best = [Text(f"best so far: {moment.best}")] if moment.best else []
+    return Group(*parts, Text(""), *best, Text("; ".join(foot)))
+
+
+def short(key: str) -> str:
+    """A key with as much of its digest as tells jobs apart."""
+    return key[:-10]
+
+
+def clock_time(seconds: float) -> str:
+    """`42 s`, `3:07`, `1:03:07`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def held_out(manifest: Manifest) -> str:
+    """` (held-out 91.9 %)`, if the finished job knows its accuracy on the held-out split."""
+    accuracy: Any = manifest.extra.get("validation_accuracy", manifest.extra.get("end_accuracy"))
+    return "" if accuracy is None else f" (held-out {accuracy:.1f} %)"
+
+
+def _running(key: str, claim: Claim | None, now: float) -> Running:
+    if claim is None:
+        return Running(key)
+    return Running(key, claim.done, claim.note, max(0.0, now - claim.claimed_at))
+
+
+def _bars(plan: Plan, statuses: Mapping[str, Status], running: Mapping[str, Running]) -> tuple[Bar, ...]:
+    members: dict[tuple[str, int], list[str]] = {}
+    for job in plan.graph:
+        if statuses[job.key] is not Status.UNNEEDED:
+            members.setdefault((job.kind, getattr(job.spec, "stage", 0)), []).append(job.key)
+    order = sorted(members, key=_pipeline_place)
+    return tuple(_bar(kind, stage, members[kind, stage], statuses, running) for kind, stage in order)
+
+
+def _bar(
+    kind: str,
+    stage: int,
+    keys: Collection[str],
+    statuses: Mapping[str, Status],
+    running: Mapping[str, Running],
+) -> Bar:
+    whole = sum(statuses[key] in WHOLE for key in keys)
+    active = [running[key] for key in keys if key in running]
+    share = (whole + sum(one.done for one in active)) / len(keys)
+    failed = sum(statuses[key] in BAD for key in keys)
+    return Bar(kind, stage, len(keys), whole, len(active), failed, share)
+
+
+def _pipeline_place(group: tuple[str, int]) -> tuple[int, int, int]:
+    kind, stage = group
+    for part, kinds in enumerate((BEFORE_STAGES, STAGED, AFTER_STAGES)):
+        if kind in kinds:
+            return part, stage, kinds.index(kind)
+    return len(STAGED) + 1, stage, 0
+
+
+def _troubles(moment: Snapshot) -> list[str]:
+    bad = (Status.FAILED, Status.SKIPPED)
+    return [f"{moment.counts[status]} {status}" for status in bad if moment.counts.get(status)]
+
+
+def _pipeline(bars: Iterable[Bar]) -> Table:
+    """One line per kind; the stages as `stage i`, experts then distil on one line."""
+    grid = Table.grid(padding=(0, 1))
+    rows: dict[str, list[RenderableType]] = {}
+    for bar in bars:
+        row = rows.setdefault(f"stage {bar.stage}" if bar.stage else bar.kind, [])
+        style = "green" if bar.whole == bar.total else "red" if bar.failed else "yellow"
+        picture = ProgressBar(1.0, bar.share, width=20, complete_style=style, finished_style=style)
+        count = Text(f"{bar.whole}/{bar.total}", justify="right")
+        row += [Text(bar.kind if bar.stage else ""), picture, count]
+    for name, cells in rows.items():
+        grid.add_row(Text(name, style="bold"), *cells)
+    return grid
+
+
+def _running_table(running: Collection[Running]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    shown = list(running)[:_MOST_RUNNING]
+    for one in shown:
+        words = Text(one.note, style="cyan")
+        grid.add_row(Text(short(one.key)), f"{one.done:4.0%}", words, clock_time(one.seconds))
+    if len(running) > len(shown):
+        grid.add_row(Text(f"and {len(running) - len(shown)} more"))
+    return grid

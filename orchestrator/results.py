@@ -1,0 +1,396 @@
+"""Results: what the networks of each table cell reached, as plain values.
+
+A cell of the plan becomes a `Result` by reading the manifests of its jobs; nothing is trained or decided
+here. The standard deviation is the population one (ddof 0), which is what every published code of this
+field prints, and `n` counts the networks that were measured, so an unfinished cell still says what is
+known of it.
+
+`tabulate` arranges results as the table that every reader sees, as text. How it is set (Markdown, a
+terminal) is left to `orchestrator.report`, and where a failure's reason comes from to whoever ran the jobs
+and passes it in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+from jobs.errors import Damaged
+from jobs.experiments import SELECTIONS, Cell, Plan
+from jobs.specs import DistilSpec
+from workers.store import Manifest
+
+SCALES = {
+    "paper": "scale: paper: the published settings; `explain` prints each number with its source",
+    "small": "scale: small: a reduced setting, not a reproduction of the paper",
+    "tiny": "scale: tiny: seconds of work to see that everything runs, not a reproduction of the paper",
+}
+
+
+class Reader(Protocol):
+    """What is needed of a store."""
+
+    def manifest(self, key: str) -> Manifest:
+        """The manifest of an artifact; raises `Damaged` where there is none."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One cell of a table, measured as far as the store goes.
+
+    Attributes:
+        ipc_total: images per class that the networks saw, the union of stages 1..`stage`; 0 for full data.
+        stages: how many stages the arm has; `stage` is the prefix that this cell is about (0: full data).
+        mean: mean test accuracy of the measured networks in percent; None if there is none.
+        std: their population standard deviation in percentage points; 0 for one, None for no network.
+        n: how many networks were measured.
+        published_mean: the paper's accuracy for this cell in percent, where the paper has the cell.
+        key: the cell's identity: a digest of the keys of its jobs.
+        jobs: the keys of its `evaluate` or `full` jobs.
+        values: the accuracies of the measured networks in percent, in the order of `jobs`.
+        missing: the keys of the jobs that have no artifact.
+        reason: why jobs are missing, as `<key>: <message>`, if one of them or of their ancestors failed.
+    """
+
+    experiment: str
+    method: str
+    base_method: str
+    dataset: str
+    scale: str
+    architecture: str
+    mode: str
+    ipc_total: int
+    ipc_per_stage: int
+    stages: int
+    stage: int
+    mean: float | None
+    std: float | None
+    n: int
+    published_mean: float | None = None
+    published_std: float | None = None
+    key: str
+    jobs: tuple[str, ...]
+    values: tuple[float, ...]
+    missing: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def state(self) -> str:
+        """`done`, `partial (k of n)`, `failed` or `not run`."""
+        if not self.missing:
+            return "done"
+        if self.values:
+            return f"partial ({self.n} of {len(self.jobs)})"
+        return "failed" if self.reason else "not run"
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as the JSON interface spells it, with its state."""
+        plain = asdict(self) | {name: list(getattr(self, name)) for name in ("jobs", "values", "missing")}
+        return {**plain, "state": self.state}
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of results as text, for Markdown and the console alike."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+    notes: tuple[str, ...]
+    """Why a cell has no number, or not all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """How the distillation of one stage went; None where nothing is known (yet).
+
+    Attributes:
+        expert_start: mean held-out accuracy (percent) of the stage's experts before they see real data.
+        expert_end: the same after their training.
+        iterations: how many were asked for; `kept` is the one whose images were chosen.
+        first_loss: matching loss of the first iteration; `loss` is that of the last.
+        step_size: learned with the kept images.
+        held_out: mean held-out accuracy (percent) after training on the earlier sets and the kept images.
+    """
+
+    experiment: str
+    arm: str
+    seed: int
+    stage: int
+    stages: int
+    key: str
+    made: bool
+    iterations: int
+    expert_start: float | None = None
+    expert_end: float | None = None
+    kept: int | None = None
+    first_loss: float | None = None
+    loss: float | None = None
+    step_size: float | None = None
+    held_out: float | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The sets S_1..S_P, by key, on which the networks of an arm's last cells were trained."""
+
+    cell: Cell
+    sets: tuple[str, ...]
+
+
+class Paired(NamedTuple):
+    """A mean difference of n pairs and its 95 % interval, whose bounds are NaN for a single pair."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def collect(plan: Plan, store: Reader, failures: Mapping[str, str] | None = None) -> list[Result]:
+    """One result per cell of the plan, in its order.
+
+    Args:
+        plan: the cells, and the graph in which the cause of a missing one is looked for.
+        store: where the manifests are.
+        failures: messages of the jobs that failed, by key.
+    """
+    return [_result(cell, plan, store, failures or {}) for cell in plan.cells]
+
+
+def stage_results(plan: Plan, store: Reader) -> list[StageResult]:
+    """One result per distilled stage of every chain of the plan."""
+    return [
+        _stage_result(chain, plan, store, key)
+        for chain in chains(plan)
+        for key in chain.sets
+        if plan.graph[key].kind == "distil"
+    ]
+
+
+def artifacts(plan: Plan, store: Reader) -> list[dict[str, str]]:
+    """`key`, `kind` and `digest` of every artifact of the plan that is there, parents before children.
+
+    The digest is over the data files: two runs with the same digests have the same results, byte for byte.
+    """
+    manifests = [manifest for job in plan.graph if (manifest := manifest_of(store, job.key)) is not None]
+    return [{"key": found.key, "kind": found.kind, "digest": found.digest} for found in manifests]
+
+
+def paired(values_a: Sequence[float], values_b: Sequence[float]) -> Paired:
+    """The mean of a - b over pairs, with Student's t interval (95 %, n - 1 degrees of freedom).
+
+    For studies in which both arms share seeds and networks, so that what a pair has in common cancels out.
+
+    Raises:
+        ValueError: the two do not pair up, or there is no pair.
+    """
+    differences = [a - b for a, b in zip(values_a, values_b, strict=True)]
+    n = len(differences)
+    if not n:
+        raise ValueError("paired: there is no pair of values")
+    mean = statistics.fmean(differences)
+    if n == 1:
+        return Paired(mean, math.nan, math.nan, n)
+    from scipy import stats  # type: ignore[import-untyped]  # takes half a second, and only studies need it
+
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return Paired(mean, mean - half, mean + half, n)
+
+
+def tabulate(results: Sequence[Result]) -> ResultTable:
+    """Rows are arms and stages, full data last; columns are architectures, and experiments if several."""
+    architectures = tuple(dict.fromkeys(result.architecture for result in results))
+    several = len({result.experiment for result in results}) > 1
+    rows, notes = [], []
+    for row in _rows(results):
+        first = next(iter(row.values()))
+        ipc = str(first.ipc_total) if first.stage else "all"
+        cells = [_cell_text(row[name]) if name in row else "" for name in architectures]
+        rows.append((*([first.experiment] if several else []), label(first), ipc, *cells))
+        notes += _notes(row.values())
+    header = (*(["Experiment"] if several else []), "Method", "Images per class", *architectures)
+    return ResultTable(_title(results), header, tuple(rows), _caption(results), tuple(notes))
+
+
+def label(result: Result | Cell, *, stage: bool = True) -> str:
+    """What a row is called: `PDD+MTT, stage 2 of 2`; a mode of evaluation other than the usual is said."""
+    if result.base_method in (*SELECTIONS, "full"):
+        return result.method
+    prefix = f", stage {result.stage} of {result.stages}" if stage and result.stages > 1 else ""
+    return result.method + prefix + ("" if result.mode == "progressive" else f", {result.mode}")
+
+
+def by_experiment(results: Sequence[Result]) -> list[list[Result]]:
+    """The results of each experiment, dataset and scale, in the order in which they came."""
+    groups: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.experiment, result.dataset, result.scale), []).append(result)
+    return list(groups.values())
+
+
+def chains(plan: Plan) -> list[Chain]:
+    """The synthetic or selected sets behind the last stage of every arm, each once, in order of cells."""
+    found: dict[tuple[str, ...], Chain] = {}
+    for cell in plan.cells:
+        if cell.stage == cell.stages:
+            for key in cell.jobs:
+                sets = plan.graph[key].parents.get("sets", ())
+                found.setdefault(sets, Chain(cell, sets))
+    return [chain for sets, chain in found.items() if sets]
+
+
+def arm_label(cell: Cell) -> str:
+    """The arm with its images per class: `PDD+MTT, 2 stages of 2 images per class`."""
+    stages = f"{cell.stages} stages of " if cell.stages > 1 else ""
+    images = "1 image" if cell.ipc_per_stage == 1 else f"{cell.ipc_per_stage} images"
+    return f"{cell.method}, {stages}{images} per class"
+
+
+def manifest_of(store: Reader, key: str) -> Manifest | None:
+    """The manifest of an artifact, or None if the artifact is absent or was just found damaged."""
+    try:
+        return store.manifest(key)
+    except Damaged:
+        return None
+
+
+def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) -> Result:
+    found = {key: manifest_of(store, key) for key in cell.jobs}
+    values = tuple(float(manifest.extra["accuracy"]) for manifest in found.values() if manifest is not None)
+    missing = tuple(key for key, manifest in found.items() if manifest is None)
+    return Result(
+        experiment=cell.experiment,
+        method=cell.method,
+        base_method=cell.base_method,
+        dataset=cell.dataset,
+        scale=cell.scale,
+        architecture=cell.architecture,
+        mode=cell.mode,
+        ipc_total=cell.ipc_total,
+        ipc_per_stage=cell.ipc_per_stage,
+        stages=cell.stages,
+        stage=cell.stage,
+        mean=statistics.fmean(values) if values else None,
+        std=statistics.pstdev(values) if values else None,
+        n=len(values),
+        key=_key(cell),
+        jobs=cell.jobs,
+        values=values,
+        missing=missing,
+        reason=_reason(plan, missing, failures),
+    )
+
+
+def _key(cell: Cell) -> str:
+    return "result-" + hashlib.sha256("\n".join(cell.jobs).encode()).hexdigest()[:16]
+
+
+def _reason(plan: Plan, missing: Sequence[str], failures: Mapping[str, str]) -> str:
+    """The first failure, parents before children, among the missing jobs and all that they hang on."""
+    if not missing or not failures:
+        return ""
+    suspects = plan.graph.ancestors(missing)
+    cause = next((job.key for job in plan.graph if job.key in suspects and job.key in failures), None)
+    return "" if cause is None else f"{cause}: {failures[cause]}"
+
+
+def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageResult:
+    job, manifest = plan.graph[key], manifest_of(store, key)
+    assert isinstance(job.spec, DistilSpec)
+    experts = [manifest_of(store, parent) for parent in job.parents.get("experts", ())]
+    known = [(found.spec["count"], found.extra) for found in experts if found is not None]
+    seen = manifest.extra if manifest is not None else {}
+    return StageResult(
+        experiment=chain.cell.experiment,
+        arm=arm_label(chain.cell),
+        seed=job.spec.seed,
+        stage=job.spec.stage,
+        stages=chain.cell.stages,
+        key=key,
+        made=manifest is not None,
+        iterations=job.spec.iterations,
+        expert_start=_weighted_mean([(count, extra["start_accuracy"]) for count, extra in known]),
+        expert_end=_weighted_mean([(count, extra["end_accuracy"]) for count, extra in known]),
+        kept=seen.get("iteration"),
+        first_loss=seen.get("first_loss"),
+        loss=seen.get("loss"),
+        step_size=seen.get("step_size"),
+        held_out=seen.get("validation_accuracy"),
+    )
+
+
+def _weighted_mean(weighted: Sequence[tuple[int, float]]) -> float | None:
+    """The mean of values that stand for `weight` experts each."""
+    total = sum(weight for weight, _ in weighted)
+    return sum(weight * value for weight, value in weighted) / total if total else None
+
+
+# The table.
+
+
+def _rows(results: Sequence[Result]) -> list[dict[str, Result]]:
+    """Results by architecture, a new row whenever anything else changes or an architecture comes again."""
+    rows: list[dict[str, Result]] = []
+    before: tuple[object, ...] = ()
+    for result in results:
+        here = (result.experiment, result.dataset, label(result), result.ipc_per_stage, result.stage)
+        if here != before or result.architecture in rows[-1]:
+            rows.append({})
+        rows[-1][result.architecture] = result
+        before = here
+    order = list(dict.fromkeys(next(iter(row.values())).experiment for row in rows))
+    return sorted(rows, key=lambda row: _place(next(iter(row.values())), order))
+
+
+def _place(result: Result, experiments: Sequence[str]) -> tuple[int, bool]:
+    return experiments.index(result.experiment), result.stage == 0
+
+
+def _cell_text(result: Result) -> str:
+    if result.mean is None:
+        return result.state
+    text = f"{result.mean:.1f}" if result.n == 1 else f"{result.mean:.1f} ± {result.std:.1f}"
+    if result.published_mean is not None:
+        text += f" [{result.published_mean:.1f}]"
+    return f"{text} ({result.n} of {len(result.jobs)})" if result.missing else text
+
+
+def _title(results: Sequence[Result]) -> str:
+    names = dict.fromkeys(f"{result.experiment} on {result.dataset}" for result in results)
+    scales = dict.fromkeys(SCALES[result.scale] for result in results)
+    return f"{', '.join(names)} ({'; '.join(scales)})"
+
+
+def _caption(results: Sequence[Result]) -> str:
+    sizes = sorted({len(result.jobs) for result in results})
+    n = " or ".join(map(str, sizes))
+    networks = "network" if sizes == [1] else "networks"
+    spread = "mean" if sizes == [1] else "mean ± population standard deviation"
+    compared = any(result.published_mean is not None for result in results)
+    published = "; in brackets: published" if compared else ""
+    return f"Test accuracy in percent, {spread} over n = {n} {networks} per cell{published}."
+
+
+def _notes(row: Iterable[Result]) -> list[str]:
+    """One note per reason: the row, its architectures, the reason."""
+    reasons: dict[str, list[Result]] = {}
+    for result in row:
+        if result.missing:
+            reason = f"failed: {result.reason}" if result.reason else "not run"
+            reasons.setdefault(reason, []).append(result)
+    return [
+        f"{label(found[0])} ({', '.join(_shortfall(result) for result in found)}): {reason}"
+        for reason, found in reasons.items()
+    ]
+
+
+def _shortfall(result: Result) -> str:
+    missing = f", {len(result.missing)} of {len(result.jobs)} networks" if result.values else ""
+    return result.architecture + missing

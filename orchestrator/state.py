@@ -1,0 +1,443 @@
+"""The decision core: what runs next, and what becomes of a job when something happens to it.
+
+Two rules keep this file honest. It does no I/O: no clock, file, Ray or randomness, so a story of events gives
+the same decisions every time and a test tells it in a few lines. And the legal moves of a job are data
+(`TRANSITIONS`); the code below only looks them up, so the table is the whole truth about what follows what.
+
+Theory of operation
+    `decide(state, event)` returns the next state and the actions that the caller must carry out; whatever
+    comes of them is told back as another event. An illegal event raises and leaves the state as it was.
+
+    A job runs only if somebody needs it: a target that is not in the store, or a parent without which such a
+    job cannot run. The rest is `unneeded`, so an experiment stays finished after its trajectories were thrown
+    away. A job that comes back without its artifact (it yielded, its worker went away) goes through
+    `blocked`, where the one question "are its parents whole?" is asked again; so a damaged parent is no
+    special case.
+
+    An idle slot takes the ready job with the longest chain of work behind it. A job that has waited ten
+    minutes gains a second of chain per further second, so short chains are not put off for ever.
+
+    Each way to fail has its own allowance (`orchestrator.plan.Allowances`). Losing a worker to preemption or
+    a dead node is nobody's fault and is free; a job that keeps killing its worker is poison and fails; a bug
+    or a divergence would only be repeated and fails at once. A failed job takes its descendants with it, its
+    siblings go on.
+
+What it leaves out: which slot suits which job. All slots are equal, and one slot runs one job.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum, StrEnum
+from heapq import heapify, heappop
+from math import inf
+from typing import Any
+
+from orchestrator import events
+from orchestrator.events import Action, Event, FailReason, Finish
+from orchestrator.plan import Plan
+
+AGEING_AFTER = 600.0
+"""Seconds a ready job waits before it starts to climb in the order."""
+WAIT_FOR_WORKERS = 30.0
+"""Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
+
+
+class Status(StrEnum):
+    """Where a job stands; `meaning` is the sentence for people."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Status:
+        """Attach the sentence to the value."""
+        member = str.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    BLOCKED = "blocked", "waits for a parent"
+    READY = "ready", "could start now"
+    RUNNING = "running", "is on a worker"
+    DONE = "done", "was made by this run"
+    CACHED = "cached", "was found in the store"
+    FAILED = "failed", "ended without its artifact and is not tried again"
+    SKIPPED = "skipped", "hangs on a job that failed"
+    UNNEEDED = "unneeded", "is not in the store, and nothing that must run needs it"
+
+
+WHOLE = frozenset({Status.DONE, Status.CACHED})
+OPEN = frozenset({Status.BLOCKED, Status.READY, Status.RUNNING})
+BAD = frozenset({Status.FAILED, Status.SKIPPED})
+
+
+class Step(Enum):
+    """What can happen to a job."""
+
+    STORED = "found whole in the store when the run began"
+    SPARED = "nothing that must run needs it"
+    NEEDED = "something that must run needs it after all"
+    FREED = "all its parents are whole"
+    HELD = "a parent is no longer whole"
+    DOOMED = "a parent failed"
+    PLACED = "given to a slot"
+    MADE = "its worker stored the artifact"
+    FOUND = "another driver stored the artifact meanwhile"
+    RETURNED = "came back without artifact or fault"
+    GAVE_UP = "no allowance is left"
+    LOST = "its artifact turned out damaged or gone"
+
+
+TRANSITIONS: Mapping[Status, Mapping[Step, Status]] = {
+    Status.BLOCKED: {
+        Step.STORED: Status.CACHED,
+        Step.SPARED: Status.UNNEEDED,
+        Step.FREED: Status.READY,
+        Step.DOOMED: Status.SKIPPED,
+    },
+    Status.READY: {Step.PLACED: Status.RUNNING, Step.HELD: Status.BLOCKED, Step.DOOMED: Status.SKIPPED},
+    Status.RUNNING: {
+        Step.MADE: Status.DONE,
+        Step.FOUND: Status.CACHED,
+        Step.RETURNED: Status.BLOCKED,
+        Step.GAVE_UP: Status.FAILED,
+    },
+    Status.DONE: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
+    Status.CACHED: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
+    Status.UNNEEDED: {Step.NEEDED: Status.BLOCKED},
+    Status.FAILED: {},
+    Status.SKIPPED: {},
+}
+
+
+class IllegalTransition(Exception):
+    """An event that cannot happen in this state: our own bug, never the user's."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What the run knows about one job."""
+
+    status: Status = Status.BLOCKED
+    slot: str | None = None
+    since: float = 0.0
+    """When it became ready or was started, in seconds since the run began; 0 for the others."""
+    not_before: float = 0.0
+    attempt: int = 0
+    crashes: int = 0
+    memory_level: int = 0
+    repairs: int = 0
+    reason: str = ""
+    because: str = ""
+    """Of a failed job the message, of a skipped one the key that failed."""
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """The whole state of a run; two states are equal if they would decide alike."""
+
+    plan: Plan
+    jobs: Mapping[str, JobState]
+    slots: Mapping[str, str | None] = field(default_factory=dict)
+    """The key each slot runs, None when idle."""
+    leaving: frozenset[str] = frozenset()
+    """Slots that start nothing more."""
+    drought: float | None = None
+    """Since when there has been no slot; infinite once that was said."""
+    stopping: Finish | None = None
+    """How the run ends when the last running job is back."""
+    finished: Finish | None = None
+
+    @classmethod
+    def initial(cls, plan: Plan) -> State:
+        """The state before `Began`."""
+        return cls(plan, dict.fromkeys(plan.keys, JobState()))
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs have each status; every status is there."""
+        found = Counter(job.status for job in self.jobs.values())
+        return {status: found[status] for status in Status}
+
+
+def decide(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
+    """The next state and what to do about it.
+
+    Raises:
+        IllegalTransition: the event cannot happen in this state, which stays valid.
+    """
+    if state.finished:
+        raise IllegalTransition(f"{event} after {state.finished}")
+    turn = _Turn(state, event.at)
+    turn.take(event)
+    turn.place()
+    turn.conclude()
+    return turn.result()
+
+
+class _Turn:
+    """One event's work on a private copy of the state, thrown away when the event turns out illegal."""
+
+    def __init__(self, state: State, at: float) -> None:
+        self.plan, self.at = state.plan, at
+        self.jobs, self.slots = dict(state.jobs), dict(state.slots)
+        self.leaving, self.drought = state.leaving, state.drought
+        self.stopping, self.finished = state.stopping, state.finished
+        self.actions: list[Action] = []
+
+    def result(self) -> tuple[State, tuple[Action, ...]]:
+        state = State(self.plan, self.jobs, self.slots, self.leaving, self.drought, self.stopping, self.finished)
+        return state, tuple(self.actions)
+
+    def take(self, event: Event) -> None:
+        match event:
+            case events.Began():
+                self.begin(event.cached)
+            case events.SlotJoined():
+                self.join(event.slot)
+            case events.SlotLeft():
+                self.leave(event)
+            case events.JobEvent():
+                self.free(event.key, event.slot)
+                self.answer(event)
+            case events.JobMissing():
+                self.lose(event.key)
+            case events.StopAsked() if self.stopping is None:
+                self.stop(Finish(130, event.why))
+            case events.Tick():
+                self.complain_of_drought()
+
+    def answer(self, event: events.JobEvent) -> None:
+        match event:
+            case events.JobDone():
+                self.move(event.key, Step.MADE)
+                self.settle(self.plan.children[event.key])
+            case events.JobFound():
+                self.move(event.key, Step.FOUND)
+                self.settle(self.plan.children[event.key])
+            case events.JobBusy():
+                self.give_back(event.key, not_before=event.at + event.retry_after)
+            case events.JobYielded():
+                self.leaving |= {event.slot} if event.leaving else frozenset()
+                self.give_back(event.key, crashes=0, repairs=0)
+            case events.JobFailed():
+                self.fail(event)
+
+    # One job moves.
+
+    def move(self, key: str, step: Step, **changes: Any) -> None:
+        job = self.jobs[key]
+        status = TRANSITIONS[job.status].get(step)
+        if status is None:
+            raise IllegalTransition(f"{key} is {job.status}; this cannot happen to it: {step.value}")
+        since = self.at if status in (Status.READY, Status.RUNNING) else 0.0
+        self.jobs[key] = replace(job, **{"status": status, "slot": None, "since": since, **changes})
+
+    def give_back(self, key: str, **changes: Any) -> None:
+        self.move(key, Step.RETURNED, **changes)
+        self.settle([key])
+
+    def give_up(self, key: str, reason: FailReason, because: str, log: str = "") -> None:
+        self.move(key, Step.GAVE_UP, reason=reason, because=because, log=log)
+        self.settle(self.plan.children[key])
+        if not self.plan.allowances.keep_going and self.stopping is None:
+            self.stop(Finish(3, f"{key} failed, and the run was to stop at the first failure"))
+
+    def free(self, key: str, slot: str) -> None:
+        if self.slots.get(slot) != key:
+            raise IllegalTransition(f"slot {slot} speaks of {key} but runs {self.slots.get(slot)}")
+        self.slots[slot] = None
+
+    # Failures, each kind with its allowance.
+
+    def fail(self, event: events.JobFailed) -> None:
+        if event.reason == "memory":
+            self.out_of_memory(event.key, event.message, event.log)
+        elif event.reason == "parent":
+            self.broken_parent(event)
+        else:
+            self.give_up(event.key, event.reason, event.message, event.log)
+
+    def out_of_memory(self, key: str, message: str, log: str = "") -> None:
+        level = self.jobs[key].memory_level + 1
+        if level > self.plan.allowances.memory:
+            self.give_up(key, "memory", message, log)
+        else:
+            self.note(f"{key} ran out of memory; tried again with its micro-batch divided by {2**level}")
+            self.give_back(key, memory_level=level)
+
+    def crash(self, key: str, message: str) -> None:
+        crashes, allowed = self.jobs[key].crashes + 1, self.plan.allowances.crashes
+        if crashes >= allowed:
+            self.give_up(key, "crashed", f"its worker died {crashes} times in a row: {message}")
+        else:
+            self.note(f"{key}: its worker died (crash {crashes} of {allowed}): {message}")
+            self.give_back(key, crashes=crashes)
+
+    def broken_parent(self, event: events.JobFailed) -> None:
+        repairs = self.jobs[event.key].repairs + 1
+        if repairs > self.plan.allowances.repairs:
+            self.give_up(event.key, "parent", f"a parent is broken again: {event.message}", event.log)
+            return
+        self.give_back(event.key, repairs=repairs)
+        if event.parent in self.jobs:  # else the next attempt finds out which one it is
+            self.lose(event.parent)
+
+    def lose(self, key: str) -> None:
+        """Make an artifact again if somebody still needs it, unless it is being made already."""
+        job = self.jobs[key]
+        children = self.plan.children[key]
+        needed = key in self.plan.wanted or any(self.jobs[child].status in OPEN for child in children)
+        if job.status in WHOLE:
+            self.note(f"{key} is damaged or gone; {'it is made again' if needed else 'nothing needs it now'}")
+            self.move(key, Step.LOST if needed else Step.SPARED, repairs=0)
+            self.settle([*(self.summon(key) if needed else ()), key, *children])
+        elif job.status is Status.UNNEEDED and needed:
+            self.settle(self.summon(key))
+
+    def summon(self, key: str) -> list[str]:
+        """Mark what the key needs and what was left out so far; returns those keys."""
+        summoned, waiting = [], [key]
+        while waiting:
+            here = waiting.pop()
+            if self.jobs[here].status is Status.UNNEEDED:
+                self.move(here, Step.NEEDED)
+                summoned.append(here)
+            elif here != key:
+                continue
+            waiting += self.plan.parents[here]
+        return summoned
+
+    # The graph follows.
+
+    def begin(self, cached: frozenset[str]) -> None:
+        for key in cached & self.jobs.keys():
+            self.move(key, Step.STORED)
+        needed = self.needed()
+        for key in self.plan.keys:
+            if self.jobs[key].status is Status.BLOCKED and key not in needed:
+                self.move(key, Step.SPARED)
+        self.settle(self.plan.keys)
+        self.drought = None if self.slots else self.at
+
+    def needed(self) -> set[str]:
+        """The targets that are not whole, and all they hang on down to what is whole."""
+        found: set[str] = set()
+        waiting = list(self.plan.wanted)
+        while waiting:
+            key = waiting.pop()
+            if key not in found and self.jobs[key].status not in WHOLE:
+                found.add(key)
+                waiting += self.plan.parents[key]
+        return found
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Ask blocked and ready jobs again how their parents are; a doomed job passes its fate on."""
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            if self.jobs[key].status not in (Status.BLOCKED, Status.READY):
+                continue
+            statuses = {self.jobs[parent].status for parent in self.plan.parents[key]}
+            if statuses & BAD:
+                self.move(key, Step.DOOMED, because=self.culprit(key))
+                waiting += self.plan.children[key]
+            elif statuses <= WHOLE and self.jobs[key].status is Status.BLOCKED:
+                self.move(key, Step.FREED)
+            elif not statuses <= WHOLE and self.jobs[key].status is Status.READY:
+                self.move(key, Step.HELD)
+
+    def culprit(self, key: str) -> str:
+        """The failed job because of which this one is skipped."""
+        parent = next(parent for parent in self.plan.parents[key] if self.jobs[parent].status in BAD)
+        return parent if self.jobs[parent].status is Status.FAILED else self.jobs[parent].because
+
+    # Slots.
+
+    def join(self, slot: str) -> None:
+        if slot in self.slots:
+            raise IllegalTransition(f"slot {slot} joined twice")
+        self.slots[slot] = None
+        self.drought = None
+
+    def leave(self, event: events.SlotLeft) -> None:
+        if event.slot not in self.slots:
+            raise IllegalTransition(f"slot {event.slot} left without having joined")
+        key = self.slots.pop(event.slot)
+        self.leaving -= {event.slot}
+        self.drought = self.drought if self.slots else self.at
+        if key is None:
+            return
+        if event.reason == "crashed":
+            self.crash(key, event.message)
+        elif event.reason == "memory":
+            self.out_of_memory(key, event.message)
+        else:
+            self.give_back(key)
+
+    def place(self) -> None:
+        """Give idle slots the most urgent ready jobs that their groups admit."""
+        idle = [slot for slot, key in self.slots.items() if key is None and slot not in self.leaving]
+        if self.stopping or not idle:
+            return
+        in_use = Counter(group for key in self.slots.values() if key for group in self.groups(key))
+        for key in self.by_urgency():
+            groups = self.groups(key)
+            if any(in_use[group] >= self.plan.limits[group] for group in groups):
+                continue
+            in_use.update(groups)
+            self.start(key, idle.pop(0))
+            if not idle:
+                return
+
+    def by_urgency(self) -> Iterator[str]:
+        """The jobs that may start now, the longest chain first, then in order of the plan."""
+        ready, path, aged = Status.READY, self.plan.remaining_path, self.at - AGEING_AFTER
+        heap = [
+            (-path[key] - (aged - job.since if job.since < aged else 0.0), place, key)
+            for place, (key, job) in enumerate(self.jobs.items())
+            if job.status is ready and job.not_before <= self.at
+        ]
+        heapify(heap)  # most of it is never popped, so no sort
+        while heap:
+            yield heappop(heap)[2]
+
+    def groups(self, key: str) -> tuple[str, ...]:
+        return self.plan.exclusive.get(key, ())
+
+    def start(self, key: str, slot: str) -> None:
+        attempt = self.jobs[key].attempt + 1
+        self.move(key, Step.PLACED, slot=slot, attempt=attempt)
+        self.slots[slot] = key
+        self.actions.append(events.Start(key, slot, attempt, self.jobs[key].memory_level))
+
+    # The run as a whole.
+
+    def note(self, text: str) -> None:
+        self.actions.append(events.Note(text))
+
+    def stop(self, finish: Finish) -> None:
+        self.stopping = finish
+        self.actions.append(events.AskYield(finish.why))
+
+    def complain_of_drought(self) -> None:
+        if self.drought is not None and self.at - self.drought >= WAIT_FOR_WORKERS:
+            self.drought = inf
+            self.note("no worker is alive; the run waits for one to join")
+
+    def conclude(self) -> None:
+        running = any(key is not None for key in self.slots.values())
+        if running or not (self.stopping or self.all_closed()):
+            return
+        self.finished = self.verdict() if self.all_closed() else self.stopping
+        assert self.finished is not None
+        self.actions.append(self.finished)
+
+    def all_closed(self) -> bool:
+        return not any(job.status in OPEN for job in self.jobs.values())
+
+    def verdict(self) -> Finish:
+        tally = Counter(job.status for job in self.jobs.values())
+        if tally[Status.FAILED]:
+            return Finish(3, f"{tally[Status.FAILED]} failed, {tally[Status.SKIPPED]} skipped")
+        return Finish(0, f"{tally[Status.DONE]} done, {tally[Status.CACHED]} cached")

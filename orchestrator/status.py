@@ -1,0 +1,176 @@
+"""What a run is doing, told from its journal and the claims in the store; Ray is never asked.
+
+Works from any shell that sees the store, while the run goes on and after it ended or died.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import BadInput
+from jobs.keys import kind_of
+from orchestrator import journal
+from orchestrator.journal import Record
+from workers.claims import Claim, Claims
+from workers.store import Store
+
+STATES = ("blocked", "ready", "running", "done", "cached", "failed", "skipped")
+_STATUS_OF = {
+    "job_cached": "cached",
+    "job_unneeded": "cached",
+    "job_ready": "ready",
+    "job_started": "running",
+    "job_done": "done",
+    "job_found": "cached",
+    "job_busy": "ready",
+    "job_yielded": "ready",
+    "job_failed": "failed",
+    "job_skipped": "skipped",
+}
+
+
+@dataclass
+class RunStatus:
+    """One run: `state` is running, ended (with `exit`), or dead (its driver is gone without a last word)."""
+
+    run: str
+    state: str
+    exit: int | None
+    why: str
+    command: str
+    jobs: dict[str, int]
+    running: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    eta_seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {"schema": 1, **vars(self)}
+
+
+def runs(store: Store) -> list[str]:
+    """All runs of a store, the latest last."""
+    folders = [path for path in (store.root / "runs").iterdir() if (path / journal.NAME).is_file()]
+    return [path.name for path in sorted(folders, key=lambda path: (path / journal.NAME).stat().st_mtime_ns)]
+
+
+def chosen_run(store: Store, run: str | None) -> str:
+    """The named run, or the latest.
+
+    Raises:
+        BadInput: there is no such run, or none at all.
+    """
+    known = runs(store)
+    if run is not None and run in known:
+        return run
+    if run is not None or not known:
+        mend = f"must be one of {', '.join(known[-5:])}" if known else "this store has no runs yet; start one"
+        raise BadInput(str(store.root), "run", run, mend)
+    return known[-1]
+
+
+def status(store: Store, run: str) -> RunStatus:
+    """The run's standing at this moment."""
+    records = journal.read(store.run_folder(run) / journal.NAME)
+    return from_records(run, records, Claims(store.root).all(), time.time(), _driver_lives(records))
+
+
+def from_records(
+    run: str, records: Sequence[Record], claims: Iterable[Claim], now: float, driver_lives: bool
+) -> RunStatus:
+    """The same as `status` from plain values."""
+    begun = max((n for n, record in enumerate(records) if record["event"] == "run_began"), default=0)
+    current = records[begun:]
+    began = current[0] if current else {}
+    standing = {record["key"]: _STATUS_OF[record["event"]] for record in current if record["event"] in _STATUS_OF}
+    ended = next((record for record in reversed(current) if record["event"] == "run_ended"), None)
+    counts = Counter(standing.values())
+    known = sum(began.get("jobs", {}).values())
+    jobs = {name: counts[name] for name in STATES} | {"blocked": max(0, known - sum(counts.values()))}
+    state = "ended" if ended else "running" if driver_lives else "dead"
+    working = [] if ended else _running(standing, claims, now)
+    return RunStatus(
+        run=run,
+        state=state,
+        exit=ended["exit"] if ended else None,
+        why=ended["why"] if ended else "" if driver_lives else "the driver is gone; run the same command again",
+        command=began.get("command", ""),
+        jobs=jobs,
+        running=working,
+        failures=[
+            {
+                "key": r["key"],
+                "kind": kind_of(r["key"]),
+                "reason": r["reason"],
+                "message": r["message"],
+                "log": r["log"],
+            }
+            for r in current
+            if r["event"] == "job_failed"
+        ],
+        eta_seconds=None if ended else _eta(current, standing, known),
+    )
+
+
+def log_of(store: Store, run: str, key: str | None) -> Path:
+    """The log file of a job of the run; the only or the latest one without a key. A key may be shortened.
+
+    Raises:
+        BadInput: no log fits.
+    """
+    folder = store.run_folder(run) / "logs"
+    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime_ns) if folder.is_dir() else []
+    fitting = [path for path in logs if key is None or key in path.stem]
+    if not fitting:
+        known = ", ".join(path.stem for path in logs[-5:]) or "none"
+        raise BadInput(f"run {run}", "job", key, f"no log of such a job; the latest logs: {known}")
+    return fitting[-1]
+
+
+def _running(standing: dict[str, str], claims: Iterable[Claim], now: float) -> list[dict[str, Any]]:
+    by_key = {claim.key: claim for claim in claims}
+    return [
+        {
+            "key": key,
+            "kind": kind_of(key),
+            "host": by_key[key].host if key in by_key else "",
+            "seconds": round(now - by_key[key].claimed_at, 1) if key in by_key else 0.0,
+            "progress": round(by_key[key].done, 3) if key in by_key else 0.0,
+            "note": by_key[key].note if key in by_key else "",
+        }
+        for key, status in standing.items()
+        if status == "running"
+    ]
+
+
+def _eta(current: Sequence[Record], standing: dict[str, str], known: int) -> float | None:
+    """The longest path that hangs on an unfinished job, as the driver estimated it when the job got ready."""
+    open_paths = [
+        record["remaining_path"]
+        for record in current
+        if record["event"] == "job_ready" and standing[record["key"]] in ("ready", "running")
+    ]
+    return round(max(open_paths), 1) if open_paths else (0.0 if known and not open_paths else None)
+
+
+def _driver_lives(records: Sequence[Record]) -> bool:
+    """Whether the last driver's process exists; on another host it is believed."""
+    began = next((record for record in reversed(records) if record["event"] == "run_began"), None)
+    if began is None:
+        return False
+    if began["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(began["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,285 @@
+"""`jobs.cost`: FLOPs counted by hand and by torch, and estimates that order jobs as their work does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from jobs.cost import CALL, INNER_CALL, LIGHT, RATE, START, effort, forward_flops, seconds, signature, work
+from jobs.graph import Graph
+from jobs.specs import (
+    ChoiceSpec,
+    DatasetSpec,
+    DistilSpec,
+    EvaluateSpec,
+    ExpertsSpec,
+    ForgettingSpec,
+    FullSpec,
+    ImageOptimiserSpec,
+    Mode,
+    NetworkSpec,
+    SelectSpec,
+    SgdSpec,
+    TransitionSpec,
+)
+
+NETWORK = NetworkSpec(width=4, depth=2)
+FORWARD = 2.0 * (8 * 8 * 9 * 1 * 4 + 4 * 4 * 9 * 4 * 4 + 2 * 2 * 4 * 5)
+"""FLOPs of NETWORK on one 8x8 grey image of 5 classes: two convolutions and the classifier."""
+LAYERS = 3
+
+
+def dataset(channels: int = 1, size: int = 8, classes: int = 5) -> DatasetSpec:
+    return DatasetSpec(
+        name="d",
+        fingerprint="f",
+        channels=channels,
+        height=size,
+        width=size,
+        classes=classes,
+        train_images=100,
+        normalise="measured",
+        validation_per_class=1,
+    )
+
+
+def sgd(epochs: int, **more: Any) -> SgdSpec:
+    return SgdSpec(epochs=epochs, lr=0.1, batch_size=32, **more)
+
+
+def distil(stage: int = 1, ipc: int = 2, **more: Any) -> DistilSpec:
+    fields: dict[str, Any] = {
+        "method": "mtt",
+        "stage": stage,
+        "ipc": ipc,
+        "network": NETWORK,
+        "iterations": 10,
+        "image": ImageOptimiserSpec(lr=1.0),
+        "choice": ChoiceSpec(every=4, networks=2, training=sgd(7)),
+        "settings": {"syn_steps": 3},
+    }
+    return DistilSpec(**{**fields, **more})
+
+
+class Chain:
+    """A dataset of 100 images in 5 classes, and the sets S_1 and S_2 of 10 and 15 images."""
+
+    def __init__(self) -> None:
+        self.graph = Graph()
+        self.data = self.graph.add(dataset())
+        self.sets = [self.graph.add(distil(1, ipc=2), {"dataset": [self.data]})]
+        self.sets.append(self.graph.add(distil(2, ipc=3), {"dataset": [self.data], "sets": self.sets}))
+
+    def work(self, spec: Any, **parents: list[str]) -> float:
+        key = self.graph.add(spec, {"dataset": [self.data], **parents})
+        return work(self.graph[key], self.graph)
+
+    def seconds(self, spec: Any, measured: Mapping[Any, float] | None = None, **parents: list[str]) -> float:
+        key = self.graph.add(spec, {"dataset": [self.data], **parents})
+        return seconds(self.graph[key], self.graph, {}, measured or {})
+
+
+@pytest.fixture
+def chain() -> Chain:
+    return Chain()
+
+
+# -------------------------------------------------------------------------------------- forward pass
+
+
+@pytest.mark.parametrize(
+    ("width", "mega"),
+    [(128, 101.5), (32, 7.7)],
+)
+def test_the_published_convnet_takes_101_million_flops_for_a_cifar_image(width: int, mega: float) -> None:
+    flops = forward_flops(NetworkSpec(width=width), dataset(3, 32, 10))
+    assert round(flops / 1e6, 1) == mega
+    blocks = 32 * 32 * 27 * width + (16 * 16 + 8 * 8) * 9 * width * width
+    assert flops == 2 * (blocks + 4 * 4 * width * 10)
+
+
+def test_a_grey_image_of_28_pixels_costs_as_much_as_one_of_32() -> None:
+    assert forward_flops(NetworkSpec(), dataset(1, 28)) == forward_flops(NetworkSpec(), dataset(1, 32))
+    assert forward_flops(NetworkSpec(), dataset(3, 28)) < forward_flops(NetworkSpec(), dataset(3, 32))
+
+
+def test_a_small_resnet_counted_by_hand() -> None:
+    network = NetworkSpec(architecture="resnet10", width=2)
+    stem = 8 * 8 * 9 * 1 * 2
+    first = 8 * 8 * 9 * (2 * 2 + 2 * 2)
+    second = 4 * 4 * (9 * (2 * 4 + 4 * 4) + 2 * 4)
+    third = 2 * 2 * (9 * (4 * 8 + 8 * 8) + 4 * 8)
+    fourth = 2 * 2 * (9 * (8 * 16 + 16 * 16) + 8 * 16)  # 2x2 maps are not halved
+    assert forward_flops(network, dataset()) == 2 * (stem + first + second + third + fourth + 16 * 5)
+
+
+@pytest.mark.slow  # for importing torch, which nothing else here does
+@pytest.mark.parametrize("architecture", ["convnet", "resnet10", "resnet18", "idc_resnet10", "idc_resnet18"])
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 9), (3, 32), (3, 64)])
+def test_torch_counts_the_same_flops_for_the_networks_that_are_trained(
+    architecture: str, channels: int, size: int
+) -> None:
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from workers.networks import build
+
+    spec = NetworkSpec.model_validate({"architecture": architecture, "width": 4})
+    network = build(
+        architecture,
+        channels=channels,
+        size=size,
+        classes=5,
+        width=4,
+        depth=None,
+        norm="instance",
+        generator=torch.Generator(),
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, channels, size, size))
+    assert forward_flops(spec, dataset(channels, size)) == counter.get_total_flops()
+
+
+# -------------------------------------------------------------------------------------- work by kind
+
+
+def test_full_data_is_three_forward_passes_an_image_and_epoch(chain: Chain) -> None:
+    assert chain.work(FullSpec(network=NETWORK, training=sgd(6), index=0)) == 3 * FORWARD * 100 * 6
+    again = FullSpec(network=NETWORK, training=sgd(6, extra_epoch=True), index=0)
+    assert chain.work(again) == 3 * FORWARD * 100 * 7
+
+
+def test_experts_are_counted_each_with_their_transition_on_the_union(chain: Chain) -> None:
+    first = ExpertsSpec(stage=1, first=0, count=4, network=NETWORK, real=sgd(6))
+    assert chain.work(first) == 4 * 3 * FORWARD * 100 * 6
+    later = ExpertsSpec(stage=3, first=0, count=4, network=NETWORK, real=sgd(6), transition=TransitionSpec(epochs=20))
+    assert chain.work(later, sets=chain.sets) == 4 * 3 * FORWARD * (100 * 6 + (10 + 15) * 20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "images"), [("progressive", 10 + (10 + 15)), ("union", 10 + 15), ("sequential", 10 + 15)]
+)
+def test_an_evaluation_trains_on_what_its_mode_says(chain: Chain, mode: Mode, images: int) -> None:
+    spec = EvaluateSpec(mode=mode, network=NETWORK, training=sgd(6), index=0)
+    assert chain.work(spec, sets=chain.sets) == 3 * FORWARD * images * 6
+
+
+def test_an_evaluation_of_selected_images_counts_them_too(chain: Chain) -> None:
+    chosen = chain.graph.add(SelectSpec(rule="random", ipc=4), {"dataset": [chain.data]})
+    spec = EvaluateSpec(network=NETWORK, training=sgd(6), index=0)
+    assert chain.work(spec, sets=[chosen]) == 3 * FORWARD * 5 * 4 * 6
+
+
+def test_a_stage_is_its_inner_steps_and_the_networks_that_judge_it(chain: Chain) -> None:
+    """Iterates 4, 8 and the last are judged, each by 2 networks of 7 epochs on the union."""
+    matching = 9 * FORWARD * 3 * 10 * 10
+    assert work(chain.graph[chain.sets[0]], chain.graph) == matching + 3 * 2 * 7 * 10 * 3 * FORWARD
+    matching = 9 * FORWARD * 3 * 15 * 10
+    assert work(chain.graph[chain.sets[1]], chain.graph) == matching + 3 * 2 * 7 * 25 * 3 * FORWARD
+
+
+def test_a_stage_that_keeps_its_last_iterate_judges_none(chain: Chain) -> None:
+    spec = distil(choice=ChoiceSpec(by="last", training=sgd(7)))
+    assert chain.work(spec) == 9 * FORWARD * 3 * 10 * 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "conditioning", "steps", "batch"),
+    [
+        ({"syn_steps": 3, "batch_syn": 8}, True, 3, 8),
+        ({"syn_steps": 3, "batch_syn": 20}, True, 3, 20),
+        ({"syn_steps": 3, "batch_syn": 20}, False, 3, 15),
+        ({"syn_steps": 3, "batch_syn": 900}, True, 3, 25),
+        ({"syn_steps": 3, "batch_syn": None}, True, 3, 15),
+        ({}, True, 10, 15),
+    ],
+)
+def test_an_inner_batch_is_what_the_settings_say_or_the_new_images_and_never_more_than_there_are(
+    chain: Chain, settings: dict[str, Any], conditioning: bool, steps: int, batch: int
+) -> None:
+    last = ChoiceSpec(by="last", training=sgd(7))
+    spec = distil(2, ipc=3, settings=settings, conditioning=conditioning, choice=last)
+    assert chain.work(spec, sets=chain.sets[:1]) == 9 * FORWARD * steps * batch * 10
+
+
+def test_forgetting_trains_its_runs_or_only_counts_what_experts_kept(chain: Chain) -> None:
+    spec = ForgettingSpec(network=NETWORK, training=sgd(6), runs=2)
+    assert chain.work(spec) == 2 * 3 * FORWARD * 100 * 6
+    experts = chain.graph.add(
+        ExpertsSpec(stage=1, first=0, count=1, network=NETWORK, real=sgd(6)), {"dataset": [chain.data]}
+    )
+    assert chain.work(spec, experts=[experts]) == LIGHT
+
+
+def test_datasets_and_selections_cost_next_to_nothing(chain: Chain) -> None:
+    assert work(chain.graph[chain.data], chain.graph) == LIGHT
+    assert chain.work(SelectSpec(rule="random", ipc=1)) == LIGHT
+
+
+# ------------------------------------------------------------------------------------------- seconds
+
+
+def test_seconds_are_work_at_a_rate_and_a_fixed_time_for_every_layer_of_every_step(chain: Chain) -> None:
+    """Of 100 images in batches of 32 there are 4 steps an epoch; of 10 or 25 one."""
+    full = FullSpec(network=NETWORK, training=sgd(6), index=0)
+    assert chain.seconds(full) == pytest.approx(START + CALL * LAYERS * 4 * 6 + 3 * FORWARD * 100 * 6 / RATE)
+    stage = chain.graph[chain.sets[1]]
+    calls = INNER_CALL * LAYERS * 3 * 10 + CALL * LAYERS * 3 * 2 * 7
+    assert chain.seconds(stage.spec, sets=chain.sets[:1]) == pytest.approx(
+        START + calls + work(stage, chain.graph) / RATE
+    )
+
+
+def test_a_tiny_network_is_not_estimated_at_zero(chain: Chain) -> None:
+    spec = FullSpec(network=NetworkSpec(width=1, depth=1), training=sgd(1000), index=0)
+    assert work(chain.graph[chain.graph.add(spec, {"dataset": [chain.data]})], chain.graph) / RATE < 0.1
+    assert chain.seconds(spec) > 5
+
+
+def test_a_rate_is_taken_by_kind(chain: Chain) -> None:
+    key = chain.graph.add(FullSpec(network=NETWORK, training=sgd(6), index=0), {"dataset": [chain.data]})
+    job, graph = chain.graph[key], chain.graph
+    slow, other = seconds(job, graph, {"full": 1.0e3}, {}), seconds(job, graph, {"distil": 1.0e3}, {})
+    assert slow == pytest.approx(START + CALL * LAYERS * 4 * 6 + 3 * FORWARD * 100 * 6 / 1.0e3)
+    assert other == seconds(job, graph, {}, {})
+
+
+def test_a_measured_time_replaces_the_estimate_best_of_all_the_job_s_own(chain: Chain) -> None:
+    def full(index: int, seed: int = 0, epochs: int = 6) -> FullSpec:
+        return FullSpec(network=NETWORK, training=sgd(epochs), index=index, seed=seed)
+
+    key = chain.graph.add(full(0), {"dataset": [chain.data]})
+    like = signature(chain.graph[key], chain.graph)
+    measured = {key: 11.0, like: 22.0}
+    assert chain.seconds(full(0), measured) == 11.0
+    assert chain.seconds(full(1), measured) == chain.seconds(full(0, seed=3), measured) == 22.0
+    assert chain.seconds(full(0, epochs=7), measured) == chain.seconds(full(0, epochs=7))
+
+
+def test_cohorts_stages_and_seeds_of_one_size_have_one_signature_and_other_sizes_others(chain: Chain) -> None:
+    def cohort(first: int, **more: Any) -> Any:
+        fields = {"stage": 1, "first": first, "count": 2, "network": NETWORK, "real": sgd(6), **more}
+        key = chain.graph.add(ExpertsSpec(**fields), {"dataset": [chain.data]})
+        return signature(chain.graph[key], chain.graph)
+
+    assert cohort(0) == cohort(2) == cohort(0, seed=1)
+    assert len({cohort(0), cohort(0, count=3), cohort(0, real=sgd(7)), cohort(0, network=NetworkSpec(width=5))}) == 4
+    batches = cohort(0, real=SgdSpec(epochs=6, lr=0.1, batch_size=1))
+    assert batches != cohort(0), "as many FLOPs in more steps"
+
+
+def test_later_prefixes_and_bigger_networks_are_estimated_to_take_longer(chain: Chain) -> None:
+    def evaluate(architecture: str, stages: int) -> float:
+        network = NetworkSpec.model_validate({"architecture": architecture})
+        spec = EvaluateSpec(network=network, training=sgd(50), index=0)
+        return chain.seconds(spec, sets=chain.sets[:stages])
+
+    assert evaluate("convnet", 1) < evaluate("convnet", 2) < evaluate("resnet10", 2) < evaluate("resnet18", 2)
+
+
+def test_efforts_add_up(chain: Chain) -> None:
+    one = effort(chain.graph[chain.sets[0]], chain.graph)
+    assert one + one == one.times(2)
+    assert (one.calls, one.inner_calls) == (LAYERS * 3 * 2 * 7, LAYERS * 3 * 10)

@@ -1,0 +1,147 @@
+"""`jobs.documents` and `jobs.errors`: every complaint names the place, the field, the value and the mend."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import Field
+
+from jobs.documents import read_yaml, set_path, validate
+from jobs.errors import BadInput, PddError
+from jobs.specs import Count, Fraction, Frozen, Positive
+
+
+class Wheel(Frozen):
+    radius: Positive = 1.0
+    colour: Literal["red", "green"] = "red"
+
+
+class Cart(Frozen):
+    name: str
+    load: Fraction = 0.0
+    wheels: tuple[Wheel, ...] = Field(default=(), strict=False)
+    named: dict[str, Wheel] = {}
+    horses: Count = 1
+
+
+def complaint(value: dict[str, Any], prefix: str = "") -> BadInput:
+    with pytest.raises(BadInput) as caught:
+        validate(Cart, value, "cart.yaml", prefix)
+    return caught.value
+
+
+def test_a_valid_mapping_becomes_the_model() -> None:
+    cart = validate(Cart, {"name": "c", "wheels": [{"radius": 2}], "load": 0.5}, "cart.yaml")
+    assert cart == Cart(name="c", wheels=(Wheel(radius=2.0),), load=0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value", "mend"),
+    [
+        ({"wheel": 1}, "wheel", 1, "unknown field; known here: horses, load, name, named, wheels"),
+        ({"wheels": [{"size": 1}]}, "wheels.0.size", 1, "unknown field; known here: colour, radius"),
+        ({"named": {"left": {"size": 1}}}, "named.left.size", 1, "unknown field; known here: colour, radius"),
+        ({"wheels": [{}, {"radius": 0}]}, "wheels.1.radius", 0, "must be greater than 0"),
+        ({"wheels": [{"colour": "blue"}]}, "wheels.0.colour", "blue", "must be one of 'red' or 'green'"),
+        ({"load": 1.0}, "load", 1.0, "must be less than 1"),
+        ({"load": -0.1}, "load", -0.1, "must be at least 0"),
+        (
+            {"load": "1e-4"},
+            "load",
+            "1e-4",
+            "write a number without quotes; YAML takes 1e-4 for text and 1.0e-4",
+        ),
+        ({"horses": 0}, "horses", 0, "must be at least 1"),
+        ({"horses": "2"}, "horses", "2", "input should be a valid integer"),
+        ({"horses": 2.0}, "horses", 2.0, "input should be a valid integer"),
+        ({"horses": True}, "horses", True, "input should be a valid integer"),
+        ({"horses": None}, "horses", None, "input should be a valid integer"),
+        ({"name": 7}, "name", 7, "input should be a valid string"),
+        ({"wheels": {"radius": 1}}, "wheels", {"radius": 1}, "input should be a valid tuple"),
+        ({1: 2}, "1", 1, "keys should be strings"),
+    ],
+)
+def test_a_complaint_names_field_value_and_mend(change: dict[str, Any], field: str, value: object, mend: str) -> None:
+    error = complaint({"name": "c", **change})
+    assert (error.place, error.field, error.value) == ("cart.yaml", field, value)
+    assert error.mend.startswith(mend)
+    assert str(error) == f"cart.yaml: {field} is {value!r}: {error.mend}"
+
+
+def test_a_missing_field_is_named() -> None:
+    assert str(complaint({})) == "cart.yaml: name is None: required; add it"
+
+
+def test_the_prefix_says_where_in_the_file_the_mapping_stands() -> None:
+    assert complaint({"name": "c", "horses": 0}, prefix="set.cart").field == "set.cart.horses"
+
+
+def test_a_yaml_file_is_read_as_utf_8_into_a_mapping(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: Bläss\nlr: 1.0e-4\n", encoding="utf-8")
+    assert read_yaml(tmp_path / "a.yaml") == {"name": "Bläss", "lr": 1e-4}
+
+
+@pytest.mark.parametrize(
+    ("content", "value", "mend"),
+    [
+        (b"arms: [1, 2\nname: x", "line 2", "mend the YAML at that place"),
+        (b"a:\n\t- 1", "line 2", "mend the YAML at that place"),
+        (b"name: \xff", "invalid start byte", "mend the YAML at that place"),
+        (b"- 1\n- 2", "list", "write a mapping of fields to values"),
+        (b"", "NoneType", "write a mapping of fields to values"),
+        (b"!!python/object/apply:os.getcwd []", "could not determine a constructor", "mend the YAML"),
+    ],
+)
+def test_a_file_without_a_mapping_is_refused_by_name(tmp_path: Path, content: bytes, value: str, mend: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        read_yaml(file)
+    assert (caught.value.place, caught.value.field) == (str(file), "file")
+    assert value in str(caught.value.value)
+    assert mend in caught.value.mend
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"none\.yaml: file is 'No such file or directory': name a readable"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "changed"),
+    [
+        ("a", {"a": 9, "l": [{"x": 1}, 2]}),
+        ("a.b", {"a": {"b": 9}, "l": [{"x": 1}, 2]}),
+        ("l.0.x", {"a": {"b": 1}, "l": [{"x": 9}, 2]}),
+        ("l.1", {"a": {"b": 1}, "l": [{"x": 1}, 9]}),
+        ("new.deep", {"a": {"b": 1}, "l": [{"x": 1}, 2], "new": {"deep": 9}}),
+    ],
+)
+def test_a_dotted_path_sets_one_value(path: str, changed: dict[str, Any]) -> None:
+    target: dict[str, Any] = {"a": {"b": 1}, "l": [{"x": 1}, 2]}
+    set_path(target, path, 9, "--set")
+    assert target == changed
+
+
+@pytest.mark.parametrize(
+    ("path", "step"),
+    [("a.b.c", "c"), ("a.b.c.d", "c"), ("l.2", "2"), ("l.2.x", "2"), ("l.x", "x"), ("l.-1", "-1")],
+)
+def test_a_path_through_something_without_fields_is_refused(path: str, step: str) -> None:
+    target: dict[str, Any] = {"a": {"b": 1}, "l": [{"x": 1}, 2]}
+    with pytest.raises(BadInput, match=f"--set: {path} is 9: '{step}' is not a field there"):
+        set_path(target, path, 9, "--set")
+    assert target == {"a": {"b": 1}, "l": [{"x": 1}, 2]}
+
+
+@pytest.mark.parametrize("carry", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
+def test_bad_input_keeps_its_four_parts_on_the_way_between_processes(carry: Any) -> None:
+    error = carry(BadInput("f.yaml", "arms.0", 3, "write 4"))
+    assert (error.place, error.field, error.value, error.mend) == ("f.yaml", "arms.0", 3, "write 4")
+    assert str(error) == "f.yaml: arms.0 is 3: write 4"
+    assert isinstance(error, PddError)

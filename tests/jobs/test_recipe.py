@@ -1,0 +1,426 @@
+"""`jobs.recipe`: layers, overrides, contradictions, and the published numbers against the collected facts."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from jobs.errors import BadInput
+from jobs.recipe import FOLDER, Recipe, Resolved, Scale, Setting, flat, methods, resolve
+
+DSA = "color_crop_cutout_flip_scale_rotate"
+IMAGES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
+PUBLISHED = {
+    "CIFAR-10": ("cifar10", 10),
+    "CIFAR-100": ("cifar100", 100),
+    "Tiny-ImageNet": ("tiny-imagenet", 200),
+}
+"""Our name and the number of classes, by the name in the collected facts."""
+
+
+def setting(scale: Scale = "small", dataset: str = "digits", stages: int = 1, ipc_per_stage: int = 10) -> Setting:
+    return Setting(scale=scale, dataset=dataset, size=IMAGES[dataset], stages=stages, ipc_per_stage=ipc_per_stage)
+
+
+def small(method: str = "mtt", overrides: dict[str, Any] | None = None, **more: Any) -> Resolved:
+    return resolve(method, setting(), overrides or {}, "mine.yaml", **more)
+
+
+def paper(dataset: str, stages: int, ipc_per_stage: int) -> Recipe:
+    return resolve("mtt", setting("paper", dataset, stages, ipc_per_stage), {}, "x").recipe
+
+
+def refusal(method: str = "mtt", overrides: dict[str, Any] | None = None, **more: Any) -> BadInput:
+    with pytest.raises(BadInput) as caught:
+        small(method, overrides, **more)
+    return caught.value
+
+
+# ------------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("scale", get_args(Scale))
+@pytest.mark.parametrize("dataset", IMAGES)
+def test_every_method_has_numbers_at_every_scale_and_each_has_a_source(method: str, scale: Scale, dataset: str) -> None:
+    resolved = resolve(method, setting(scale, dataset), {}, "x")
+    assert all(isinstance(source, str) and source for source in resolved.sources.values())
+    given = resolved.recipe.model_dump(exclude_unset=True)
+    leaves = {path for path, _ in flat(given) if not path.startswith("evaluate.networks.")}
+    assert leaves <= set(resolved.sources)
+
+
+@pytest.mark.parametrize("method", methods())
+def test_a_layer_asks_only_what_a_setting_can_answer(method: str) -> None:
+    for layer in yaml.safe_load((FOLDER / f"{method}.yaml").read_text())["layers"]:
+        assert set(layer) == {"when", "set"}
+        setting().matches(layer["when"])
+
+
+@pytest.mark.parametrize(
+    ("when", "matches"),
+    [
+        ({}, True),
+        ({"scale": "small"}, True),
+        ({"scale": ["tiny", "small"]}, True),
+        ({"scale": "tiny"}, False),
+        ({"scale": "small", "dataset": "cifar10"}, False),
+        ({"progressive": True, "stages": [2, 3]}, True),
+        ({"progressive": False}, False),
+        ({"ipc_per_stage": 5, "size": 8}, True),
+    ],
+)
+def test_a_layer_applies_when_every_question_has_the_asked_answer(when: dict[str, Any], matches: bool) -> None:
+    assert setting(stages=2, ipc_per_stage=5).matches(when) == matches
+
+
+def test_a_later_layer_overwrites_single_numbers_of_an_earlier_one() -> None:
+    digits, fashion = small().recipe, resolve("mtt", setting("small", "fashion-mnist"), {}, "x").recipe
+    assert (fashion.network.depth, fashion.network.width) == (3, 16)
+    assert (digits.network.depth, digits.network.width) == (2, 32)
+    assert digits.evaluate == fashion.evaluate
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    error = refusal("dmm")
+    assert (error.place, error.field, error.value) == ("mine.yaml", "method", "dmm")
+    assert error.mend == "must be one of full, mtt, random"
+
+
+# ---------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"network.width": 8, "network.norm": "batch"},
+        {"network": {"width": 8, "norm": "batch"}},
+    ],
+)
+def test_an_override_changes_its_number_and_no_other(overrides: dict[str, Any]) -> None:
+    usual, changed = small(), small(overrides=overrides)
+    assert changed.recipe.network == usual.recipe.network.model_copy(update={"width": 8, "norm": "batch"})
+    assert changed.recipe.distil == usual.recipe.distil
+    assert changed.sources["network.width"] == "mine.yaml"
+    assert changed.sources["network.depth"] == usual.sources["network.depth"] != "mine.yaml"
+
+
+def test_overrides_do_not_stay_in_the_recipe() -> None:
+    before = small()
+    small(overrides={"evaluate.networks.resnet10.width": 2, "distil.settings.syn_steps": 99})
+    assert small() == before
+
+
+def test_an_arm_s_override_wins_over_the_experiment_s() -> None:
+    resolved = small(overrides={"distil.iterations": 7}, shared={"distil": {"iterations": 5}, "network.width": 9})
+    assert resolved.recipe.distil is not None
+    assert (resolved.recipe.distil.iterations, resolved.recipe.network.width) == (7, 9)
+
+
+def test_an_experiment_s_override_passes_over_methods_without_that_section() -> None:
+    resolved = small("random", shared={"distil.iterations": 5, "network.width": 9})
+    assert resolved.recipe.distil is None
+    assert resolved.recipe.network.width == 9
+
+
+KNOWN_IN_DISTIL = "checkpoint_every, choice, conditioning, image, init, iterations, settings"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "value", "mend"),
+    [
+        ({"distil.iteratons": 5}, "set.distil.iteratons", 5, f"unknown field; known here: {KNOWN_IN_DISTIL}"),
+        (
+            {"distil": {"iteratons": 5}},
+            "set.distil.iteratons",
+            5,
+            "unknown field; known here: checkpoint_every",
+        ),
+        (
+            {"distill.iterations": 5},
+            "set.distill",
+            {"iterations": 5},
+            "unknown field; known here: dataset, distil",
+        ),
+        (
+            {"network.width.px": 5},
+            "set.network.width.px",
+            5,
+            "width is a number, not a section; leave px out",
+        ),
+        ({"network": 5}, "set.network", 5, "input should be a valid dictionary"),
+        ({"distil.iterations": 0}, "set.distil.iterations", 0, "must be at least 1"),
+        ({"distil.iterations": "many"}, "set.distil.iterations", "many", "input should be a valid integer"),
+        ({"distil.image.lr": "1e-4"}, "set.distil.image.lr", "1e-4", "write a number without quotes"),
+        ({"distil.settings.x": float("inf")}, "set.distil.settings", None, "x must be a finite number"),
+        (
+            {"distil.choice.by": "train"},
+            "set.distil.choice.by",
+            "train",
+            "must be one of 'validation', 'test' or",
+        ),
+        ({"evaluate.lr": -1}, "set.evaluate.lr", -1, "must be greater than 0"),
+        ({"evaluate.weight_decay": -1.0}, "set.evaluate.weight_decay", -1.0, "must be at least 0"),
+        (
+            {"evaluate.augmentation": "blur"},
+            "set.evaluate.augmentation",
+            "blur",
+            "string should match pattern",
+        ),
+        ({"dataset.validation_fraction": 1.0}, "set.dataset.validation_fraction", 1.0, "must be less than 1"),
+        (
+            {"evaluate.networks.vgg": {"width": 2}},
+            "set.evaluate.networks.vgg.architecture",
+            "convnet",
+            "must be vgg",
+        ),
+        (
+            {"evaluate.networks.resnet10.depth": 3},
+            "set.evaluate.networks.resnet10.depth",
+            3,
+            "leave it out; the name of a ResNet says its depth",
+        ),
+    ],
+)
+def test_an_override_that_does_not_fit_is_refused(
+    overrides: dict[str, Any], field: str, value: object, mend: str
+) -> None:
+    error = refusal(overrides=overrides)
+    assert (error.place, error.field) == ("mine.yaml", field)
+    assert value is None or error.value == value
+    assert error.mend.startswith(mend)
+
+
+def test_an_arm_s_override_of_a_section_its_method_lacks_is_refused() -> None:
+    assert refusal("random", {"distil.iterations": 5}).field.startswith("set.distil.")
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "field", "mend"),
+    [
+        ("mtt", {"evaluate.epochs": 5}, "evaluate.epochs", "give exactly one of evaluate.epochs and"),
+        ("random", {"evaluate.epochs": None}, "evaluate.epochs", "give exactly one of evaluate.epochs and"),
+        ("random", {"evaluate.lr": None}, "evaluate.lr", "give a number; no stage learns a step size"),
+        ("mtt", {"experts.real.lr": None}, "experts.real.lr", "give a number; experts learn no step size"),
+        (
+            "mtt",
+            {"dataset.validation_fraction": 0.0},
+            "dataset.validation_fraction",
+            "hold images out, or set",
+        ),
+    ],
+)
+def test_numbers_that_contradict_each_other_are_refused(
+    method: str, overrides: dict[str, Any], field: str, mend: str
+) -> None:
+    error = refusal(method, overrides)
+    assert error.field == f"set.{field}"
+    assert error.mend.startswith(mend)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides"),
+    [
+        ("mtt", {"evaluate.epochs": 5, "evaluate.epochs_total": None}),
+        ("mtt", {"dataset.validation_fraction": 0.0, "distil.choice.by": "last"}),
+        ("full", {"dataset.validation_fraction": 0.0}),
+    ],
+)
+def test_the_named_mends_mend(method: str, overrides: dict[str, Any]) -> None:
+    assert small(method, overrides).recipe
+
+
+@pytest.mark.parametrize(("prefix", "epochs"), [(1, 1000), (2, 666), (3, 500), (4, 400), (5, 333)])
+def test_a_prefix_of_p_stages_is_evaluated_with_2000_over_p_plus_one_epochs_a_link(prefix: int, epochs: int) -> None:
+    training = paper("cifar10", stages=5, ipc_per_stage=10).evaluate.training(prefix)
+    assert training.epochs == epochs
+    assert (training.momentum, training.weight_decay, training.drop) == (0.9, 5e-4, "half")
+
+
+def test_a_fixed_number_of_epochs_holds_for_every_prefix() -> None:
+    evaluate = small("random").recipe.evaluate
+    assert evaluate.training(1) == evaluate.training(7)
+    assert evaluate.training(1).lr == 0.02
+
+
+# ------------------------------------------- published numbers (shared/science/hyperparameters.yaml)
+
+
+@pytest.fixture(scope="module")
+def facts(shared: Path) -> dict[str, Any]:
+    """The numbers collected from the papers and their code, for the published settings."""
+    file = shared / "science" / "hyperparameters.yaml"
+    if not file.is_file():
+        pytest.skip(f"no file {file}")
+    collected: dict[str, Any] = yaml.safe_load(file.read_text())
+    return collected
+
+
+def matching(recipe: Recipe, classes: int, ipc: int) -> dict[str, Any]:
+    """The numbers of the matching step under the names of the collected facts."""
+    assert recipe.distil is not None
+    settings, whole = recipe.distil.settings, classes * ipc
+    return {
+        "syn_steps": settings["syn_steps"],
+        "expert_epochs": settings["expert_epochs"],
+        "max_start_epoch": settings["max_start_epoch"],
+        "lr_img": recipe.distil.image.lr,
+        "lr_lr": settings["lr_step_size"],
+        "lr_teacher": settings["step_size_init"],
+        "batch_syn": settings.get("batch_syn") or whole,
+        "zca": recipe.dataset.normalise == "zca",
+    }
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_mtt_alone_has_the_numbers_of_its_authors_commands(facts: dict[str, Any], dataset: str, ipc: int) -> None:
+    name, classes = PUBLISHED[dataset]
+    published = dict(facts["MTT"]["settings"][dataset][f"ipc_{ipc}"])
+    if published["batch_syn"] == "all":
+        published["batch_syn"] = classes * ipc
+    assert matching(paper(name, stages=1, ipc_per_stage=ipc), classes, ipc) == published
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("total", [10, 50])
+def test_pdd_has_the_numbers_of_its_readme(facts: dict[str, Any], dataset: str, total: int) -> None:
+    name, classes = PUBLISHED[dataset]
+    published = facts["PDD+MTT"][dataset][f"ipc_{total}"]
+    ipc = published["per_stage_ipc"]
+    recipe = paper(name, stages=facts["PDD+MTT"]["common"]["num_stages"], ipc_per_stage=ipc)
+    ours = matching(recipe, classes, ipc)
+    assert ours == {name: published[name] for name in ours}
+    assert [classes * ipc * stage for stage in range(1, 6)] == published["union_images_per_stage"]
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("stages", [1, 5])
+def test_what_all_settings_share_is_as_published(facts: dict[str, Any], dataset: str, stages: int) -> None:
+    recipe = paper(PUBLISHED[dataset][0], stages, 10)
+    common = facts["PDD+MTT"]["common"] if stages > 1 else facts["MTT"]["distill_common"]
+    networks, distil = facts["common"]["networks"], recipe.distil
+    assert distil is not None
+    assert recipe.network.architecture == "convnet" and recipe.network.norm == "instance"
+    assert recipe.network.width == networks["convnet_width"]
+    assert recipe.network.depth == networks["convnet_depth"][dataset]
+    assert distil.iterations == common["iterations_per_stage" if stages > 1 else "iterations"]
+    assert (distil.image.name, distil.image.momentum) == ("sgd", common["image_optimizer"]["momentum"])
+    assert distil.image.final_lr is None
+    assert distil.settings["step_size_momentum"] == common["lr_optimizer"]["momentum"]
+    assert distil.settings["augmentation"] == DSA == facts["common"]["dsa"]["strategy_color_images"]
+    assert distil.settings["step_size_form"] == "linear"
+    assert distil.init == common["pix_init"]
+    assert (distil.choice.every, distil.choice.networks) == (common["eval_every"], common["num_eval"])
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("stages", [1, 5])
+def test_experts_are_trained_as_published(facts: dict[str, Any], dataset: str, stages: int) -> None:
+    experts = paper(PUBLISHED[dataset][0], stages, 10).experts
+    published = facts["PDD+MTT"]["common"]["stage_1_experts"] if stages > 1 else facts["MTT"]["experts"]
+    epochs = published["train_epochs"]
+    if isinstance(epochs, dict):
+        epochs = epochs.get(dataset, epochs["CIFAR"])
+    assert experts is not None
+    assert experts.number == published["num_experts"]
+    assert experts.real.model_dump() == {
+        "epochs": epochs,
+        "lr": published["lr"],
+        "momentum": published["momentum"],
+        "weight_decay": published["weight_decay"],
+        "batch_size": published["batch_size"],
+        "augmentation": DSA,
+        "drop": "none",
+        "extra_epoch": False,
+    }
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("stages", [1, 5])
+def test_links_candidates_and_evaluation_networks_are_trained_as_published(
+    facts: dict[str, Any], dataset: str, stages: int
+) -> None:
+    recipe = paper(PUBLISHED[dataset][0], stages, 10)
+    mtt, pdd = facts["MTT"]["eval"], facts["PDD+MTT"]["evaluation"]
+    chain = facts["PDD+MTT"]["common"]["later_stage_experts"]
+    assert recipe.transition is not None and recipe.distil is not None
+    assert recipe.transition.epochs == chain["transition_epochs_on_union"]
+    assert recipe.transition.momentum == chain["transition_optimizer"]["momentum"]
+    assert recipe.transition.weight_decay == chain["transition_optimizer"]["weight_decay"]
+    assert recipe.distil.choice.training.epochs == mtt["epochs"]
+    for training in (recipe.transition, recipe.distil.choice.training, recipe.evaluate.training(1)):
+        assert training.lr is None, "the learned step size"
+        assert training.momentum == mtt["momentum"] == pdd["optimizer"]["momentum"]
+        assert training.weight_decay == mtt["weight_decay"] == pdd["optimizer"]["weight_decay"]
+        assert training.batch_size == mtt["batch_size"] == pdd["batch_size"]
+        assert training.extra_epoch is mtt["extra_epoch"] is pdd["extra_epoch"] is True
+        assert (training.drop, training.augmentation) == ("half", DSA)
+
+
+def test_evaluation_takes_the_paper_s_epochs_and_the_readme_s_where_the_paper_is_silent(
+    facts: dict[str, Any],
+) -> None:
+    epochs = facts["PDD+MTT"]["evaluation"]["epochs_per_stage"]
+    assert epochs["paper"]["CIFAR-10"] == "2000/(P+1)"
+    assert paper("cifar10", 5, 10).evaluate.training(5).epochs == int(epochs["paper"]["CIFAR-10_P5"])
+    assert paper("cifar100", 5, 10).evaluate.training(5).epochs == epochs["paper"]["CIFAR-100"]
+    assert epochs["paper"]["Tiny-ImageNet"] is None
+    assert paper("tiny-imagenet", 5, 10).evaluate.training(5).epochs == epochs["code_readme"]["Tiny-ImageNet"]
+    for name, _ in PUBLISHED.values():
+        assert paper(name, 1, 10).evaluate.training(1).epochs == facts["MTT"]["eval"]["epochs"]
+
+
+def test_random_images_are_evaluated_by_the_protocol_of_dataset_condensation(facts: dict[str, Any]) -> None:
+    published = facts["DC"]["eval"]
+    training = resolve("random", setting("paper", "cifar10"), {}, "x").recipe.evaluate.training(1)
+    assert training.model_dump() == {
+        "epochs": published["epochs_no_aug"],
+        "lr": published["lr"],
+        "momentum": published["momentum"],
+        "weight_decay": published["weight_decay"],
+        "batch_size": published["batch"],
+        "augmentation": "none",
+        "drop": "half",
+        "extra_epoch": published["extra_epoch"],
+    }
+
+
+# Where the recipes knowingly leave the published numbers; each test fails when the departure goes away.
+
+
+def test_departure_iterates_are_chosen_on_a_tenth_held_out_and_not_on_test(facts: dict[str, Any]) -> None:
+    recipe = paper("cifar10", 5, 10)
+    assert "test accuracy" in facts["PDD+MTT"]["common"]["set_kept"]
+    assert recipe.distil is not None and recipe.distil.choice.by == "validation"
+    assert recipe.dataset.validation_fraction == 0.1
+
+
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("total", [10, 50])
+def test_departure_later_experts_leave_out_the_two_epochs_that_nothing_reads(
+    facts: dict[str, Any], dataset: str, total: int
+) -> None:
+    published = facts["PDD+MTT"][dataset][f"ipc_{total}"]
+    recipe = paper(PUBLISHED[dataset][0], 5, published["per_stage_ipc"])
+    assert recipe.experts is not None and recipe.distil is not None
+    assert recipe.experts.later_epochs == published["real_epochs_later_stages"] - 2
+    last_target = published["max_start_epoch"] - 1 + published["expert_epochs"]
+    assert recipe.experts.later_epochs == last_target <= recipe.experts.real.epochs
+
+
+def test_departure_one_image_a_stage_keeps_its_step_size_rate_in_later_stages(facts: dict[str, Any]) -> None:
+    recipe = paper("cifar10", 5, 1)
+    assert facts["PDD+MTT"]["CIFAR-10"]["per_stage_ipc_1"]["lr_lr_stages_2_on"] == 1e-5
+    assert recipe.distil is not None and recipe.distil.settings["lr_step_size"] == 1e-7
+
+
+def test_a_source_of_the_published_scale_names_where_it_comes_from() -> None:
+    for dataset, stages in [("cifar10", 1), ("cifar10", 5), ("cifar100", 5), ("tiny-imagenet", 1)]:
+        sources = resolve("mtt", setting("paper", dataset, stages, 10), {}, "x").sources
+        unclear = {path: said for path, said in sources.items() if not re.match(r"P \d|PDD|MTT|ours:|replaced", said)}
+        assert unclear == {}

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.graph import Graph
+from orchestrator.driver import About, Outcome, run
+from orchestrator.journal import Journal, JournalLost, Record, read
+from orchestrator.plan import Allowances
+from orchestrator.pool import Answer, InProcessPool, Joined, Left, PoolEvent, Said
+from orchestrator.state import State
+from tests.orchestrator import fakes
+from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
+
+RUN = "r1"
+
+
+class ScriptedPool:
+    """A pool whose events come from a list; each entry is called and returns what happened."""
+
+    def __init__(self, *script: Callable[[ScriptedPool], list[PoolEvent]]) -> None:
+        self.script = list(script)
+        self.submitted: list[tuple[dict[str, Any], str, int, int]] = []
+        self.closed: list[float] = []
+
+    def start(self) -> None:
+        pass
+
+    def submit(self, job: dict[str, Any], slot: str, attempt: int, memory_level: int) -> None:
+        self.submitted.append((job, slot, attempt, memory_level))
+
+    def events(self, timeout: float) -> list[PoolEvent]:
+        return self.script.pop(0)(self)
+
+    def close(self, grace_seconds: float) -> None:
+        self.closed.append(grace_seconds)
+
+
+def folder_of(root: Path) -> Path:
+    return root / "runs" / RUN
+
+
+def drive(root: Path, graph: Graph, pool: Any = None, **fields: Any) -> Outcome:
+    """One driver's run over a graph, in this process unless a pool is given."""
+    pool = pool or InProcessPool(str(root), RUN, "tests.orchestrator.fakes.execute")
+    on_change = fields.pop("on_change", lambda state: None)
+    with Journal.open(folder_of(root)) as journal:
+        return run(
+            plan_of(graph, **fields), graph, pool, journal, FakeStore(root), on_change, about=About(RUN)
+        )
+
+
+def story(root: Path) -> list[str]:
+    """The journal in short: each event with the key's number or its other tell-tale field."""
+    return [record["event"] for record in read(folder_of(root) / "journal.jsonl")]
+
+
+def records(root: Path, event: str) -> list[Record]:
+    return [record for record in read(folder_of(root) / "journal.jsonl") if record["event"] == event]
+
+
+def test_a_chain_is_run_and_written_down(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS] * 2, chained=True)
+    outcome = drive(tmp_path, graph)
+    assert (outcome.exit, outcome.why) == (0, "2 done, 0 cached")
+    assert FakeStore(tmp_path).made() == set(keys)
+    assert story(tmp_path) == [
+        "run_began",
+        "job_ready",
+        "slot_joined",
+        "job_started",
+        "job_done",
+        "job_ready",
+        "job_started",
+        "job_done",
+        "run_ended",
+    ]
+    assert [record["key"] for record in records(tmp_path, "job_done")] == keys
+    assert records(tmp_path, "run_began")[0]["jobs"] == {"select": 2}
+    started = records(tmp_path, "job_started")[1]
+    assert started.items() >= {"kind": "select", "attempt": 1, "remaining_path": 1.0}.items()
+    ended = records(tmp_path, "run_ended")[0]
+    assert (ended["exit"], ended["counts"]["done"], ended["counts"]["failed"]) == (0, 2, 0)
+
+
+def test_a_new_driver_goes_on_from_the_store(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS, fakes.WORKS, fakes.WORKS], chained=True)
+    (tmp_path / f"{keys[0]}.made").touch()
+    outcome = drive(tmp_path, graph)
+    assert outcome.exit == 0
+    assert [record["key"] for record in records(tmp_path, "job_cached")] == keys[:1]
+    assert FakeStore(tmp_path).starts(keys[0]) == []
+    assert drive(tmp_path, graph).why == "0 done, 3 cached"
+    assert [record["event"] for record in read(folder_of(tmp_path) / "journal.jsonl")].count("run_ended") == 2
+
+
+def test_a_failure_is_told_with_its_log_and_the_siblings_go_on(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.FAILS, fakes.WORKS], chained=True)
+    other, _ = graph_of([fakes.RAISES, fakes.WORKS])
+    for job in other:
+        graph.add(job.spec, job.parents)
+    outcome = drive(tmp_path, graph)
+    assert outcome.exit == 3
+    diverged, bug = records(tmp_path, "job_failed")
+    assert diverged.items() >= {"key": keys[0], "reason": "diverged", "log": "x.log"}.items()
+    assert diverged["message"] == "NaN at iteration 3"
+    assert bug["reason"] == "bug" and "execute broke its promise" in bug["message"]
+    assert [record["because"] for record in records(tmp_path, "job_skipped")] == keys[:1]
+    assert len(FakeStore(tmp_path).made()) == 1
+
+
+def test_a_busy_job_is_tried_again(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.BUSY_ONCE])
+    assert drive(tmp_path, graph).exit == 0
+    assert len(FakeStore(tmp_path).starts(keys[0])) == 2
+    assert [record["retry_after"] for record in records(tmp_path, "job_busy")] == [0.1]
+
+
+def test_fail_fast_writes_the_stop_file_and_ends_with_3(tmp_path: Path) -> None:
+    graph, _ = graph_of([fakes.FAILS, fakes.WORKS])
+    outcome = drive(tmp_path, graph, allowances=Allowances(keep_going=False))
+    assert outcome.exit == 3
+    assert (folder_of(tmp_path) / "stop").exists()
+    assert FakeStore(tmp_path).made() == set()
+
+
+def test_a_stop_file_ends_the_run_and_an_old_one_does_not(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS] * 3, chained=True)
+
+    def cancel(state: State) -> None:
+        if FakeStore(tmp_path).made():
+            (folder_of(tmp_path) / "stop").write_text("")
+
+    outcome = drive(tmp_path, graph, on_change=cancel)
+    assert (outcome.exit, outcome.why) == (130, "cancelled")
+    made = FakeStore(tmp_path).made()
+    assert made < set(keys)
+    assert drive(tmp_path, graph).exit == 0
+    assert FakeStore(tmp_path).made() == set(keys)
+
+
+def test_one_signal_lets_the_running_job_yield(tmp_path: Path) -> None:
+    graph, _ = graph_of([fakes.WAITS_FOR_STOP, fakes.WORKS], chained=True)
+    before = signal.getsignal(signal.SIGINT)
+    alarm = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    alarm.start()
+    outcome = drive(tmp_path, graph)
+    alarm.join()
+    assert (outcome.exit, outcome.why) == (130, "stopped by SIGTERM")
+    assert story(tmp_path)[-2:] == ["job_ready", "run_ended"]
+    assert "job_yielded" in story(tmp_path)
+    assert (folder_of(tmp_path) / "stop").read_text() == "stopped by SIGTERM\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+    def two_signals(pool: ScriptedPool) -> list[PoolEvent]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one should have broken off")
+
+    graph, _ = graph_of([fakes.WORKS])
+    pool = ScriptedPool(lambda pool: [Joined("w", "h")], two_signals)
+    outcome = drive(tmp_path, graph, pool)
+    assert outcome.exit == 130
+    assert pool.closed == [0.0]
+    assert story(tmp_path)[-1] == "run_ended"
+
+
+def test_workers_come_and_go_in_the_journal(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS])
+    pool = ScriptedPool(
+        lambda pool: [Said("one node is slow"), Joined("w", "h")],
+        lambda pool: [Left("w", "lost", "its node is gone"), Joined("v", "g")],
+        lambda pool: [Answer("v", "done", keys[0], 2.0)],
+    )
+    assert drive(tmp_path, graph, pool).exit == 0
+    assert [entry[1:] for entry in pool.submitted] == [("w", 1, 0), ("v", 2, 0)]
+    assert [record["host"] for record in records(tmp_path, "job_started")] == ["h", "g"]
+    assert records(tmp_path, "slot_left")[0]["message"] == "its node is gone"
+    assert records(tmp_path, "note")[0]["text"] == "one node is slow"
+    assert pool.closed == [30.0]
+
+
+def test_a_worker_with_other_code_is_noticed_by_the_key_it_computes(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS])
+    pool = ScriptedPool(
+        lambda pool: [Joined("w", "h")], lambda pool: [Answer("w", "done", "select-other-0123")]
+    )
+    assert drive(tmp_path, graph, pool).exit == 3
+    assert "its code differs" in records(tmp_path, "job_failed")[0]["message"]
+
+
+def test_a_crash_of_the_driver_itself_is_in_the_journal_and_closes_the_pool(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS])
+    pool = ScriptedPool(lambda pool: [Joined("w", "h")], lambda pool: [Left("never joined", "lost")])
+    with pytest.raises(Exception, match="left without having joined"):
+        drive(tmp_path, graph, pool)
+    ended = records(tmp_path, "run_ended")[0]
+    assert ended["exit"] == 1 and "never joined" in ended["why"]
+    assert pool.closed == [30.0]
+    assert (folder_of(tmp_path) / "stop").exists()  # a job was running: it should yield
+
+
+def test_a_journal_that_cannot_be_written_fails_the_run_loudly(tmp_path: Path) -> None:
+    graph, _ = graph_of([fakes.WORKS])
+    pool = ScriptedPool(lambda pool: [Joined("w", "h")])
+    with Journal.open(folder_of(tmp_path)) as journal:
+
+        def break_it(state: State) -> None:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), journal._descriptor)
+
+        with pytest.raises(JournalLost):
+            run(
+                plan_of(graph),
+                graph,
+                pool,
+                journal,
+                FakeStore(tmp_path),
+                break_it,
+                about=About(RUN),
+            )
+    assert pool.closed == [30.0]
+    assert pool.submitted == []
+
+
+def test_a_driver_outside_the_main_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    graph, _ = graph_of([fakes.WORKS])
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(drive(tmp_path, graph)))
+    thread.start()
+    thread.join()
+    assert outcomes[0].exit == 0
+
+
+def test_a_pool_names_a_function_that_is_not_there_at_the_start(tmp_path: Path) -> None:
+    graph, _ = graph_of([fakes.WORKS])
+    pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.nothing")
+    with pytest.raises(ImportError, match="has no nothing"):
+        drive(tmp_path, graph, pool)

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from orchestrator import journal
+from orchestrator.journal import Journal, JournalLost, follow, read
+
+
+def test_a_record_has_its_number_time_and_fields(tmp_path: Path) -> None:
+    times = iter([100.0, 100.0, 101.2346])
+    with Journal.open(tmp_path / "run", clock=lambda: next(times)) as written:
+        written.write("note", text="one")
+        written.write("slot_joined", slot="w", host="h", more=1)
+    first, second = read(tmp_path / "run" / "journal.jsonl")
+    assert (first["seq"], first["seconds"], first["event"], first["text"]) == (0, 0.0, "note", "one")
+    assert (second["seq"], second["seconds"], second["more"]) == (1, 1.235, 1)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["t"])
+
+
+def test_only_the_owner_may_read_it(tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "run") as written:
+        assert stat.S_IMODE(written.path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(written.folder.stat().st_mode) == 0o700
+
+
+def test_a_record_is_on_the_disk_when_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(len(read(tmp_path / journal.NAME))))
+    with Journal.open(tmp_path) as written:
+        written.write("note", text="one")
+        written.write_all([("note", {"text": "two"}), ("note", {"text": "three"})])
+        written.write_all([])
+    assert synced == [1, 3]
+
+
+def test_a_torn_last_line_is_ignored_by_readers_and_removed_by_the_next_writer(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as written:
+        written.write("note", text="whole")
+    with written.path.open("ab") as file:
+        file.write(b'{"seq": 1, "event": "no')
+    assert [record["text"] for record in read(written.path)] == ["whole"]
+    with Journal.open(tmp_path) as written:
+        written.write("note", text="next")
+    assert [(record["seq"], record["text"]) for record in read(written.path)] == [(0, "whole"), (1, "next")]
+
+
+def test_there_is_one_writer_at_a_time(tmp_path: Path) -> None:
+    with Journal.open(tmp_path), pytest.raises(JournalLost, match="another driver"):
+        Journal.open(tmp_path)
+    Journal.open(tmp_path).close()
+
+
+def test_a_write_that_fails_is_never_silent(tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    descriptor = os.open(full, os.O_WRONLY)
+    with Journal(full, descriptor, 0, lambda: 0.0) as written, pytest.raises(JournalLost, match="No space"):
+        written.write("note", text="lost")
+
+
+def test_a_journal_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file where the folder should be")
+    with pytest.raises(JournalLost, match="cannot be opened"):
+        Journal.open(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("event", "fields"), [("note", {}), ("slot_joined", {"slot": "w"})])
+def test_a_record_without_a_promised_field_is_a_bug_of_ours(
+    tmp_path: Path, event: str, fields: dict[str, str]
+) -> None:
+    with Journal.open(tmp_path) as written, pytest.raises(AssertionError, match="without"):
+        written.write(event, **fields)
+
+
+def test_a_journal_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert read(tmp_path / "none.jsonl") == []
+
+
+def test_following_sees_whole_records_as_they_come_and_ends_with_the_run(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as written:
+
+        def half(text: str) -> None:
+            with written.path.open("ab") as file:
+                file.write(text.encode())
+
+        steps = iter(
+            [
+                lambda: written.write("note", text="first"),
+                lambda: half('{"event": "note", "te'),
+                lambda: half('xt": "second"}\n'),
+                lambda: written.write("run_ended", exit=0, why="done", counts={}),
+            ]
+        )
+        seen = [record.get("text", record["event"]) for record in follow(written.path, lambda: next(steps)())]
+    assert seen == ["first", "second", "run_ended"]
+    assert list(steps) == []
+
+
+def test_following_a_run_that_was_taken_up_again_goes_past_its_first_end(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as written:
+        written.write("run_ended", exit=130, why="stopped", counts={})
+        written.write("note", text="again")
+        written.write("run_ended", exit=0, why="done", counts={})
+    assert [record["event"] for record in follow(written.path)] == ["run_ended", "note", "run_ended"]

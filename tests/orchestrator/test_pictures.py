@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from orchestrator import pictures
+from orchestrator.pictures import MOST_COLUMNS, PictureSet, Span
+from orchestrator.results import Result
+from workers import synthetic
+from workers.preprocess import Affine
+from workers.synthetic import SyntheticSet
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def flat(colour: tuple[int, int, int], size: int = 8) -> Image.Image:
+    return Image.new("RGB", (size, size), colour)
+
+
+def picture_set(per_class: int, classes: int = 2, colour: tuple[int, int, int] = RED) -> PictureSet:
+    labels = [number for number in range(classes) for _ in range(per_class)]
+    return PictureSet([flat(colour) for _ in labels], labels, tuple(f"class {n}" for n in range(classes)))
+
+
+def patches(page: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
+    """Where the page has exactly this colour, bool [height, width]."""
+    found: np.ndarray = (np.asarray(page) == colour).all(axis=2)
+    return found
+
+
+def result(architecture: str, stage: int, values: tuple[float, ...], method: str = "PDD+MTT") -> Result:
+    mean = sum(values) / len(values) if values else None
+    return Result(
+        experiment="demo",
+        method=method,
+        base_method="full" if stage == 0 else "mtt",
+        dataset="digits",
+        scale="tiny",
+        architecture=architecture,
+        mode="progressive" if stage else "full",
+        ipc_total=stage * 2,
+        ipc_per_stage=2,
+        stages=2 if stage else 1,
+        stage=stage,
+        mean=mean,
+        std=0.5 if values else None,
+        n=len(values),
+        key="result-x",
+        jobs=("a", "b"),
+        values=values,
+    )
+
+
+def test_the_grid_reads_what_the_workers_write(tmp_path: Path) -> None:
+    images = torch.zeros(3, 1, 8, 8)
+    images[2] = 1.0
+    transform = Affine(torch.zeros(1), torch.ones(1))
+    synthetic.write(tmp_path, SyntheticSet(images, torch.tensor([0, 0, 1]), 0.02), transform, ["zero", "one"])
+    read = pictures.read_pictures(tmp_path / synthetic.PICTURES)
+    assert (read.labels, read.class_names) == ([0, 0, 1], ("zero", "one"))
+    assert [image.getextrema() for image in read.images] == [(0, 0), (0, 0), (255, 255)]
+
+
+def test_small_images_are_enlarged_by_a_whole_factor_to_forty_pixels() -> None:
+    page = pictures.grid_by_stage([picture_set(1)], "one stage")
+    red = patches(page, RED)
+    assert red.sum() == 2 * 40 * 40
+    assert red.any(axis=0).sum() == 40
+
+
+def test_every_image_keeps_its_pixels_when_enlarged() -> None:
+    board = np.indices((8, 8)).sum(axis=0) % 2 * 255
+    image = Image.fromarray(board.astype(np.uint8))
+    page = pictures.grid_by_stage([PictureSet([image], [0], ("a",))], "checkers")
+    squares = np.kron(board, np.ones((5, 5)))
+    grey = np.asarray(page.convert("L"))
+    places = np.lib.stride_tricks.sliding_window_view(grey, squares.shape)
+    assert (places == squares).all(axis=(2, 3)).any()
+
+
+def test_rows_are_classes_and_stages_stand_apart() -> None:
+    page = pictures.grid_by_stage([picture_set(2, colour=RED), picture_set(2, colour=BLUE)], "two stages")
+    red, blue = patches(page, RED), patches(page, BLUE)
+    assert red.sum() == blue.sum() == 2 * 2 * 40 * 40
+    assert (red.any(axis=1) == blue.any(axis=1)).all()
+    first, second = np.flatnonzero(red.any(axis=0)), np.flatnonzero(blue.any(axis=0))
+    between_images = 40 + pictures._GAP
+    assert first[40] - first[0] == between_images
+    assert second[0] - first[-1] > pictures._GAP + 10
+
+
+def test_a_grid_shows_ten_classes_and_as_many_images_as_fit_a_page() -> None:
+    page = pictures.grid_by_stage([picture_set(12, classes=11), picture_set(12, classes=11)], "wide")
+    assert patches(page, RED).sum() == 10 * MOST_COLUMNS * 40 * 40
+
+
+def test_a_class_without_images_in_one_stage_leaves_its_row_empty() -> None:
+    lonely = PictureSet([flat(RED)], [1], ("zero", "one"))
+    assert patches(pictures.grid_by_stage([lonely], "one image"), RED).sum() == 40 * 40
+
+
+def test_a_png_opens_with_the_size_of_the_picture() -> None:
+    page = pictures.grid_by_stage([picture_set(1)], "title")
+    opened = Image.open(io.BytesIO(pictures.png(page)))
+    assert (opened.format, opened.size) == ("PNG", page.size)
+
+
+def test_the_accuracy_plot_has_a_panel_an_architecture_and_all_means() -> None:
+    results = [
+        *(result("convnet", stage, values) for stage, values in ((1, (80.0, 90.0)), (2, (91.0, 93.0)))),
+        *(result("resnet10", stage, (70.0 + stage,)) for stage in (1, 2)),
+        *(result(name, 0, (99.0,), "Full data") for name in ("convnet", "resnet10")),
+    ]
+    figure = pictures.accuracy_by_stage(results)
+    assert [axes.get_title() for axes in figure.axes] == ["convnet", "resnet10"]
+    drawn = figure.axes[0].lines
+    assert [list(line.get_ydata()) for line in drawn if len(line.get_xdata()) == 2][0] == [85.0, 92.0]
+    assert any(set(line.get_ydata()) == {99.0} for line in drawn)
+    opened = Image.open(io.BytesIO(pictures.png(figure)))
+    assert opened.size == (round(7.1 * 150), round(3.7 * 150))
+
+
+def test_the_accuracy_plot_stands_cells_without_a_network() -> None:
+    measured = result("convnet", 1, (80.0,))
+    absent = replace(result("convnet", 2, ()), missing=("a", "b"))
+    figure = pictures.accuracy_by_stage([measured, absent, result("resnet10", 1, ())])
+    assert len(figure.axes) == 2
+    assert pictures.png(figure)
+
+
+def test_the_gantt_has_a_row_a_slot_in_their_natural_order() -> None:
+    spans = [
+        Span("evaluate-b", "evaluate", "worker 10", 5.0, 7.0),
+        Span("distil-a", "distil", "worker 9", 2.0, 10.0, "lost", "2"),
+    ]
+    figure = pictures.gantt(spans, {"distil-a"})
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["worker 9", "worker 10"]
+    bars = {(bar.get_x(), bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in axes.patches}
+    assert bars == {(3.0, 2.0, 1), (0.0, 8.0, 0)}
+    assert Image.open(io.BytesIO(pictures.png(figure))).width == 9 * 150
+
+
+@pytest.mark.parametrize("ended", ["done", "lost"])
+def test_only_bars_without_an_artifact_are_hatched(ended: str) -> None:
+    figure = pictures.gantt([Span("full-a", "full", "w", 0.0, 1.0, ended)])
+    assert bool(figure.axes[0].patches[0].get_hatch()) == (ended == "lost")
