@@ -55,9 +55,7 @@ class Effort:
     inner_calls: float = 0.0
 
     def __add__(self, other: Effort) -> Effort:
-        return Effort(
-            self.flops + other.flops, self.calls + other.calls, self.inner_calls + other.inner_calls
-        )
+        return Effort(self.flops + other.flops, self.calls + other.calls, self.inner_calls + other.inner_calls)
 
     def times(self, count: int) -> Effort:
         """The effort of doing the same `count` times."""
@@ -111,11 +109,7 @@ def effort(job: Job, graph: Graph) -> Effort:
         case ForgettingSpec() as spec:
             counted = bool(job.parents.get("experts"))
             images = _data(job, graph).train_images
-            return (
-                Effort(LIGHT)
-                if counted
-                else _fit(spec.network, spec.training, images, job, graph).times(spec.runs)
-            )
+            return Effort(LIGHT) if counted else _fit(spec.network, spec.training, images, job, graph).times(spec.runs)
         case DistilSpec() as spec:
             return _matching(spec, job, graph) + _judging(spec, job, graph)
         case EvaluateSpec() as spec:
@@ -150,9 +144,7 @@ def _judging(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
         return Effort(0.0)
     union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc
     candidates = math.ceil(spec.iterations / spec.choice.every)
-    return _fit(spec.network, spec.choice.training, union, job, graph).times(
-        candidates * spec.choice.networks
-    )
+    return _fit(spec.network, spec.choice.training, union, job, graph).times(candidates * spec.choice.networks)
 
 
 def _links(spec: EvaluateSpec, job: Job, graph: Graph) -> Effort:

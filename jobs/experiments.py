@@ -234,9 +234,7 @@ class _ArmExpansion:
         if self.arm.method == "full":
             return self._full()
         if self.arm.ipc_per_stage is None:
-            raise BadInput(
-                self.place, f"{self.path}.ipc_per_stage", None, "required; images per class of one stage"
-            )
+            raise BadInput(self.place, f"{self.path}.ipc_per_stage", None, "required; images per class of one stage")
         self._enough_images()
         if self.arm.method in SELECTIONS:
             return self._selection()
@@ -269,9 +267,7 @@ class _ArmExpansion:
         data = self._dataset()
         ipc = self.arm.ipc_total
         draws = {
-            (seed, index): self._add(
-                SelectSpec(rule="random", ipc=ipc, draw=index, seed=seed), {"dataset": [data]}
-            )
+            (seed, index): self._add(SelectSpec(rule="random", ipc=ipc, draw=index, seed=seed), {"dataset": [data]})
             for seed in self.experiment.seeds
             for index in range(self.experiment.networks)
         }

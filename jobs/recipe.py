@@ -55,8 +55,7 @@ class Setting:
     def matches(self, when: Mapping[str, Any]) -> bool:
         """Whether every asked field has the asked value, or one of a list of them."""
         return all(
-            getattr(self, name) in (wanted if isinstance(wanted, list) else [wanted])
-            for name, wanted in when.items()
+            getattr(self, name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in when.items()
         )
 
 
@@ -170,9 +169,7 @@ def resolve(
             for path, (value, source) in flat(layer["set"]):
                 _put(values, sources, path, deepcopy(value), source)
     if not {"dataset", "network", "evaluate"} <= set(values):
-        raise BadInput(
-            place, "scale", setting.scale, f"method {method!r} has no numbers for {setting}; choose another"
-        )
+        raise BadInput(place, "scale", setting.scale, f"method {method!r} has no numbers for {setting}; choose another")
     absent = set(Recipe.model_fields) - set(values)
     for path, value in flat(shared or {}):
         if path.split(".")[0] not in absent:
@@ -206,9 +203,7 @@ def _put(values: dict[str, Any], sources: dict[str, str], path: str, value: Any,
     for name in way:
         here = here.setdefault(name, {})
         if not isinstance(here, dict):
-            raise BadInput(
-                source, f"set.{path}", value, f"{name} is a number, not a section; leave {last} out"
-            )
+            raise BadInput(source, f"set.{path}", value, f"{name} is a number, not a section; leave {last} out")
     here[last] = value
     sources[path] = source
 

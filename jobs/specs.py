@@ -63,9 +63,7 @@ class NetworkSpec(Frozen):
     @property
     def channels(self) -> int:
         """Channels of a ConvNet's blocks or of a ResNet's first group (facts 1)."""
-        published = (
-            128 if self.architecture == "convnet" else 32 if self.architecture.startswith("idc_") else 64
-        )
+        published = 128 if self.architecture == "convnet" else 32 if self.architecture.startswith("idc_") else 64
         return self.width or published
 
     @property

@@ -80,7 +80,7 @@ def run(
     about: About,
     grace_seconds: float = 30.0,
 ) -> Outcome:
-    """Do all that the plan wants; the pool is started and closed here.
+    """Do all that the plan wants; the pool is started and closed here, and not at all when nothing is left to do.
 
     `grace_seconds` is what running jobs get to save a checkpoint when the run breaks off. SIGINT and
     SIGTERM are taken over for the time of the run if this is the main thread.
@@ -96,9 +96,11 @@ def run(
     with _signals(stop) as take_over:
         try:
             journal.write("run_began", **_origin(about, graph))
-            pool.start()
-            take_over()  # not before: Ray's start takes SIGTERM for itself
-            finish = loop.until_finished(frozenset(key for key in plan.keys if store.has(key)))
+            loop.begin(frozenset(key for key in plan.keys if store.has(key)))
+            if loop.state.finished is None:  # else all of it was there, and no worker is needed
+                pool.start()
+                take_over()  # not before: Ray's start takes SIGTERM for itself
+            finish = loop.until_finished()
         except KeyboardInterrupt:
             finish, grace = Finish(130, "interrupted, running jobs were not waited for"), 0.0
         except BaseException as error:
@@ -146,9 +148,12 @@ class Loop:
         self.on_change, self.stop = on_change, stop
         self.hosts: dict[str, str] = {}
 
-    def until_finished(self, cached: frozenset[str]) -> Finish:
-        """Run until the core says how the run ends; `cached` are the keys that are whole in the store."""
+    def begin(self, cached: frozenset[str]) -> None:
+        """Tell the core what is whole in the store."""
         self.feed(events.Began(self.now(), cached))
+
+    def until_finished(self) -> Finish:
+        """Run until the core says how the run ends."""
         while self.state.finished is None:
             happened = self.pool.events(PATIENCE)
             if self.state.stopping is None and (why := self.stop.asked()):

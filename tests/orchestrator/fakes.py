@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -63,7 +62,7 @@ def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int
     attempt = len((root / f"{made.key}.started").read_text().split())
     answer = _act(made.spec.draw, attempt, root / "runs" / run / "stop")
     if answer["status"] == "done":
-        text = json.dumps([kind_of(made.key), memory_level, os.environ.get("OMP_NUM_THREADS"), *sys.argv[:0]])
+        text = json.dumps([kind_of(made.key), memory_level, os.environ.get("OMP_NUM_THREADS")])
         (root / f"{made.key}.made").write_text(text)
     return {"key": made.key, "seconds": 0.25, **answer}
 

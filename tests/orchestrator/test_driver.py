@@ -51,9 +51,7 @@ def drive(root: Path, graph: Graph, pool: Any = None, **fields: Any) -> Outcome:
     pool = pool or InProcessPool(str(root), RUN, "tests.orchestrator.fakes.execute")
     on_change = fields.pop("on_change", lambda state: None)
     with Journal.open(folder_of(root)) as journal:
-        return run(
-            plan_of(graph, **fields), graph, pool, journal, FakeStore(root), on_change, about=About(RUN)
-        )
+        return run(plan_of(graph, **fields), graph, pool, journal, FakeStore(root), on_change, about=About(RUN))
 
 
 def story(root: Path) -> list[str]:
@@ -190,9 +188,7 @@ def test_workers_come_and_go_in_the_journal(tmp_path: Path) -> None:
 
 def test_a_worker_with_other_code_is_noticed_by_the_key_it_computes(tmp_path: Path) -> None:
     graph, keys = graph_of([fakes.WORKS])
-    pool = ScriptedPool(
-        lambda pool: [Joined("w", "h")], lambda pool: [Answer("w", "done", "select-other-0123")]
-    )
+    pool = ScriptedPool(lambda pool: [Joined("w", "h")], lambda pool: [Answer("w", "done", "select-other-0123")])
     assert drive(tmp_path, graph, pool).exit == 3
     assert "its code differs" in records(tmp_path, "job_failed")[0]["message"]
 
@@ -214,7 +210,9 @@ def test_a_journal_that_cannot_be_written_fails_the_run_loudly(tmp_path: Path) -
     with Journal.open(folder_of(tmp_path)) as journal:
 
         def break_it(state: State) -> None:
-            os.dup2(os.open("/dev/full", os.O_WRONLY), journal._descriptor)
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, journal._descriptor)
+            os.close(full)
 
         with pytest.raises(JournalLost):
             run(

@@ -71,9 +71,7 @@ def test_a_journal_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("event", "fields"), [("note", {}), ("slot_joined", {"slot": "w"})])
-def test_a_record_without_a_promised_field_is_a_bug_of_ours(
-    tmp_path: Path, event: str, fields: dict[str, str]
-) -> None:
+def test_a_record_without_a_promised_field_is_a_bug_of_ours(tmp_path: Path, event: str, fields: dict[str, str]) -> None:
     with Journal.open(tmp_path) as written, pytest.raises(AssertionError, match="without"):
         written.write(event, **fields)
 

@@ -160,9 +160,7 @@ def test_a_job_that_yields_may_do_so_for_ever() -> None:
 
 
 def test_a_worker_whose_time_is_up_gets_no_other_job() -> None:
-    state, actions = tell(
-        CHAIN, began(), events.SlotJoined(0, "w"), events.JobYielded(1, "a", "w", leaving=True)
-    )
+    state, actions = tell(CHAIN, began(), events.SlotJoined(0, "w"), events.JobYielded(1, "a", "w", leaving=True))
     assert (actions, statuses(state)) == ((), "a:ready b:blocked")
     state, actions = decide(state, events.SlotLeft(2, "w", "preempted"))
     assert (actions, state.leaving) == ((), frozenset())
@@ -441,8 +439,7 @@ class Fate:
     def random_plan(self) -> Plan:
         keys = tuple(f"k{i}" for i in range(self.random.randint(1, 25)))
         parents = {
-            key: tuple(self.random.sample(keys[:i], self.random.randint(0, min(i, 3))))
-            for i, key in enumerate(keys)
+            key: tuple(self.random.sample(keys[:i], self.random.randint(0, min(i, 3)))) for i, key in enumerate(keys)
         }
         exclusive = {key: (self.random.choice("xy"),) for key in keys if self.random.random() < 0.5}
         return Plan(

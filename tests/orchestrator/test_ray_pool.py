@@ -1,0 +1,363 @@
+"""The pool on a real Ray cluster: one is shared by most of the tests, since each start takes seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import BadInput
+from orchestrator import ray_pool, reaper
+from orchestrator.driver import About, run
+from orchestrator.journal import Journal, read
+from orchestrator.pool import Answer, Joined, Left, PoolEvent
+from orchestrator.ray_pool import LocalCluster, RayPool, gpu_share
+from tests.orchestrator import fakes
+from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
+
+EXECUTE = "tests.orchestrator.fakes.execute"
+RUN = "r1"
+ROOT = Path(__file__).resolve().parents[2]
+
+linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait for something that happens in another process."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+class Shared:
+    """A cluster of two slots, its pool, and the store its jobs write to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.store = root, FakeStore(root)
+        self.cluster = LocalCluster(2)
+        self.pool = RayPool(self.cluster, str(root), RUN, EXECUTE)
+        self.pool.start()
+        self.slots = {event.slot for event in self.hear(Joined, Joined) if isinstance(event, Joined)}
+
+    def hear(self, *kinds: type[PoolEvent]) -> list[PoolEvent]:
+        """The next events, which must be of these kinds in some order."""
+        heard: list[PoolEvent] = []
+        deadline = time.monotonic() + 30.0
+        while len(heard) < len(kinds):
+            assert time.monotonic() < deadline, f"heard only {heard}"
+            heard += self.pool.events(1.0)
+        assert sorted(type(event).__name__ for event in heard) == sorted(kind.__name__ for kind in kinds)
+        return heard
+
+    def submit(self, draw: int, slot: str, seed: int = 0) -> str:
+        graph, _ = graph_of([fakes.WORKS] * seed + [draw])
+        job = list(graph)[-1]
+        self.pool.submit(job.to_json(), slot, 1, 0)
+        return job.key
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    made = Shared(tmp_path_factory.mktemp("store"))
+    yield made
+    folder = made.cluster.folder
+    assert folder is not None and folder.exists()
+    made.pool.close(0.0)
+    assert not folder.exists()
+    assert reaper.processes_of(folder) == []
+
+
+def test_two_jobs_run_on_two_slots_at_a_time(shared: Shared) -> None:
+    first, second = sorted(shared.slots)
+    keys = [shared.submit(fakes.WORKS, first, 1), shared.submit(fakes.WORKS, second, 2)]
+    answers = shared.hear(Answer, Answer)
+    assert {(answer.slot, answer.key, answer.status) for answer in answers if isinstance(answer, Answer)} == {
+        (first, keys[0], "done"),
+        (second, keys[1], "done"),
+    }
+    assert shared.store.starts(keys[0]) != shared.store.starts(keys[1])
+    kind, level, threads = json.loads((shared.root / f"{keys[0]}.made").read_text())
+    assert (kind, level, threads) == ("select", 0, "1")
+
+
+def test_an_exception_out_of_execute_is_an_answer_and_the_worker_stays(shared: Shared) -> None:
+    slot = min(shared.slots)
+    shared.submit(fakes.RAISES, slot)
+    (answer,) = shared.hear(Answer)
+    assert isinstance(answer, Answer) and (answer.status, answer.reason) == ("failed", "bug")
+    assert "execute broke its promise" in answer.message
+    shared.submit(fakes.WORKS, slot)
+    shared.hear(Answer)
+
+
+def test_a_killed_worker_leaves_and_another_comes_under_a_new_name(
+    shared: Shared, capfd: pytest.CaptureFixture[str]
+) -> None:
+    slot = min(shared.slots)
+    key = shared.submit(fakes.SLEEPS, slot)
+    until(lambda: shared.store.starts(key))
+    os.kill(shared.store.starts(key)[0], signal.SIGKILL)
+    left, joined = sorted(shared.hear(Left, Joined), key=lambda event: isinstance(event, Joined))
+    assert isinstance(left, Left) and (left.slot, left.reason) == (slot, "crashed")
+    assert "worker process has died" in left.message
+    assert isinstance(joined, Joined) and joined.slot not in shared.slots
+    shared.slots = shared.slots - {slot} | {joined.slot}
+    time.sleep(0.5)  # Ray's own report of the death comes a little later
+    assert capfd.readouterr().out == ""
+
+
+def test_what_a_job_prints_stays_out_of_the_drivers_output(shared: Shared, capfd: pytest.CaptureFixture[str]) -> None:
+    shared.submit(fakes.PRINTS, min(shared.slots))
+    shared.hear(Answer)
+    assert capfd.readouterr().out == ""
+
+
+def test_waiting_for_nothing_takes_the_time_it_was_given(shared: Shared) -> None:
+    began = time.monotonic()
+    assert shared.pool.events(0.3) == []
+    assert 0.3 <= time.monotonic() - began < 3.0
+
+
+def test_the_token_is_private_and_on_no_command_line(shared: Shared) -> None:
+    folder = shared.cluster.folder
+    assert folder is not None
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "token").stat().st_mode) == 0o600
+    token = (folder / "token").read_text()
+    assert len(token) == 64
+    assert reaper.TOKEN_VARIABLE not in os.environ
+    for pid in reaper.processes_of(folder):
+        assert token.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_a_client_without_the_token_is_turned_away(shared: Shared) -> None:
+    address = shared.pool._ray.get_runtime_context().gcs_address
+    assert address.startswith("127.0.0.1:")
+    ask = (
+        "import sys; from ray._raylet import GcsClient;"
+        "print(GcsClient(address=sys.argv[1]).internal_kv_keys(b'', None)); print('LET IN')"
+    )
+    strangers = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    strangers |= {"HOME": str(shared.root), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    asked = [sys.executable, "-c", ask, address]
+    answer = subprocess.run(asked, env=strangers, capture_output=True, text=True, timeout=60)
+    assert "LET IN" not in answer.stdout
+    assert "InvalidAuthToken" in answer.stderr
+    owners = strangers | {"RAY_AUTH_TOKEN": ray_pool._token or ""}
+    answer = subprocess.run(asked, env=owners, capture_output=True, text=True, timeout=60)
+    assert "LET IN" in answer.stdout
+
+
+@linux
+def test_every_port_listens_on_the_loopback_address(shared: Shared) -> None:
+    folder = shared.cluster.folder
+    assert folder is not None
+    ours = {str(pid) for pid in [*reaper.processes_of(folder), os.getpid()]}
+    sockets = {
+        os.readlink(link)
+        for pid in ours
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if link.is_symlink() and "socket" in os.readlink(link)
+    }
+    listening = [
+        line.split()[1]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and f"socket:[{line.split()[9]}]" in sockets
+    ]
+    loopback = ("0100007F", "0000000000000000FFFF00000100007F")
+    assert listening and all(address.startswith(loopback) for address in listening)
+
+
+def second_node(cluster: LocalCluster, address: str) -> subprocess.Popen[bytes]:
+    """Another node of the cluster, with one slot, on this machine."""
+    assert cluster.folder is not None
+    offer = ["--num-cpus=1", f"--resources={json.dumps({ray_pool.SLOT: 1})}", "--object-store-memory=100000000"]
+    with ray_pool._environment(ray_pool._settings(cluster.folder / "token")):
+        return subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block", *offer],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+
+@linux
+@pytest.mark.slow
+def test_slots_follow_a_node_that_comes_and_dies(shared: Shared) -> None:
+    node = second_node(shared.cluster, shared.pool._ray.get_runtime_context().gcs_address)
+    try:
+        (joined,) = shared.hear(Joined)
+        assert isinstance(joined, Joined)
+        key = shared.submit(fakes.SLEEPS, joined.slot, 3)
+        until(lambda: shared.store.starts(key))
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+    (left,) = shared.hear(Left)
+    assert isinstance(left, Left) and (left.slot, left.reason) == (joined.slot, "lost")
+    assert set(shared.pool._slots) == shared.slots
+
+
+# Whole drivers, each a process of its own.
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.orchestrator.test_ray_pool import drive
+sys.exit(drive(Path(sys.argv[1]), [int(draw) for draw in sys.argv[2].split(",")]))
+"""
+
+
+def drive(root: Path, draws: list[int]) -> int:
+    """A run of unconnected fake jobs on two local workers; returns its exit code."""
+    graph, _ = graph_of(draws)
+    pool = RayPool(LocalCluster(2), str(root), RUN, EXECUTE)
+    with Journal.open(root / "runs" / RUN) as journal:
+        return run(plan_of(graph), graph, pool, journal, FakeStore(root), about=About(RUN)).exit
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Where a driver keeps its temporary files; the path of a socket has to be short."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def start_driver(root: Path, temporary: Path, *draws: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", DRIVER, str(root), ",".join(map(str, draws))],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(driver: subprocess.Popen[str], seconds: float = 60.0) -> tuple[int, str, str]:
+    """The exit code and what the driver printed."""
+    try:
+        out, err = driver.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        driver.kill()
+        out, err = driver.communicate()
+        pytest.fail(f"the driver did not end: {out}{err}")
+    return driver.returncode, out, err
+
+
+@linux
+def test_a_run_survives_a_worker_that_crashes_and_leaves_nothing_behind(tmp_path: Path, short_folder: Path) -> None:
+    driver = start_driver(tmp_path, short_folder, fakes.CRASHES_ONCE, fakes.WORKS, fakes.PRINTS)
+    assert ended(driver) == (0, "", "")
+    events = [record["event"] for record in read(tmp_path / "runs" / RUN / "journal.jsonl")]
+    assert events.count("job_done") == 3
+    assert events.count("slot_left") == 1
+    assert events.count("slot_joined") == 3
+    assert list(short_folder.iterdir()) == []
+
+
+@linux
+@pytest.mark.slow
+def test_ctrl_c_in_the_terminal_lets_jobs_yield_and_leaves_nothing_behind(tmp_path: Path, short_folder: Path) -> None:
+    driver = start_driver(tmp_path, short_folder, fakes.WAITS_FOR_STOP, fakes.WAITS_FOR_STOP)
+    until(lambda: len(list(tmp_path.glob("*.started"))) == 2)
+    os.killpg(driver.pid, signal.SIGINT)  # a terminal tells the whole group
+    assert ended(driver) == (130, "", "")
+    events = [record["event"] for record in read(tmp_path / "runs" / RUN / "journal.jsonl")]
+    assert events.count("job_yielded") == 2
+    assert "slot_left" not in events
+    assert list(short_folder.iterdir()) == []
+
+
+@linux
+@pytest.mark.slow
+def test_kill_9_of_the_driver_leaves_no_process_and_no_folder(tmp_path: Path, short_folder: Path) -> None:
+    driver = start_driver(tmp_path, short_folder, fakes.SLEEPS, fakes.WORKS)
+    until(lambda: list(tmp_path.glob("*.made")) and len(list(tmp_path.glob("*.started"))) == 2)
+    (folder,) = short_folder.iterdir()
+    assert len(reaper.processes_of(folder)) > 5
+    driver.kill()
+    assert ended(driver)[0] == -signal.SIGKILL
+    until(lambda: not reaper.processes_of(folder) and not folder.exists(), seconds=15.0)
+    for name in tmp_path.glob("*.started"):
+        assert not any(Path(f"/proc/{pid}").exists() for pid in FakeStore(tmp_path).starts(name.stem))
+
+
+def test_a_worker_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path, short_folder: Path) -> None:
+    draw = "import tests.orchestrator.test_ray_pool as t; t.EXECUTE = 'tests.orchestrator.fakes.nothing'\n"
+    driver = subprocess.run(
+        [sys.executable, "-c", draw + DRIVER, str(tmp_path), "0"],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(short_folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert driver.returncode == 1
+    assert "PoolBroken: no worker starts on" in driver.stderr
+    assert "has no nothing" in driver.stderr
+    assert list(short_folder.iterdir()) == []
+
+
+# Without a cluster.
+
+
+def test_ray_imported_by_somebody_else_is_refused() -> None:
+    ask = "import ray; from orchestrator.ray_pool import LocalCluster; LocalCluster(1).open()"
+    answer = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert "PoolBroken: Ray was imported before" in answer.stderr
+
+
+def test_a_long_folder_for_temporary_files_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 40)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(BadInput, match="TMPDIR"):
+        LocalCluster(1).open()
+    assert list(long.iterdir()) == []
+
+
+def test_the_environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with ray_pool._environment({"RAY_AUTH_TOKEN": None, "RAY_AUTH_MODE": "token"}):
+        assert "RAY_AUTH_TOKEN" not in os.environ and os.environ["RAY_AUTH_MODE"] == "token"
+    assert os.environ["RAY_AUTH_TOKEN"] == "theirs" and "RAY_AUTH_MODE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("gpus", "slots", "share"),
+    [(0, 4, 0.0), (4, 4, 1.0), (4, 2, 2.0), (5, 2, 2.0), (1, 3, 1 / 3), (2, 3, 0.5), (2, 4, 0.5)],
+)
+def test_all_slots_of_a_node_find_room_on_its_gpus(gpus: int, slots: int, share: float) -> None:
+    assert gpu_share(gpus, slots) == share
+    rooms = gpus // share if share >= 1 else gpus * int(1 / share + 1e-9) if share else slots
+    assert rooms >= slots
+
+
+@linux
+def test_the_reaper_kills_what_stays_and_removes_the_folder(short_folder: Path) -> None:
+    folder = short_folder / "cluster"
+    folder.mkdir()
+    (folder / "token").touch()
+    stays = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        env={reaper.TOKEN_VARIABLE: str(folder / "token")},
+    )
+    until(lambda: reaper.processes_of(folder) == [stays.pid])
+    reaper.clear(folder, patience=0.1)
+    assert stays.wait(timeout=5) == -signal.SIGKILL
+    assert not folder.exists()
