@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,11 +68,15 @@ class Options:
     quiet: bool = False
     verbose: bool = False
 
-    def over(self, earlier: Options) -> Options:
-        """These options, with the earlier ones where these say nothing; `--set`s add up."""
-        kept = {name: value for name, value in vars(self).items() if value not in (None, False, ())}
-        kept["settings"] = (*earlier.settings, *self.settings)
-        return replace(earlier, **kept)
+    @classmethod
+    def of(cls, context: typer.Context) -> Options:
+        """The options of a command; what it leaves open was perhaps said before its name. `--set`s add up."""
+        names = {field.name for field in fields(cls)}
+        given = {name: value for name, value in context.params.items() if name in names}
+        said = {name: value for name, value in given.items() if value is not None and value is not False}
+        earlier = context.obj if isinstance(context.obj, Options) else cls()
+        said["settings"] = (*earlier.settings, *said.get("settings", ()))
+        return replace(earlier, **said)
 
     def place(self) -> Place:
         """The cluster and the store."""
@@ -96,20 +100,7 @@ def start(
     verbose: Verbose = False,
 ) -> None:
     """Progressive dataset distillation on one machine or a cluster."""
-    context.obj = Options(
-        cluster=cluster,
-        cluster_file=cluster_file,
-        store=store,
-        workers=workers,
-        scale=scale,
-        dataset=dataset,
-        seed=seed,
-        settings=tuple(settings or ()),
-        fail_fast=fail_fast,
-        as_json=as_json,
-        quiet=quiet,
-        verbose=verbose,
-    )
+    context.obj = Options.of(context)
     if context.invoked_subcommand is None:
         _run(None, context.obj)
 
@@ -132,21 +123,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run experiments: what is done is left out, what failed is tried again."""
-    options = Options(
-        cluster=cluster,
-        cluster_file=cluster_file,
-        store=store,
-        workers=workers,
-        scale=scale,
-        dataset=dataset,
-        seed=seed,
-        settings=tuple(settings or ()),
-        fail_fast=fail_fast,
-        as_json=as_json,
-        quiet=quiet,
-        verbose=verbose,
-    )
-    _run(experiments, options.over(context.obj))
+    _run(experiments, Options.of(context))
 
 
 @app.command()
@@ -166,17 +143,7 @@ def plan(
     """Show what a run would do and take; start nothing."""
     from orchestrator import planning
 
-    options = Options(
-        cluster=cluster,
-        cluster_file=cluster_file,
-        store=store,
-        workers=workers,
-        scale=scale,
-        dataset=dataset,
-        seed=seed,
-        settings=tuple(settings or ()),
-        as_json=as_json,
-    ).over(context.obj)
+    options = Options.of(context)
     asked, opened = _asked(experiments, options)
     forecast = planning.forecast(asked, opened, options.place().cluster.count())
     _say(forecast.to_json(), forecast.tables(), options)
@@ -198,9 +165,7 @@ def explain(
     """Say of every job whether it is cached and, if not, which field makes it a new one."""
     from orchestrator import explain as explaining
 
-    options = Options(
-        store=store, scale=scale, dataset=dataset, seed=seed, settings=tuple(settings or ()), as_json=as_json
-    ).over(context.obj)
+    options = Options.of(context)
     asked, opened = _asked(experiments, options)
     found = [one for one in explaining.explain(asked.plan, opened) if key is None or key in one.key]
     if not found:
@@ -224,7 +189,7 @@ def status(context: typer.Context, name: RunName = None, store: StoreRoot = None
     """Tell what a run is doing, from any shell that sees the store."""
     from orchestrator import status as standing
 
-    options = Options(store=store, as_json=as_json).over(context.obj)
+    options = Options.of(context)
     opened = _existing_store(options)
     found = standing.status(opened, standing.chosen_run(opened, name))
     ending = f", exit {found.exit}" if found.exit is not None else ""
@@ -252,7 +217,7 @@ def logs(
     """Print the log of a job of a run."""
     from orchestrator import status as standing
 
-    options = Options(store=store, as_json=as_json).over(context.obj)
+    options = Options.of(context)
     opened = _existing_store(options)
     chosen = standing.chosen_run(opened, name)
     path = standing.log_of(opened, chosen, key)
@@ -270,7 +235,7 @@ def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None
     from orchestrator import status as standing
     from orchestrator.driver import STOP, StopFile
 
-    options = Options(store=store, as_json=as_json).over(context.obj)
+    options = Options.of(context)
     opened = _existing_store(options)
     chosen = standing.chosen_run(opened, name)
     StopFile(opened.run_folder(chosen) / STOP).write("cancelled")
@@ -292,9 +257,7 @@ def report(
     """Write the report of what the store has for some experiments: tables, pictures, timing."""
     from orchestrator import running
 
-    options = Options(
-        store=store, scale=scale, dataset=dataset, seed=seed, settings=tuple(settings or ()), as_json=as_json
-    ).over(context.obj)
+    options = Options.of(context)
     asked, opened = _asked(experiments, options)
     paths = running.write_report(out, asked.plan, opened, running.latest_run(asked, opened), _command())
     _say({"schema": SCHEMA, "files": [str(path) for path in paths]}, [Text(str(paths[0]))], options)
@@ -312,9 +275,7 @@ def doctor(
     """Check what would stop a run here, with the mend of each finding."""
     from orchestrator.doctor import examine
 
-    options = Options(cluster=cluster, cluster_file=cluster_file, store=store, workers=workers, as_json=as_json).over(
-        context.obj
-    )
+    options = Options.of(context).over(context.obj)
     findings = examine(options.place())
     table = Table("check", "", "found", "mend", box=None)
     for one in findings:

@@ -78,9 +78,7 @@ class Forecast:
             path,
             Text(f"time by number of workers: {spans}"),
             Text(f"{self.total} jobs, {shared} more were shared, {self.unneeded} need not run again"),
-            Text(
-                f"prices: {self.measured} measured in this store, {self.total - self.measured} estimated from their work"
-            ),
+            Text(f"prices: {self.measured} measured in this store, {self.total - self.measured} estimated from work"),
         ]
 
 

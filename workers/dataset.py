@@ -92,15 +92,9 @@ def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
     tested, _ = _hold_out(arrays.test_labels, spec.test_per_class or len(arrays.test_labels), None, rng)
     bench.pulse(0.5, "fitting the transform")
     transform = preprocess.make(spec.normalise, torch.from_numpy(arrays.train_images[kept]))
-    _write_split(
-        folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names
-    )
-    _write_split(
-        folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names
-    )
-    _write_split(
-        folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names
-    )
+    _write_split(folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names)
+    _write_split(folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names)
+    _write_split(folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names)
     kind = "zca" if isinstance(transform, preprocess.Zca) else "affine"
     np.savez(folder / TRANSFORM, kind=np.array(kind), **preprocess.arrays(transform))  # type: ignore[arg-type]
     return {"train": len(kept), "validation": len(held), "test": len(tested)}

@@ -130,9 +130,7 @@ class StageRun:
         )
         if "kept" in arrays:
             images = torch.from_numpy(arrays["kept"]).to(self.bench.device)
-            self.kept = Kept(
-                values["kept_accuracy"], values["kept_iteration"], images, values["kept_step_size"]
-            )
+            self.kept = Kept(values["kept_accuracy"], values["kept_iteration"], images, values["kept_step_size"])
         return True
 
     def _judging_is_due(self) -> bool:
@@ -158,9 +156,7 @@ class StageRun:
         for number in range(choice.networks):
             seed = seed_from(self.bench.job.key, "candidate", self.iteration, number)
             generator = torch.Generator().manual_seed(seed)
-            network = build_network(
-                self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device
-            )
+            network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
             start = self.method.start(number)
             if start is not None:
                 load_flat(network, start.to(self.bench.device))
@@ -170,9 +166,7 @@ class StageRun:
         return sum(scores) / len(scores)
 
     def _method(self) -> Method:
-        paths = [
-            self.bench.store.path(key, trajectories.TRAJECTORIES) for key in self.bench.parents("experts")
-        ]
+        paths = [self.bench.store.path(key, trajectories.TRAJECTORIES) for key in self.bench.parents("experts")]
         stage = Stage(
             spec=self.spec,
             train=self.data.train,

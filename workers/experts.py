@@ -52,17 +52,13 @@ def start_of(bench: Bench, data: Dataset, number: int) -> Network:
     """The network from which expert `number` of this cohort starts on real data: theta_i of its chain."""
     spec = _spec(bench)
     name = spec.first + number
-    network = build_network(
-        spec.network, data.shape, data.classes, bench.generator("init", name), bench.device
-    )
+    network = build_network(spec.network, data.shape, data.classes, bench.generator("init", name), bench.device)
     if spec.stage == 1:
         return network
     assert spec.transition is not None
     chain = trajectories.Trajectories([bench.store.path(bench.parent("chain"), trajectories.TRAJECTORIES)])
     load_flat(network, chain.parameters(number, 0).to(bench.device))
-    union = synthetic.union(
-        [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
-    )
+    union = synthetic.union([synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")])
     link = trainer_for(network, spec.transition, bench.generator("transition", name), lr=union.step_size)
     fit(link, union.images.to(bench.device), union.labels.to(bench.device), spec.transition,
         on_epoch=lambda epoch, _: _yield_if_asked(bench))  # fmt: skip
@@ -96,18 +92,14 @@ def _real_images(bench: Bench, data: Dataset) -> Split:
     counts = forgetting.read_counts(bench.store.path(bench.parent("forgetting"), forgetting.COUNTS))
     chosen = torch.from_numpy(np.flatnonzero((counts >= low) & (counts < high))).to(bench.device)
     if not len(chosen):
-        raise BadInput(
-            bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it"
-        )
+        raise BadInput(bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it")
     return Split(data.train.images[chosen], data.train.labels[chosen])
 
 
 def _held_out_accuracy(bench: Bench, data: Dataset, done: list[Trajectory]) -> dict[str, Any]:
     """Mean held-out accuracy (percent) at the first and the last snapshot; for people, steers nothing."""
     split = data.validation if len(data.validation) else data.train
-    network = build_network(
-        _spec(bench).network, data.shape, data.classes, bench.generator("probe"), bench.device
-    )
+    network = build_network(_spec(bench).network, data.shape, data.classes, bench.generator("probe"), bench.device)
     means = {}
     for name, row in (("start_accuracy", 0), ("end_accuracy", -1)):
         total = 0.0
@@ -131,9 +123,7 @@ def _yield_if_asked(bench: Bench) -> None:
 def _keep(bench: Bench, number: int, made: Trajectory | None) -> None:
     assert made is not None
     if _spec(bench).count > 1:
-        bench.checkpoints.save(
-            f"{bench.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {}
-        )
+        bench.checkpoints.save(f"{bench.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {})
 
 
 def _finished(bench: Bench, number: int) -> Trajectory | None:

@@ -78,9 +78,7 @@ def read_counts(path: Path) -> NDArray[np.int64]:
 
 def _stream(bench: Bench, spec: ForgettingSpec, run: int) -> NDArray[np.bool_]:
     data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    network = build_network(
-        spec.network, data.shape, data.classes, bench.generator("init", run), bench.device
-    )
+    network = build_network(spec.network, data.shape, data.classes, bench.generator("init", run), bench.device)
     rows: list[NDArray[np.bool_]] = []
 
     def keep(epoch: int, seen: EpochStats) -> None:

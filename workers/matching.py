@@ -95,9 +95,7 @@ def whole_graph(
         step_size = step_size.detach().requires_grad_()
         theta = start.detach().requires_grad_()
         for batch in batches:
-            (gradient,) = torch.autograd.grad(
-                student.loss(theta, images, labels, batch), theta, create_graph=True
-            )
+            (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta, create_graph=True)
             theta = theta - step_size * gradient
         loss = normalised_distance(theta, start, target)
         to_images, to_step_size = torch.autograd.grad(loss, (images, step_size))
@@ -144,9 +142,7 @@ def _step_products(
     with torch.enable_grad():
         theta = theta.detach().requires_grad_()
         images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            student.loss(theta, images, labels, batch), theta, create_graph=True
-        )
+        (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta, create_graph=True)
         curved, pulled = torch.autograd.grad(gradient @ costate, (theta, images))
     return gradient.detach(), curved, pulled
 

@@ -41,15 +41,11 @@ def build_network(
     return network.to(device)
 
 
-def trainer_for(
-    network: Network, spec: SgdSpec, generator: torch.Generator, lr: float | None = None
-) -> Trainer:
+def trainer_for(network: Network, spec: SgdSpec, generator: torch.Generator, lr: float | None = None) -> Trainer:
     """A trainer without momentum yet; `lr` replaces the spec's, e.g. by a learned step size."""
     rate = lr if lr is not None else spec.lr
     assert rate is not None, f"no learning rate: neither the spec nor the caller gives one: {spec}"
-    return Trainer(
-        network, Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay), generator
-    )
+    return Trainer(network, Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay), generator)
 
 
 def fit(

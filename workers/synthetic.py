@@ -92,12 +92,8 @@ def to_uint8(images: Tensor) -> np.ndarray:
 def _write_pictures(path: Path, images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
     encoded = [{"bytes": _png(picture), "path": None} for picture in to_uint8(images)]
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema(
-        [("image", picture), ("label", pa.int64())], metadata={"huggingface": _features(class_names)}
-    )
-    pq.write_table(
-        pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema), path
-    )
+    schema = pa.schema([("image", picture), ("label", pa.int64())], metadata={"huggingface": _features(class_names)})
+    pq.write_table(pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema), path)
 
 
 def _png(picture: np.ndarray) -> bytes:

@@ -24,9 +24,7 @@ TRAJECTORIES = "trajectories.arrow"
 CORRECTNESS = "correctness.arrow"
 
 
-def write(
-    folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: Sequence[NDArray[np.bool_]]
-) -> None:
+def write(folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: Sequence[NDArray[np.bool_]]) -> None:
     """Write a cohort.
 
     Args:
@@ -82,9 +80,7 @@ class Trajectories:
         """
         cohort = bisect_right(self._ends, expert)
         if not (0 <= expert < len(self) and 0 <= epoch <= self.epochs):
-            raise IndexError(
-                f"expert {expert} epoch {epoch}: have {len(self)} experts and epochs 0..{self.epochs}"
-            )
+            raise IndexError(f"expert {expert} epoch {epoch}: have {len(self)} experts and epochs 0..{self.epochs}")
         first = self._ends[cohort - 1] if cohort else 0
         column = self._readers[cohort].get_batch(expert - first).column(0)
         size = column.type.list_size

@@ -18,6 +18,7 @@ from jobs.graph import Job
 from jobs.specs import DatasetSpec
 from tests.workers.workshop import CPU, ONE_STAGE, TWO_STAGES, Workshop, changed, plan_of
 from workers import dataset, preprocess, sources
+from workers.bench import Bench
 from workers.execute import perform
 from workers.sources import Source
 from workers.store import Store
@@ -184,6 +185,11 @@ def planned(root: Path) -> Job:
     return Job.make(spec, {})
 
 
+def test_the_same_pictures_elsewhere_are_the_same_job(tmp_path: Path) -> None:
+    here, there = (folder_of_pictures(tmp_path / name) for name in ("here", "there"))
+    assert planned(here).key == planned(there).key
+
+
 def test_the_users_own_pictures_keep_their_names_and_pixels(made: Workshop, tmp_path: Path) -> None:
     root = folder_of_pictures(tmp_path / "pets")
     job = planned(root)
@@ -203,10 +209,8 @@ def test_the_users_own_pictures_keep_their_names_and_pixels(made: Workshop, tmp_
 
 
 @pytest.mark.parametrize("change", ["a pixel", "a picture more"])
-def test_a_source_that_changed_since_it_was_planned_is_refused(
-    made: Workshop, tmp_path: Path, change: str
-) -> None:
-    root = folder_of_pictures(tmp_path / "pets")
+def test_a_source_that_changed_since_it_was_planned_is_refused(tmp_path: Path, change: str) -> None:
+    store, root = Store.open(tmp_path / "store"), folder_of_pictures(tmp_path / "pets")
     job, path = planned(root), root / "train" / "cat" / "0.png"
     pixels = np.asarray(Image.open(path)).copy()
     if change == "a pixel":
@@ -215,6 +219,6 @@ def test_a_source_that_changed_since_it_was_planned_is_refused(
     else:
         picture(pixels, path.with_name("9.png"))
     with pytest.raises(BadInput, match=r"dataset\.path is '.*pets': .*changed since the run was planned"):
-        perform(made.bench(job))
-    assert not made.store.has(job.key)
+        perform(Bench.alone(job, store))
+    assert not store.has(job.key)
     assert planned(root).key != job.key

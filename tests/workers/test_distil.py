@@ -245,9 +245,7 @@ def test_the_best_candidate_is_kept_with_its_step_size_a_later_one_on_a_tie(
     assert curve["candidate_accuracy"] == [None, scores[0], None, scores[1], None, scores[2]]
 
 
-def test_the_best_candidate_survives_an_interruption(
-    copied: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_candidate_survives_an_interruption(copied: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     job = choosing(copied.job("distil", stage=1), every=2)
     bench = copied.bench(job)
     bench.report = leave_at(5, crash)  # the best candidate, of iteration 2, is in the checkpoint of 4

@@ -98,18 +98,14 @@ def sets(workshop: Workshop) -> list[SyntheticSet]:
 
 def fresh(job: Job) -> Network:
     generator = torch.Generator().manual_seed(seed_from(job.key, "init"))
-    return build(
-        "convnet", channels=1, size=8, classes=10, width=8, depth=2, norm="instance", generator=generator
-    )
+    return build("convnet", channels=1, size=8, classes=10, width=8, depth=2, norm="instance", generator=generator)
 
 
 # Links
 
 
 def test_the_three_modes_train_on_unions_on_the_last_union_or_on_each_set_alone() -> None:
-    one, two, three = (
-        SyntheticSet(torch.full((n, 1, 2, 2), float(n)), torch.arange(n), 0.1 * n) for n in (1, 2, 3)
-    )
+    one, two, three = (SyntheticSet(torch.full((n, 1, 2, 2), float(n)), torch.arange(n), 0.1 * n) for n in (1, 2, 3))
 
     def content(mode: Any) -> list[tuple[list[float], float | None]]:
         return [(link.images[:, 0, 0, 0].tolist(), link.step_size) for link in links([one, two, three], mode)]
@@ -135,9 +131,7 @@ def test_a_link_keeps_each_image_beside_its_label(made: Workshop) -> None:
 # Progressive evaluation
 
 
-def test_every_link_has_all_epochs_at_its_own_step_size_with_a_drop_of_its_own(
-    made: Workshop, runs: list[Run]
-) -> None:
+def test_every_link_has_all_epochs_at_its_own_step_size_with_a_drop_of_its_own(made: Workshop, runs: list[Run]) -> None:
     job, (one, two, three) = evaluation(made, 3, "progressive"), sets(made)
     assert len({one.step_size, two.step_size, three.step_size}) == 3
     perform(made.bench(job))
@@ -152,9 +146,7 @@ def test_every_link_has_all_epochs_at_its_own_step_size_with_a_drop_of_its_own(
         assert (numbers.momentum, numbers.weight_decay) == (0.9, 0.0005)
 
 
-def test_weights_and_momentum_are_carried_from_link_to_link(
-    made: Workshop, runs: list[Run], tmp_path: Path
-) -> None:
+def test_weights_and_momentum_are_carried_from_link_to_link(made: Workshop, runs: list[Run], tmp_path: Path) -> None:
     evaluate(made.bench(evaluation(made, 3, "progressive", index=1)), tmp_path)
     assert len({id(run.trainer) for run in runs}) == 1
     assert runs[0].momentum == {}
@@ -209,9 +201,7 @@ def test_every_network_is_random_and_none_is_an_experts(made: Workshop, runs: li
     assert len({*starts, *(start.numpy().tobytes() for start in experts)}) == 2 + len(experts)
 
 
-def test_another_architecture_is_trained_at_the_same_learned_step_sizes(
-    made: Workshop, runs: list[Run]
-) -> None:
+def test_another_architecture_is_trained_at_the_same_learned_step_sizes(made: Workshop, runs: list[Run]) -> None:
     perform(made.bench(evaluation(made, 2, "progressive", architecture="resnet10")))
     assert [run.rates[0] for run in runs] == [one.step_size for one in sets(made)[:2]]
     assert type(runs[0].trainer.module).__name__ == "ResNet"
@@ -219,9 +209,7 @@ def test_another_architecture_is_trained_at_the_same_learned_step_sizes(
 
 def test_nothing_but_the_test_split_is_tested_on(made: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     tested: list[Tensor] = []
-    monkeypatch.setattr(
-        "workers.evaluation.accuracy", lambda net, images, labels: tested.append(images) or 12.5
-    )
+    monkeypatch.setattr("workers.evaluation.accuracy", lambda net, images, labels: tested.append(images) or 12.5)
     job = changed(evaluation(made, 2, "progressive"), index=7)
     assert made.make(job).extra["accuracy"] == 12.5
     assert len(tested) == 2 and all(images is made.data().test.images for images in tested)
@@ -238,9 +226,7 @@ def test_a_selection_is_trained_at_the_recipes_learning_rate(selected: Workshop,
     assert len(runs[0].images) == 20
 
 
-def test_a_learning_rate_in_the_spec_takes_the_place_of_the_learned_one(
-    made: Workshop, runs: list[Run]
-) -> None:
+def test_a_learning_rate_in_the_spec_takes_the_place_of_the_learned_one(made: Workshop, runs: list[Run]) -> None:
     job = evaluation(made, 2, "progressive")
     job = changed(job, training={**job.canonical()["spec"]["training"], "lr": 0.123})
     perform(made.bench(job))
@@ -257,9 +243,7 @@ def test_a_set_without_a_step_size_is_not_trained_at_an_invented_rate(selected: 
 # Full data
 
 
-def test_the_bound_is_one_network_trained_on_the_whole_training_split(
-    selected: Workshop, runs: list[Run]
-) -> None:
+def test_the_bound_is_one_network_trained_on_the_whole_training_split(selected: Workshop, runs: list[Run]) -> None:
     job, data = selected.job("full"), selected.data()
     extra = selected.make(job).extra
     (run,) = runs

@@ -16,6 +16,7 @@ import torch
 
 from jobs.errors import BadInput, Damaged, Diverged
 from jobs.graph import Job
+from jobs.specs import SPECS
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers import execute as module
 from workers.bench import Bench
@@ -104,8 +105,6 @@ def test_it_does_the_same_as_the_job_performed_by_hand(workshop: Workshop, job: 
 
 
 def test_every_kind_of_job_has_its_work() -> None:
-    from jobs.specs import SPECS
-
     assert set(module.WORK) == set(SPECS)
 
 
@@ -213,14 +212,12 @@ def test_a_failure_has_a_reason_a_message_and_its_traceback_in_the_log(
     log = Path(ended["log"])
     assert log == workshop.store.root / "runs" / RUN / "logs" / f"{job.key}.log"
     text = log.read_text()
-    assert "Traceback (most recent call last)" in text and 'raise error' in text and str(error) in text
+    assert "Traceback (most recent call last)" in text and "raise error" in text and str(error) in text
     assert not workshop.store.has(job.key) and free(workshop, job.key)
     assert list((workshop.store.root / "tmp").iterdir()) == []
 
 
-def test_a_full_disk_comes_with_the_mend(
-    workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_comes_with_the_mend(workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     def work(bench: Bench, folder: Path) -> Any:
         with full_disk_explained(workshop.store.root):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -242,7 +239,7 @@ def test_a_failed_job_can_be_tried_again(workshop: Workshop, job: Job) -> None:
 def test_a_stage_that_really_diverges_says_so(workshop: Workshop, job: Job) -> None:
     wild = {**job.canonical()["spec"]["settings"], "step_size_form": "linear", "lr_step_size": 1e6}
     ended = run(workshop, changed(job, settings=wild))
-    assert ended["reason"] == "diverged" and "lower lr_step_size" in ended["message"]
+    assert ended["reason"] == "diverged" and "or lr_step_size" in ended["message"]
 
 
 def test_settings_that_the_experts_cannot_serve_are_the_users_to_mend(workshop: Workshop, job: Job) -> None:
@@ -251,9 +248,7 @@ def test_settings_that_the_experts_cannot_serve_are_the_users_to_mend(workshop: 
     assert ended["reason"] == "input" and "distil.settings.max_start_epoch is 9" in ended["message"]
 
 
-def test_a_raised_memory_level_reaches_the_bench(
-    workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_raised_memory_level_reaches_the_bench(workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[int] = []
 
     def work(bench: Bench, folder: Path) -> dict[str, Any]:

@@ -54,13 +54,16 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def network(job: Job, number: int) -> Network:
     """Expert `number` of a job, freshly initialised."""
     generator = torch.Generator().manual_seed(seed_from(job.key, "init", number))
-    return build(
-        "convnet", channels=1, size=8, classes=10, width=8, depth=2, norm="instance", generator=generator
-    )
+    return build("convnet", channels=1, size=8, classes=10, width=8, depth=2, norm="instance", generator=generator)
 
 
 def link_by_hand(
-    start: Tensor, union: list[SyntheticSet], job: Job, number: int, schedule: Schedule, augmentation: Augmentation | None = None
+    start: Tensor,
+    union: list[SyntheticSet],
+    job: Job,
+    number: int,
+    schedule: Schedule,
+    augmentation: Augmentation | None = None,
 ) -> Tensor:
     """Train a network at `start` on the union at the step size of its last set; where it ends."""
     net = network(job, number)
@@ -71,9 +74,7 @@ def link_by_hand(
     generator = torch.Generator().manual_seed(seed_from(job.key, "transition", number))
     images = torch.cat([one.images for one in union])
     labels = torch.cat([one.labels for one in union])
-    Trainer(net, numbers, generator).run(
-        images, labels, schedule=schedule, batch_size=256, augmentation=augmentation
-    )
+    Trainer(net, numbers, generator).run(images, labels, schedule=schedule, batch_size=256, augmentation=augmentation)
     return flatten(net)
 
 

@@ -97,9 +97,7 @@ def streams(workshop: Workshop) -> list[NDArray[np.bool_]]:
     return [stream for path in paths for stream in read_correctness(path)]
 
 
-def test_scores_come_from_the_experts_streams_without_training(
-    made: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_come_from_the_experts_streams_without_training(made: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "run", lambda *args, **more: pytest.fail("something was trained"))
     for convention, never in (("zero", 0), ("epochs", 6)):
         job = scores(made, from_experts=True, never_learned=convention)
@@ -124,12 +122,8 @@ def test_own_training_counts_the_stream_of_each_run_and_sums(made: Workshop) -> 
     job, train = scores(made, from_experts=False, runs=2, seed=5), made.data().train
     total = np.zeros(len(train), dtype=np.int64)
     for run in (0, 1):
-        drawn, ordered = (
-            torch.Generator().manual_seed(seed_from(job.key, use, run)) for use in ("init", "real")
-        )
-        net = build(
-            "convnet", channels=1, size=8, classes=10, width=8, depth=2, norm="instance", generator=drawn
-        )
+        drawn, ordered = (torch.Generator().manual_seed(seed_from(job.key, use, run)) for use in ("init", "real"))
+        net = build("convnet", channels=1, size=8, classes=10, width=8, depth=2, norm="instance", generator=drawn)
         history = Trainer(net, Optimiser(lr=0.1), ordered).run(
             train.images, train.labels, schedule=Schedule(epochs=6), batch_size=32, correctness=True
         )

@@ -32,9 +32,7 @@ def softmax_regression(inputs: int, classes: int) -> nn.Module:
 
 
 def convnet(size: int = 8) -> nn.Module:
-    made = build(
-        "convnet", channels=1, size=size, classes=3, width=2, depth=2, norm="instance", generator=generator(1)
-    )
+    made = build("convnet", channels=1, size=size, classes=3, width=2, depth=2, norm="instance", generator=generator(1))
     return made.double()
 
 

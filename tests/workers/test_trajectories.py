@@ -38,9 +38,7 @@ def test_every_row_of_several_cohorts_comes_back_bit_for_bit_in_order(tmp_path: 
 
 
 @pytest.mark.parametrize(("expert", "epoch"), [(3, 0), (-1, 0), (0, EPOCHS + 1), (0, -1)])
-def test_an_expert_or_epoch_that_is_not_there_is_an_index_error(
-    tmp_path: Path, expert: int, epoch: int
-) -> None:
+def test_an_expert_or_epoch_that_is_not_there_is_an_index_error(tmp_path: Path, expert: int, epoch: int) -> None:
     paths = [cohort(tmp_path / str(count), count, count)[0] for count in (1, 2)]
     with pytest.raises(IndexError, match=r"have 3 experts and epochs 0\.\.3"):
         Trajectories(paths).parameters(expert, epoch)

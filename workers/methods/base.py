@@ -136,9 +136,7 @@ def _image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Op
     return torch.optim.SGD([images], lr=spec.lr, momentum=spec.momentum, foreach=False)
 
 
-def draw_without_replacement(
-    queue: list[int], size: int, population: int, generator: torch.Generator
-) -> list[int]:
+def draw_without_replacement(queue: list[int], size: int, population: int, generator: torch.Generator) -> list[int]:
     """The next at most `size` entries of a random order of range(population), drawn anew when used up.
 
     `queue` is what is left of the current order and is consumed in place. The last chunk of an order is short

@@ -99,7 +99,7 @@ class TrajectoryMatching:
         loss = float(matched.loss)
         if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
             mend = "lower distil.image.lr or lr_step_size"
-            raise Diverged(f"iteration {iteration}: matching loss {loss}: {mend}")
+            raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {mend}")
         pixels.descend(matched.images, iteration)
         self._step_size.descend(float(matched.step_size))
         if not (math.isfinite(self.step_size) and self.step_size > 0):
