@@ -275,7 +275,7 @@ def doctor(
     """Check what would stop a run here, with the mend of each finding."""
     from orchestrator.doctor import examine
 
-    options = Options.of(context).over(context.obj)
+    options = Options.of(context)
     findings = examine(options.place())
     table = Table("check", "", "found", "mend", box=None)
     for one in findings:

@@ -74,7 +74,7 @@ def test_the_held_out_images_are_drawn_not_the_first(made: Workshop) -> None:
 
 
 def test_all_experiments_share_one_dataset_job_and_hold_out_the_same_images(made: Workshop) -> None:
-    arms = [ONE_STAGE, TWO_STAGES, {"method": "random", "ipc_per_stage": 3}, {"method": "full"}]
+    arms: list[dict[str, Any]] = [ONE_STAGE, TWO_STAGES, {"method": "random", "ipc_per_stage": 3}, {"method": "full"}]
     plans = [plan_of(*arms, seeds=[0, 7]), plan_of(ONE_STAGE, name="other", architectures=["resnet10"])]
     keys = [job.key for plan in plans for job in plan.graph if job.kind == "dataset"]
     assert set(keys) == {made.job("dataset").key}

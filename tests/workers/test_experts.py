@@ -115,8 +115,8 @@ def test_every_expert_of_a_cohort_follows_its_own_chain(together: Workshop) -> N
 
 def test_a_stage_one_expert_starts_at_random_and_trains_on_the_real_images(made: Workshop) -> None:
     job = made.job("experts", stage=1, first=1)
-    net, train, rows, right = network(job, 1), made.data().train, [], []
-    rows.append(flatten(net))
+    net, train = network(job, 1), made.data().train
+    rows = [flatten(net)]
     generator = torch.Generator().manual_seed(seed_from(job.key, "real", 1))
     history = Trainer(net, Optimiser(lr=0.02), generator).run(
         train.images,

@@ -363,7 +363,8 @@ def test_writing_into_the_union_does_not_reach_the_images() -> None:
 def test_adam_descends_as_written_out() -> None:
     canvas = pixels(ADAM)
     gradients = [torch.randn(6, 1, 4, 4, generator=generator(seed)) for seed in range(3)]
-    x, m, v = canvas.new.double(), 0.0, 0.0
+    x = canvas.new.double()
+    m, v = torch.zeros_like(x[:3]), torch.zeros_like(x[:3])
     for number, gradient in enumerate(gradients, start=1):
         canvas.descend(gradient, number - 1)
         g = gradient[3:].double()

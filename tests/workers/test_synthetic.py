@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -27,7 +28,7 @@ def made(n: int = 6, channels: int = 1, step_size: float | None = 0.1) -> Synthe
     return SyntheticSet(images, torch.arange(n) % 3, step_size)
 
 
-def pictures(folder: Path) -> list[np.ndarray]:  # type: ignore[type-arg]
+def pictures(folder: Path) -> list[NDArray[np.uint8]]:
     cells = pq.read_table(folder / PICTURES).column("image").to_pylist()
     return [np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in cells]
 
@@ -95,9 +96,10 @@ def test_pixels_are_clamped_and_rounded_to_levels() -> None:
     assert shown[1, 2, 3].tolist() == (colour[1, :, 2, 3] * 255).round().int().tolist()
 
 
-def by_hand(pixels: Tensor) -> np.ndarray:  # type: ignore[type-arg]
+def by_hand(pixels: Tensor) -> NDArray[np.uint8]:
     clamped = np.clip(pixels.double().numpy(), 0, 1)
-    return np.moveaxis(np.rint(clamped * 255).astype(np.uint8), 1, -1).squeeze()
+    levels: NDArray[np.uint8] = np.rint(clamped * 255).astype(np.uint8)
+    return np.moveaxis(levels, 1, -1).squeeze()
 
 
 def test_the_pictures_are_the_clamped_images_with_the_normalisation_undone(tmp_path: Path) -> None:
