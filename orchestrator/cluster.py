@@ -2,22 +2,28 @@
 
 Named clusters, a default among them, and the store. Nothing in it can change a result, so nothing of it enters a
 key. Unknown keys are refused with the known ones; a file that is not there means the built-in local cluster.
+
+Three kinds: `local` starts a private Ray cluster on this machine, `slurm` lets SLURM jobs make one, `ray` attaches
+to one that somebody else keeps running.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
-from jobs.specs import Count, Frozen
+from jobs.specs import Count, Frozen, Index, Positive
 
 FILE = "cluster.yaml"
+
+Lines = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class LocalClusterSpec(Frozen):
@@ -30,13 +36,104 @@ class LocalClusterSpec(Frozen):
         """The number of worker processes."""
         return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
 
+    def limited(self, workers: int) -> LocalClusterSpec:
+        """The same with another number of worker processes."""
+        return self.model_copy(update={"workers": workers})
+
+
+class HeadSpec(Frozen):
+    """The small SLURM job of the driver and the Ray head (elastic mode); null is what the workers have."""
+
+    partition: str | None = None
+    qos: str | None = None
+    cpus: Count = 2
+    memory: str | None = None
+    minutes: Count | None = None
+
+
+class SlurmClusterSpec(Frozen):
+    """SLURM jobs, of one node each (`elastic`) or all nodes in one job (`gang`).
+
+    Null leaves the choice to the site's defaults. A worker is one SLURM job, in gang mode one node; it does `slots`
+    jobs of ours at a time, by default one per GPU, or one per core where it has no GPU.
+    """
+
+    kind: Literal["slurm"]
+    mode: Literal["elastic", "gang"] = "elastic"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: Index = 0
+    cpus: Count = 1
+    memory: str | None = None
+    minutes: Count = 240
+    max_workers: Count = 4
+    slots: Count | Literal["auto"] = "auto"
+    array_throttle: Count | None = None
+    """How many workers of one array SLURM may run at a time; null is all of them."""
+    setup: Lines = ()
+    """Shell lines before Python starts: modules, conda."""
+    python: str | None = None
+    """The interpreter on the nodes; null is the one that submits."""
+    sbatch: dict[str, str | int | bool] = {}
+    """Further sbatch options by their long names, without the dashes."""
+    head: HeadSpec = HeadSpec()
+    shared_folder: str | None = None
+    """Visible from all nodes, for the run's token and SLURM's logs; null is the store."""
+    temporary_folder: str = "/tmp"
+    """On each node; short, because Unix sockets lie in it."""
+    interface: str | None = None
+    """The network interface through which nodes meet; null is the one of the host's name."""
+    idle_seconds: Positive = 30.0
+    """After so long without work a worker is given back."""
+    lead_seconds: Count = 120
+    """So long before its walltime a worker saves its work and is requeued."""
+
+    @property
+    def slots_per_worker(self) -> int:
+        """Jobs that a worker does at a time."""
+        return (self.gpus or self.cpus) if self.slots == "auto" else self.slots
+
+    def count(self) -> int:
+        """Jobs that run at a time when all workers are there."""
+        return self.max_workers * self.slots_per_worker
+
+    def limited(self, workers: int) -> SlurmClusterSpec:
+        """The same with another limit of workers."""
+        return self.model_copy(update={"max_workers": workers})
+
+
+class RayClusterSpec(Frozen):
+    """A Ray cluster that is running already (KubeRay, a cloud), named by the address of its GCS."""
+
+    kind: Literal["ray"]
+    address: Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$")]
+    token_file: str | None = None
+    """A file with the cluster's token; null where it asks for none."""
+    slots_per_node: Count | Literal["auto"] = "auto"
+    """Jobs at a time on each node; `auto` is one per GPU, or one per core where a node has no GPU."""
+    expected_slots: Count = 4
+    """For forecasts only: how many jobs the cluster is thought to run at a time."""
+
+    def count(self) -> int:
+        """Jobs that are thought to run at a time."""
+        return self.expected_slots
+
+    def limited(self, workers: int) -> RayClusterSpec:
+        """The same with another number for forecasts."""
+        return self.model_copy(update={"expected_slots": workers})
+
+
+KINDS: Mapping[str, type[Frozen]] = {"local": LocalClusterSpec, "slurm": SlurmClusterSpec, "ray": RayClusterSpec}
+
 
 class ClusterFile(Frozen):
-    """The whole file."""
+    """The whole file; each cluster is read as its kind says."""
 
     store: str = "pdd-store"
     default: str = "local"
-    clusters: Annotated[dict[str, LocalClusterSpec], Field(min_length=1)] = {"local": LocalClusterSpec()}
+    clusters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"local": {"kind": "local"}}
 
 
 @dataclass(frozen=True)
@@ -44,7 +141,7 @@ class Place:
     """Where one run happens: the cluster by name, its description, and the store."""
 
     name: str
-    cluster: LocalClusterSpec
+    cluster: LocalClusterSpec | SlurmClusterSpec | RayClusterSpec
     store: str
 
 
@@ -64,13 +161,30 @@ def choose(file: Path | None, name: str | None, store: str | None, workers: int 
     known = ClusterFile()
     if file is not None or path.is_file():
         known = validate(ClusterFile, read_yaml(path), str(path))
+    described = {one: described_cluster(document, str(path), one) for one, document in known.clusters.items()}
     asked = name if name is not None else known.default
-    if asked not in known.clusters:
+    if asked not in described:
         place, field = ("command line", "--cluster") if name is not None else (str(path), "default")
-        raise BadInput(place, field, asked, f"must be one of {', '.join(sorted(known.clusters))} (see {path})")
+        raise BadInput(place, field, asked, f"must be one of {', '.join(sorted(described))} (see {path})")
     if workers is not None and workers < 1:
         raise BadInput("command line", "--workers", workers, "must be at least 1")
-    cluster = known.clusters[asked]
+    cluster = described[asked]
     if workers is not None:
-        cluster = cluster.model_copy(update={"workers": workers})
+        cluster = cluster.limited(workers)
     return Place(asked, cluster, store if store is not None else known.store)
+
+
+def described_cluster(
+    document: Mapping[str, Any], place: str, name: str
+) -> LocalClusterSpec | SlurmClusterSpec | RayClusterSpec:
+    """One entry of `clusters`, read as its `kind` says.
+
+    Raises:
+        BadInput: an unknown kind, or a field that its kind does not have.
+    """
+    kind = document.get("kind", "local")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise BadInput(place, f"clusters.{name}.kind", kind, f"must be one of {', '.join(KINDS)}")
+    cluster = validate(KINDS[kind], document, place, f"clusters.{name}")
+    assert isinstance(cluster, LocalClusterSpec | SlurmClusterSpec | RayClusterSpec)
+    return cluster

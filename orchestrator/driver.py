@@ -35,7 +35,11 @@ from orchestrator.state import State, Status, decide
 
 PATIENCE = 1.0
 """Seconds the pool may wait before it lets the driver look at the stop file and the clock."""
+SUPPLY_PATIENCE = 0.1
+"""The same while a plan may grow: a trial that asks for its next stage should not wait for it."""
 STOP = "stop"
+HEAD_MOVES = "the head job moves; the run goes on by itself"
+"""Why a driver stops that will be followed by another one of the same run."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,13 @@ class KnowsArtifacts(Protocol):
 
     def has(self, key: str) -> bool:
         """Whether the artifact is there, whole."""
+
+
+class Supply(Protocol):
+    """Where an open plan grows from while the run goes on."""
+
+    def replanned(self, state: State) -> Plan | None:
+        """The plan to go on with if it is another one now; its jobs are in the run's graph already."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ def run(
     *,
     about: About,
     grace_seconds: float = 30.0,
+    supply: Supply | None = None,
 ) -> Outcome:
     """Do all that the plan wants; the pool is started and closed here, and not at all when nothing is left to do.
 
@@ -92,6 +104,7 @@ def run(
     stop = StopFile(journal.folder / STOP)
     stop.clear()
     loop = Loop(State.initial(plan), graph, pool, journal, on_change, stop)
+    loop.supply, loop.store = supply, store
     finish, grace = Finish(1, "the driver failed"), grace_seconds
     with _signals(stop) as take_over:
         try:
@@ -147,6 +160,8 @@ class Loop:
         self.state, self.graph, self.pool, self.journal = state, graph, pool, journal
         self.on_change, self.stop = on_change, stop
         self.hosts: dict[str, str] = {}
+        self.supply: Supply | None = None
+        self.store: KnowsArtifacts | None = None
 
     def begin(self, cached: frozenset[str]) -> None:
         """Tell the core what is whole in the store."""
@@ -155,7 +170,8 @@ class Loop:
     def until_finished(self) -> Finish:
         """Run until the core says how the run ends."""
         while self.state.finished is None:
-            happened = self.pool.events(PATIENCE)
+            self.replan()
+            happened = self.pool.events(PATIENCE if self.supply is None else SUPPLY_PATIENCE)
             if self.state.stopping is None and (why := self.stop.asked()):
                 self.feed(events.StopAsked(self.now(), why))
             for event in happened:
@@ -163,6 +179,15 @@ class Loop:
             if not happened and self.state.finished is None:
                 self.feed(events.Tick(self.now()))
         return self.state.finished
+
+    def replan(self) -> None:
+        """Go on with another plan if there is one."""
+        if self.supply is None or self.store is None or self.state.stopping is not None:
+            return
+        plan = self.supply.replanned(self.state)
+        if plan is not None:
+            new = set(plan.keys) - self.state.jobs.keys()
+            self.feed(events.Replanned(self.now(), plan, frozenset(key for key in new if self.store.has(key))))
 
     def now(self) -> float:
         """Seconds since the run began."""
@@ -245,7 +270,7 @@ class Loop:
 def _consequences(before: State, after: State) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The records of the jobs whose status followed from an event; what the event said is written already."""
     for key, job in after.jobs.items():
-        old = before.jobs[key].status
+        old = before.jobs[key].status if key in before.jobs else Status.BLOCKED
         if job.status is old:
             continue
         match job.status:

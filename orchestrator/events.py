@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from orchestrator.plan import Plan
+
 LeaveReason = Literal["crashed", "memory", "preempted", "lost"]
 FailReason = Literal["bug", "diverged", "memory", "input", "disk", "parent", "crashed"]
 
@@ -92,6 +94,17 @@ class JobMissing(Event):
     """An artifact that was thought whole is damaged or gone."""
 
     key: str
+
+
+@dataclass(frozen=True)
+class Replanned(Event):
+    """Another plan takes the present one's place: more jobs, other targets, or an end.
+
+    `cached` are those of its new keys that are whole in the store.
+    """
+
+    plan: Plan
+    cached: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs import cost
 from jobs.graph import Graph, Job
+from jobs.specs import DistilSpec, ExpertsSpec
 from orchestrator import events
 from orchestrator.plan import Plan
 from orchestrator.state import State, Status, decide
@@ -44,6 +45,19 @@ def prices(graph: Graph, store: Store) -> Prices:
             witnesses.setdefault(cost.signature(job, graph), taken)
     known = sum(job.key in witnesses or cost.signature(job, graph) in witnesses for job in graph)
     return Prices({job.key: cost.seconds(job, graph, {}, witnesses) for job in graph}, known)
+
+
+def uninterrupted(job: Job, seconds: float) -> float:
+    """Of a job's seconds those that are lost if it has to leave at a bad moment: it should find room for them.
+
+    A stage saves wherever it is; a cohort after each of its experts; the others start again from nothing.
+    """
+    match job.spec:
+        case DistilSpec():
+            return 0.0
+        case ExpertsSpec(count=count):
+            return seconds / count
+    return seconds
 
 
 def to_run(plan: Plan, cached: Collection[str]) -> list[str]:

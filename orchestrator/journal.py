@@ -31,6 +31,7 @@ from jobs.errors import PddError
 NAME = "journal.jsonl"
 
 RECORDS: Mapping[str, tuple[str, ...]] = {
+    "submitted": ("run", "command", "experiments", "jobs", "cluster"),
     "run_began": ("run", "command", "experiments", "store", "jobs", "workers", "versions", "pid", "host"),
     "job_cached": ("key",),
     "job_unneeded": ("key",),
@@ -44,6 +45,7 @@ RECORDS: Mapping[str, tuple[str, ...]] = {
     "job_skipped": ("key", "because"),
     "slot_joined": ("slot", "host"),
     "slot_left": ("slot", "reason", "message"),
+    "trial_reported": ("trial", "stage", "stages", "values", "metrics"),
     "note": ("text",),
     "run_ended": ("exit", "why", "counts"),
 }

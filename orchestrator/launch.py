@@ -1,9 +1,9 @@
 """The command line: `python -m orchestrator.launch`, also installed as `pdd`.
 
 Each command reads its words, calls one function of the package and prints; without a command the quickstart runs.
-With `--json` one JSON document stands on standard output and nothing else; everything for people then goes to
-standard error. Exit codes: 0 done, 2 bad input (nothing was started), 3 ended but some jobs failed, 130 interrupted,
-1 our own bug.
+With `--json` one JSON document stands on standard output and nothing else (`{schema, exit, error}` for what was
+refused); everything for people then goes to standard error. Exit codes: 0 done, 2 bad input (nothing was started),
+3 ended but some jobs failed, 130 interrupted, 1 our own bug.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ from jobs.errors import BadInput, PddError
 from orchestrator.cluster import Place, choose
 
 SCHEMA = 1
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""What typer raises for words it does not know; click's, of which newer versions carry a copy inside."""
 
 app = typer.Typer(
     name="pdd",
@@ -45,6 +47,7 @@ DatasetName = Annotated[str | None, typer.Option("--dataset", help="A dataset's 
 Seed = Annotated[int | None, typer.Option("--seed", help="Instead of the experiment's seeds.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="path.to.field=value; repeatable.")]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
+Detach = Annotated[bool, typer.Option("--detach/--follow", help="On SLURM: submit and leave, or watch to the end.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
@@ -64,6 +67,7 @@ class Options:
     seed: int | None = None
     settings: tuple[str, ...] = ()
     fail_fast: bool = False
+    detach: bool = False
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -95,6 +99,7 @@ def start(
     seed: Seed = None,
     settings: Settings = None,
     fail_fast: FailFast = False,
+    detach: Detach = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -118,12 +123,50 @@ def run(
     seed: Seed = None,
     settings: Settings = None,
     fail_fast: FailFast = False,
+    detach: Detach = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Run experiments: what is done is left out, what failed is tried again."""
     _run(experiments, Options.of(context))
+
+
+@app.command()
+def sweep(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's file or name.", show_default=False)],
+    cluster: ClusterName = None,
+    cluster_file: ClusterPath = None,
+    store: StoreRoot = None,
+    workers: Workers = None,
+    scale: ScaleName = None,
+    dataset: DatasetName = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    fail_fast: FailFast = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Try many experiments that differ in a few fields, and find the best by held-out accuracy."""
+    from orchestrator import sweeping
+    from orchestrator.request import Request
+    from workers.store import Store
+
+    options = Options.of(context)
+    request = Request(scale=options.scale, dataset=options.dataset, seed=options.seed, settings=options.settings)
+    asked, place = sweeping.ask(name, request), options.place()
+    done = sweeping.run(
+        asked,
+        Store.open(place.store),
+        place,
+        command=_command(),
+        quiet=options.quiet,
+        fail_fast=options.fail_fast,
+    )
+    _say(done.to_json(), done.lines(), options)
+    raise typer.Exit(done.exit)
 
 
 @app.command()
@@ -198,6 +241,7 @@ def status(context: typer.Context, name: RunName = None, store: StoreRoot = None
         Text(f"{found.run}: {found.state}{ending}{eta}" + (f": {found.why}" if found.why else "")),
         Text("  " + ", ".join(f"{count} {name}" for name, count in found.jobs.items() if count)),
         *[Text(f"  {job['key']} on {job['host']}: {job['note']} ({job['seconds']:.0f} s)") for job in found.running],
+        *[Text(f"  SLURM: {line}") for line in found.slurm],
         *[
             Text(f"  FAILED {one['key']} ({one['reason']}): {one['message']}; log {one['log']}")
             for one in found.failures
@@ -234,12 +278,18 @@ def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None
     """Ask a run to save its work and end, from any shell that sees the store."""
     from orchestrator import status as standing
     from orchestrator.driver import STOP, StopFile
+    from orchestrator.lent import Lent
 
     options = Options.of(context)
     opened = _existing_store(options)
     chosen = standing.chosen_run(opened, name)
-    StopFile(opened.run_folder(chosen) / STOP).write("cancelled")
-    _say({"schema": SCHEMA, "run": chosen, "asked": True}, [Text(f"{chosen}: asked to save and end")], options)
+    state = standing.status(opened, chosen).state
+    if going := state in ("running", "queued"):
+        StopFile(opened.run_folder(chosen) / STOP).write("cancelled")
+        if (lent := Lent.of(opened, chosen)) is not None:
+            lent.cancel(opened)
+    words = "asked to save and end" if going else f"not going on ({state}), so there is nothing to cancel"
+    _say({"schema": SCHEMA, "run": chosen, "asked": going}, [Text(f"{chosen}: {words}")], options)
 
 
 @app.command()
@@ -295,28 +345,43 @@ def _run(experiments: list[str] | None, options: Options) -> None:
     from orchestrator import running
 
     asked, opened = _asked(experiments, options)
-    done = running.run(
-        asked, opened, options.place(), command=_command(), quiet=options.quiet, fail_fast=options.fail_fast
-    )
+    place, command, quiet, fail_fast = options.place(), _command(), options.quiet, options.fail_fast
+    done: running.Done | str
+    if place.cluster.kind == "slurm":
+        request, follow = _request(experiments, options), not options.detach
+        done = running.run_on_slurm(
+            request, asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast, follow=follow
+        )
+    else:
+        done = running.run(asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast)
+    if isinstance(done, str):
+        words = f"{done} is with SLURM; see `pdd status`, `pdd logs`, `pdd cancel`"
+        _say({"schema": SCHEMA, "run": done, "exit": None, "store": str(opened.root)}, [Text(words)], options)
+        return
     _say(done.to_json(), done.lines(), options)
     raise typer.Exit(done.exit)
 
 
 def _asked(experiments: list[str] | None, options: Options) -> tuple[Any, Any]:
     """The request answered and the store opened; everything that can be refused is refused here."""
-    from orchestrator.request import QUICKSTART, Request, answer
+    from orchestrator.request import answer
     from workers.store import Store
 
-    place = options.place()
-    request = Request(
+    asked = answer(_request(experiments, options))
+    return asked, Store.open(options.place().store)
+
+
+def _request(experiments: list[str] | None, options: Options) -> Any:
+    """What stands on the command line, as one value."""
+    from orchestrator.request import QUICKSTART, Request
+
+    return Request(
         experiments=tuple(experiments or (QUICKSTART,)),
         scale=options.scale,
         dataset=options.dataset,
         seed=options.seed,
         settings=options.settings,
     )
-    asked = answer(request)
-    return asked, Store.open(place.store)
 
 
 def _existing_store(options: Options) -> Any:
@@ -351,13 +416,34 @@ def _command() -> str:
 def main() -> None:
     """The entry of `pdd` and of `python -m orchestrator.launch`."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except USAGE_ERROR as error:
+        complaint = " ".join(cast(Any, error).format_message().split()).rstrip(".")
+        _refuse(BadInput("command line", "words", shlex.join(sys.argv[1:]), f"{complaint}; see --help"), 2)
     except BadInput as error:
-        people.print(Text(str(error), style="bold"), soft_wrap=True)
-        sys.exit(2)
+        _refuse(error, 2)
     except PddError as error:
-        people.print(Text(str(error), style="bold"), soft_wrap=True)
-        sys.exit(1)
+        _refuse(error, 1)
+    sys.exit(code)
+
+
+def _refuse(error: PddError, code: int) -> NoReturn:
+    """End with one line for people and, with `--json`, one document for scripts."""
+    message = " ".join(str(error).splitlines())
+    if "--json" in sys.argv[1:]:
+        parts = ("place", "field", "value", "mend") if isinstance(error, BadInput) else ()
+        named = {part: _plain(getattr(error, part)) for part in parts}
+        print(json.dumps({"schema": SCHEMA, "exit": code, "error": {**named, "message": message}}))
+    people.print(Text(message, style="bold"), soft_wrap=True)
+    sys.exit(code)
+
+
+def _plain(value: object) -> Any:
+    """The value as JSON has it, else as Python writes it."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        return repr(value)
 
 
 if __name__ == "__main__":

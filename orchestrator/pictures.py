@@ -25,6 +25,7 @@ from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 from orchestrator.results import Result, label
+from orchestrator.timeline import Span
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 KIND_COLOURS = {
@@ -51,18 +52,6 @@ class PictureSet(NamedTuple):
     images: list[Image.Image]
     labels: list[int]
     class_names: tuple[str, ...]
-
-
-class Span(NamedTuple):
-    """One attempt at a job: where it ran, from when to when (seconds of one clock), and how it ended."""
-
-    key: str
-    kind: str
-    slot: str
-    start: float
-    end: float
-    ended: str = "done"
-    label: str = ""
 
 
 @dataclass(frozen=True)

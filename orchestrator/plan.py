@@ -1,4 +1,4 @@
-"""What is fixed for a whole run before it begins: the graph, the targets, the limits."""
+"""What a run is to do: the graph, the targets, the limits. Fixed before it begins, but for a sweep's (`open`)."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Allowances:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed for the whole run: the graph, the targets, and the limits.
+    """The graph, the targets, and the limits.
 
     `remaining_path` is in seconds, the job itself included. Of the keys that `exclusive` puts into a group,
-    at most `limits[group]` run at once.
+    at most `limits[group]` run at once. An `open` plan will be replaced by another one (`events.Replanned`), so the
+    run does not end when all its targets are there.
     """
 
     keys: tuple[str, ...]
@@ -39,6 +40,7 @@ class Plan:
     exclusive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     allowances: Allowances = Allowances()
+    open: bool = False
 
     def __post_init__(self) -> None:
         """Check what the decisions rely on: parents first, known targets, a limit for every group."""

@@ -23,8 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
-PATIENCE = 3.0
-"""Seconds for processes to go by themselves; Ray's workers notice the end of their raylet in about two."""
+PATIENCE = 2.0
+"""Seconds for processes to go by themselves; Ray's workers notice the end of their raylet in about that."""
 
 
 def watch(folder: Path) -> subprocess.Popen[bytes]:

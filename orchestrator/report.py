@@ -19,10 +19,8 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,6 +29,7 @@ from rich.text import Text
 
 from jobs.experiments import SELECTIONS, Plan
 from jobs.specs import SPECS
+from orchestrator.contrasts import Contrast, contrasts
 from orchestrator.results import (
     Chain,
     Result,
@@ -43,12 +42,8 @@ from orchestrator.results import (
     stage_results,
     tabulate,
 )
+from orchestrator.timeline import Record, Timeline, failures
 from workers.store import Manifest, Store
-
-if TYPE_CHECKING:
-    from orchestrator.pictures import Span
-
-Record = Mapping[str, Any]
 
 REPORT = "report.md"
 PICTURES = "set.parquet"
@@ -56,6 +51,10 @@ PICTURES = "set.parquet"
 STAGE_HEADER = (
     *("Arm", "Seed", "Stage", "Expert start", "Expert end", "Iterations", "Kept"),
     *("Matching loss", "Step size", "Held-out"),
+)
+CONTRAST_HEADER = ("Experiment", "Network", "Images per class", "Difference", "Mean", "95 % interval", "Seeds")
+CONTRAST_CAPTION = (
+    "Percentage points of test accuracy, paired over seeds (the mean over a seed's networks); Student's t interval."
 )
 STAGE_CAPTION = (
     "Accuracies in percent on the held-out split. Expert start: the stage's experts before they see real "
@@ -84,6 +83,7 @@ def write(folder: Path, plan: Plan, store: Store, journal_records: Iterable[Reco
     page.add(f"# {', '.join(dict.fromkeys(result.experiment for result in results))}", "")
     for group in by_experiment(results):
         _experiment(page, group, plan, store)
+    _contrasts(page, contrasts(plan, store))
     _stages(page, stage_results(plan, store))
     _timing(page, plan, store, records)
     _provenance(page, plan, store, command)
@@ -187,6 +187,26 @@ def _headings(chain: Chain) -> list[str]:
     return [f"stage {number}" for number in range(1, len(chain.sets) + 1)]
 
 
+def _contrasts(page: _Page, found: Sequence[Contrast]) -> None:
+    if not found:
+        return
+    page.add("## Paired differences", "")
+    rows = [
+        (
+            one.experiment,
+            one.architecture,
+            str(one.ipc_total),
+            f"{one.better} − {one.worse}",
+            f"{one.paired.mean:+.2f}",
+            f"[{one.paired.low:+.2f}, {one.paired.high:+.2f}]",
+            str(one.paired.n),
+        )
+        for one in found
+    ]
+    page.table(CONTRAST_HEADER, rows, words=4)
+    page.add(CONTRAST_CAPTION, "")
+
+
 def _stages(page: _Page, results: Sequence[StageResult]) -> None:
     if not results:
         return
@@ -258,108 +278,6 @@ def _seconds_table(page: _Page, measured: Sequence[tuple[str, float]]) -> None:
 
 
 # The journal, as far as a report needs it.
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When jobs ran, on a clock that stands still between the drivers of one run.
-
-    Attributes:
-        spans: the attempts that did something, by start.
-        seconds: from the first record to the last.
-        slots: the most that were there at once.
-        busy: the share of the slots' time in which a job ran.
-        parts: how many drivers worked on the run.
-    """
-
-    spans: tuple[Span, ...] = ()
-    seconds: float = 0.0
-    slots: int = 0
-    busy: float = 0.0
-    parts: int = 0
-
-    @classmethod
-    def of(cls, records: Iterable[Record], stages: Mapping[str, int]) -> Timeline:
-        """The timeline of a journal; `stages` by key become the labels of spans (0: none)."""
-        reading = _Reading(stages)
-        for record in records:
-            reading.take(record)
-        reading.end_part()
-        spans = sorted(reading.spans, key=lambda span: span.start)
-        worked = sum(span.end - span.start for span in spans)
-        busy = worked / reading.available if reading.available else 0.0
-        return cls(tuple(spans), reading.offset, reading.most_slots, busy, reading.parts)
-
-
-class _Reading:
-    """What is open while a journal is read."""
-
-    def __init__(self, stages: Mapping[str, int]) -> None:
-        self.stages = stages
-        self.spans: list[Span] = []
-        self.offset = self.now = self.available = 0.0
-        self.parts = self.most_slots = 0
-        self.running: dict[str, tuple[Record, float]] = {}
-        self.joined: dict[str, float] = {}
-
-    def take(self, record: Record) -> None:
-        if record["event"] == "run_began":
-            self.end_part()
-            self.parts += 1
-        self.now = self.offset + record["seconds"]
-        match record["event"]:
-            case "slot_joined":
-                self.joined[record["slot"]] = self.now
-                self.most_slots = max(self.most_slots, len(self.joined))
-            case "slot_left":
-                self.close(record["slot"], "lost")
-                self.leave(record["slot"])
-            case "job_started":
-                self.close(record["slot"], "returned")
-                self.close(self.slot_of(record["key"]), "returned")
-                self.running[record["slot"]] = record, self.now
-            case "job_busy":
-                self.running.pop(record["slot"], None)
-            case "job_done" | "job_found" | "job_yielded" | "job_failed" as event:
-                self.close(record.get("slot") or self.slot_of(record["key"]), event.removeprefix("job_"))
-
-    def slot_of(self, key: str) -> str:
-        return next((slot for slot, (record, _) in self.running.items() if record["key"] == key), "")
-
-    def close(self, slot: str, ended: str) -> None:
-        from orchestrator.pictures import Span
-
-        if slot not in self.running:
-            return
-        record, start = self.running.pop(slot)
-        stage = self.stages.get(record["key"], 0)
-        words = str(stage) if stage else ""
-        self.spans.append(Span(record["key"], record["kind"], slot, start, self.now, ended, words))
-
-    def leave(self, slot: str) -> None:
-        self.available += self.now - self.joined.pop(slot, self.now)
-
-    def end_part(self) -> None:
-        """A driver is gone, and with it all its slots."""
-        for slot in list(self.running):
-            self.close(slot, "lost")
-        for slot in list(self.joined):
-            self.leave(slot)
-        self.offset = self.now
-
-
-def failures(records: Iterable[Record]) -> dict[str, str]:
-    """The message of every job whose last attempt failed, by key."""
-    failed: dict[str, str] = {}
-    for record in records:
-        if record["event"] == "job_failed":
-            failed[record["key"]] = f"{record['reason']}: {record['message']}"
-        elif record["event"] in ("job_started", "job_done", "job_found", "job_cached"):
-            failed.pop(record["key"], None)
-    return failed
-
-
-# Text and bytes.
 
 
 def _manifests(plan: Plan, store: Store) -> list[Manifest]:

@@ -17,10 +17,11 @@ import yaml
 from jobs.documents import set_path, validate
 from jobs.errors import BadInput
 from jobs.experiments import DatasetChoice, Experiment, Plan, expand, load
+from jobs.graph import Job
 from jobs.recipe import Recipe
-from jobs.specs import DatasetSpec, DistilSpec
+from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
 from workers import preprocess, sources
-from workers.methods import settings_for
+from workers.methods import method_named, settings_for
 
 QUICKSTART = "quickstart"
 
@@ -53,22 +54,37 @@ def answer(request: Request) -> Asked:
     """
     plan = Plan()
     experiments = []
-    for name in request.experiments:
+    for name in dict.fromkeys(request.experiments):
         experiment, place = _experiment(name, request)
         expand(experiment, _inspected(experiment.source, place), place, plan)
+        _methods_fit(plan, place)
         experiments.append(experiment)
-    _methods_fit(plan)
     return Asked(tuple(experiments), plan)
 
 
+def planned(experiment: Experiment, place: str) -> Plan:
+    """The graph of one experiment by itself, checked as `answer` checks.
+
+    Raises:
+        BadInput: it cannot work.
+    """
+    plan = expand(experiment, _inspected(experiment.source, place), place)
+    _methods_fit(plan, place)
+    return plan
+
+
 def _experiment(name: str, request: Request) -> tuple[Experiment, str]:
-    """The experiment of a file or name with the command line's words on top."""
+    """The experiment of a file or name with the command line's words on top, and where both stand."""
     experiment, place, raw = load(name)
-    changed = _overridden(raw, request)
-    return (validate(Experiment, changed, place), place) if changed != raw else (experiment, place)
+    changed = overridden(raw, request)
+    if changed == raw:
+        return experiment, place
+    place = f"command line over {place}"
+    return validate(Experiment, changed, place), place
 
 
-def _overridden(raw: Mapping[str, Any], request: Request) -> dict[str, Any]:
+def overridden(raw: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """A copy of an experiment file's mapping with the command line's words on top."""
     changed: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(raw)))
     if request.scale is not None:
         changed["scale"] = request.scale
@@ -82,7 +98,7 @@ def _overridden(raw: Mapping[str, Any], request: Request) -> dict[str, Any]:
 
 
 def _set(changed: dict[str, Any], setting: str) -> None:
-    """Apply one `path=value`; a path that begins with a recipe's section changes the recipe's number."""
+    """Apply one `path=value`."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise BadInput("command line", "--set", setting, "write path.to.field=value")
@@ -90,6 +106,15 @@ def _set(changed: dict[str, Any], setting: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise BadInput("command line", f"--set {path}", text, "write a YAML value") from None
+    assign(changed, path, value, "command line")
+
+
+def assign(changed: dict[str, Any], path: str, value: object, place: str) -> None:
+    """Set a field of an experiment's mapping; a path that begins with a recipe's section changes its number.
+
+    Raises:
+        BadInput: the path runs through something without fields.
+    """
     first, _, rest = path.partition(".")
     if first == "dataset" and rest in DatasetChoice.model_fields:
         if not isinstance(changed.get("dataset"), dict):
@@ -98,7 +123,7 @@ def _set(changed: dict[str, Any], setting: str) -> None:
     elif rest and first in Recipe.model_fields:
         changed.setdefault("set", {})[path] = value
     else:
-        set_path(changed, path, value, "command line")
+        set_path(changed, path, value, place)
 
 
 @lru_cache(maxsize=8)
@@ -107,18 +132,36 @@ def _inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
         mend = f"must be one of {', '.join(sources.LAYOUTS)}"
         raise BadInput(place, "dataset.name", chosen.name, mend)
     path = Path(chosen.path).expanduser() if chosen.path else None
-    return sources.inspect(
-        sources.Source(layout=chosen.name, path=path, image_field=chosen.image, label_field=chosen.label, place=place)
+    source = sources.Source(
+        layout=chosen.name, path=path, image_field=chosen.image, label_field=chosen.label, place=place
     )
+    try:
+        return sources.inspect(source)
+    except BadInput as error:  # an experiment has shorter names for the columns
+        raise BadInput(error.place, error.field.removesuffix("_field"), error.value, error.mend) from error
 
 
-def _methods_fit(plan: Plan) -> None:
+def _methods_fit(plan: Plan, place: str) -> None:
     """The base methods' own numbers and the names of normalisations, which `jobs` cannot know."""
     known = {"measured", "unit", "zca", *preprocess.CONSTANTS}
     for job in plan.graph:
         match job.spec:
             case DistilSpec() as spec:
-                settings_for(spec.method, dict(spec.settings))
+                needed = method_named(spec.method).expert_epochs_needed(settings_for(spec.method, spec.settings, place))
+                _experts_reach(needed or 0, job, plan, place)
             case DatasetSpec() as spec if spec.normalise not in known:
                 mend = f"must be one of {', '.join(sorted(known))}"
-                raise BadInput("recipe", "dataset.normalise", spec.normalise, mend)
+                raise BadInput(place, "dataset.normalise", spec.normalise, mend)
+
+
+def _experts_reach(needed: int, job: Job, plan: Plan, place: str) -> None:
+    """The experts of a stage must be trained up to the last epoch that its method may read."""
+    parents = [plan.graph[key].spec for key in job.parents.get("experts", ())]
+    trained = min(
+        (spec.real.epochs + spec.real.extra_epoch for spec in parents if isinstance(spec, ExpertsSpec)), default=0
+    )
+    if trained < needed:
+        assert isinstance(job.spec, DistilSpec)
+        field = "experts.real.epochs" if job.spec.stage == 1 else "experts.later_epochs"
+        mend = f"must be at least {needed} for the last target of {job.spec.method}; or lower its distil.settings"
+        raise BadInput(place, field, trained, mend)

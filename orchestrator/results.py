@@ -13,11 +13,10 @@ and passes it in.
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from jobs.errors import Damaged
 from jobs.experiments import SELECTIONS, Cell, Plan
@@ -144,15 +143,6 @@ class Chain:
     sets: tuple[str, ...]
 
 
-class Paired(NamedTuple):
-    """A mean difference of n pairs and its 95 % interval, whose bounds are NaN for a single pair."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-
 def collect(plan: Plan, store: Reader, failures: Mapping[str, str] | None = None) -> list[Result]:
     """One result per cell of the plan, in its order.
 
@@ -181,27 +171,6 @@ def artifacts(plan: Plan, store: Reader) -> list[dict[str, str]]:
     """
     manifests = [manifest for job in plan.graph if (manifest := manifest_of(store, job.key)) is not None]
     return [{"key": found.key, "kind": found.kind, "digest": found.digest} for found in manifests]
-
-
-def paired(values_a: Sequence[float], values_b: Sequence[float]) -> Paired:
-    """The mean of a - b over pairs, with Student's t interval (95 %, n - 1 degrees of freedom).
-
-    For studies in which both arms share seeds and networks, so that what a pair has in common cancels out.
-
-    Raises:
-        ValueError: the two do not pair up, or there is no pair.
-    """
-    differences = [a - b for a, b in zip(values_a, values_b, strict=True)]
-    n = len(differences)
-    if not n:
-        raise ValueError("paired: there is no pair of values")
-    mean = statistics.fmean(differences)
-    if n == 1:
-        return Paired(mean, math.nan, math.nan, n)
-    from scipy import stats  # type: ignore[import-untyped]  # takes half a second, and only studies need it
-
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return Paired(mean, mean - half, mean + half, n)
 
 
 def tabulate(results: Sequence[Result]) -> ResultTable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,21 +16,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
+from jobs.errors import BadInput
 from jobs.experiments import Plan
 from jobs.keys import kind_of
 from orchestrator import driver, journal, report, results
-from orchestrator.cluster import Place
-from orchestrator.forecast import prices
+from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec
+from orchestrator.forecast import prices, uninterrupted
 from orchestrator.journal import Journal, Record
+from orchestrator.lent import Lent
+from orchestrator.lent import follow as follow_to_end
 from orchestrator.plan import Allowances
 from orchestrator.planning import duration, orders_of
 from orchestrator.progress import Progress
-from orchestrator.ray_pool import LocalCluster, RayPool
-from orchestrator.request import Asked
-from orchestrator.state import Status
-from orchestrator.status import runs
+from orchestrator.ray_pool import Cluster, ForeignCluster, LocalCluster, RayPool
+from orchestrator.request import Asked, Request
+from orchestrator.state import State, Status
+from orchestrator.status import runs, status
 from workers.claims import Claim, Claims
 from workers.store import Store
 
@@ -44,13 +48,15 @@ class Done:
     plan: Plan = field(repr=False)
     store: Store = field(repr=False)
     workers: int
-    outcome: driver.Outcome
+    exit: int
+    """The process's exit code."""
+    why: str
+    seconds: float
+    counts: dict[str, int]
+    """Jobs done, cached (found whole, or not needed any more), failed and skipped."""
+    failures: list[dict[str, str]]
+    """The failed jobs: key, kind, reason, message, log."""
     report: Path | None
-
-    @property
-    def exit(self) -> int:
-        """The process's exit code."""
-        return self.outcome.exit
 
     @cached_property
     def results(self) -> list[results.Result]:
@@ -58,31 +64,7 @@ class Done:
         return results.collect(self.plan, self.store, self._messages())
 
     def _messages(self) -> dict[str, str]:
-        return {one["key"]: f"{one['reason']}: {one['message']}" for one in self.failures()}
-
-    def failures(self) -> list[dict[str, str]]:
-        """The failed jobs: key, kind, reason, message, log."""
-        return [
-            {
-                "key": key,
-                "kind": kind_of(key),
-                "reason": str(job.reason),
-                "message": job.because,
-                "log": job.log,
-            }
-            for key, job in self.outcome.state.jobs.items()
-            if job.status is Status.FAILED
-        ]
-
-    def counts(self) -> dict[str, int]:
-        """Jobs done, cached (found whole, or not needed any more), failed and skipped."""
-        counted = self.outcome.state.counts()
-        return {
-            "done": counted[Status.DONE],
-            "cached": counted[Status.CACHED] + counted[Status.UNNEEDED],
-            "failed": counted[Status.FAILED],
-            "skipped": counted[Status.SKIPPED],
-        }
+        return {one["key"]: f"{one['reason']}: {one['message']}" for one in self.failures}
 
     def to_json(self) -> dict[str, Any]:
         """The interface of `run --json`."""
@@ -90,52 +72,74 @@ class Done:
             "schema": 1,
             "run": self.run,
             "exit": self.exit,
-            "why": self.outcome.why,
+            "why": self.why,
             "store": str(self.store.root),
-            "seconds": round(self.outcome.seconds, 3),
+            "seconds": round(self.seconds, 3),
             "workers": self.workers,
-            "jobs": self.counts(),
+            "jobs": self.counts,
             "results": [result.to_json() for result in self.results],
             "artifacts": results.artifacts(self.plan, self.store),
-            "failures": self.failures(),
+            "failures": self.failures,
             "report": str(self.report) if self.report else None,
         }
 
     def lines(self) -> Iterator[Any]:
         """The same for people."""
         yield report.console_table(self.results)
-        counted = self.counts()
+        counted = self.counts
         jobs = ", ".join(f"{count} {name}" for name, count in counted.items() if count)
-        yield Text(f"{jobs} in {duration(self.outcome.seconds)} on {self.workers} workers; run {self.run}")
+        yield Text(f"{jobs} in {duration(self.seconds)} on {self.workers} workers; run {self.run}")
         if self.report:
             yield Text(f"report: {self.report}")
-        for one in self.failures():
+        for one in self.failures:
             yield Text(f"FAILED {one['key']} ({one['reason']}): {one['message']}\n       log: {one['log']}")
         if self.exit == 130:
-            yield Text(f"{self.outcome.why}; nothing is lost, go on with: {self.command}")
+            yield Text(f"{self.why}; nothing is lost, go on with: {self.command}")
         elif self.exit == 3:
             yield Text(f"what failed is tried again by: {self.command}")
 
 
 def run(
-    asked: Asked, store: Store, place: Place, *, command: str, quiet: bool = False, fail_fast: bool = False
+    asked: Asked,
+    store: Store,
+    place: Place,
+    *,
+    command: str,
+    quiet: bool = False,
+    fail_fast: bool = False,
+    name: str | None = None,
+    cluster: Cluster | None = None,
+    watch: Callable[[State], None] = lambda state: None,
 ) -> Done:
-    """Run a request on a cluster to its end and write its report into the run's folder."""
+    """Run a request on a cluster to its end and write its report into the run's folder.
+
+    A run on SLURM has its `name`, and a `cluster` that is there or on its way; `watch` is called at each change.
+    """
     workers = place.cluster.count()
-    name = _run_name(asked)
+    name = name or run_name(asked)
     store.sweep()
     priced = prices(asked.plan.graph, store)
     orders = orders_of(asked, priced, allowances=Allowances(keep_going=not fail_fast))
-    pool = RayPool(LocalCluster(workers), str(store.root), name)
+    pool = RayPool(
+        cluster or cluster_of(place),
+        str(store.root),
+        name,
+        uninterrupted=lambda job: uninterrupted(job, priced.seconds.get(job.key, 0.0)),
+    )
     about = driver.About(
         run=name,
         command=command,
         experiments=tuple(one.name for one in asked.experiments),
         store=str(store.root),
         workers=workers,
-        versions=_versions(),
+        versions=versions(),
     )
     claims = Claims(store.root)
+
+    def on_change(state: State) -> None:
+        watch(state)
+        screen.update(state, _lately(claims))
+
     with (
         Journal.open(store.run_folder(name)) as book,
         Progress(asked.plan, store, quiet=quiet, seconds=priced.of) as screen,
@@ -146,11 +150,117 @@ def run(
             pool,
             book,
             store,
-            lambda state: screen.update(state, _lately(claims)),
+            on_change,
             about=about,
         )
     paths = write_report(store.run_folder(name) / "report", asked.plan, store, name, command)
-    return Done(name, command, asked.plan, store, workers, outcome, paths[0])
+    return Done(
+        run=name,
+        command=command,
+        plan=asked.plan,
+        store=store,
+        workers=workers,
+        exit=outcome.exit,
+        why=outcome.why,
+        seconds=outcome.seconds,
+        counts=counts_of(outcome.state),
+        failures=failures_of(outcome.state),
+        report=paths[0],
+    )
+
+
+def run_on_slurm(
+    request: Request,
+    asked: Asked,
+    store: Store,
+    place: Place,
+    *,
+    command: str,
+    quiet: bool = False,
+    fail_fast: bool = False,
+    follow: bool = True,
+) -> Done | str:
+    """Submit a request to SLURM, and follow it to its end; only its run's name when it is not followed.
+
+    Whoever follows may leave at any time: the run does not notice.
+
+    Raises:
+        NotSubmitted, BadInput: SLURM or the shared folder refuse.
+        HeadGone: the run ended without a last word.
+    """
+    from orchestrator import submission  # takes Submitit along, which a run on this machine does without
+
+    name = run_name(asked)
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(Text(f"[{datetime.now():%H:%M:%S}] {text}"), soft_wrap=True)
+
+    job = submission.submit(request, asked, store, place, name, command=command, fail_fast=fail_fast)
+    say(f"run {name}: its head is SLURM job {job}")
+    lent = Lent.of(store, name)
+    assert lent is not None
+    if not follow:
+        return name
+    last = follow_to_end(store, lent, say)
+    found = status(store, name)
+    return Done(
+        run=name,
+        command=command,
+        plan=asked.plan,
+        store=store,
+        workers=place.cluster.count(),
+        exit=last["exit"],
+        why=last["why"],
+        seconds=last["seconds"],
+        counts={one: found.jobs[one] for one in ("done", "cached", "failed", "skipped")},
+        failures=found.failures,
+        report=next(iter(sorted((store.run_folder(name) / "report").glob("*.html"))), None),
+    )
+
+
+def cluster_of(place: Place) -> Cluster:
+    """The cluster of a run that this process drives itself.
+
+    Raises:
+        BadInput: the token's file cannot be read.
+    """
+    match place.cluster:
+        case LocalClusterSpec():
+            return LocalCluster(place.cluster.count())
+        case RayClusterSpec(address=address, token_file=token):
+            if token is not None and not Path(token).expanduser().is_file():
+                raise BadInput("cluster.yaml", f"clusters.{place.name}.token_file", token, "name a file you can read")
+            slots = place.cluster.slots_per_node
+            return ForeignCluster(address, Path(token).expanduser() if token else None, slots)
+    raise AssertionError("a run on SLURM is driven from its head job")
+
+
+def counts_of(state: State) -> dict[str, int]:
+    """Jobs done, cached (found whole, or not needed any more), failed and skipped."""
+    counted = state.counts()
+    return {
+        "done": counted[Status.DONE],
+        "cached": counted[Status.CACHED] + counted[Status.UNNEEDED],
+        "failed": counted[Status.FAILED],
+        "skipped": counted[Status.SKIPPED],
+    }
+
+
+def failures_of(state: State) -> list[dict[str, str]]:
+    """The failed jobs: key, kind, reason, message, log."""
+    return [
+        {
+            "key": key,
+            "kind": kind_of(key),
+            "reason": str(job.reason),
+            "message": job.because,
+            "log": job.log,
+        }
+        for key, job in state.jobs.items()
+        if job.status is Status.FAILED
+    ]
 
 
 def write_report(folder: Path, plan: Plan, store: Store, run: str | None, command: str) -> list[Path]:
@@ -171,7 +281,7 @@ def latest_run(asked: Asked, store: Store) -> str | None:
     return None
 
 
-def _run_name(asked: Asked) -> str:
+def run_name(asked: Asked) -> str:
     """Readable and unique: the first experiment, the time, and chance against two starts in one second."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return f"{asked.experiments[0].name}-{now}-{secrets.token_hex(2)}"
@@ -182,6 +292,7 @@ def _lately(claims: Claims) -> Iterable[Claim]:
     yield from claims.all()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions of what computes, for the journal."""
     names = ("torch", "ray", "pyarrow", "numpy")
     return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}

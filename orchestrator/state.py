@@ -2,7 +2,7 @@
 
 Two rules keep this file honest. It does no I/O: no clock, file, Ray or randomness, so a story of events gives
 the same decisions every time and a test tells it in a few lines. And the legal moves of a job are data
-(`TRANSITIONS`); the code below only looks them up, so the table is the whole truth about what follows what.
+(`orchestrator.lifecycle`); the code below only looks them up.
 
 Theory of operation
     `decide(state, event)` returns the next state and the actions that the caller must carry out; whatever
@@ -30,107 +30,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum, StrEnum
 from heapq import heapify, heappop
 from math import inf
 from typing import Any
 
 from orchestrator import events
 from orchestrator.events import Action, Event, FailReason, Finish
+from orchestrator.lifecycle import BAD, OPEN, TRANSITIONS, WHOLE, IllegalTransition, JobState, Status, Step
 from orchestrator.plan import Plan
+
+__all__ = ["BAD", "OPEN", "TRANSITIONS", "WHOLE", "IllegalTransition", "JobState", "State", "Status", "Step", "decide"]
 
 AGEING_AFTER = 600.0
 """Seconds a ready job waits before it starts to climb in the order."""
 WAIT_FOR_WORKERS = 30.0
 """Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
-
-
-class Status(StrEnum):
-    """Where a job stands; `meaning` is the sentence for people."""
-
-    meaning: str
-
-    def __new__(cls, value: str, meaning: str) -> Status:
-        """Attach the sentence to the value."""
-        member = str.__new__(cls, value)
-        member._value_, member.meaning = value, meaning
-        return member
-
-    BLOCKED = "blocked", "waits for a parent"
-    READY = "ready", "could start now"
-    RUNNING = "running", "is on a worker"
-    DONE = "done", "was made by this run"
-    CACHED = "cached", "was found in the store"
-    FAILED = "failed", "ended without its artifact and is not tried again"
-    SKIPPED = "skipped", "hangs on a job that failed"
-    UNNEEDED = "unneeded", "is not in the store, and nothing that must run needs it"
-
-
-WHOLE = frozenset({Status.DONE, Status.CACHED})
-OPEN = frozenset({Status.BLOCKED, Status.READY, Status.RUNNING})
-BAD = frozenset({Status.FAILED, Status.SKIPPED})
-
-
-class Step(Enum):
-    """What can happen to a job."""
-
-    STORED = "found whole in the store when the run began"
-    SPARED = "nothing that must run needs it"
-    NEEDED = "something that must run needs it after all"
-    FREED = "all its parents are whole"
-    HELD = "a parent is no longer whole"
-    DOOMED = "a parent failed"
-    PLACED = "given to a slot"
-    MADE = "its worker stored the artifact"
-    FOUND = "another driver stored the artifact meanwhile"
-    RETURNED = "came back without artifact or fault"
-    GAVE_UP = "no allowance is left"
-    LOST = "its artifact turned out damaged or gone"
-
-
-TRANSITIONS: Mapping[Status, Mapping[Step, Status]] = {
-    Status.BLOCKED: {
-        Step.STORED: Status.CACHED,
-        Step.SPARED: Status.UNNEEDED,
-        Step.FREED: Status.READY,
-        Step.DOOMED: Status.SKIPPED,
-    },
-    Status.READY: {Step.PLACED: Status.RUNNING, Step.HELD: Status.BLOCKED, Step.DOOMED: Status.SKIPPED},
-    Status.RUNNING: {
-        Step.MADE: Status.DONE,
-        Step.FOUND: Status.CACHED,
-        Step.RETURNED: Status.BLOCKED,
-        Step.GAVE_UP: Status.FAILED,
-    },
-    Status.DONE: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
-    Status.CACHED: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
-    Status.UNNEEDED: {Step.NEEDED: Status.BLOCKED},
-    Status.FAILED: {},
-    Status.SKIPPED: {},
-}
-
-
-class IllegalTransition(Exception):
-    """An event that cannot happen in this state: our own bug, never the user's."""
-
-
-@dataclass(frozen=True)
-class JobState:
-    """What the run knows about one job."""
-
-    status: Status = Status.BLOCKED
-    slot: str | None = None
-    since: float = 0.0
-    """When it became ready or was started, in seconds since the run began; 0 for the others."""
-    not_before: float = 0.0
-    attempt: int = 0
-    crashes: int = 0
-    memory_level: int = 0
-    repairs: int = 0
-    reason: str = ""
-    because: str = ""
-    """Of a failed job the message, of a skipped one the key that failed."""
-    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,6 +116,8 @@ class _Turn:
                 self.answer(event)
             case events.JobMissing():
                 self.lose(event.key)
+            case events.Replanned():
+                self.replan(event.plan, event.cached)
             case events.StopAsked() if self.stopping is None:
                 self.stop(Finish(130, event.why))
             case events.Tick():
@@ -313,12 +229,30 @@ class _Turn:
     def begin(self, cached: frozenset[str]) -> None:
         for key in cached & self.jobs.keys():
             self.move(key, Step.STORED)
+        self.aim()
+        self.drought = None if self.slots else self.at
+
+    def replan(self, plan: Plan, cached: frozenset[str]) -> None:
+        """Go on with another plan. What runs is not disturbed, what failed stays failed."""
+        lost = self.jobs.keys() - set(plan.keys)
+        if lost:
+            raise IllegalTransition(f"a plan may get other targets but not lose jobs: {sorted(lost)}")
+        self.plan = plan
+        self.jobs = {key: self.jobs.get(key, JobState()) for key in plan.keys}
+        for key in cached:
+            self.move(key, Step.STORED)
+        self.aim()
+
+    def aim(self) -> None:
+        """Let the jobs that are needed wait for their turn, and no others."""
         needed = self.needed()
         for key in self.plan.keys:
-            if self.jobs[key].status is Status.BLOCKED and key not in needed:
+            status = self.jobs[key].status
+            if status is Status.UNNEEDED and key in needed:
+                self.move(key, Step.NEEDED)
+            elif status in (Status.BLOCKED, Status.READY) and key not in needed:
                 self.move(key, Step.SPARED)
         self.settle(self.plan.keys)
-        self.drought = None if self.slots else self.at
 
     def needed(self) -> set[str]:
         """The targets that are not whole, and all they hang on down to what is whole."""
@@ -434,7 +368,7 @@ class _Turn:
         self.actions.append(self.finished)
 
     def all_closed(self) -> bool:
-        return not any(job.status in OPEN for job in self.jobs.values())
+        return not self.plan.open and not any(job.status in OPEN for job in self.jobs.values())
 
     def verdict(self) -> Finish:
         tally = Counter(job.status for job in self.jobs.values())

@@ -1,4 +1,4 @@
-"""What a run is doing, told from its journal and the claims in the store; Ray is never asked.
+"""What a run is doing, told from its journal, the claims in the store and SLURM's queue; Ray is never asked.
 
 Works from any shell that sees the store, while the run goes on and after it ended or died.
 """
@@ -18,6 +18,7 @@ from jobs.errors import BadInput
 from jobs.keys import kind_of
 from orchestrator import journal
 from orchestrator.journal import Record
+from orchestrator.lent import Lent
 from workers.claims import Claim, Claims
 from workers.store import Store
 
@@ -38,7 +39,7 @@ _STATUS_OF = {
 
 @dataclass
 class RunStatus:
-    """One run: `state` is running, ended (with `exit`), or dead (its driver is gone without a last word)."""
+    """One run: `state` is queued, running, ended (with `exit`), or dead (its driver is gone without a last word)."""
 
     run: str
     state: str
@@ -49,6 +50,8 @@ class RunStatus:
     running: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     eta_seconds: float | None = None
+    slurm: list[str] = field(default_factory=list)
+    """Where its SLURM jobs stand."""
 
     def to_json(self) -> dict[str, Any]:
         """As `status --json` prints it."""
@@ -79,14 +82,22 @@ def chosen_run(store: Store, run: str | None) -> str:
 def status(store: Store, run: str) -> RunStatus:
     """The run's standing at this moment."""
     records = journal.read(store.run_folder(run) / journal.NAME)
-    return from_records(run, records, Claims(store.root).all(), time.time(), _driver_lives(records))
+    claims, lent = Claims(store.root).all(), Lent.of(store, run)
+    if lent is None:
+        return from_records(run, records, claims, time.time(), _driver_lives(records))
+    head = lent.head()
+    found = from_records(run, records, claims, time.time(), head is None or bool(head))
+    found.slurm = lent.sentences()
+    if head and all(job.state == "PENDING" for job in head):
+        found.state, found.exit, found.why = "queued", None, "its head job waits in SLURM's queue"
+    return found
 
 
 def from_records(
     run: str, records: Sequence[Record], claims: Iterable[Claim], now: float, driver_lives: bool
 ) -> RunStatus:
     """The same as `status` from plain values."""
-    begun = max((n for n, record in enumerate(records) if record["event"] == "run_began"), default=0)
+    begun = max((n for n, record in enumerate(records) if record["event"] in ("submitted", "run_began")), default=0)
     current = records[begun:]
     began = current[0] if current else {}
     standing = {record["key"]: _STATUS_OF[record["event"]] for record in current if record["event"] in _STATUS_OF}

@@ -20,6 +20,7 @@ from jobs.graph import Job
 from jobs.keys import seed_from
 from workers.checkpoints import Checkpoints
 from workers.process import device_of_choice
+from workers.shift import Shift
 from workers.store import Store
 
 _LOOK_SECONDS = 0.5
@@ -37,6 +38,7 @@ class Bench:
     Attributes:
         report: called with the share done in [0, 1] and a short note.
         stop_file: while this file exists, jobs save what they have and yield.
+        shift: when it is over, they do the same.
         memory_level: 0 at first; raised by the driver after each out-of-memory ending.
     """
 
@@ -46,6 +48,7 @@ class Bench:
     checkpoints: Checkpoints
     report: Callable[[float, str], None] = _nobody
     stop_file: Path | None = None
+    shift: Shift = Shift()
     memory_level: int = 0
     _looked: float = field(default=-_LOOK_SECONDS, repr=False)
     _stopping: bool = field(default=False, repr=False)
@@ -70,17 +73,18 @@ class Bench:
 
     @property
     def stopping(self) -> bool:
-        """Whether somebody asked this run to stop; looks at the file system at most twice a second."""
+        """Whether the run was asked to stop or the shift is over; looks at the disk at most twice a second."""
         now = time.monotonic()
-        if not self._stopping and self.stop_file is not None and now - self._looked >= _LOOK_SECONDS:
-            self._looked, self._stopping = now, self.stop_file.exists()
+        if not self._stopping and now - self._looked >= _LOOK_SECONDS:
+            self._looked = now
+            self._stopping = (self.stop_file is not None and self.stop_file.exists()) or self.shift.over()
         return self._stopping
 
     def pulse(self, done: float, note: str = "") -> None:
         """Report progress at a point where nothing is lost by leaving.
 
         Raises:
-            Yielded: somebody asked the run to stop.
+            Yielded: somebody asked the run to stop, or the worker's shift is over.
         """
         self.report(done, note)
         if self.stopping:

@@ -11,6 +11,7 @@ Everything the next iteration depends on is in the checkpoint, so a killed stage
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -206,7 +207,8 @@ def distil(bench: Bench, folder: Path) -> dict[str, Any]:
         Yielded: the run was asked to stop; the checkpoint is written.
     """
     run = StageRun(bench)
-    run.resume()
+    if run.resume():
+        logging.info("%s: resumed at iteration %d", bench.job.key, run.iteration)
     while run.iteration < run.spec.iterations:
         run.step()
         stopping = bench.stopping

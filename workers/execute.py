@@ -26,6 +26,7 @@ from workers.checkpoints import Checkpoints
 from workers.claims import Claims, Held
 from workers.files import make_folder
 from workers.process import device_of_choice
+from workers.shift import Shift
 from workers.store import Store
 
 Work = Callable[[Bench, Path], dict[str, Any]]
@@ -49,7 +50,8 @@ class Ended(TypedDict, total=False):
     """How a job ended: `done`, `found` (already there), `busy` (someone alive has it), `yielded` or `failed`.
 
     `reason` of a failure is one of bug, diverged, memory, input, disk, parent; with `parent` the key of an
-    artifact that was damaged or gone comes along.
+    artifact that was damaged or gone comes along. `leaving` says that the worker's shift is over: it will do no other
+    job.
     """
 
     status: str
@@ -60,24 +62,28 @@ class Ended(TypedDict, total=False):
     log: str
     retry_after: float
     parent: str
+    leaving: bool
 
 
 def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int = 0) -> Ended:
-    """Do the job (as `Job.to_json` wrote it) for a run, unless it is done or being done."""
-    began = time.monotonic()
+    """Do the job (as `Job.to_json` wrote it) for a run, unless it is done or being done, or the shift is over."""
+    began, shift = time.monotonic(), Shift.current()
     made = Job.from_json(job)
     log = Store(store_root).run_folder(run) / "logs" / f"{made.key}.log"
     try:
-        ended = _attempt(made, Store.open(store_root), run, memory_level, log)
+        with shift.working():
+            ended = _attempt(made, Store.open(store_root), run, memory_level, log, shift)
     except Exception as error:  # the store, the claim or the log
         ended = _failure(error)
     ended["key"], ended["seconds"], ended["log"] = made.key, time.monotonic() - began, str(log)
     return ended
 
 
-def _attempt(job: Job, store: Store, run: str, memory_level: int, log: Path) -> Ended:
+def _attempt(job: Job, store: Store, run: str, memory_level: int, log: Path, shift: Shift) -> Ended:
     if store.has(job.key):
         return Ended(status="found")
+    if shift.over():
+        return Ended(status="yielded", message="the worker's shift is over", leaving=True)
     claim = Claims(store.root).take(job.key, run)
     if claim is None:
         return Ended(status="busy", retry_after=_BUSY_SECONDS)
@@ -87,10 +93,10 @@ def _attempt(job: Job, store: Store, run: str, memory_level: int, log: Path) -> 
             return _failed("parent", f"{job.key}: parent {absent} is not in the store", parent=absent)
         if store.has(job.key):
             return Ended(status="found")
-        return _work(job, store, run, memory_level, claim)
+        return _work(job, store, run, memory_level, claim, shift)
 
 
-def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held) -> Ended:
+def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held, shift: Shift) -> Ended:
     bench = Bench(
         job=job,
         store=store,
@@ -98,13 +104,14 @@ def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held) -> E
         checkpoints=Checkpoints(store.root),
         report=claim.beat,
         stop_file=store.run_folder(run) / "stop",
+        shift=shift,
         memory_level=memory_level,
     )
     try:
         perform(bench)
     except Yielded as error:
         logging.info("%s", error)
-        return Ended(status="yielded", message=str(error))
+        return Ended(status="yielded", message=str(error), leaving=shift.over())
     except Exception as error:
         failure, damaged = _failure(error), _damaged_parent(job, store)
         return failure if damaged is None else _failed("parent", failure["message"], parent=damaged)

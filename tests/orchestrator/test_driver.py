@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import pytest
 from jobs.graph import Graph
 from orchestrator.driver import About, Outcome, run
 from orchestrator.journal import Journal, JournalLost, Record, read
-from orchestrator.plan import Allowances
+from orchestrator.plan import Allowances, Plan
 from orchestrator.pool import Answer, InProcessPool, Joined, Left, PoolEvent, Said
-from orchestrator.state import State
+from orchestrator.state import WHOLE, State
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 
@@ -171,6 +172,19 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     assert story(tmp_path)[-1] == "run_ended"
 
 
+def test_signals_do_not_disturb_the_closing(tmp_path: Path) -> None:
+    class InterruptedPool(ScriptedPool):
+        def close(self, grace_seconds: float) -> None:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            super().close(grace_seconds)
+
+    graph, keys = graph_of([fakes.WORKS])
+    pool = InterruptedPool(lambda pool: [Joined("w", "h")], lambda pool: [Answer("w", "done", keys[0])])
+    assert drive(tmp_path, graph, pool).exit == 0
+    assert pool.closed == [30.0]
+
+
 def test_workers_come_and_go_in_the_journal(tmp_path: Path) -> None:
     graph, keys = graph_of([fakes.WORKS])
     pool = ScriptedPool(
@@ -242,3 +256,43 @@ def test_a_pool_names_a_function_that_is_not_there_at_the_start(tmp_path: Path) 
     pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.nothing")
     with pytest.raises(ImportError, match="has no nothing"):
         drive(tmp_path, graph, pool)
+
+
+class Growing:
+    """Wants one more job whenever the last one is whole, and closes the plan after the last."""
+
+    def __init__(self, plan: Plan, keys: list[str]) -> None:
+        self.plan, self.keys = plan, keys
+
+    def replanned(self, state: State) -> Plan | None:
+        if any(state.jobs[key].status not in WHOLE for key in self.plan.wanted):
+            return None
+        wanted = self.plan.wanted | set(self.keys[:1])
+        self.plan = replace(self.plan, wanted=wanted, open=bool(self.keys[1:]))
+        self.keys = self.keys[1:]
+        return self.plan
+
+
+def test_a_plan_grows_while_the_run_goes_on(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS] * 4, chained=True)
+    plan = replace(plan_of(graph), wanted=frozenset(), open=True)
+    pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.execute")
+    with Journal.open(folder_of(tmp_path)) as journal:
+        outcome = run(
+            plan, graph, pool, journal, FakeStore(tmp_path), about=About(RUN), supply=Growing(plan, [keys[0], keys[2]])
+        )
+    assert (outcome.exit, outcome.why) == (0, "3 done, 0 cached")
+    assert FakeStore(tmp_path).made() == set(keys[:3])
+    assert [record["key"] for record in records(tmp_path, "job_unneeded")] == keys
+
+
+def test_jobs_that_join_the_plan_may_be_whole_already(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS] * 2, chained=True)
+    (tmp_path / f"{keys[0]}.made").touch()
+    empty = replace(plan_of(Graph()), open=True)
+    supply = Growing(replace(plan_of(graph), wanted=frozenset(), open=True), [keys[1]])
+    pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.execute")
+    with Journal.open(folder_of(tmp_path)) as journal:
+        outcome = run(empty, graph, pool, journal, FakeStore(tmp_path), about=About(RUN), supply=supply)
+    assert (outcome.exit, outcome.why) == (0, "1 done, 1 cached")
+    assert [record["key"] for record in records(tmp_path, "job_cached")] == keys[:1]

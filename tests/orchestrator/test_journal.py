@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_following_sees_whole_records_as_they_come_and_ends_with_the_run(tmp_pat
             with written.path.open("ab") as file:
                 file.write(text.encode())
 
-        steps = iter(
+        steps: Iterator[Callable[[], None]] = iter(
             [
                 lambda: written.write("note", text="first"),
                 lambda: half('{"event": "note", "te'),
@@ -95,7 +96,11 @@ def test_following_sees_whole_records_as_they_come_and_ends_with_the_run(tmp_pat
                 lambda: written.write("run_ended", exit=0, why="done", counts={}),
             ]
         )
-        seen = [record.get("text", record["event"]) for record in follow(written.path, lambda: next(steps)())]
+
+        def take_step() -> None:
+            next(steps)()
+
+        seen = [record.get("text", record["event"]) for record in follow(written.path, take_step)]
     assert seen == ["first", "second", "run_ended"]
     assert list(steps) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -31,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait for something that happens in another process."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -46,13 +48,16 @@ class Shared:
         self.root, self.store = root, FakeStore(root)
         self.cluster = LocalCluster(2)
         self.pool = RayPool(self.cluster, str(root), RUN, EXECUTE)
+        self.slots: set[str] = set()
+
+    def start(self) -> None:
         self.pool.start()
         self.slots = {event.slot for event in self.hear(Joined, Joined) if isinstance(event, Joined)}
 
     def hear(self, *kinds: type[PoolEvent]) -> list[PoolEvent]:
         """The next events, which must be of these kinds in some order."""
         heard: list[PoolEvent] = []
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + 60.0
         while len(heard) < len(kinds):
             assert time.monotonic() < deadline, f"heard only {heard}"
             heard += self.pool.events(1.0)
@@ -69,10 +74,13 @@ class Shared:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     made = Shared(tmp_path_factory.mktemp("store"))
-    yield made
-    folder = made.cluster.folder
-    assert folder is not None and folder.exists()
-    made.pool.close(0.0)
+    try:
+        made.start()
+        folder = made.cluster.folder
+        assert folder is not None and folder.exists()
+        yield made
+    finally:
+        made.pool.close(0.0)
     assert not folder.exists()
     assert reaper.processes_of(folder) == []
 
@@ -179,35 +187,11 @@ def test_every_port_listens_on_the_loopback_address(shared: Shared) -> None:
     assert listening and all(address.startswith(loopback) for address in listening)
 
 
-def second_node(cluster: LocalCluster, address: str) -> subprocess.Popen[bytes]:
-    """Another node of the cluster, with one slot, on this machine."""
-    assert cluster.folder is not None
-    offer = ["--num-cpus=1", f"--resources={json.dumps({ray_pool.SLOT: 1})}", "--object-store-memory=100000000"]
-    with ray_pool._environment(ray_pool._settings(cluster.folder / "token")):
-        return subprocess.Popen(
-            [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}", "--block", *offer],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-
-@linux
-@pytest.mark.slow
-def test_slots_follow_a_node_that_comes_and_dies(shared: Shared) -> None:
-    node = second_node(shared.cluster, shared.pool._ray.get_runtime_context().gcs_address)
-    try:
-        (joined,) = shared.hear(Joined)
-        assert isinstance(joined, Joined)
-        key = shared.submit(fakes.SLEEPS, joined.slot, 3)
-        until(lambda: shared.store.starts(key))
-    finally:
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
-    (left,) = shared.hear(Left)
-    assert isinstance(left, Left) and (left.slot, left.reason) == (joined.slot, "lost")
-    assert set(shared.pool._slots) == shared.slots
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not just a zombie that nobody has asked for."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 # Whole drivers, each a process of its own.
@@ -235,19 +219,34 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def start_driver(root: Path, temporary: Path, *draws: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", DRIVER, str(root), ",".join(map(str, draws))],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(temporary)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+StartDriver = Callable[..., subprocess.Popen[str]]
 
 
-def ended(driver: subprocess.Popen[str], seconds: float = 60.0) -> tuple[int, str, str]:
+@pytest.fixture
+def start_driver(tmp_path: Path, short_folder: Path) -> Iterator[StartDriver]:
+    """Starts a driver over fake jobs with these draws; what still runs when the test ends is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*draws: int) -> subprocess.Popen[str]:
+        driver = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", DRIVER, str(tmp_path), ",".join(map(str, draws))],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(short_folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(driver)
+        return driver
+
+    yield start
+    for driver in started:
+        driver.kill()
+        driver.communicate()
+
+
+def ended(driver: subprocess.Popen[str], seconds: float = 120.0) -> tuple[int, str, str]:
     """The exit code and what the driver printed."""
     try:
         out, err = driver.communicate(timeout=seconds)
@@ -259,20 +258,25 @@ def ended(driver: subprocess.Popen[str], seconds: float = 60.0) -> tuple[int, st
 
 
 @linux
-def test_a_run_survives_a_worker_that_crashes_and_leaves_nothing_behind(tmp_path: Path, short_folder: Path) -> None:
-    driver = start_driver(tmp_path, short_folder, fakes.CRASHES_ONCE, fakes.WORKS, fakes.PRINTS)
+@pytest.mark.slow
+def test_a_run_survives_a_worker_that_crashes_and_leaves_nothing_behind(
+    tmp_path: Path, short_folder: Path, start_driver: StartDriver
+) -> None:
+    driver = start_driver(fakes.CRASHES_ONCE, fakes.WORKS, fakes.PRINTS)
     assert ended(driver) == (0, "", "")
     events = [record["event"] for record in read(tmp_path / "runs" / RUN / "journal.jsonl")]
     assert events.count("job_done") == 3
     assert events.count("slot_left") == 1
-    assert events.count("slot_joined") == 3
+    assert events.count("slot_joined") >= 2
     assert list(short_folder.iterdir()) == []
 
 
 @linux
 @pytest.mark.slow
-def test_ctrl_c_in_the_terminal_lets_jobs_yield_and_leaves_nothing_behind(tmp_path: Path, short_folder: Path) -> None:
-    driver = start_driver(tmp_path, short_folder, fakes.WAITS_FOR_STOP, fakes.WAITS_FOR_STOP)
+def test_ctrl_c_in_the_terminal_lets_jobs_yield_and_leaves_nothing_behind(
+    tmp_path: Path, short_folder: Path, start_driver: StartDriver
+) -> None:
+    driver = start_driver(fakes.WAITS_FOR_STOP, fakes.WAITS_FOR_STOP)
     until(lambda: len(list(tmp_path.glob("*.started"))) == 2)
     os.killpg(driver.pid, signal.SIGINT)  # a terminal tells the whole group
     assert ended(driver) == (130, "", "")
@@ -284,18 +288,106 @@ def test_ctrl_c_in_the_terminal_lets_jobs_yield_and_leaves_nothing_behind(tmp_pa
 
 @linux
 @pytest.mark.slow
-def test_kill_9_of_the_driver_leaves_no_process_and_no_folder(tmp_path: Path, short_folder: Path) -> None:
-    driver = start_driver(tmp_path, short_folder, fakes.SLEEPS, fakes.WORKS)
+def test_kill_9_of_the_driver_leaves_no_process_and_no_folder(
+    tmp_path: Path, short_folder: Path, start_driver: StartDriver
+) -> None:
+    driver = start_driver(fakes.SLEEPS, fakes.WORKS)
     until(lambda: list(tmp_path.glob("*.made")) and len(list(tmp_path.glob("*.started"))) == 2)
     (folder,) = short_folder.iterdir()
     assert len(reaper.processes_of(folder)) > 5
     driver.kill()
     assert ended(driver)[0] == -signal.SIGKILL
     until(lambda: not reaper.processes_of(folder) and not folder.exists(), seconds=15.0)
-    for name in tmp_path.glob("*.started"):
-        assert not any(Path(f"/proc/{pid}").exists() for pid in FakeStore(tmp_path).starts(name.stem))
+    workers = [pid for marks in tmp_path.glob("*.started") for pid in FakeStore(tmp_path).starts(marks.stem)]
+    until(lambda: not any(map(is_running, workers)), seconds=5.0)  # a killed one takes a moment to be gone
 
 
+class TwoNodes(LocalCluster):
+    """A cluster of up to two nodes on this machine, each with one slot; the second one comes and goes."""
+
+    OFFER: ClassVar[dict[str, Any]] = {
+        "num_cpus": 1,
+        "resources": {ray_pool.SLOT: 1},
+        "object_store_memory": 100_000_000,
+    }
+
+    def open(self) -> Any:
+        self.folder = Path(tempfile.mkdtemp(prefix="pdd-"))
+        self._reaper = reaper.watch(self.folder)
+        ray_pool._token = "0" * 64
+        (self.folder / "token").write_text(ray_pool._token)
+        with self.settings():
+            self._ray = ray_pool.import_ray()
+            from ray.cluster_utils import Cluster
+
+            self.nodes = Cluster(initialize_head=True, head_node_args={**self.OFFER, "include_dashboard": False})
+            self._ray.init(address=self.nodes.address, log_to_driver=False, logging_level="ERROR")
+        return self._ray
+
+    def settings(self) -> Any:
+        assert self.folder is not None
+        temporary = {"RAY_TMPDIR": str(self.folder / "ray")}
+        return ray_pool._environment(ray_pool._settings(self.folder / "token") | temporary)
+
+    def add(self) -> Any:
+        with self.settings():
+            return self.nodes.add_node(**self.OFFER)
+
+    def close(self) -> None:
+        self._ray.shutdown()
+        self.nodes.shutdown()  # type: ignore[no-untyped-call]
+        super().close()
+
+
+def watch_nodes_come_and_go(root: Path) -> None:
+    """Prints what a pool says of a node that joins, takes a job, dies and joins again."""
+    cluster = TwoNodes(2)
+    pool = RayPool(cluster, str(root), RUN, EXECUTE)
+    pool.start()
+    try:
+        hear_one(pool)
+        node = cluster.add()
+        other = hear_one(pool)
+        graph, (key,) = graph_of([fakes.SLEEPS])
+        pool.submit(graph[key].to_json(), other, 1, 0)
+        until(lambda: FakeStore(root).starts(key))
+        cluster.nodes.remove_node(node, allow_graceful=False)
+        hear_one(pool)
+        cluster.add()
+        hear_one(pool)
+    finally:
+        pool.close(0.0)
+
+
+def hear_one(pool: RayPool) -> str:
+    heard: list[Any] = []
+    while not heard:
+        heard = pool.events(1.0)
+    (event,) = heard
+    print(type(event).__name__, getattr(event, "reason", ""))
+    slot: str = event.slot
+    return slot
+
+
+@linux
+@pytest.mark.slow
+def test_slots_follow_a_node_that_dies_and_comes_again(tmp_path: Path, short_folder: Path) -> None:
+    script = "import sys, pathlib, tests.orchestrator.test_ray_pool as t\n"
+    script += "t.watch_nodes_come_and_go(pathlib.Path(sys.argv[1]))"
+    watched = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(short_folder)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert watched.returncode == 0, watched.stderr
+    assert watched.stdout.splitlines() == ["Joined ", "Joined ", "Left lost", "Joined "]
+    assert list(short_folder.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path, short_folder: Path) -> None:
     draw = "import tests.orchestrator.test_ray_pool as t; t.EXECUTE = 'tests.orchestrator.fakes.nothing'\n"
     driver = subprocess.run(

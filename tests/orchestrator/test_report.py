@@ -17,8 +17,9 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.experiments import Arm, Plan
-from orchestrator.report import Timeline, console_table, failures, write
+from orchestrator.report import console_table, write
 from orchestrator.results import collect
+from orchestrator.timeline import Timeline, failures
 from tests.orchestrator.test_results import cell_of, demo_plan, measure, put
 from workers import synthetic
 from workers.preprocess import Affine

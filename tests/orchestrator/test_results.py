@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from orchestrator.results import (
     chains,
     collect,
     label,
-    paired,
     stage_results,
     tabulate,
 )
@@ -154,25 +152,6 @@ def test_artifacts_lists_what_is_there_with_the_digest_of_its_data(store: Store)
     listed = artifacts(plan, store)
     assert [entry["key"] for entry in listed] == [first, second]
     assert listed[0] == {"key": first, "kind": "dataset", "digest": store.manifest(first).digest}
-
-
-def test_paired_is_students_t_on_the_differences() -> None:
-    # Differences 1, 2, 3: mean 2, sample deviation 1, t(0.975, 2) = 4.302653, half width 4.302653 / sqrt(3).
-    found = paired([11.0, 12.0, 13.0], [10.0, 10.0, 10.0])
-    assert found.mean == 2.0 and found.n == 3
-    assert found.low == pytest.approx(2 - 2.484138, abs=1e-5)
-    assert found.high == pytest.approx(2 + 2.484138, abs=1e-5)
-
-
-def test_paired_says_nothing_about_the_spread_of_a_single_pair() -> None:
-    found = paired([3.0], [1.0])
-    assert found.mean == 2.0 and math.isnan(found.low) and math.isnan(found.high)
-
-
-@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0])])
-def test_paired_refuses_what_does_not_pair_up(a: list[float], b: list[float]) -> None:
-    with pytest.raises(ValueError):
-        paired(a, b)
 
 
 def test_rows_are_arms_and_stages_with_full_data_last_whatever_the_order(store: Store) -> None:

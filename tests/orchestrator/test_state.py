@@ -44,7 +44,7 @@ def plan_of(
 
 def tell(plan: Plan, *story: Event) -> tuple[State, tuple[Action, ...]]:
     """The state after a story, and what its last event led to."""
-    state, actions = State.initial(plan), ()
+    state, actions = State.initial(plan), tuple[Action, ...]()
     for event in story:
         state, actions = decide(state, event)
     return state, actions
@@ -561,3 +561,82 @@ def test_ten_thousand_jobs_cost_milliseconds_an_event() -> None:
         state, _ = decide(state, events.JobDone(at, running, "w"))
     seconds = (time.process_time() - began_at) / 20
     assert seconds < 0.1, f"{seconds * 1000:.1f} ms an event"  # about 5 ms where nothing else runs
+
+
+# A plan that is replaced while the run goes on.
+
+
+def chain_of(wanted: str, keys: str = "abc", **fields: Any) -> Plan:
+    """a, b after a, c after b, ...; only `wanted` are targets."""
+    parents = {key: keys[place - 1 : place] if place else "" for place, key in enumerate(keys)}
+    return replace(plan_of(parents, **fields), wanted=frozenset(wanted))
+
+
+def replanned(plan: Plan, *cached: str, at: float = 1.0) -> events.Replanned:
+    return events.Replanned(at, plan, frozenset(cached))
+
+
+def test_an_open_plan_without_targets_starts_nothing_and_does_not_end() -> None:
+    state, actions = tell(chain_of("", open=True), began(), events.SlotJoined(0, "s"))
+    assert actions == ()
+    assert statuses(state) == "a:unneeded b:unneeded c:unneeded"
+    assert state.finished is None
+
+
+def test_new_targets_are_started_with_what_they_hang_on() -> None:
+    state, actions = tell(
+        chain_of("", open=True), began("a"), events.SlotJoined(0, "s"), replanned(chain_of("b", open=True))
+    )
+    assert actions == (Start("b", "s", 1, 0),)
+    assert statuses(state) == "a:cached b:running c:unneeded"
+
+
+def test_jobs_that_are_not_needed_any_more_are_left_out_but_not_disturbed_at_work() -> None:
+    both = plan_of({"a": "", "b": "", "c": ""}, open=True)
+    state, actions = tell(both, began(), events.SlotJoined(0, "s"), replanned(replace(both, wanted=frozenset())))
+    assert statuses(state) == "a:running b:unneeded c:unneeded"
+    state, actions = decide(state, events.JobDone(2.0, "a", "s"))
+    assert statuses(state) == "a:done b:unneeded c:unneeded" and actions == ()
+
+
+def test_a_closed_plan_ends_the_run_when_its_targets_are_there() -> None:
+    state, actions = tell(
+        chain_of("a", open=True),
+        began(),
+        events.SlotJoined(0, "s"),
+        events.JobDone(1.0, "a", "s"),
+        replanned(chain_of("a")),
+    )
+    assert actions == (Finish(0, "1 done, 0 cached"),)
+
+
+def test_a_plan_grows_by_jobs_of_which_some_are_whole() -> None:
+    state, actions = tell(
+        chain_of("a", "a", open=True),
+        began(),
+        events.SlotJoined(0, "s"),
+        replanned(chain_of("ad", "abcd", open=True), "b"),
+    )
+    assert statuses(state) == "a:running b:cached c:ready d:blocked"
+
+
+def test_a_job_that_failed_stays_so_under_every_plan() -> None:
+    state, _ = tell(
+        chain_of("a", open=True),
+        began(),
+        events.SlotJoined(0, "s"),
+        events.JobFailed(1.0, "a", "s", "diverged", "NaN"),
+        replanned(chain_of("c", open=True)),
+    )
+    assert statuses(state) == "a:failed b:skipped c:skipped"
+    assert state.jobs["c"].because == "a"
+
+
+def test_a_plan_may_not_lose_jobs() -> None:
+    with pytest.raises(IllegalTransition, match=r"not lose jobs: \['c'\]"):
+        tell(chain_of("", open=True), began(), replanned(chain_of("", "ab", open=True)))
+
+
+def test_a_stop_ends_a_run_whose_plan_is_open() -> None:
+    _, actions = tell(chain_of("", open=True), began(), events.StopAsked(1.0, "cancelled"))
+    assert actions[-1] == Finish(130, "cancelled")

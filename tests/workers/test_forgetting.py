@@ -89,7 +89,8 @@ def scores(workshop: Workshop, from_experts: bool, **fields: Any) -> Job:
 
 def counts_of(workshop: Workshop, job: Job) -> list[int]:
     workshop.make(job)
-    return read_counts(workshop.store.path(job.key, COUNTS)).tolist()
+    counts: list[int] = read_counts(workshop.store.path(job.key, COUNTS)).tolist()
+    return counts
 
 
 def streams(workshop: Workshop) -> list[NDArray[np.bool_]]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
-from workers import trajectories
+from workers import matching, trajectories
 from workers.dataset import Split
 from workers.matching import InnerBatch, Matched, whole_graph
-from workers.methods import base, method_named, mtt, settings_for
+from workers.methods import base, method_named, settings_for
 from workers.methods.base import Pixels, Stage, draw_without_replacement
 from workers.methods.mtt import MttSettings, StepSize, TrajectoryMatching
 from workers.networks import build, parameter_count
@@ -279,7 +279,7 @@ def test_a_raised_memory_level_takes_the_adjoint_with_the_same_result(stage: Sta
     results = []
     for level in (0, 1):
         method, canvas = TrajectoryMatching(_with(stage, memory_level=level), settings()), pixels()
-        assert method._match is [mtt.ENGINES["whole_graph"], mtt.ENGINES["adjoint"]][level]
+        assert method._match is [matching.whole_graph, matching.adjoint][level]
         losses = [method.iterate(canvas, i, draws) for draws in [generator(2)] for i in range(4)]
         results.append((losses, canvas.new))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)

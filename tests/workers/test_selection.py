@@ -54,7 +54,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 def indices(workshop: Workshop, job: Job) -> list[int]:
-    return pq.read_table(workshop.store.path(job.key, INDICES)).column("index").to_pylist()
+    index: list[int] = pq.read_table(workshop.store.path(job.key, INDICES)).column("index").to_pylist()
+    return index
 
 
 def test_the_chosen_images_are_stored_bit_for_bit_without_a_step_size(made: Workshop) -> None:

@@ -104,6 +104,14 @@ class Method(Protocol):
 
     def __init__(self, stage: Stage, settings: Frozen) -> None: ...
 
+    @classmethod
+    def expert_epochs_needed(cls, settings: Frozen) -> int | None:
+        """The last epoch it may read of its experts' trajectories; None if it reads none.
+
+        Known before anything runs, so that a recipe which trains its experts too briefly is refused then.
+        """
+        ...
+
     def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
         """One iteration: work out gradients, let `pixels` descend, return the loss.
 

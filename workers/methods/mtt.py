@@ -84,6 +84,12 @@ class TrajectoryMatching:
         self._match = ENGINES[engine]
         _require_epochs(settings, stage)
 
+    @classmethod
+    def expert_epochs_needed(cls, settings: Frozen) -> int:
+        """The last target: `expert_epochs` after the last start epoch."""
+        assert isinstance(settings, MttSettings)
+        return settings.max_start_epoch - 1 + settings.expert_epochs
+
     @property
     def step_size(self) -> float:
         """The learned step size."""
@@ -152,8 +158,8 @@ class TrajectoryMatching:
 
 
 def _require_epochs(settings: MttSettings, stage: Stage) -> None:
-    """The last target, expert_epochs after the last start epoch, must be on the experts' trajectories."""
-    needed = settings.max_start_epoch - 1 + settings.expert_epochs
+    """The last target must be on the experts' trajectories."""
+    needed = TrajectoryMatching.expert_epochs_needed(settings)
     if stage.experts is not None and needed > stage.experts.epochs:
         raise BadInput(
             f"stage {stage.spec.stage} of {stage.spec.method}",

@@ -1,0 +1,125 @@
+"""Where the trials of a sweep ask for stages, and where they are answered: a folder of small files.
+
+A trial knows nothing of jobs, and the driver nothing of Ray Tune. A trial puts down a wish, "stage 2 of these values",
+and waits for the answer, the stage's metrics. One file is one message, put in place by a rename and never changed, so
+either side may be killed at any moment. Answers stay: a trial that begins again reads its earlier stages off them.
+
+    <trial>.2.wish.json      {"values": {...}, "stage": 2}
+    <trial>.2.answer.json    {"metrics": {...}, "last": false}  or  {"failed": "why"}
+
+A trial is known by the digest of its values, whatever Ray Tune calls it. Both sides must see the folder at once, so
+trials run on the driver's own host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import PddError
+from jobs.sweep import Values
+from workers.files import make_folder, names_in, write_file
+
+POLL_SECONDS = 0.1
+
+
+class TrialFailed(PddError):
+    """A job that the trial needs failed, or the values make no experiment."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A trial wants this stage, counted from 1, to be done."""
+
+    values: Values
+    stage: int
+
+    @property
+    def trial(self) -> str:
+        """The name of the trial."""
+        return trial_id(self.values)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a stage came to; `failed` says why there are no metrics."""
+
+    metrics: Mapping[str, float]
+    last: bool = False
+    failed: str = ""
+
+
+def trial_id(values: Values) -> str:
+    """The name of the trial with these values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Desk:
+    """The folder, for both sides; made when it is first written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: set[str] = set()
+
+    def ask(self, wish: Wish, wait: Callable[[], object] = lambda: time.sleep(POLL_SECONDS)) -> Answered:
+        """The trial's side: the answer, waited for however long it takes.
+
+        Raises:
+            TrialFailed: the stage cannot be had.
+        """
+        if self.answer_to(wish.trial, wish.stage) is None:
+            self._write(wish, "wish", {"values": wish.values, "stage": wish.stage})
+        while (answer := self.answer_to(wish.trial, wish.stage)) is None:
+            wait()
+        if answer.failed:
+            raise TrialFailed(answer.failed)
+        return answer
+
+    def answer_to(self, trial: str, stage: int) -> Answered | None:
+        """The answer about a stage, if there is one."""
+        try:
+            return Answered(**json.loads((self.folder / f"{trial}.{stage}.answer.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def new_wishes(self) -> list[Wish]:
+        """The driver's side: the unanswered wishes not seen before, those of all stages in order."""
+        names = set(names_in(self.folder))
+        fresh = {name for name in names - self._read if name.endswith(".wish.json")}
+        self._read |= fresh
+        open_ones = [name for name in fresh if name.replace(".wish.", ".answer.") not in names]
+        wishes = [Wish(**json.loads((self.folder / name).read_text())) for name in open_ones]
+        return sorted(wishes, key=lambda wish: (wish.stage, wish.trial))
+
+    def answer(self, wish: Wish, answer: Answered) -> None:
+        """The driver's side: say what a stage came to."""
+        said = {"failed": answer.failed} if answer.failed else {"last": answer.last}
+        self._write(wish, "answer", {"metrics": dict(answer.metrics), **said})
+
+    def begin_again(self) -> list[Values]:
+        """A new driver forgets failures and open wishes, which will come again; returns the trials that it knows."""
+        known: dict[str, Values] = {}
+        wishes = sorted(self.folder.glob("*.wish.json"), key=lambda path: path.stat().st_mtime_ns)
+        for path in wishes:
+            wish = Wish(**json.loads(path.read_text()))
+            answer = self.answer_to(wish.trial, wish.stage)
+            if answer is None or answer.failed:
+                path.with_name(path.name.replace(".wish.", ".answer.")).unlink(missing_ok=True)
+                path.unlink()
+            else:
+                known[wish.trial] = wish.values
+        return list(known.values())
+
+    def _write(self, wish: Wish, what: str, message: Mapping[str, Any]) -> None:
+        make_folder(self.folder)
+        path = self.folder / f"{wish.trial}.{wish.stage}.{what}.json"
+        unfinished = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
+        write_file(unfinished, json.dumps(message, allow_nan=False).encode())
+        unfinished.replace(path)

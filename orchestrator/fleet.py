@@ -1,0 +1,144 @@
+"""The workers of a run on SLURM: submitted while there is work for them, given back when there is none.
+
+A `Cluster` of the Ray pool (see `orchestrator.ray_pool`) whose nodes are lent. What it has is read from SLURM's queue
+and never remembered, so a driver that was started again takes over the workers of its predecessor. When the queue
+does not answer, nothing is submitted and nothing given up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from orchestrator.batch import Queued, name_of, workers_missing
+from orchestrator.cluster import SlurmClusterSpec
+from orchestrator.node import JOB
+from orchestrator.pool import PoolBroken
+from orchestrator.ray_pool import AttachedCluster, Care, NodeUse, PlainNodes
+from orchestrator.rendezvous import Rendezvous
+from orchestrator.squeue import Queue
+
+ASK_EVERY = 5.0
+"""Seconds between two looks at SLURM's queue."""
+SAY_EVERY = 60.0
+"""Seconds after which the run says again what it waits for."""
+GIVE_UP = 3
+"""Workers in a row that may refuse, or end before they joined, before the run gives up."""
+GONE = 30.0
+"""Seconds that cancelled workers get to leave the queue at the end."""
+
+
+@dataclass
+class SlurmFleet(PlainNodes):
+    """The nodes of elastic mode."""
+
+    ray: AttachedCluster
+    meeting: Rendezvous
+    run: str
+    spec: SlurmClusterSpec
+    submit: Callable[[int], list[str]]
+    """Submits so many workers."""
+    queue: Queue = field(default_factory=Queue)
+    clock: Callable[[], float] = time.monotonic
+    open_jobs: int = 0
+    """How many of our jobs are ready or running."""
+    _idle_since: dict[str, float] = field(default_factory=dict)
+    _leaving: set[str] = field(default_factory=set)
+    _submitted: set[str] = field(default_factory=set)
+    _joined: set[str] = field(default_factory=set)
+    _ask_at: float = -inf
+    _quiet_until: float = -inf
+    _told: set[str] = field(default_factory=set)
+    _unanswered: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the workers in SLURM's queue."""
+        return name_of(self.run, "worker")
+
+    def open(self) -> Any:
+        """Ask for workers, then connect to the head: SLURM and Ray take their time side by side."""
+        list(self._adapt())
+        return self.ray.open()
+
+    def tend(self, nodes: Sequence[NodeUse]) -> Care:
+        """Submit what is missing, and choose the nodes that have nothing to do.
+
+        Raises:
+            PoolBroken: several workers in a row could not start.
+        """
+        self._joined |= {job for node in nodes if (job := _job(node))}
+        said = [*self._refusals()]
+        if self.clock() >= self._ask_at:
+            said += self._adapt()
+        return Care(tuple(said), tuple(self._idle(nodes)))
+
+    def released(self, nodes: Sequence[NodeUse]) -> None:
+        """End the SLURM jobs of these nodes."""
+        jobs = {job for node in nodes if (job := _job(node))}
+        self._leaving |= jobs
+        self.queue.cancel(jobs)
+
+    def close(self) -> None:
+        """End all workers, and disconnect."""
+        self.queue.cancel_all(self.name)
+        self.ray.close()
+        self.queue.wait_until_gone(self.name, GONE)
+
+    def _adapt(self) -> Iterator[str]:
+        """Let the number of workers follow the work."""
+        self._ask_at = self.clock() + ASK_EVERY
+        held = self.queue.jobs(self.name)
+        if held is None:
+            if not self._unanswered:
+                yield "SLURM's queue does not answer; no workers are submitted meanwhile"
+            self._unanswered = True
+            return
+        self._unanswered = False
+        living = [job for job in held if job.living and job.id not in self._leaving]
+        yield from self._waiting(living)
+        self._count_failures(held)
+        missing = workers_missing(self.open_jobs, self.spec, len(living))
+        if missing:
+            made = self.submit(missing)
+            self._submitted |= set(made)
+            yield f"submitted {missing} worker{'s' if missing > 1 else ''} to SLURM ({', '.join(made)})"
+        elif self.open_jobs == 0:
+            self.queue.cancel(job.id for job in living if job.state == "PENDING")
+
+    def _waiting(self, living: Sequence[Queued]) -> Iterator[str]:
+        """Say what the run waits for, when nothing of it runs."""
+        if not living or any(job.state == "RUNNING" for job in living) or self.clock() < self._quiet_until:
+            return
+        self._quiet_until = self.clock() + SAY_EVERY
+        yield "waiting for SLURM: " + ", ".join(job.sentence() for job in living[:4]) + (" …" if living[4:] else "")
+
+    def _count_failures(self, held: Sequence[Queued]) -> None:
+        there = {job.id for job in held if job.there}
+        lost = self._submitted - there - self._joined - self._leaving
+        if len(lost) >= GIVE_UP and not self._joined:
+            raise PoolBroken(f"{len(lost)} workers ended before they joined; their logs are in {self.meeting.jobs}")
+
+    def _refusals(self) -> Iterator[str]:
+        refused = self.meeting.refused()
+        for job in refused.keys() - self._told:
+            self._told.add(job)
+            yield f"worker {job} refuses to start: {refused[job]}"
+        if len(refused) >= GIVE_UP and not self._joined:
+            raise PoolBroken(f"{len(refused)} workers refused to start, the last: {list(refused.values())[-1]}")
+
+    def _idle(self, nodes: Sequence[NodeUse]) -> Iterator[str]:
+        """The nodes that had nothing to do for long enough."""
+        now, idle = self.clock(), {node.id for node in nodes if node.busy == 0}
+        self._idle_since = {name: self._idle_since.get(name, now) for name in idle}
+        for node in nodes:
+            if node.id in idle and now - self._idle_since[node.id] >= self.spec.idle_seconds:
+                yield node.id
+
+
+def _job(node: NodeUse) -> str:
+    """The SLURM job that lends a node."""
+    return next((name.removeprefix(JOB) for name in node.resources if name.startswith(JOB)), "")

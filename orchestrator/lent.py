@@ -1,0 +1,180 @@
+"""A run on SLURM as any login node sees it: asked after, followed, cancelled.
+
+Nothing here talks to Ray. What a run does stands in its journal, what SLURM does with its jobs in SLURM's queue; so
+any terminal that sees the store may do all of this, and the one that launched the run may leave.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.errors import PddError
+from orchestrator import journal
+from orchestrator.batch import Queued, Role, name_of
+from orchestrator.journal import Record
+from orchestrator.squeue import Queue
+from workers.store import Store
+
+POINTER = "slurm.json"
+"""In a run's folder: where its SLURM jobs meet."""
+LOOK = 0.5
+ASK_EVERY = 3.0
+"""Seconds between two questions to SLURM's queue while nothing new is in the journal."""
+LAST_WORD = 30.0
+"""Seconds that the head's job may stay in the queue after a run that was stopped; then it goes on."""
+
+
+class HeadGone(PddError):
+    """The head job ended and the journal has no last word."""
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A run's SLURM jobs."""
+
+    run: str
+    mode: str
+    folder: Path
+    queue: Queue = Queue()
+
+    @classmethod
+    def of(cls, store: Store, run: str, queue: Queue | None = None) -> Lent | None:
+        """Those of a run of this store; None if it is not on SLURM."""
+        try:
+            document = json.loads((store.run_folder(run) / POINTER).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return cls(run, document["mode"], Path(document["folder"]), queue or Queue())
+
+    @property
+    def head_role(self) -> Role:
+        """Which job drives the run."""
+        return "gang" if self.mode == "gang" else "head"
+
+    def head(self) -> list[Queued] | None:
+        """The living head job, in a list; None if SLURM does not say."""
+        held = self.queue.jobs(name_of(self.run, self.head_role))
+        return None if held is None else [job for job in held if job.there]
+
+    def workers(self) -> list[Queued] | None:
+        """The worker jobs; None if SLURM does not say."""
+        held = self.queue.jobs(name_of(self.run, "worker"))
+        return None if held is None else [job for job in held if job.there]
+
+    def sentences(self) -> list[str]:
+        """Where the jobs stand, for people."""
+        parts = {"head": self.head(), "worker": self.workers()}
+        return [
+            line
+            for role, held in parts.items()
+            for line in ([f"{role}: SLURM does not say"] if held is None else [f"{role} {j.sentence()}" for j in held])
+        ]
+
+    def cancel(self, store: Store) -> None:
+        """End the jobs of a run that no driver drives at the moment; a driver hears the wish and ends them itself."""
+        head = self.head()
+        waits = head is not None and all(job.state == "PENDING" for job in head)
+        if waits or not _driven(journal.read(store.run_folder(self.run) / journal.NAME)):
+            self.queue.cancel_all(name_of(self.run, self.head_role))
+            self.queue.cancel_all(name_of(self.run, "worker"))
+
+
+def _driven(records: list[Record]) -> bool:
+    marks = [record["event"] for record in records if record["event"] in ("submitted", "run_began", "run_ended")]
+    return bool(marks) and marks[-1] == "run_began"
+
+
+def follow(store: Store, lent: Lent, say: Callable[[str], None]) -> Record:
+    """Tell what a run does until it has ended; returns the journal's last record.
+
+    Raises:
+        HeadGone: it ended without a last word.
+    """
+    seen = -1
+    while True:
+        watch = _Watch(lent, say)
+        last: Record = {}
+        for last in journal.follow(store.run_folder(lent.run) / journal.NAME, watch.wait):
+            if last["seq"] <= seen:
+                continue
+            seen = last["seq"]
+            for line in lines_of(last):
+                say(line)
+        if last["exit"] != 130 or _leaves(lent):
+            return last
+        say("the head job is still with SLURM; the run goes on")
+        _until_more(store, lent, seen, say)
+
+
+def _leaves(lent: Lent) -> bool:
+    """Whether the head's job leaves the queue: a stopped run whose head is requeued goes on."""
+    deadline = time.monotonic() + LAST_WORD
+    while time.monotonic() < deadline:
+        held = lent.head()
+        if held is not None and not held:
+            return True
+        if held and all(job.state == "PENDING" for job in held):
+            return False
+        time.sleep(LOOK)
+    return False
+
+
+def _until_more(store: Store, lent: Lent, seen: int, say: Callable[[str], None]) -> None:
+    """Wait for the next driver's first record."""
+    watch = _Watch(lent, say)
+    path = store.run_folder(lent.run) / journal.NAME
+    while journal.read(path)[-1]["seq"] <= seen:
+        watch.wait()
+
+
+class _Watch:
+    """What a follower does while the journal has nothing new: look after the head job."""
+
+    def __init__(self, lent: Lent, say: Callable[[str], None]) -> None:
+        self.lent, self.say = lent, say
+        self._ask_at = time.monotonic()
+        self._said = ""
+        self._missing = 0
+
+    def wait(self) -> None:
+        """Wait a moment; raises `HeadGone` when nobody can write the journal any more."""
+        time.sleep(LOOK)
+        if time.monotonic() < self._ask_at:
+            return
+        self._ask_at = time.monotonic() + ASK_EVERY
+        held = self.lent.head()
+        if held is None:
+            return
+        self._missing = 0 if held else self._missing + 1
+        if self._missing >= 2:  # twice, for a last record that is still on its way through the file system
+            raise HeadGone(
+                f"the head job of {self.lent.run} is gone without a last word; its log is in "
+                f"{self.lent.folder / 'jobs'}; run the same command again, nothing finished is lost"
+            )
+        sentence = ", ".join(job.sentence() for job in held)
+        if sentence and sentence != self._said:
+            self._said = sentence
+            self.say(f"SLURM job {sentence}")
+
+
+def lines_of(record: Record) -> Iterator[str]:
+    """A record of the journal for people who follow; most have nothing to say."""
+    match record:
+        case {"event": "run_began", "host": host, "jobs": jobs}:
+            yield f"the driver is on {host}: {sum(jobs.values())} jobs"
+        case {"event": "slot_joined", "host": host}:
+            yield f"a worker joined on {host}"
+        case {"event": "slot_left", "slot": slot, "message": message}:
+            yield f"worker {slot} left: {message}"
+        case {"event": "job_done", "key": key, "job_seconds": seconds}:
+            yield f"{key} done in {seconds:.1f} s"
+        case {"event": "job_failed", "key": key, "reason": reason, "message": message}:
+            yield f"{key} FAILED ({reason}): {' '.join(message.split())}"
+        case {"event": "note", "text": text}:
+            yield text
+        case {"event": "run_ended", "exit": code, "why": why}:
+            yield f"ended with {code}: {why}"

@@ -1,0 +1,104 @@
+"""The life of one job in a run: where it can stand, what can happen to it, and what follows from that.
+
+The legal moves are data (`TRANSITIONS`); the decision core (`orchestrator.state`) only looks them up, so the table is
+the whole truth about what follows what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+
+class Status(StrEnum):
+    """Where a job stands; `meaning` is the sentence for people."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str = "") -> Status:
+        """Attach the sentence to the value."""
+        member = str.__new__(cls, value)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    BLOCKED = "blocked", "waits for a parent"
+    READY = "ready", "could start now"
+    RUNNING = "running", "is on a worker"
+    DONE = "done", "was made by this run"
+    CACHED = "cached", "was found in the store"
+    FAILED = "failed", "ended without its artifact and is not tried again"
+    SKIPPED = "skipped", "hangs on a job that failed"
+    UNNEEDED = "unneeded", "is not in the store, and nothing that must run needs it"
+
+
+WHOLE = frozenset({Status.DONE, Status.CACHED})
+OPEN = frozenset({Status.BLOCKED, Status.READY, Status.RUNNING})
+BAD = frozenset({Status.FAILED, Status.SKIPPED})
+
+
+class Step(Enum):
+    """What can happen to a job."""
+
+    STORED = "found whole in the store when the run began"
+    SPARED = "nothing that must run needs it"
+    NEEDED = "something that must run needs it after all"
+    FREED = "all its parents are whole"
+    HELD = "a parent is no longer whole"
+    DOOMED = "a parent failed"
+    PLACED = "given to a slot"
+    MADE = "its worker stored the artifact"
+    FOUND = "another driver stored the artifact meanwhile"
+    RETURNED = "came back without artifact or fault"
+    GAVE_UP = "no allowance is left"
+    LOST = "its artifact turned out damaged or gone"
+
+
+TRANSITIONS: Mapping[Status, Mapping[Step, Status]] = {
+    Status.BLOCKED: {
+        Step.STORED: Status.CACHED,
+        Step.SPARED: Status.UNNEEDED,
+        Step.FREED: Status.READY,
+        Step.DOOMED: Status.SKIPPED,
+    },
+    Status.READY: {
+        Step.PLACED: Status.RUNNING,
+        Step.HELD: Status.BLOCKED,
+        Step.DOOMED: Status.SKIPPED,
+        Step.SPARED: Status.UNNEEDED,
+    },
+    Status.RUNNING: {
+        Step.MADE: Status.DONE,
+        Step.FOUND: Status.CACHED,
+        Step.RETURNED: Status.BLOCKED,
+        Step.GAVE_UP: Status.FAILED,
+    },
+    Status.DONE: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
+    Status.CACHED: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
+    Status.UNNEEDED: {Step.NEEDED: Status.BLOCKED},
+    Status.FAILED: {},
+    Status.SKIPPED: {},
+}
+
+
+class IllegalTransition(Exception):
+    """An event that cannot happen in this state: our own bug, never the user's."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What the run knows about one job."""
+
+    status: Status = Status.BLOCKED
+    slot: str | None = None
+    since: float = 0.0
+    """When it became ready or was started, in seconds since the run began; 0 for the others."""
+    not_before: float = 0.0
+    attempt: int = 0
+    crashes: int = 0
+    memory_level: int = 0
+    repairs: int = 0
+    reason: str = ""
+    because: str = ""
+    """Of a failed job the message, of a skipped one the key that failed."""
+    log: str = ""

@@ -1,0 +1,164 @@
+"""Where the SLURM jobs of one run meet: a private folder that all nodes see.
+
+The head says in `head.json` where it listens and in which versions it speaks, and touches the file while it lives;
+workers read it, and leave when it stays untouched. That is a signal and not a clock: nobody compares times of two
+machines, a worker only looks whether the file changed since it looked last. The token lies beside it, 0600 in a
+folder that is 0700; only its path ever travels. And so does a copy of the code, because jobs wait in a queue and come
+back from it: they run what was submitted, whatever has been edited since.
+
+This class is the one that knows what the files are called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import BadInput
+
+CODE = Path(__file__).resolve().parents[1]
+"""The folder in which the packages of this project lie."""
+PACKAGES = ("jobs", "workers", "orchestrator")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What the head says of itself."""
+
+    address: str
+    """Of Ray's GCS, as `host:port`."""
+    start: str
+    """Differs at each start of the head."""
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """The folder of one run's SLURM jobs."""
+
+    folder: Path
+
+    @property
+    def jobs(self) -> Path:
+        """Submitit's folder: scripts, calls and logs."""
+        return self.folder / "jobs"
+
+    @property
+    def token(self) -> Path:
+        """The file with the run's token."""
+        return self.folder / "token"
+
+    @property
+    def code(self) -> Path:
+        """The copy of this project's packages that the run's jobs import."""
+        return self.folder / "code"
+
+    @property
+    def head_file(self) -> Path:
+        """Where the head says where it is."""
+        return self.folder / "head.json"
+
+    @property
+    def order_file(self) -> Path:
+        """What the head is to do."""
+        return self.folder / "order.json"
+
+    @classmethod
+    def make(cls, folder: Path, order: Mapping[str, Any]) -> Rendezvous:
+        """A new folder with a fresh token, a copy of the code, and the order of the run.
+
+        Raises:
+            BadInput: others may look into the folder.
+        """
+        made = cls(folder)
+        for path in (folder, made.jobs, made.refusals):
+            path.mkdir(mode=0o700, parents=True, exist_ok=path == folder)
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & 0o077:
+            raise BadInput("shared folder", "mode", f"{mode:o}", f"make {folder} private: chmod 700")
+        write_private(made.token, secrets.token_hex(32))
+        for package in PACKAGES:
+            shutil.copytree(CODE / package, made.code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        write_private(made.order_file, json.dumps(order, indent=2))
+        return made
+
+    def order(self) -> dict[str, Any]:
+        """What the head is to do."""
+        document: dict[str, Any] = json.loads(self.order_file.read_text(encoding="utf-8"))
+        return document
+
+    def announce(self, head: Head) -> None:
+        """Say where the head is."""
+        write_private(self.head_file, json.dumps(asdict(head)))
+
+    def beat(self) -> None:
+        """Show that the head lives."""
+        os.utime(self.head_file)
+
+    def withdraw(self) -> None:
+        """Say that there is no head any more."""
+        self.head_file.unlink(missing_ok=True)
+
+    def head(self) -> tuple[Head, int] | None:
+        """The head, and a number that changes while it lives; None if none is announced."""
+        try:
+            changed = self.head_file.stat().st_mtime_ns
+            return Head(**json.loads(self.head_file.read_text(encoding="utf-8"))), changed
+        except (OSError, ValueError, TypeError):
+            return None
+
+    # Workers that cannot work say why.
+
+    @property
+    def refusals(self) -> Path:
+        """A file for each worker that refused to start."""
+        return self.folder / "refused"
+
+    def refuse(self, job: str, why: str) -> None:
+        """Say why a worker does not start."""
+        write_private(self.refusals / f"{job}.txt", why)
+
+    def refused(self) -> dict[str, str]:
+        """By SLURM job: why workers did not start."""
+        return {path.stem: path.read_text(encoding="utf-8") for path in sorted(self.refusals.glob("*.txt"))}
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on all nodes: Python, Ray and this project's code."""
+    return {"python": platform.python_version(), "ray": metadata.version("ray"), "code": code_digest()}
+
+
+def code_digest(root: Path = CODE) -> str:
+    """A digest over the sources of this project."""
+    summed = sha256()
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            summed.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return summed.hexdigest()[:16]
+
+
+def difference(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
+    """What differs between two nodes' versions, for people; empty when nothing does."""
+    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    return ", ".join(f"{name} is {ours.get(name)} there and {theirs.get(name)} on the head" for name in names)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file, 0600, in one step."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # makes it 0600
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(name, path)

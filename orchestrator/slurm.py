@@ -1,0 +1,365 @@
+"""The SLURM jobs of a run: what they do, and how Submitit submits them. The one file that imports Submitit.
+
+Elastic mode has two roles. The *head* is a small job on a CPU partition: it starts a Ray head that offers nothing,
+and beside it the driver in a process of its own, which is started again if something kills it. *Workers* are an array
+of single-node jobs that the driver submits while there is work for them: each joins the head, works, and leaves
+before its walltime. *Gang* mode is one job of many nodes, in which task 0 is the head and a worker at once.
+
+SIGUSR2 says that a job must go soon and may come back: Submitit calls `checkpoint`, which lets running work be
+saved and ends Ray, and has the job requeued. SIGTERM says that it must go for good.
+
+What Submitit pickles is one of these small classes with a path in it, in a folder that only its owner can enter.
+Nobody waits for Submitit's results: what a run has done is told by its journal and its store.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.helpers import DelayedSubmission
+
+from jobs.errors import PddError
+from orchestrator import batch
+from orchestrator.batch import Role, name_of, visible_gpus
+from orchestrator.cluster import SlurmClusterSpec
+from orchestrator.driver import HEAD_MOVES, STOP, StopFile
+from orchestrator.node import Node, Offer, start_child, wait_for
+from orchestrator.rendezvous import Head, Rendezvous, difference, versions
+from orchestrator.squeue import Queue, outside_a_job
+from workers.shift import Shift
+from workers.store import Store
+
+LOOK = 0.5
+"""Seconds between two looks of a job at its children."""
+BEAT = 5.0
+"""Seconds between two signs of life of the head."""
+SILENCE = 45.0
+"""Seconds without a sign of life after which a worker gives its node back."""
+STARTS = 3
+"""How often in a row something may die at once before its job gives up."""
+HURRY = 3.0
+"""Seconds for saving work after SIGTERM; SLURM kills after KillWait, 30 s where the site has not changed it."""
+
+log = logging.getLogger(__name__)
+
+
+class NotSubmitted(PddError):
+    """SLURM did not take a job."""
+
+
+# What runs on the nodes.
+
+
+class _Job:
+    """A callable for Submitit: a role in the run that meets in a folder."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.leaving = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "leaving": False}
+
+    @property
+    def meeting(self) -> Rendezvous:
+        return Rendezvous(Path(self.folder))
+
+    @property
+    def order(self) -> dict[str, Any]:
+        return self.meeting.order()
+
+    def __call__(self) -> int:
+        """Play the role; the number is an exit code."""
+        raise NotImplementedError
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Save and end; Submitit then has the job requeued."""
+        self.save(requeued=True)
+        return DelayedSubmission(type(self)(self.folder))
+
+    def save(self, *, requeued: bool) -> None:
+        """Let running work be saved and end what was started."""
+        raise NotImplementedError
+
+    def leave_on_term(self) -> None:
+        """Let SIGTERM end the job at the next look; Submitit itself ignores it."""
+
+        def leave(number: int, frame: object) -> None:
+            self.leaving = True
+
+        signal.signal(signal.SIGTERM, leave)
+
+
+class WorkerJob(_Job):
+    """A node that works for a run: joins its head, and leaves when it is told to or nobody is there."""
+
+    node: Node | None = None
+    shift: Shift | None = None
+
+    def __call__(self) -> int:
+        """Work until the shift is over or the head is gone for long."""
+        self.leave_on_term()
+        spec = SlurmClusterSpec.model_validate(self.order["cluster"])
+        try:
+            visible_gpus(os.environ, spec.gpus)
+            self.node = Node(spec.temporary_folder, self.meeting.token, spec.interface)
+        except (ValueError, PddError) as error:
+            self.meeting.refuse(job_id(), str(error))
+            raise
+        try:
+            self.shift = _shift(spec, self.node.folder)
+            self._work(spec, self.node, self.shift)
+            return 0
+        finally:
+            self.node.close()
+
+    def _work(self, spec: SlurmClusterSpec, node: Node, shift: Shift) -> None:
+        offer = Offer(spec.slots_per_worker, spec.gpus, job_id())
+        ear = _Ear(self.meeting)
+        joined, falls = "", 0
+        while not self.leaving and not ear.silent():
+            head = ear.listen()
+            if head is not None and head.start != joined:  # a new head, or our first
+                if differs := difference(versions(), head.versions):
+                    self.meeting.refuse(job_id(), differs)
+                    raise NotSubmitted(f"this node does not fit the head: {differs}")
+                node.stop()
+                node.start(offer, head.address, shift)
+                joined, since = head.start, time.monotonic()
+            elif joined and node.ray is not None and node.ray.poll() is not None:
+                falls = falls + 1 if time.monotonic() - since < 60 else 1
+                log.warning("ray ended with %s: %s", node.ray.returncode, node.last_words())
+                if falls >= STARTS:
+                    self.meeting.refuse(job_id(), f"Ray does not stay up: {node.last_words()}")
+                    raise NotSubmitted("Ray does not stay up")
+                joined = ""
+            time.sleep(LOOK)
+        self.save(requeued=False)
+
+    def save(self, *, requeued: bool) -> None:
+        """Let the jobs on this node save and yield, then take the node out of the cluster."""
+        if self.node is None or self.shift is None:
+            return
+        shift = self.shift
+        shift.end()
+        wait_for(lambda: not shift.busy(), _time_to_save(self.order) if requeued else HURRY)
+        time.sleep(LOOK)  # the answers must reach the driver
+        self.node.close()
+
+
+class HeadJob(_Job):
+    """The Ray head and the driver of a run."""
+
+    driver: subprocess.Popen[bytes] | None = None
+    node: Node | None = None
+    requeued = False
+
+    def __call__(self) -> int:
+        """Run the driver to its end and return its exit code."""
+        self.leave_on_term()
+        spec = SlurmClusterSpec.model_validate(self.order["cluster"])
+        self.node = Node(spec.temporary_folder, self.meeting.token, spec.interface)
+        try:
+            return self._run(spec, self.node)
+        finally:
+            self.meeting.withdraw()
+            if self.driver is not None and self.driver.poll() is None:
+                self.driver.kill()
+            if not self.requeued:  # else they wait for the next head, for a while
+                Queue().cancel_all(name_of(self.order["run"], "worker"))
+            self.node.close()
+
+    def offer(self, spec: SlurmClusterSpec) -> Offer:
+        """In elastic mode the head's node does no jobs."""
+        return Offer()
+
+    def shift(self, spec: SlurmClusterSpec, node: Node) -> Shift | None:
+        """When the workers of this node must stop."""
+        return None
+
+    def _run(self, spec: SlurmClusterSpec, node: Node) -> int:
+        for _ in range(STARTS):
+            address = node.start(self.offer(spec), None, self.shift(spec, node))
+            if not wait_for(partial(node.listens, address), 60):
+                raise NotSubmitted(f"the Ray head does not answer: {node.last_words()}")
+            self.meeting.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
+            code = self._drive(node, address)
+            if code is not None:
+                return code
+            node.stop()
+        raise NotSubmitted(f"the Ray head fell {STARTS} times: {node.last_words()}")
+
+    def _drive(self, node: Node, address: str) -> int | None:
+        """The driver's exit code; None if the Ray head fell."""
+        command = [sys.executable, "-P", "-m", "orchestrator.drive", self.folder, address, node.address]
+        token = {"PDD_NODE_TOKEN": str(node.folder / "token")}
+        for _ in range(STARTS):
+            self.driver = start_child(command, token, None)
+            began = beaten = time.monotonic()
+            while self.driver.poll() is None:
+                if node.ray is None or node.ray.poll() is not None:
+                    self.driver.kill()
+                    self.driver.wait()
+                    return None
+                if self.leaving:
+                    self.save(requeued=False)
+                    return 130
+                if time.monotonic() - beaten >= BEAT:
+                    beaten = time.monotonic()
+                    self.meeting.beat()
+                time.sleep(LOOK)
+            if self.driver.returncode >= 0:
+                return self.driver.returncode
+            log.warning(
+                "the driver was killed by signal %d after %.0f s", -self.driver.returncode, time.monotonic() - began
+            )
+        raise NotSubmitted(f"the driver was killed {STARTS} times")
+
+    def save(self, *, requeued: bool) -> None:
+        """Have running jobs save, and end the driver; the next driver goes on from the store."""
+        stop = StopFile(Store(self.order["store"]).run_folder(self.order["run"]) / STOP)
+        stop.write(HEAD_MOVES if requeued else "the head job was cancelled")
+        if self.driver is not None:
+            try:
+                self.driver.wait(_time_to_save(self.order) if requeued else HURRY)
+            except subprocess.TimeoutExpired:
+                self.driver.kill()
+        self.requeued = requeued
+        if requeued:
+            self.meeting.withdraw()
+            if self.node is not None:
+                self.node.close()
+
+
+class GangJob(HeadJob):
+    """One job of many nodes: task 0 is the head and works too, the others are workers."""
+
+    worker: WorkerJob | None = None
+
+    def __call__(self) -> int:
+        """The part of this task."""
+        if os.environ.get("SLURM_PROCID", "0") == "0":
+            return super().__call__()
+        self.worker = WorkerJob(self.folder)
+        return self.worker()
+
+    def offer(self, spec: SlurmClusterSpec) -> Offer:
+        """The head's node works as the others do."""
+        return Offer(spec.slots_per_worker, spec.gpus)
+
+    def shift(self, spec: SlurmClusterSpec, node: Node) -> Shift:
+        """It ends with the job."""
+        return _shift(spec, node.folder)
+
+
+class _Ear:
+    """Listens for the head: hears its signs of life, and how long there was none."""
+
+    def __init__(self, meeting: Rendezvous) -> None:
+        self.meeting = meeting
+        self._last = -1
+        self._heard = time.monotonic()
+
+    def listen(self) -> Head | None:
+        """The head, if one is announced."""
+        found = self.meeting.head()
+        if found is None:
+            return None
+        head, changed = found
+        if changed != self._last:
+            self._last, self._heard = changed, time.monotonic()
+        return head
+
+    def silent(self) -> bool:
+        """Whether nothing was heard for long."""
+        return time.monotonic() - self._heard > SILENCE
+
+
+def job_id() -> str:
+    """Of the SLURM job we are in; an element of an array as SLURM's programs write it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "none")
+
+
+def _shift(spec: SlurmClusterSpec, folder: Path) -> Shift:
+    """Ours ends when SLURM will tell us to go, by its word where it gives one."""
+    began = time.time()
+    end = float(os.environ.get("SLURM_JOB_END_TIME") or began + spec.minutes * 60)
+    return Shift(began, end - batch.lead_seconds(spec, "worker"), folder)
+
+
+def _time_to_save(order: dict[str, Any]) -> float:
+    """What a job may take to save its work after SIGUSR2; preemption may leave less, then SLURM cuts it short."""
+    return max(HURRY, batch.lead_seconds(SlurmClusterSpec.model_validate(order["cluster"]), "worker") * 0.7)
+
+
+# How they are submitted.
+
+_CLASS: dict[Role, type[_Job]] = {"head": HeadJob, "worker": WorkerJob, "gang": GangJob}
+
+
+def submit(meeting: Rendezvous, role: Role, count: int = 1, queue: Queue | None = None) -> list[str]:
+    """Submit `count` jobs of a role and return their ids.
+
+    `sbatch` may fail although SLURM has taken the job. Such a job would find nothing to do; it is cancelled.
+
+    Raises:
+        NotSubmitted: SLURM refuses.
+    """
+    order = meeting.order()
+    spec, queue = SlurmClusterSpec.model_validate(order["cluster"]), queue or Queue()
+    name = name_of(order["run"], role)
+    before = queue.jobs(name)
+    executor = submitit.SlurmExecutor(meeting.jobs, batch.MANY_TIMEOUTS, python=spec.python)
+    executor.update_parameters(**batch.parameters(spec, order["run"], role, meeting.code))
+    made: list[str] = []
+    with _clean_environment():
+        for size in batch.chunks(count, batch.largest_array(queue.config()) if count > 1 else 1):
+            try:
+                calls = [_CLASS[role](str(meeting.folder)) for _ in range(size)]
+                made += [job.job_id for job in executor.submit_array(calls)]
+            except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
+                _cancel_the_lost(queue, name, made, before)
+                raise NotSubmitted(f"sbatch refuses the {role}: {_last_line(error)}") from error
+    return made
+
+
+def _cancel_the_lost(queue: Queue, name: str, made: list[str], before: list[batch.Queued] | None) -> None:
+    """Cancel jobs of this name that appeared although `sbatch` failed."""
+    held = queue.jobs(name)
+    if held is None or before is None:
+        return
+    known = {*made, *(job.id for job in before)}
+    queue.cancel(job.id for job in held if job.there and job.id not in known)
+
+
+@contextmanager
+def _clean_environment() -> Iterator[None]:
+    """What SLURM set for the job we may be in does not reach a job that is submitted from it."""
+    before = dict(os.environ)
+    kept = outside_a_job(before)
+    for name in before.keys() - kept.keys():
+        del os.environ[name]
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        os.environ.update(before)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else repr(error))

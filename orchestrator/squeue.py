@@ -1,0 +1,91 @@
+"""SLURM's programs, asked with patience.
+
+An answer that does not come, or comes with an error, is `None`: unknown, never "gone". Everything works with
+`squeue` and `scancel` alone; where there is no accounting, only the report has less to tell.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from orchestrator import batch
+from orchestrator.batch import Queued, Used
+
+log = logging.getLogger(__name__)
+
+SECONDS = 15.0
+"""How long one program may take: a busy controller answers late."""
+
+Run = Callable[[list[str]], str | None]
+
+
+def ask(command: list[str]) -> str | None:
+    """What the program prints; None if it fails, is absent, or does not end in time."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=outside_a_job(os.environ))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("%s: %s", command[0], error)
+        return None
+    if done.returncode != 0:
+        log.warning("%s ended with %d: %s", " ".join(command), done.returncode, done.stderr.strip())
+        return None
+    return done.stdout
+
+
+def outside_a_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what SLURM and Submitit set for the job we are in: another job must not inherit it."""
+    inside = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "RAY_", "PDD_SHIFT_")
+    return {name: value for name, value in environment.items() if name == "SLURM_CONF" or not name.startswith(inside)}
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The queue of this user; `run` runs one program, as `ask` does."""
+
+    run: Run = ask
+
+    def jobs(self, name: str) -> list[Queued] | None:
+        """The jobs of this name that SLURM holds; None if it does not say."""
+        user = ["--user", str(os.getuid())]
+        text = self.run(["squeue", "--noheader", "--array", *user, "--name", name, "--format", batch.COLUMNS])
+        return None if text is None else batch.read_squeue(text, name)
+
+    def cancel(self, jobs: Iterable[str]) -> bool:
+        """Cancel jobs by id; whether SLURM took it. A job that is gone already is no error to it."""
+        ids = list(jobs)
+        return not ids or self.run(["scancel", "--quiet", *ids]) is not None
+
+    def cancel_all(self, name: str) -> bool:
+        """Cancel all jobs of this name."""
+        return self.run(["scancel", "--quiet", "--user", str(os.getuid()), "--name", name]) is not None
+
+    def wait_until_gone(self, name: str, seconds: float) -> bool:
+        """Wait for the last job of this name to leave the queue; false when some are left or nobody says."""
+        deadline = time.monotonic() + seconds
+        while True:
+            held = self.jobs(name)
+            if held is not None and not any(job.there for job in held):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.5)
+
+    def used(self, name: str) -> list[Used] | None:
+        """What all starts of the jobs of this name took; None without accounting."""
+        options = ["--allocations", "--duplicates", "--noheader", "--parsable2", "--starttime", "now-30days"]
+        text = self.run(["sacct", *options, "--name", name, "--format", batch.SACCT_COLUMNS])
+        return None if text is None else batch.read_sacct(text, name)
+
+    def config(self) -> dict[str, str]:
+        """The site's settings; empty if SLURM does not say."""
+        return batch.read_config(self.run(["scontrol", "show", "config"]) or "")
+
+    def partition(self, name: str) -> dict[str, str] | None:
+        """A partition's fields; None if there is none of this name or SLURM does not say."""
+        text = self.run(["scontrol", "--oneliner", "show", "partition", name])
+        return None if text is None else batch.read_partition(text)

@@ -1,0 +1,342 @@
+"""The trials of a sweep on the driver's side: what each one needs, what it came to, and what the run does next.
+
+A trial is an experiment and asks for one stage at a time (`orchestrator.desk`). What it asked for becomes a target of
+the run's plan; when the stage's sets are whole the trial gets their metrics, and whoever searches may end it there. So
+a trial that is ended early has nothing running that would have to be taken back, its finished stages stay in the store,
+and jobs that several trials ask for are there once, because the graph has each key once.
+
+A job's place in the order comes from the whole chain of the trials that it belongs to, stages not yet asked for
+included. When the search is over, the winners' evaluations on test images become the last targets, and the plan closes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import yaml
+
+from jobs.documents import set_path, validate
+from jobs.errors import BadInput
+from jobs.experiments import Experiment, Plan
+from jobs.graph import Job
+from jobs.recipe import Recipe
+from jobs.specs import DistilSpec
+from jobs.sweep import Sweep, Values
+from orchestrator import forecast
+from orchestrator.desk import Answered, Desk, Wish, trial_id
+from orchestrator.journal import Journal
+from orchestrator.plan import Plan as Orders
+from orchestrator.request import assign, planned
+from orchestrator.state import BAD, WHOLE, State, Status
+from workers.store import Store
+
+HOUR = 3600.0
+
+
+class Search(Protocol):
+    """Whoever proposes trials and ends them."""
+
+    def ended(self) -> bool:
+        """Whether it has come to its end; no trial will ask for anything more."""
+
+    def stop(self) -> None:
+        """Break it off; what it knows is kept for the next time."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One experiment of a sweep; `stages` are the keys of its `distil` jobs over all seeds, by stage."""
+
+    number: int
+    values: Values
+    experiment: Experiment
+    plan: Plan
+    stages: tuple[tuple[str, ...], ...]
+
+    @property
+    def id(self) -> str:
+        """Its name on the desk."""
+        return trial_id(self.values)
+
+    @property
+    def ipc_per_stage(self) -> int:
+        """New images per class of each stage."""
+        return self.experiment.arms[0].ipc_per_stage or 0
+
+    def label(self) -> str:
+        """The number and the values, for people."""
+        return f"trial {self.number}: {spoken(self.values)}"
+
+
+def spoken(values: Values) -> str:
+    """`num_stages=2, image_lr=0.03`."""
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def make_trial(sweep: Sweep, base: Mapping[str, Any], place: str, number: int, values: Values) -> Trial:
+    """The trial's experiment and graph, checked.
+
+    Raises:
+        BadInput: the values make no experiment, or one that does not report the sweep's metric.
+    """
+    where = f"{place} (trial {number}: {spoken(values)})"
+    raw: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(base)))
+    raw["name"] = f"{sweep.name}-{number}"
+    for name, value in values.items():
+        path = sweep.path(name)
+        if "." in path and path.split(".")[0] in set(Recipe.model_fields) - {"dataset"}:
+            set_path(raw, f"arms.0.set.{path}", value, where)  # wins over what the base says of it
+        else:
+            assign(raw, path, value, where)
+    experiment = validate(Experiment, raw, where)
+    if len(experiment.arms) != 1:
+        raise BadInput(place, "base.arms", len(experiment.arms), "keep one arm; arms are compared by `run`")
+    plan = planned(experiment, where)
+    stages = _stages(plan)
+    if not stages:
+        raise BadInput(where, "base.arms.0.method", experiment.arms[0].method, "name a method that distils")
+    by = _choice(plan, stages)
+    if sweep.metric == "held_out" and by != "validation":
+        mend = f"not reported with distil.choice.by = {by}; set that to validation, or let `loss` decide"
+        raise BadInput(where, "metric", "held_out", mend)
+    return Trial(number, values, experiment, plan, stages)
+
+
+def _stages(plan: Plan) -> tuple[tuple[str, ...], ...]:
+    last = [cell for cell in plan.cells if cell.stage == cell.stages]
+    chains = dict.fromkeys(plan.graph[key].parents.get("sets", ()) for cell in last for key in cell.jobs)
+    sets = [chain for chain in chains if chain and all(plan.graph[key].kind == "distil" for key in chain)]
+    return tuple(zip(*sets, strict=True)) if sets else ()
+
+
+def _choice(plan: Plan, stages: Sequence[Sequence[str]]) -> str:
+    spec = plan.graph[stages[0][0]].spec
+    assert isinstance(spec, DistilSpec)
+    return spec.choice.by
+
+
+@dataclass
+class Standing:
+    """How far a trial is. `state` is running, done, stopped (early), failed, or unfinished (the sweep was ended)."""
+
+    trial: Trial
+    reported: list[Answered] = field(default_factory=list)
+    state: str = "running"
+    why: str = ""
+
+    @property
+    def stage(self) -> int:
+        """The last stage that was reported."""
+        return len(self.reported)
+
+    def score(self, metric: str) -> float | None:
+        """The metric after the last stage reported."""
+        return self.reported[-1].metrics[metric] if self.reported else None
+
+
+class Trials:
+    """The plan that grows with the trials' wishes; a `orchestrator.driver.Supply`.
+
+    Args:
+        sweep: the metric, the budget, how many winners.
+        make: the trial of a number and its values; raises BadInput.
+        desk: where wishes come from.
+        store: where metrics are read.
+        journal: where reports are written down; also the sweep's clock.
+        search: whoever proposes and ends trials.
+        say: tells people one line.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        make: Callable[[int, Values], Trial],
+        desk: Desk,
+        store: Store,
+        journal: Journal,
+        search: Search,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.sweep, self.make, self.desk, self.store = sweep, make, desk, store
+        self.journal, self.search, self.say = journal, search, say
+        self.standings: dict[str, Standing] = {}
+        self.plan = Plan()
+        """The graph of all trials, without their cells."""
+        self.orders = Orders.of(self.plan.graph, (), lambda job: 0.0, open=True)
+        self.cut_short = ""
+        """Why the search was broken off, if it was."""
+        self._open: dict[str, Wish] = {}
+        self._stale = False
+        self._earlier = 0.0
+        self._paid: dict[str, float] = {}
+
+    def begin(self, trials: Iterable[Trial], allowances: Any, earlier_seconds: float = 0.0) -> Orders:
+        """The first plan: all jobs of the trials known beforehand, and no target yet.
+
+        `earlier_seconds` is what earlier sessions of this sweep have spent of the budget's GPU-hours.
+        """
+        self._earlier = earlier_seconds
+        self.orders = replace(self.orders, allowances=allowances)
+        for trial in trials:
+            self._admit(trial)
+        self._redraw()
+        return self.orders
+
+    # What the driver asks.
+
+    def replanned(self, state: State) -> Orders | None:
+        """Hear the trials, answer them, and say what the run goes on with if that changed."""
+        if not self.orders.open:
+            return None
+        before = self.orders
+        for wish in self.desk.new_wishes():
+            self._hear(wish)
+        if self._stale:
+            self._redraw()
+        for wish in list(self._open.values()):
+            self._answer(wish, state)
+        if spent := self._spent(state):
+            self.cut_short = spent
+            self.search.stop()
+        if self.cut_short or self.search.ended():
+            self._close()
+        else:
+            wanted = frozenset(key for wish in self._open.values() for key in self._keys(wish))
+            if wanted != self.orders.wanted:
+                self.orders = replace(self.orders, wanted=wanted)
+        return self.orders if self.orders is not before else None
+
+    def break_off(self) -> None:
+        """The run ended before the search did."""
+        if self.orders.open:
+            self._close()
+
+    def winners(self) -> list[Standing]:
+        """The best finished trials, the best first; of equals the earlier."""
+        done = [one for one in self.standings.values() if one.state == "done"]
+        sign = -1.0 if self.sweep.mode == "max" else 1.0
+        ranked = sorted(done, key=lambda one: (sign * (one.score(self.sweep.metric) or 0.0), one.trial.number))
+        return ranked[: self.sweep.winners]
+
+    # Trials come.
+
+    def _hear(self, wish: Wish) -> None:
+        if wish.trial not in self.standings:
+            try:
+                self._admit(self.make(len(self.standings) + 1, wish.values))
+            except BadInput as error:
+                self.desk.answer(wish, Answered({}, failed=str(error)))
+                return
+        self.standings[wish.trial].state = "running"
+        self._open[wish.trial] = wish
+
+    def _admit(self, trial: Trial) -> None:
+        """Merge a trial's graph; what an earlier session reported of it is still true."""
+        merge(self.plan, trial.plan)
+        standing = self.standings[trial.id] = Standing(trial)
+        while (found := self.desk.answer_to(trial.id, standing.stage + 1)) is not None:
+            standing.reported.append(found)
+            standing.state = "done" if found.last else "stopped"
+        self._stale = True
+
+    def _redraw(self) -> None:
+        """The plan of the graph as it is now."""
+        priced = forecast.prices(self.plan.graph, self.store)
+        self.orders = Orders.of(
+            self.plan.graph,
+            self.orders.wanted,
+            priced.of,
+            exclusive=dict(self.plan.exclusive),
+            limits=dict(self.plan.limits),
+            allowances=self.orders.allowances,
+            open=True,
+        )
+        self._stale = False
+
+    # Trials are answered.
+
+    def _keys(self, wish: Wish) -> tuple[str, ...]:
+        return self.standings[wish.trial].trial.stages[wish.stage - 1]
+
+    def _answer(self, wish: Wish, state: State) -> None:
+        """Answer if the stage is whole, or cannot become so."""
+        keys, standing = self._keys(wish), self.standings[wish.trial]
+        statuses = {state.jobs[key].status if key in state.jobs else Status.BLOCKED for key in keys}
+        if statuses & BAD:
+            culprit = next(state.jobs[key] for key in keys if state.jobs[key].status in BAD)
+            cause = culprit if culprit.status is Status.FAILED else state.jobs[culprit.because]
+            standing.state, standing.why = "failed", cause.because
+            self.desk.answer(wish, Answered({}, failed=cause.because or "a job failed"))
+        elif statuses <= WHOLE:
+            self._report(wish, standing)
+        else:
+            return
+        del self._open[wish.trial]
+
+    def _report(self, wish: Wish, standing: Standing) -> None:
+        trial = standing.trial
+        answer = Answered(self._metrics(trial, wish.stage), last=wish.stage == len(trial.stages))
+        standing.reported.append(answer)
+        standing.state = "done" if answer.last else "stopped"  # until it asks again
+        fields = {"values": wish.values, "stages": len(trial.stages), "metrics": dict(answer.metrics)}
+        self.journal.write("trial_reported", trial=trial.number, stage=wish.stage, **fields)
+        self.desk.answer(wish, answer)
+        said = ", ".join(f"{name} {value:.4g}" for name, value in answer.metrics.items() if name != "ipc_total")
+        self.say(f"{trial.label()}: stage {wish.stage} of {len(trial.stages)}: {said}")
+
+    def _metrics(self, trial: Trial, stage: int) -> dict[str, float]:
+        """Means over seeds; and the images per class so far, the other unit of a rung."""
+        found = [self.store.manifest(key).extra for key in trial.stages[stage - 1]]
+        metrics = {"loss": statistics.fmean(extra["loss"] for extra in found)}
+        if all("validation_accuracy" in extra for extra in found):
+            metrics["held_out"] = statistics.fmean(extra["validation_accuracy"] for extra in found)
+        return {**metrics, "ipc_total": float(stage * trial.ipc_per_stage)}
+
+    # The end.
+
+    def _spent(self, state: State) -> str:
+        """Which part of the budget is used up."""
+        budget, hours = self.sweep.budget, self.journal.elapsed() / HOUR
+        if budget.wall_hours is not None and hours >= budget.wall_hours:
+            return f"the budget of {budget.wall_hours:g} h is used up"
+        if budget.gpu_hours is None:
+            return ""
+        for key, job in state.jobs.items():
+            if job.status is Status.DONE and key not in self._paid:
+                self._paid[key] = self.store.manifest(key).seconds
+        paid = (self._earlier + sum(self._paid.values())) / HOUR
+        return f"the budget of {budget.gpu_hours:g} GPU-hours is used up" if paid >= budget.gpu_hours else ""
+
+    def _close(self) -> None:
+        """Nothing more is tried; what is left is to evaluate the winners."""
+        for standing in self.standings.values():
+            if standing.state == "running":
+                standing.state = "unfinished"
+        self._open.clear()
+        winners = self.winners()
+        wanted = frozenset(key for one in winners for key in one.trial.plan.wanted())
+        self.orders = replace(self.orders, wanted=wanted, open=False)
+        names = ", ".join(f"trial {one.trial.number}" for one in winners) or "none"
+        text = f"{self.cut_short or 'the search is over'}; best: {names}"
+        self.journal.write("note", text=text)
+        self.say(text)
+
+
+def merge(into: Plan, plan: Plan) -> None:
+    """Add a plan's jobs and limits to another one; of equal jobs the first stays."""
+    for key, job in plan.graph.jobs.items():
+        into.graph.jobs.setdefault(key, job)
+        into.sources.setdefault(key, plan.sources[key])
+    for key, groups in plan.exclusive.items():
+        into.exclusive[key] = tuple(dict.fromkeys([*into.exclusive.get(key, ()), *groups]))
+    into.limits.update(plan.limits)
+
+
+def jobs_up_to(trial: Trial, stage: int) -> list[Job]:
+    """The jobs behind the first `stage` stages of a trial."""
+    keys = [key for keys in trial.stages[:stage] for key in keys]
+    needed = trial.plan.graph.ancestors(keys)
+    return [job for job in trial.plan.graph if job.key in needed]

@@ -1,0 +1,59 @@
+"""`cluster.yaml`: the three kinds, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import BadInput
+from orchestrator.cluster import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, choose
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def written(folder: Path, clusters: str) -> Path:
+    path = folder / "cluster.yaml"
+    path.write_text("clusters:\n  local: {kind: local, workers: 3}\n" + clusters)
+    return path
+
+
+def test_each_kind_is_read_as_its_own(tmp_path: Path) -> None:
+    path = written(tmp_path, "  s: {kind: slurm, gpus: 2, cpus: 8}\n  r: {kind: ray, address: 'head:6379'}\n")
+    local, slurm, ray = (choose(path, name, None, None).cluster for name in ("local", "s", "r"))
+    assert isinstance(local, LocalClusterSpec) and local.count() == 3
+    assert isinstance(slurm, SlurmClusterSpec) and (slurm.slots_per_worker, slurm.count()) == (2, 8)
+    assert isinstance(ray, RayClusterSpec) and ray.address == "head:6379"
+
+
+def test_slots_are_gpus_else_cores_else_what_is_said() -> None:
+    slots = [{}, {"cpus": 6}, {"cpus": 6, "gpus": 2}, {"cpus": 6, "gpus": 2, "slots": 5}]
+    found = [SlurmClusterSpec.model_validate({"kind": "slurm", **each}).slots_per_worker for each in slots]
+    assert found == [1, 6, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "mend"),
+    [
+        ("{kind: slurm, partitoin: gpu}", "clusters.s.partitoin", "known here: account, array_throttle, "),
+        ("{kind: slurm, head: {gpus: 1}}", "clusters.s.head.gpus", "known here: cpus, memory, minutes, "),
+        ("{kind: pbs}", "clusters.s.kind", "must be one of local, slurm, ray"),
+        ("{kind: ray}", "clusters.s.address", "required"),
+        ("{kind: ray, address: nowhere}", "clusters.s.address", "string should match pattern"),
+        ("{kind: slurm, mode: swarm}", "clusters.s.mode", "'elastic' or 'gang'"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_what_is(tmp_path: Path, entry: str, field: str, mend: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        choose(written(tmp_path, f"  s: {entry}\n"), "s", None, None)
+    assert refused.value.field == field
+    assert mend in refused.value.mend
+
+
+def test_workers_of_the_command_line_limit_the_workers_of_slurm(tmp_path: Path) -> None:
+    cluster = choose(written(tmp_path, "  s: {kind: slurm, cpus: 4}\n"), "s", None, 7).cluster
+    assert isinstance(cluster, SlurmClusterSpec) and (cluster.max_workers, cluster.count()) == (7, 28)
+
+
+def test_the_file_of_the_repository_has_a_slurm_cluster() -> None:
+    assert isinstance(choose(ROOT / "cluster.yaml", "slurm", None, None).cluster, SlurmClusterSpec)

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from jobs.experiments import FOLDER
+from orchestrator import launch
+from orchestrator.cluster import FILE
+from orchestrator.journal import NAME, Journal
+from tests.orchestrator.shell import shell_in
+from tests.workers.test_sources import png
+from workers.store import Store
+
+
+@dataclass(frozen=True)
+class Said:
+    exit: int
+    out: str
+    err: str
+
+
+Type = Callable[..., Said]
+
+
+@pytest.fixture
+def type_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Type]:
+    """Types a command in a folder of its own; a run that would begin fails the test instead."""
+
+    def begin(*_: Any, **__: Any) -> None:
+        pytest.fail("the run began")
+
+    def type_in(*words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["pdd", *words])
+        with pytest.raises(SystemExit) as ended:
+            launch.main()
+        said = capsys.readouterr()
+        code = ended.value.code
+        return Said(code if isinstance(code, int) else 0, said.out, said.err)
+
+    monkeypatch.setattr("orchestrator.running.run", begin)
+    monkeypatch.chdir(tmp_path)
+    yield type_in
+
+
+def refused(said: Said, *told: str) -> None:
+    """Exit 2, one line that tells all of this, and nothing was made."""
+    assert (said.exit, said.out) == (2, "")
+    assert said.err.count("\n") == 1 and said.err.endswith("\n"), said.err
+    assert "Traceback" not in said.err
+    for part in told:
+        assert part in said.err
+
+
+def experiment(path: Path, **changes: Any) -> str:
+    """The tiny experiment with other fields, as a file."""
+    document = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
+    path.write_text(yaml.safe_dump(document | changes))
+    return str(path)
+
+
+def parquet(folder: Path, labels: Sequence[int], column: str = "label") -> Path:
+    """Training and test images of 8x8, one for each label."""
+    picture = png(7, height=8, width=8)
+    images = pa.array([{"bytes": picture, "path": None}] * len(labels))
+    for split in ("train", "test"):
+        folder.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"img": images, column: pa.array(labels)}), folder / f"{split}.parquet")
+    return folder
+
+
+ARM = {"method": "mtt", "stages": 2, "ipc_per_stage": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"netwroks": 3}, ("mine.yaml: netwroks is 3", "unknown field", "networks, scale")),
+        ({"networks": "two"}, ("mine.yaml: networks is 'two'", "integer")),
+        ({"networks": 2.5}, ("mine.yaml: networks is 2.5", "integer")),
+        ({"arms": {}}, ("mine.yaml: arms is {}",)),
+        ({"arms": [ARM | {"stages": 0}]}, ("mine.yaml: arms.0.stages is 0", "at least 1")),
+        ({"arms": [ARM | {"ipc_per_stage": 0}]}, ("mine.yaml: arms.0.ipc_per_stage is 0", "at least 1")),
+        ({"arms": [ARM | {"ipc": 1}]}, ("mine.yaml: arms.0.ipc is 1", "unknown field", "ipc_per_stage")),
+        ({"arms": [ARM | {"method": "mmt"}]}, ("mine.yaml: arms.0.method is 'mmt'", "mtt")),
+        ({"arms": [ARM | {"set": {"distil.iteration": 3}}]}, ("set.distil.iteration is 3", "iterations")),
+        ({"arms": [ARM | {"set": {"distil.settings.syn_step": 3}}]}, ("settings.syn_step is 3", "syn_steps")),
+        ({"arms": [ARM | {"ipc_per_stage": 19}]}, ("ipc_per_stage is 19", "2 x 19", "has 36", "ask for fewer")),
+        ({"set": {"dataset.normalise": "zac"}}, ("mine.yaml: dataset.normalise is 'zac'", "zca")),
+        ({"set": {"distil.image.lr": "1e-2"}}, ("mine.yaml: set.distil.image.lr is '1e-2'", "1.0e-4")),
+        ({"dataset": "nope"}, ("mine.yaml: dataset.name is 'nope'", "digits")),
+        ({"dataset": "/nope/images"}, ("mine.yaml: dataset.path is '/nope/images'", "path")),
+        ({"scale": "large"}, ("mine.yaml: scale is 'large'", "paper")),
+        ({"seeds": [0, 0]}, ("mine.yaml: seeds is", "only once")),
+    ],
+)
+def test_a_bad_field_of_an_experiment_is_refused_with_its_place_value_and_mend(
+    type_in: Type, tmp_path: Path, changes: dict[str, Any], told: tuple[str, ...]
+) -> None:
+    refused(type_in("run", experiment(tmp_path / "mine.yaml", **changes), "--store", "store"), *told)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nope"], ("command line", "nope", "No such command", "--help")),
+        (["run", "nope"], ("command line: experiment is 'nope'", "quickstart")),
+        (["run", "nope.yaml"], ("nope.yaml: file", "readable YAML file")),
+        (["run", "tiny", "--cluster", "nope"], ("command line: --cluster is 'nope'", "local")),
+        (["run", "tiny", "--cluster-file", "nope.yaml"], ("nope.yaml: file", "readable YAML file")),
+        (["run", "tiny", "--workers", "0"], ("command line: --workers is 0", "at least 1")),
+        (["run", "tiny", "--workers", "many"], ("command line", "--workers", "integer")),
+        (["run", "tiny", "--many"], ("command line", "No such option", "--many")),
+        (["run", "tiny", "--set", "networks"], ("command line: --set is 'networks'", "path.to.field=value")),
+        (["run", "tiny", "--set", "networks=]"], ("command line: --set networks is ']'", "YAML")),
+        (["run", "tiny", "--set", "networks=0"], ("command line over tiny.yaml: networks is 0", "at least 1")),
+        (["run", "tiny", "--set", "distil.iterations=no"], ("set.distil.iterations is False", "integer")),
+        (["run", "tiny", "--set", "distil.settings.x=1"], ("distil.settings.x is 1", "syn_steps")),
+        (["run", "tiny", "--set", "arms.9.stages=1"], ("command line: arms.9.stages is 1", "not a field")),
+        (["run", "tiny", "--seed", "-1"], ("command line over tiny.yaml: seeds.0 is -1", "at least 0")),
+        (["run", "tiny", "--scale", "huge"], ("command line over tiny.yaml: scale is 'huge'", "paper")),
+        (["run", "tiny", "--dataset", "/nope"], ("command line over tiny.yaml: dataset.path is '/nope'",)),
+        (["--scale", "huge"], ("command line over quickstart.yaml: scale is 'huge'", "paper")),
+        (["plan", "tiny", "--set", "networks=0"], ("networks is 0", "at least 1")),
+        (["explain", "tiny", "--set", "networks=0"], ("networks is 0", "at least 1")),
+        (["report", "tiny", "--set", "networks=0"], ("networks is 0", "at least 1")),
+    ],
+)
+def test_bad_words_on_the_command_line_are_refused_in_one_line(
+    type_in: Type, tmp_path: Path, words: list[str], told: tuple[str, ...]
+) -> None:
+    refused(type_in(*words), *told)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [{"max_start_epoch": 4}, {"expert_epochs": 2}])
+def test_a_method_that_would_read_beyond_the_experts_last_epoch_is_refused_before_anything_runs(
+    type_in: Type, tmp_path: Path, settings: dict[str, int]
+) -> None:
+    mine = experiment(tmp_path / "mine.yaml", set={"distil.settings": settings})
+    refused(type_in("run", mine), "mine.yaml: experts.real.epochs is 3", "at least 4", "distil.settings")
+
+
+def test_a_dataset_without_labels_is_refused(type_in: Type, tmp_path: Path) -> None:
+    images = parquet(tmp_path / "images", [0, 1], column="caption")
+    refused(type_in("run", "tiny", "--dataset", str(images)), "dataset.label is 'label or fine_label'", "img, caption")
+
+
+def test_labels_with_a_gap_are_refused(type_in: Type, tmp_path: Path) -> None:
+    images = parquet(tmp_path / "images", [0, 2] * 9)
+    refused(type_in("run", "tiny", "--dataset", str(images)), f"dataset.path is '{images}'", "label 1", "without a gap")
+
+
+def test_a_class_with_fewer_images_than_are_asked_for_is_named(type_in: Type, tmp_path: Path) -> None:
+    images = parquet(tmp_path / "images", [0, 0, 0, 0, 1, 1])
+    refused(
+        type_in("run", "tiny", "--dataset", str(images), "--set", "network.depth=2"),
+        "arms.0.ipc_per_stage is 2",
+        "class '1' has 1 training images after the held-out split",
+        "ask for fewer or add images",
+    )
+
+
+@pytest.mark.parametrize("root", ["a_file/store", "/proc/store"])
+def test_a_store_that_cannot_be_written_is_refused(type_in: Type, tmp_path: Path, root: str) -> None:
+    (tmp_path / "a_file").write_text("not a folder")
+    refused(type_in("run", "tiny", "--store", root), "--store: store is", root, "a folder that you can write to")
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_reading_commands_want_a_store_and_make_none(type_in: Type, tmp_path: Path, command: str) -> None:
+    refused(type_in(command, "--store", "nowhere"), "--store: store is 'nowhere'", "no store is there")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_run_is_refused_with_the_known_ones(type_in: Type, tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    with Journal.open(store.run_folder("run-1")):
+        pass
+    refused(type_in("status", "run-2", "--store", "store"), "run is 'run-2'", "run-1")
+    refused(type_in("logs", "--store", "store", "distil-9"), "run run-1: job is 'distil-9'", "none")
+
+
+def test_an_unknown_key_of_cluster_yaml_is_refused_with_the_known_ones(type_in: Type, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text("clusters: {box: {kind: local, worker: 2}}\ndefault: box\n")
+    refused(type_in("run", "tiny"), "cluster.yaml: clusters.box.worker is 2", "unknown field", "kind, workers")
+    (tmp_path / FILE).write_text("sotre: here\n")
+    refused(type_in("run", "tiny"), "cluster.yaml: sotre is 'here'", "clusters, default, store")
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "field", "value"),
+    [
+        (["run", "tiny", "--workers", "0"], "command line", "--workers", 0),
+        (["--json", "run", "tiny", "--set", "networks=.nan"], "command line over tiny.yaml", "networks", "nan"),
+        (["plan", "tiny", "--set", "arms=[]"], "command line over tiny.yaml", "arms", []),
+        (["status", "--store", "nowhere"], "--store", "store", "nowhere"),
+        (["run", "--nope"], "command line", "words", "run --nope --json"),
+    ],
+)
+def test_with_json_a_refusal_is_one_document_with_its_parts(
+    type_in: Type, words: list[str], place: str, field: str, value: Any
+) -> None:
+    said = type_in(*words, *([] if "--json" in words else ["--json"]))
+    document = json.loads(said.out)
+    assert (said.exit, document["schema"], document["exit"]) == (2, 1, 2)
+    error = document["error"]
+    assert (error["place"], error["field"], error["value"]) == (place, field, value)
+    assert error["mend"] and said.err.strip() == error["message"] and "\n" not in error["message"]
+
+
+def test_options_before_the_commands_name_hold_behind_it_too(type_in: Type, tmp_path: Path) -> None:
+    said = type_in("--store", "here", "--set", "networks=1", "plan", "tiny", "--set", "arms.0.stages=2", "--json")
+    assert said.exit == 0 and (tmp_path / "here").is_dir()
+    kinds = json.loads(said.out)["jobs"]["by_kind"]
+    assert kinds["full"]["to_run"] == 1 and kinds["select"]["to_run"] == 1
+
+
+def test_a_run_that_ended_cannot_be_cancelled_and_is_told_so(type_in: Type, tmp_path: Path) -> None:
+    folder = Store.open(tmp_path / "store").run_folder("run-1")
+    with Journal.open(folder) as journal:
+        origin = {"run": "run-1", "command": "", "experiments": [], "store": "", "jobs": {}, "workers": 1}
+        journal.write("run_began", **origin, versions={}, pid=1, host="elsewhere")
+        journal.write("run_ended", exit=0, why="", counts={})
+    said = type_in("cancel", "--store", "store", "--json")
+    assert (said.exit, json.loads(said.out)) == (0, {"schema": 1, "run": "run-1", "asked": False})
+    assert [path.name for path in folder.iterdir()] == [NAME]
+
+
+def test_the_same_holds_of_real_processes(tmp_path: Path) -> None:
+    with shell_in(tmp_path) as shell:
+        ended = shell.run("run", "tiny", "--set", "distil.settings.max_start_epoch=30")
+        refused(Said(ended.exit, ended.out, ended.err), "experts.real.epochs is 3", "at least 30")
+        refused_too = shell.run("run", "tiny", "--workers", "0", "--json")
+        assert refused_too.exit == 2 and refused_too.document["error"]["field"] == "--workers"
+        assert not shell.store.exists() and shell.left() == []

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.errors import BadInput
+from jobs.experiments import FOLDER, Experiment
+from jobs.specs import DistilSpec, ExpertsSpec, FullSpec
+from orchestrator import request
+from orchestrator.request import Asked, Request, answer
+from workers.sources import Facts
+
+CIFAR10 = Facts(
+    layout="cifar10",
+    channels=3,
+    height=32,
+    width=32,
+    class_names=tuple("0123456789"),
+    train_per_class=(5000,) * 10,
+    test_per_class=(1000,) * 10,
+    fingerprint="f",
+    licence="",
+)
+TINY_IMAGENET = replace(
+    CIFAR10,
+    layout="tiny-imagenet",
+    height=64,
+    width=64,
+    class_names=tuple(map(str, range(200))),
+    train_per_class=(500,) * 200,
+    test_per_class=(50,) * 200,
+)
+
+
+def asked(*settings: str, **fields: Any) -> Asked:
+    return answer(Request(experiments=fields.pop("experiments", ("tiny",)), settings=settings, **fields))
+
+
+def refusal(*settings: str, **fields: Any) -> BadInput:
+    with pytest.raises(BadInput) as caught:
+        asked(*settings, **fields)
+    return caught.value
+
+
+def specs(found: Asked, kind: type) -> list[Any]:
+    return [job.spec for job in found.plan.graph if isinstance(job.spec, kind)]
+
+
+def only(found: Asked) -> Experiment:
+    (experiment,) = found.experiments
+    return experiment
+
+
+def test_without_words_the_quickstart_is_answered() -> None:
+    assert only(answer(Request())).name == "quickstart"
+
+
+def test_the_command_line_wins_over_the_file() -> None:
+    found = asked("networks=1", "arms.3.name=All of it", scale="small", seed=7)
+    experiment = only(found)
+    assert (experiment.scale, experiment.seeds, experiment.networks) == ("small", (7,), 1)
+    assert [arm.label for arm in experiment.arms] == ["Random", "MTT", "PDD+MTT", "All of it"]
+    assert [spec.seed for spec in specs(found, FullSpec)] == [7]
+
+
+def test_a_path_that_begins_with_a_section_of_the_recipe_changes_the_number_in_every_arm() -> None:
+    found = asked("distil.iterations=9", "distil.image.lr=0.5")
+    assert {(spec.iterations, spec.image.lr) for spec in specs(found, DistilSpec)} == {(9, 0.5)}
+
+
+def test_the_dataset_is_chosen_by_name_by_path_and_by_field() -> None:
+    assert only(asked(dataset="digits")).source.name == "digits"
+    assert refusal(dataset="./here").value == "here"
+    error = refusal("dataset.path=/nope")
+    assert (error.field, error.value) == ("dataset.path", "/nope") and "digits" in error.mend
+
+
+def test_the_dataset_sections_numbers_are_the_recipes() -> None:
+    found = asked("dataset.train_per_class=30")
+    assert {job.spec.train_per_class for job in found.plan.graph if job.kind == "dataset"} == {30}  # type: ignore[attr-defined]
+
+
+def test_the_same_experiment_twice_is_the_experiment_once() -> None:
+    once, twice = asked(), asked(experiments=("tiny", "tiny"))
+    assert list(twice.plan.graph.jobs) == list(once.plan.graph.jobs)
+    assert twice.plan.cells == once.plan.cells and len(twice.experiments) == 1
+
+
+def test_two_experiments_share_the_jobs_that_are_equal(tmp_path: Path) -> None:
+    document = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(yaml.safe_dump(document | {"name": "longer", "networks": 3}))
+    found, alone = asked(experiments=("tiny", str(longer))), asked()
+    kinds = [job.kind for job in found.plan.graph]
+    assert kinds.count("distil") == [job.kind for job in alone.plan.graph].count("distil") == 3
+    assert kinds.count("full") == 3 and len(found.plan.cells) == 2 * len(alone.plan.cells)
+    distil = next(key for key in found.plan.graph.jobs if key.startswith("distil"))
+    assert found.plan.exclusive[distil] == ("tiny/seed0", "longer/seed0")
+
+
+def test_the_place_of_a_complaint_is_the_file_unless_the_command_line_spoke(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    document = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
+    mine.write_text(yaml.safe_dump(document | {"set": {"distil.settings.nope": 1}}))
+    assert refusal(experiments=(str(mine),)).place == str(mine)
+    assert refusal("distil.settings.nope=1").place == "command line over tiny.yaml"
+
+
+def test_a_setting_that_changes_nothing_leaves_the_file_its_place_and_every_key() -> None:
+    plain, same = asked(), asked("networks=2", scale="tiny")
+    assert list(plain.plan.graph.jobs) == list(same.plan.graph.jobs)
+    assert {source for job in same.plan.sources.values() for source in job.sources.values()} == {
+        source for job in plain.plan.sources.values() for source in job.sources.values()
+    }
+
+
+def test_overrides_are_given_as_the_source_of_their_numbers() -> None:
+    found = asked("distil.iterations=9")
+    key = next(key for key in found.plan.graph.jobs if key.startswith("distil"))
+    assert found.plan.sources[key].sources["distil.iterations"] == "command line over tiny.yaml"
+
+
+@pytest.mark.parametrize("setting", ["", "=3", "networks"])
+def test_a_setting_without_a_name_or_a_value_is_refused(setting: str) -> None:
+    error = refusal(setting)
+    assert (error.place, error.field, error.value) == ("command line", "--set", setting)
+
+
+def test_experts_of_a_later_stage_are_counted_by_their_own_epochs() -> None:
+    assert specs(asked("experts.later_epochs=3"), ExpertsSpec)
+    error = refusal("experts.later_epochs=2")
+    assert (error.field, error.value) == ("experts.later_epochs", 2) and "at least 3" in error.mend
+
+
+def test_the_extra_epoch_of_the_experts_counts() -> None:
+    asked("experts.real.epochs=2", "experts.real.extra_epoch=true")
+    error = refusal("experts.real.epochs=2")
+    assert (error.field, error.value) == ("experts.real.epochs", 2) and "at least 3" in error.mend
+
+
+def test_a_method_without_its_experts_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    document = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
+    mine.write_text(yaml.safe_dump(document | {"set": {"experts": None}}))
+    error = refusal(experiments=(str(mine),))
+    assert (error.field, error.value) == ("experts.real.epochs", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "ipc"),
+    [
+        *[("cifar10", CIFAR10, ipc) for ipc in (1, 2, 10, 50)],
+        *[("cifar100", replace(CIFAR10, layout="cifar100"), ipc) for ipc in (1, 2, 10, 20)],
+        *[("tiny-imagenet", TINY_IMAGENET, ipc) for ipc in (1, 2, 10)],
+    ],
+)
+@pytest.mark.parametrize("stages", [1, 2])
+def test_the_published_settings_train_their_experts_long_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, facts: Facts, ipc: int, stages: int
+) -> None:
+    monkeypatch.setattr(request, "_inspected", lambda chosen, place: facts)
+    mine = tmp_path / "mine.yaml"
+    arm = {"method": "mtt", "stages": stages, "ipc_per_stage": ipc}
+    mine.write_text(yaml.safe_dump({"name": "p", "dataset": {"name": name}, "scale": "paper", "arms": [arm]}))
+    assert len(specs(asked(experiments=(str(mine),)), DistilSpec)) == stages

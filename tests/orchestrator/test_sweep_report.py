@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from jobs.documents import validate
+from jobs.experiments import Experiment
+from jobs.sweep import Sweep
+from orchestrator import sweep_pictures
+from orchestrator.desk import Answered
+from orchestrator.request import planned
+from orchestrator.sweep_report import Row, rows, table, write
+from orchestrator.trials import Standing, make_trial
+from tests.orchestrator.test_trials import BASE
+from workers.store import Store
+
+GRID = {
+    "stages": {"path": "arms.0.stages", "grid": [1, 2]},
+    "ipc": {"path": "arms.0.ipc_per_stage", "grid": [1, 2]},
+}
+
+
+def sweep_of(space: Any = GRID, **fields: Any) -> Sweep:
+    return validate(Sweep, {"name": "s", "base": BASE, "space": space, **fields}, "s.yaml")
+
+
+def row(number: int, held_out: float, state: str = "done", **values: Any) -> Row:
+    return Row(
+        number=number,
+        values=values,
+        state=state,
+        why="",
+        stages=2,
+        ipc_per_stage=1,
+        metrics=({"held_out": held_out, "loss": 1.0, "ipc_total": 1.0},),
+        seconds=10.0,
+        marginal_seconds=4.0,
+        rank=0,
+    )
+
+
+class OneSecondEach:
+    """A store in which every artifact is there and took a second."""
+
+    def manifest(self, key: str) -> Any:
+        return SimpleNamespace(seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def standings() -> list[Standing]:
+    """Two trials that share their first stage."""
+    made = []
+    for number, stages in enumerate((1, 2), start=1):
+        trial = make_trial(sweep_of(), BASE, "s.yaml", number, {"stages": stages, "ipc": 1})
+        answers = [Answered({"held_out": 40.0 + n, "loss": 1.0, "ipc_total": n + 1.0}) for n in range(stages)]
+        made.append(Standing(trial, answers, "done"))
+    return made
+
+
+def test_a_trial_costs_all_its_jobs_and_marginally_those_that_no_other_needs(standings: list[Standing]) -> None:
+    one, two = rows(standings, standings[1:], cast(Store, OneSecondEach()))
+    # dataset, two experts and a set; twice experts and set more in the longer trial; the shorter one has nothing alone
+    assert (one.seconds, one.marginal_seconds) == (4.0, 0.0)
+    assert (two.seconds, two.marginal_seconds) == (7.0, 3.0)
+    assert (one.rank, two.rank) == (0, 1)
+    assert two.score("held_out") == 41.0 and two.stage == 2
+
+
+def test_the_report_holds_tables_a_heat_map_and_an_experiment_to_run(tmp_path: Path, standings: list[Standing]) -> None:
+    made = rows(standings, standings[1:], cast(Store, OneSecondEach()))
+    files = write(tmp_path / "report", sweep_of(), made, standings[1:], "the command")
+    assert [path.name for path in files] == [
+        "sweep.md",
+        "trials.parquet",
+        "stages.parquet",
+        "heat_map.png",
+        "best.yaml",
+    ]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    trials = pq.read_table(tmp_path / "report" / "trials.parquet").to_pylist()
+    assert [(one["trial"], one["value_stages"], one["held_out"], one["state"]) for one in trials] == [
+        (1, 1, 40.0, "done"),
+        (2, 2, 41.0, "done"),
+    ]
+    stages = pq.read_table(tmp_path / "report" / "stages.parquet").to_pylist()
+    assert [(one["trial"], one["stage"], one["held_out"]) for one in stages] == [
+        (1, 1, 40.0),
+        (2, 1, 40.0),
+        (2, 2, 41.0),
+    ]
+    page = (tmp_path / "report" / "sweep.md").read_text()
+    assert "| 2 * | 2 | 1 | done | 2 of 2 | 41 | 7.0 s | 3.0 s |" in page
+    assert "11.0 s if no trial shared with another, 3.0 s" in page or "11 s" in page
+    document = yaml.safe_load((tmp_path / "report" / "best.yaml").read_text())
+    best = planned(validate(Experiment, document, "best.yaml"), "best.yaml")
+    assert list(best.graph.jobs) == list(standings[1].trial.plan.graph.jobs)
+
+
+def test_without_a_finished_trial_there_is_no_best_one(tmp_path: Path) -> None:
+    files = write(tmp_path, sweep_of(), [row(1, 30.0, "stopped", stages=1, ipc=1)], [], "")
+    assert "best.yaml" not in {path.name for path in files}
+    assert "no best one" in (tmp_path / "sweep.md").read_text()
+
+
+def test_a_space_with_a_range_is_drawn_as_parallel_coordinates(tmp_path: Path) -> None:
+    space = {"lr": {"log_uniform": [0.01, 1.0]}, "name": {"choice": ["a", None, True]}}
+    made = [row(1, 30.0, lr=0.1, name="a"), row(2, 50.0, "stopped", lr=0.02, name=None), row(3, 0.0, lr=1.0, name=True)]
+    write(
+        tmp_path, sweep_of(space), [*made, Row(4, {"lr": 0.5, "name": "a"}, "failed", "NaN", 2, 1, (), 0, 0, 0)], [], ""
+    )
+    with Image.open(tmp_path / "parallel.png") as picture:
+        assert picture.width > picture.height / 2
+    values = pq.read_table(tmp_path / "trials.parquet").column("value_name").to_pylist()
+    assert values == ["a", "None", "True", "a"]  # a column has one type
+
+
+def test_the_table_has_finished_trials_first_and_the_best_on_top() -> None:
+    made = [
+        row(1, 30.0, stages=1, ipc=1),
+        row(2, 90.0, "stopped", stages=1, ipc=2),
+        row(3, 50.0, stages=2, ipc=1),
+        Row(4, {"stages": 2, "ipc": 2}, "failed", "NaN", 2, 2, (), 0.0, 0.0, 0),
+    ]
+    header, lines = table(made, sweep_of())
+    assert header == ("trial", "stages", "ipc", "state", "stages", "held_out", "cost", "marginal cost")
+    assert [line[0] for line in lines] == ["3", "1", "2", "4"]
+    assert [line[0] for line in table(made, sweep_of(mode="min"))[1]][:2] == ["1", "3"]
+
+
+def test_a_cell_of_the_heat_map_shows_the_best_finished_trial_and_brackets_for_an_unfinished_one() -> None:
+    made = [
+        row(1, 30.0, stages=1, ipc=1),
+        row(2, 50.0, stages=1, ipc=1),
+        row(3, 90.0, "stopped", stages=1, ipc=1),
+        row(4, 20.0, "stopped", stages=2, ipc=2),
+    ]
+    figure = sweep_pictures.heat_map(made, sweep_of(), "stages", "ipc")
+    (axes, _) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {"50", "(20)"}
+    data = axes.images[0].get_array()
+    assert data is not None and data.mask.tolist() == [[False, True], [True, False]]
+    with Image.open(io.BytesIO(sweep_pictures.png(figure))) as picture:
+        assert picture.format == "PNG"
