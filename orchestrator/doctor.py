@@ -32,15 +32,13 @@ class Finding:
 
 
 def examine(place: Place) -> list[Finding]:
-    """All checks of the local machine, cheap ones first; nothing is started."""
-    return [
-        _python(),
-        *_packages(),
-        _cores(place),
-        _temporary_folder(),
-        _shared_memory(),
-        *_store(place.store),
-    ]
+    """All checks of the local machine, cheap ones first; for SLURM also those of the cluster, by a job of seconds."""
+    here = [_python(), *_packages()]
+    if place.cluster.kind == "slurm":
+        from orchestrator import site  # which builds on this module
+
+        return [*here, *_store(place.store), *site.examine(place)]
+    return [*here, _cores(place), _temporary_folder(), _shared_memory(), *_store(place.store)]
 
 
 def _python() -> Finding:

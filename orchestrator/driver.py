@@ -94,8 +94,9 @@ def run(
 ) -> Outcome:
     """Do all that the plan wants; the pool is started and closed here, and not at all when nothing is left to do.
 
-    `grace_seconds` is what running jobs get to save a checkpoint when the run breaks off. SIGINT and
-    SIGTERM are taken over for the time of the run if this is the main thread.
+    An open plan is replaced by what `supply` says. `grace_seconds` is what running jobs get to save a
+    checkpoint when the run breaks off. SIGINT and SIGTERM are taken over for the time of the run if this is
+    the main thread.
 
     Raises:
         JournalLost: the journal could not be written.
@@ -103,8 +104,7 @@ def run(
     """
     stop = StopFile(journal.folder / STOP)
     stop.clear()
-    loop = Loop(State.initial(plan), graph, pool, journal, on_change, stop)
-    loop.supply, loop.store = supply, store
+    loop = Loop(State.initial(plan), graph, pool, journal, on_change, stop, store, supply)
     finish, grace = Finish(1, "the driver failed"), grace_seconds
     with _signals(stop) as take_over:
         try:
@@ -156,12 +156,12 @@ class Loop:
         journal: Journal,
         on_change: Callable[[State], None],
         stop: StopFile,
+        store: KnowsArtifacts,
+        supply: Supply | None,
     ) -> None:
         self.state, self.graph, self.pool, self.journal = state, graph, pool, journal
-        self.on_change, self.stop = on_change, stop
+        self.on_change, self.stop, self.store, self.supply = on_change, stop, store, supply
         self.hosts: dict[str, str] = {}
-        self.supply: Supply | None = None
-        self.store: KnowsArtifacts | None = None
 
     def begin(self, cached: frozenset[str]) -> None:
         """Tell the core what is whole in the store."""
@@ -182,7 +182,7 @@ class Loop:
 
     def replan(self) -> None:
         """Go on with another plan if there is one."""
-        if self.supply is None or self.store is None or self.state.stopping is not None:
+        if self.supply is None or self.state.stopping is not None:
             return
         plan = self.supply.replanned(self.state)
         if plan is not None:

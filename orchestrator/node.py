@@ -47,6 +47,12 @@ HEALTH = {
 }
 """A silent node counts as dead after 4 to 12 seconds; Ray's own numbers take half a minute."""
 
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+}
+"""Python from a network file system on a busy node may take minutes to start."""
+
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _SIOCGIFADDR = 0x8915  # from linux/sockios.h
 _STOP_SECONDS = 5.0
@@ -109,7 +115,7 @@ class Node:
         """Start Ray and return the address of the cluster's GCS; it may take seconds until it answers."""
         ports = free_ports(self.address, 7)
         command = ray_command(self.address, self.folder, ports, offer, head)
-        variables = {**settings(self.folder / "token"), **HEALTH, **(shift.environment() if shift else {})}
+        variables = {**settings(self.folder / "token"), **HEALTH, **PATIENCE, **(shift.environment() if shift else {})}
         self.ray = start_child(command, variables, self.folder / "ray.log")
         return head or f"{self.address}:{ports[-1]}"
 
@@ -146,6 +152,14 @@ class Node:
             socket.create_connection((host, int(port)), 1.0).close()
             return True
         return False
+
+    def fell(self) -> bool:
+        """Whether `ray start`, which should stay, has ended."""
+        return self.ray is None or self.ray.poll() is not None
+
+    def settled(self, address: str) -> bool:
+        """Whether it is clear by now that Ray answers, or that it will not."""
+        return self.listens(address) or self.fell()
 
     def last_words(self) -> str:
         """The end of what `ray start` printed."""

@@ -47,6 +47,8 @@ BEAT = 5.0
 """Seconds between two signs of life of the head."""
 SILENCE = 45.0
 """Seconds without a sign of life after which a worker gives its node back."""
+START_SECONDS = 300.0
+"""How long the Ray head may take to answer."""
 STARTS = 3
 """How often in a row something may die at once before its job gives up."""
 HURRY = 3.0
@@ -192,12 +194,13 @@ class HeadJob(_Job):
     def _run(self, spec: SlurmClusterSpec, node: Node) -> int:
         for _ in range(STARTS):
             address = node.start(self.offer(spec), None, self.shift(spec, node))
-            if not wait_for(partial(node.listens, address), 60):
-                raise NotSubmitted(f"the Ray head does not answer: {node.last_words()}")
-            self.meeting.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
-            code = self._drive(node, address)
-            if code is not None:
-                return code
+            wait_for(partial(node.settled, address), START_SECONDS)
+            if node.listens(address):
+                self.meeting.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
+                code = self._drive(node, address)
+                if code is not None:
+                    return code
+            log.warning("the Ray head fell: %s", node.last_words())
             node.stop()
         raise NotSubmitted(f"the Ray head fell {STARTS} times: {node.last_words()}")
 
@@ -209,7 +212,7 @@ class HeadJob(_Job):
             self.driver = start_child(command, token, None)
             began = beaten = time.monotonic()
             while self.driver.poll() is None:
-                if node.ray is None or node.ray.poll() is not None:
+                if node.fell():
                     self.driver.kill()
                     self.driver.wait()
                     return None

@@ -135,7 +135,7 @@ def achieved(shell: Shell) -> int:
     newest: Counter[str] = Counter()
     for path in saved:
         newest[path.parent.name] = max(newest[path.parent.name], int(path.name.split("-")[0]))
-    return steps + stages * ITERATIONS // 2 + newest.total()
+    return int(steps + stages * ITERATIONS // 2 + newest.total())
 
 
 def made(shell: Shell) -> dict[str, int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from jobs.experiments import FOLDER
 from orchestrator import launch
 from orchestrator.cluster import FILE
 from orchestrator.journal import NAME, Journal
 from tests.orchestrator.shell import shell_in
-from tests.workers.test_sources import png
 from workers.store import Store
 
 
@@ -69,8 +70,9 @@ def experiment(path: Path, **changes: Any) -> str:
 
 def parquet(folder: Path, labels: Sequence[int], column: str = "label") -> Path:
     """Training and test images of 8x8, one for each label."""
-    picture = png(7, height=8, width=8)
-    images = pa.array([{"bytes": picture, "path": None}] * len(labels))
+    stream = io.BytesIO()
+    Image.new("L", (8, 8), 7).save(stream, "PNG")
+    images = pa.array([{"bytes": stream.getvalue(), "path": None}] * len(labels))
     for split in ("train", "test"):
         folder.mkdir(exist_ok=True)
         pq.write_table(pa.table({"img": images, column: pa.array(labels)}), folder / f"{split}.parquet")

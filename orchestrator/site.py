@@ -1,0 +1,204 @@
+"""The checks of `doctor --cluster slurm`: what `cluster.yaml` says against the live cluster, each with its mend.
+
+The last group runs on a node, by `srun`: whether it sees the shared folder, has the same Python, packages and code,
+and can make the folder for Ray's sockets. `python -m orchestrator.site FOLDER TEMPORARY` is what runs there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import BadInput
+from orchestrator import batch
+from orchestrator.cluster import Place, SlurmClusterSpec
+from orchestrator.doctor import PACKAGES, Finding
+from orchestrator.node import address_of, private_folder
+from orchestrator.rendezvous import CODE, versions, write_private
+from orchestrator.squeue import Queue, outside_a_job
+
+PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
+NODE_SECONDS = 120.0
+"""How long a node may take to answer: it may have to be waited for."""
+
+
+def examine(place: Place, queue: Queue | None = None) -> list[Finding]:
+    """All checks of a SLURM cluster; a job of seconds runs on one of its nodes."""
+    spec, queue = place.cluster, queue or Queue()
+    assert isinstance(spec, SlurmClusterSpec)
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        mend = "run this on a login node of the cluster, or put SLURM's programs on PATH"
+        return [Finding("slurm", False, f"not found: {', '.join(missing)}", mend)]
+    config = queue.config()
+    if not config:
+        return [Finding("slurm", False, "the controller does not answer", "ask again, or ask the site")]
+    found = [Finding("slurm", True, config.get("SLURM_VERSION", "version unknown"))]
+    found += [_accounting(config), *_partitions(spec, queue), *_gpus(spec, config)]
+    return [*found, *_on_a_node(place, spec)]
+
+
+def _accounting(config: Mapping[str, str]) -> Finding:
+    kind = config.get("AccountingStorageType", "")
+    has = kind.endswith("slurmdbd")
+    return Finding("accounting", True, "slurmdbd" if has else "none: the report will not know queue times")
+
+
+def _partitions(spec: SlurmClusterSpec, queue: Queue) -> Iterator[Finding]:
+    asked = {"workers": (spec.partition, spec.minutes)}
+    if spec.mode == "elastic":
+        asked["head"] = (spec.head.partition or spec.partition, spec.head.minutes or spec.minutes)
+    for role, (name, minutes) in asked.items():
+        if name is None:
+            yield Finding(f"partition of {role}", True, "the site's default")
+            continue
+        fields = queue.partition(name)
+        yield partition_finding(role, name, minutes, fields)
+
+
+def partition_finding(role: str, name: str, minutes: int, fields: Mapping[str, str] | None) -> Finding:
+    """Whether a partition is there, is up and allows the time."""
+    label = f"partition of {role}"
+    if fields is None:
+        return Finding(label, False, f"there is no partition {name}", "take one of `sinfo`")
+    if fields.get("State", "UP") != "UP":
+        return Finding(label, False, f"{name} is {fields['State']}", "take another one, or wait for the site")
+    limit = batch.minutes_of(fields.get("MaxTime", ""))
+    if limit is not None and minutes > limit:
+        return Finding(label, False, f"{name} allows {limit:.0f} minutes", f"set minutes to {limit:.0f} or less")
+    return Finding(label, True, f"{name}, {minutes} of {f'{limit:.0f}' if limit else 'any number of'} minutes")
+
+
+def _gpus(spec: SlurmClusterSpec, config: Mapping[str, str]) -> Iterator[Finding]:
+    if spec.gpus and "gpu" not in config.get("GresTypes", ""):
+        mend = "set gpus to 0, or ask the site for GresTypes=gpu"
+        yield Finding("GPUs", False, f"{spec.gpus} a worker, but SLURM offers none", mend)
+    elif spec.gpus:
+        yield Finding("GPUs", True, f"{spec.gpus} a worker")
+
+
+def _on_a_node(place: Place, spec: SlurmClusterSpec) -> list[Finding]:
+    """What a node says of itself."""
+    root = Path(spec.shared_folder or place.store).expanduser().resolve()
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".pdd-doctor-") as folder:
+            write_private(Path(folder) / "mark", "login")
+            answer, why = _answer_of_a_node(node_command(spec, Path(folder)))
+    except OSError as error:
+        return [Finding("shared folder", False, f"{root}: {error.strerror}", "name a folder you can write to")]
+    if answer is None:
+        mend = "mend what it says; if no node was free, ask again later"
+        return [Finding("a node", False, why, mend)]
+    return node_findings(spec, str(root), answer, {**versions(), **_packages()})
+
+
+def node_command(spec: SlurmClusterSpec, folder: Path) -> list[str]:
+    """How a node is asked."""
+    options = {
+        "partition": spec.partition,
+        "account": spec.account,
+        "qos": spec.qos,
+        "constraint": spec.constraint,
+        "gpus-per-node": spec.gpus or None,
+        "cpus-per-task": spec.cpus,
+        "mem": spec.memory,
+        "time": 5,
+        "job-name": "pdd-doctor",
+    }
+    python = spec.python or shlex.quote(sys.executable)
+    words = " ".join(map(shlex.quote, (str(folder), spec.temporary_folder, spec.interface or "")))
+    script = [*spec.setup, f"export PYTHONPATH={shlex.quote(str(CODE))}", f"{python} -P -m orchestrator.site {words}"]
+    flags = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return ["srun", "--nodes=1", "--ntasks=1", *flags, "bash", "-c", "\n".join(script)]
+
+
+def _answer_of_a_node(command: list[str]) -> tuple[dict[str, Any] | None, str]:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=NODE_SECONDS, env=outside_a_job(os.environ)
+        )
+    except subprocess.TimeoutExpired:
+        return None, f"no node answered in {NODE_SECONDS:.0f} s"
+    lines = done.stdout.strip().splitlines()
+    with suppress(ValueError, IndexError):
+        answer = json.loads(lines[-1])
+        if isinstance(answer, dict):
+            return answer, ""
+    return None, " ".join((done.stderr.strip() or done.stdout.strip() or "no answer").splitlines()[-3:])
+
+
+def node_findings(
+    spec: SlurmClusterSpec, root: str, answer: Mapping[str, Any], ours: Mapping[str, str]
+) -> list[Finding]:
+    """What a node's answer means."""
+    theirs = answer["versions"]
+    differing = [f"{one} {theirs.get(one)} instead of {ours[one]}" for one in ours if theirs.get(one) != ours[one]]
+    return [
+        Finding("a node", True, f"{answer['host']} at {answer['address']}"),
+        Finding("shared folder", answer["sees"], root, "set shared_folder to one that all nodes see and may write to"),
+        Finding(
+            "versions on a node",
+            not differing,
+            ", ".join(differing) or "as here",
+            "use one environment for login and nodes: python and setup in cluster.yaml",
+        ),
+        Finding(
+            "temporary folder on a node",
+            not answer["temporary"],
+            answer["temporary"] or spec.temporary_folder,
+            "set temporary_folder to a short local folder such as /tmp",
+        ),
+        _node_gpus(spec, answer["gpus"]),
+    ]
+
+
+def _node_gpus(spec: SlurmClusterSpec, variable: str | None) -> Finding:
+    try:
+        seen = batch.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpus)
+    except ValueError as error:
+        return Finding("GPUs on a node", False, f"CUDA_VISIBLE_DEVICES is {variable!r}", str(error))
+    return Finding("GPUs on a node", True, ", ".join(seen) or "none, none asked for")
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def node_answer(folder: Path, temporary: str, interface: str | None) -> dict[str, Any]:
+    """What this node says of itself."""
+    sees, trouble, address = False, "", ""
+    with suppress(OSError):
+        sees = (folder / "mark").read_text() == "login"
+        write_private(folder / "answer", "node")
+    try:
+        private_folder(temporary).rmdir()
+        address = address_of(interface)
+    except (BadInput, OSError) as error:
+        trouble = str(error)
+    return {
+        "host": os.uname().nodename,
+        "address": address,
+        "sees": sees,
+        "temporary": trouble,
+        "versions": {**versions(), **_packages()},
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(node_answer(Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None)))

@@ -1,0 +1,164 @@
+"""The workers of a run on SLURM follow its work; the queue is told by hand, and so is the time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.batch import COLUMNS, Queued
+from orchestrator.cluster import SlurmClusterSpec
+from orchestrator.fleet import SlurmFleet
+from orchestrator.pool import PoolBroken
+from orchestrator.ray_pool import AttachedCluster, NodeUse
+from orchestrator.rendezvous import Rendezvous
+from orchestrator.squeue import Queue
+
+NAME = "pdd-r-worker"
+
+
+class Site:
+    """A queue that holds what is submitted, and a clock."""
+
+    def __init__(self, folder: Path, **fields: Any) -> None:
+        self.now, self.silent, self.jobs, self.cancelled = 0.0, False, list[Queued](), list[str]()
+        spec = SlurmClusterSpec.model_validate({"kind": "slurm", "max_workers": 3, "idle_seconds": 30, **fields})
+        self.meeting = Rendezvous(folder)
+        self.meeting.refusals.mkdir()
+        cluster = AttachedCluster("head:1", None)
+        self.fleet = SlurmFleet(cluster, self.meeting, "r", spec, self.submit, Queue(self.run), lambda: self.now)
+
+    def submit(self, count: int) -> list[str]:
+        made = [f"9_{len(self.jobs) + number}" for number in range(count)]
+        self.jobs += [Queued(job, NAME, "PENDING", "Resources", "", "") for job in made]
+        return made
+
+    def run(self, command: list[str]) -> str | None:
+        if self.silent:
+            return None
+        if command[0] == "scancel":
+            ids = [word for word in command[1:] if not word.startswith("-")]
+            self.cancelled += ids
+            self.jobs = [job for job in self.jobs if job.id not in ids]
+            return ""
+        assert command[0] == "squeue" and COLUMNS in command
+        return "".join(f"{j.id}|{j.name}|{j.state}|{j.reason}|{j.nodes}|\n" for j in self.jobs)
+
+    def tend(self, *nodes: NodeUse, after: float = 10.0) -> tuple[str, ...]:
+        """One look, some seconds after the last one; the nodes it lets go are ended as the pool would."""
+        self.now += after
+        care = self.fleet.tend(nodes)
+        self.fleet.released([node for node in nodes if node.id in care.release])
+        return care.say
+
+    def start(self, *ids: str) -> None:
+        self.jobs = [Queued(j.id, j.name, "RUNNING", "None", "n", "") if j.id in ids else j for j in self.jobs]
+
+
+def node(job: str, busy: int) -> NodeUse:
+    return NodeUse(f"node-{job}", f"host-{job}", {"pdd_slot": 1.0, f"pdd_job_{job}": 1.0}, busy)
+
+
+def test_workers_are_submitted_for_the_work_there_is_and_no_more_than_allowed(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    assert site.tend() == ()
+    site.fleet.open_jobs = 2
+    assert site.tend() == ("submitted 2 workers to SLURM (9_0, 9_1)",)
+    site.fleet.open_jobs = 50
+    site.start("9_0", "9_1")
+    assert site.tend() == ("submitted 1 worker to SLURM (9_2)",)
+    assert site.tend() == ()
+    assert len(site.jobs) == 3
+
+
+def test_a_queue_that_does_not_answer_is_said_once_and_changes_nothing(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fleet.open_jobs, site.silent = 1, True
+    assert "does not answer" in site.tend()[0]
+    assert site.tend() == () and site.jobs == []
+    site.silent = False
+    assert "submitted 1 worker" in site.tend()[0]
+
+
+def test_waiting_for_slurm_is_said_once_a_minute_with_slurms_reason(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fleet.open_jobs = 1
+    site.tend()
+    assert site.tend() == ("waiting for SLURM: 9_0 pending (Resources)",)
+    assert site.tend() == ()
+    assert site.tend(after=60.0) == ("waiting for SLURM: 9_0 pending (Resources)",)
+    site.start("9_0")
+    assert site.tend(after=60.0) == ()
+
+
+def test_a_worker_without_work_is_given_back_after_its_idle_time(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fleet.open_jobs = 2
+    site.tend()
+    site.start("9_0", "9_1")
+    site.fleet.open_jobs = 1
+    site.tend(node("9_0", 1), node("9_1", 0))
+    site.tend(node("9_0", 1), node("9_1", 0), after=29.0)
+    assert site.cancelled == []
+    site.tend(node("9_0", 1), node("9_1", 0), after=1.5)
+    assert site.cancelled == ["9_1"]
+
+
+def test_a_worker_that_worked_meanwhile_is_idle_anew(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fleet.open_jobs = 1
+    site.tend()
+    for busy in (0, 1, 0):
+        site.tend(node("9_0", busy), after=20.0)
+    assert site.cancelled == []
+
+
+def test_workers_that_still_wait_are_taken_back_when_no_work_is_left(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fleet.open_jobs = 1
+    site.tend()
+    site.fleet.open_jobs = 0
+    site.tend()
+    assert site.cancelled == ["9_0"]
+
+
+def test_a_worker_given_back_does_not_count_while_it_ends(tmp_path: Path) -> None:
+    site = Site(tmp_path, max_workers=1, idle_seconds=1)
+    site.fleet.open_jobs = 1
+    site.tend()
+    site.start("9_0")
+    site.fleet.open_jobs = 0
+    site.tend(node("9_0", 0))
+    site.tend(node("9_0", 0))
+    assert site.cancelled == ["9_0"]
+    site.jobs = [Queued("9_0", NAME, "RUNNING", "None", "n", "")]  # SLURM takes its time
+    site.fleet.open_jobs = 1
+    assert "submitted 1 worker" in site.tend()[0]
+
+
+def test_a_refusal_is_said_once_and_the_third_ends_the_run(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.meeting.refuse("9_0", "sees 8 GPUs")
+    assert site.tend() == ("worker 9_0 refuses to start: sees 8 GPUs",)
+    assert site.tend() == ()
+    for job in ("9_1", "9_2"):
+        site.meeting.refuse(job, "sees 8 GPUs")
+    with pytest.raises(PoolBroken, match="3 workers refused to start, the last: sees 8 GPUs"):
+        site.tend()
+
+
+def test_workers_that_end_before_they_join_end_the_run(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.fleet.open_jobs = 3
+    site.tend()
+    site.jobs.clear()
+    with pytest.raises(PoolBroken, match="3 workers ended before they joined"):
+        site.tend()
+
+
+def test_workers_of_an_earlier_driver_are_taken_over(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.jobs = [Queued(f"5_{n}", NAME, "RUNNING", "None", "n", "") for n in range(3)]
+    site.fleet.open_jobs = 9
+    assert site.tend() == () and len(site.jobs) == 3

@@ -1,0 +1,261 @@
+"""Submission and the queue with programs that only pretend; and what the jobs on the nodes decide."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import BadInput
+from orchestrator import lent, slurm
+from orchestrator.batch import name_of
+from orchestrator.cluster import SlurmClusterSpec
+from orchestrator.journal import Journal
+from orchestrator.lent import HeadGone, Lent
+from orchestrator.rendezvous import Head, Rendezvous, difference, versions
+from orchestrator.slurm import NotSubmitted
+from orchestrator.squeue import Queue, ask, outside_a_job
+from workers.store import Store
+
+SPEC = SlurmClusterSpec(kind="slurm", max_workers=10)
+
+
+class Programs:
+    """sbatch, squeue and the others as shell scripts in front of PATH; each writes down how it was called."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        folder.mkdir()
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        for name in ("sbatch", "squeue", "scancel", "scontrol", "sacct", "srun"):
+            self.say(name, "")
+
+    def say(self, name: str, answer: str, code: int = 0) -> None:
+        """From now on this program prints the answer and ends with the code."""
+        self.write(name, f"cat <<'END'\n{answer}\nEND\nexit {code}")
+
+    def write(self, name: str, body: str) -> None:
+        path = self.folder / name
+        path.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/{name}.calls\n{body}\n')
+        path.chmod(0o755)
+
+    def calls(self, name: str) -> list[str]:
+        path = self.folder / f"{name}.calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    return Programs(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Rendezvous:
+    order = {"run": "r", "cluster": SPEC.model_dump(mode="json"), "store": str(tmp_path / "store")}
+    return Rendezvous.make(tmp_path / "meeting", order)
+
+
+def test_a_submitted_head_has_its_name_its_call_and_private_files(programs: Programs, meeting: Rendezvous) -> None:
+    programs.say("sbatch", "Submitted batch job 41")
+    assert slurm.submit(meeting, "head") == ["41"]
+    text = (meeting.jobs / "41_submission.sh").read_text()
+    assert "#SBATCH --job-name=pdd-r-head" in text and "#SBATCH --requeue" in text
+    assert meeting.token.read_text() not in text
+    for path in meeting.jobs.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert stat.S_IMODE(meeting.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(meeting.token.stat().st_mode) == 0o600
+
+
+def test_workers_are_arrays_within_the_sites_limit(programs: Programs, meeting: Rendezvous) -> None:
+    programs.say("scontrol", "MaxArraySize            = 4")
+    programs.write("sbatch", f'echo "Submitted batch job $(wc -l < {programs.folder}/sbatch.calls)"')
+    made = slurm.submit(meeting, "worker", 6)
+    assert made == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
+    assert "#SBATCH --array=0-3%4" in (meeting.jobs / "1_submission.sh").read_text()
+    assert "#SBATCH --array=0-1%2" in (meeting.jobs / "2_submission.sh").read_text()
+
+
+def test_a_refusal_of_sbatch_is_told_in_its_own_words(programs: Programs, meeting: Rendezvous) -> None:
+    programs.write("sbatch", "echo 'sbatch: error: invalid partition specified: gpux' >&2; exit 1")
+    with pytest.raises(NotSubmitted, match="sbatch refuses the head: .*invalid partition specified: gpux"):
+        slurm.submit(meeting, "head")
+
+
+def test_a_job_that_slurm_took_although_sbatch_failed_is_cancelled(programs: Programs, meeting: Rendezvous) -> None:
+    held = f"echo '77|{name_of('r', 'head')}|PENDING|None||'"
+    programs.write("squeue", f"test -e {programs.folder}/sbatch.calls && {held}; exit 0")
+    programs.write("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
+    with pytest.raises(NotSubmitted, match="timed out"):
+        slurm.submit(meeting, "head")
+    assert programs.calls("scancel") == ["--quiet 77"]
+
+
+def test_a_job_submitted_from_inside_a_job_does_not_inherit_it(
+    programs: Programs, meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "99")
+    monkeypatch.setenv("SLURM_CONF", "/etc/x.conf")
+    programs.write("sbatch", f"env > {programs.folder}/seen; echo 'Submitted batch job 5'")
+    slurm.submit(meeting, "head")
+    seen = (programs.folder / "seen").read_text()
+    assert "SLURM_CONF=/etc/x.conf" in seen and "SLURM_CPUS_PER_TASK" not in seen
+    assert os.environ["SLURM_CPUS_PER_TASK"] == "99"
+
+
+def test_an_answer_that_fails_is_unknown_and_an_empty_one_is_none(programs: Programs) -> None:
+    assert Queue().jobs("n") == []
+    programs.say("squeue", "slurm_load_jobs error", code=1)
+    assert Queue().jobs("n") is None
+    assert not Queue().wait_until_gone("n", 0.0)
+    programs.say("sacct", "Slurm accounting storage is disabled", code=1)
+    assert Queue().used("n") is None
+    programs.say("scontrol", "", code=1)
+    assert Queue().config() == {} and Queue().partition("p") is None
+
+
+def test_a_program_that_is_absent_or_hangs_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(["there-is-no-such-program"]) is None
+
+    def hang(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("squeue", 1)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert ask(["squeue"]) is None
+
+
+def test_what_slurm_set_for_a_job_is_not_passed_on() -> None:
+    kept = outside_a_job({"SLURM_JOB_ID": "1", "SLURM_CONF": "c", "HOME": "h", "SUBMITIT_X": "", "RAY_AUTH_TOKEN": "s"})
+    assert kept == {"SLURM_CONF": "c", "HOME": "h"}
+
+
+def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "open").chmod(0o755)
+    with pytest.raises(BadInput, match="chmod 700"):
+        Rendezvous.make(tmp_path / "open", {})
+
+
+def test_a_head_is_heard_while_it_beats(meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
+    ear = slurm._Ear(meeting)
+    assert ear.listen() is None and not ear.silent()
+    meeting.announce(Head("a:1", "s1", {}))
+    now[0] = 40.0
+    assert ear.listen() == Head("a:1", "s1", {}) and not ear.silent()
+    now[0] = 80.0
+    os.utime(meeting.head_file, (1, 1))  # a clock of another machine, far behind
+    assert ear.listen() is not None and not ear.silent()
+    now[0] = 80.0 + slurm.SILENCE + 1
+    assert ear.listen() is not None and ear.silent()
+
+
+def test_versions_that_differ_are_named() -> None:
+    ours = versions()
+    assert difference(ours, ours) == ""
+    assert difference(ours, {**ours, "ray": "1.0"}) == f"ray is {ours['ray']} there and 1.0 on the head"
+
+
+def test_a_worker_that_sees_other_gpus_than_it_was_given_refuses(
+    meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setattr(slurm.signal, "signal", lambda *_: None)
+    with pytest.raises(ValueError, match="0 GPUs were asked for"):
+        slurm.WorkerJob(str(meeting.folder))()
+    assert "others may be working there" in meeting.refused()["8_3"]
+
+
+def test_what_is_pickled_for_a_job_is_a_path_and_nothing_else(meeting: Rendezvous) -> None:
+    job = slurm.HeadJob(str(meeting.folder))
+    job.leaving = True
+    assert job.__getstate__() == {"folder": str(meeting.folder), "leaving": False}
+
+
+# A run seen from a login node.
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def began(store: Store, *events: tuple[str, dict[str, Any]]) -> Lent:
+    home = store.run_folder("r")
+    with Journal.open(home) as book:
+        facts = {"run": "r", "command": "c", "experiments": ["tiny"], "jobs": {"full": 1}}
+        book.write("submitted", cluster="slurm", **facts)
+        for event, fields in events:
+            book.write(event, **fields)
+    (home / lent.POINTER).write_text(json.dumps({"mode": "elastic", "folder": str(home / "slurm")}))
+    found = Lent.of(store, "r")
+    assert found is not None
+    return found
+
+
+ENDED = ("run_ended", {"exit": 0, "why": "1 done", "counts": {}})
+STOPPED = ("run_ended", {"exit": 130, "why": "cancelled", "counts": {}})
+
+
+def test_following_tells_what_happens_and_returns_the_last_word(programs: Programs, store: Store) -> None:
+    said: list[str] = []
+    run = began(store, ("note", {"text": "hello"}), ENDED)
+    assert lent.follow(store, run, said.append)["exit"] == 0
+    assert said == ["hello", "ended with 0: 1 done"]
+
+
+def test_a_stopped_run_whose_head_left_the_queue_has_ended(programs: Programs, store: Store) -> None:
+    assert lent.follow(store, began(store, STOPPED), lambda text: None)["exit"] == 130
+
+
+def test_a_head_that_is_gone_without_a_last_word_is_an_error(
+    programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lent, "ASK_EVERY", 0.0)
+    with pytest.raises(HeadGone, match="nothing finished is lost"):
+        lent.follow(store, began(store), lambda text: None)
+
+
+def test_a_queue_that_does_not_answer_does_not_end_a_follower(
+    programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lent, "ASK_EVERY", 0.0)
+    programs.say("squeue", "", code=1)
+    run = began(store)
+    rounds = [0]
+
+    def count(watch: Callable[[], None]) -> Callable[..., None]:
+        def wait(self: object) -> None:
+            rounds[0] += 1
+            watch(self)  # type: ignore[call-arg]
+            if rounds[0] == 3:
+                with Journal.open(store.run_folder("r")) as book:
+                    book.write(ENDED[0], **ENDED[1])
+
+        return wait
+
+    monkeypatch.setattr(lent._Watch, "wait", count(lent._Watch.wait))  # type: ignore[arg-type]
+    assert lent.follow(store, run, lambda text: None)["exit"] == 0
+
+
+def test_cancelling_a_run_that_waits_takes_its_jobs_out_of_the_queue(programs: Programs, store: Store) -> None:
+    programs.write("squeue", f"echo '3|{name_of('r', 'head')}|PENDING|Priority||'")
+    began(store).cancel(store)
+    assert [call.split()[-1] for call in programs.calls("scancel")] == ["pdd-r-head", "pdd-r-worker"]
+
+
+def test_a_driver_that_drives_hears_the_wish_and_is_not_cancelled(programs: Programs, store: Store) -> None:
+    facts = {"run": "r", "command": "", "experiments": [], "store": "", "jobs": {}, "workers": 1}
+    run = began(store, ("run_began", {**facts, "versions": {}, "pid": 1, "host": "n"}))
+    programs.write("squeue", f"echo '3|{name_of('r', 'head')}|RUNNING|None|n|'")
+    run.cancel(store)
+    assert programs.calls("scancel") == []
