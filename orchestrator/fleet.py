@@ -18,7 +18,7 @@ from orchestrator.cluster import SlurmClusterSpec
 from orchestrator.node import JOB
 from orchestrator.pool import PoolBroken
 from orchestrator.ray_pool import AttachedCluster, Care, NodeUse, PlainNodes
-from orchestrator.rendezvous import Rendezvous
+from orchestrator.rendezvous import ALL, Rendezvous
 from orchestrator.squeue import Queue
 
 ASK_EVERY = 5.0
@@ -28,7 +28,7 @@ SAY_EVERY = 60.0
 GIVE_UP = 3
 """Workers in a row that may refuse, or end before they joined, before the run gives up."""
 GONE = 30.0
-"""Seconds that cancelled workers get to leave the queue at the end."""
+"""Seconds that workers get to leave the queue before they are cancelled."""
 
 
 @dataclass
@@ -46,7 +46,8 @@ class SlurmFleet(PlainNodes):
     open_jobs: int = 0
     """How many of our jobs are ready or running."""
     _idle_since: dict[str, float] = field(default_factory=dict)
-    _leaving: set[str] = field(default_factory=set)
+    _leaving: dict[str, float] = field(default_factory=dict)
+    """The workers told to go, and when."""
     _submitted: set[str] = field(default_factory=set)
     _joined: set[str] = field(default_factory=set)
     _ask_at: float = -inf
@@ -77,16 +78,19 @@ class SlurmFleet(PlainNodes):
         return Care(tuple(said), tuple(self._idle(nodes)))
 
     def released(self, nodes: Sequence[NodeUse]) -> None:
-        """End the SLURM jobs of these nodes."""
-        jobs = {job for node in nodes if (job := _job(node))}
-        self._leaving |= jobs
-        self.queue.cancel(jobs)
+        """Tell the SLURM jobs of these nodes to end."""
+        for node in nodes:
+            self.meeting.dismiss(_job(node))
+            self._leaving[_job(node)] = self.clock()
 
     def close(self) -> None:
-        """End all workers, and disconnect."""
-        self.queue.cancel_all(self.name)
+        """End all workers, and disconnect: they are told to go, and cancelled if they stay."""
+        self.meeting.dismiss(ALL)
+        self.queue.cancel(job.id for job in self.queue.jobs(self.name) or () if job.state == "PENDING")
         self.ray.close()
-        self.queue.wait_until_gone(self.name, GONE)
+        if not self.queue.wait_until_gone(self.name, GONE):
+            self.queue.cancel_all(self.name)
+            self.queue.wait_until_gone(self.name, GONE)
 
     def _adapt(self) -> Iterator[str]:
         """Let the number of workers follow the work."""
@@ -98,6 +102,7 @@ class SlurmFleet(PlainNodes):
             self._unanswered = True
             return
         self._unanswered = False
+        self.queue.cancel(job.id for job in held if self.clock() - self._leaving.get(job.id, inf) > GONE)
         living = [job for job in held if job.living and job.id not in self._leaving]
         yield from self._waiting(living)
         self._count_failures(held)
@@ -118,7 +123,7 @@ class SlurmFleet(PlainNodes):
 
     def _count_failures(self, held: Sequence[Queued]) -> None:
         there = {job.id for job in held if job.there}
-        lost = self._submitted - there - self._joined - self._leaving
+        lost = self._submitted - there - self._joined - self._leaving.keys()
         if len(lost) >= GIVE_UP and not self._joined:
             raise PoolBroken(f"{len(lost)} workers ended before they joined; their logs are in {self.meeting.jobs}")
 

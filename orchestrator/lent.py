@@ -24,8 +24,8 @@ POINTER = "slurm.json"
 LOOK = 0.5
 ASK_EVERY = 3.0
 """Seconds between two questions to SLURM's queue while nothing new is in the journal."""
-LAST_WORD = 30.0
-"""Seconds that the head's job may stay in the queue after a run that was stopped; then it goes on."""
+LAST_WORD = 90.0
+"""Seconds that a run's jobs may stay in the queue after its last word; if it was stopped, it then goes on."""
 
 
 class HeadGone(PddError):
@@ -104,23 +104,26 @@ def follow(store: Store, lent: Lent, say: Callable[[str], None]) -> Record:
             seen = last["seq"]
             for line in lines_of(last):
                 say(line)
-        if last["exit"] != 130 or _leaves(lent):
+        if _leaves(lent, patiently=last["exit"] != 130):
             return last
         say("the head job is still with SLURM; the run goes on")
         _until_more(store, lent, seen, say)
 
 
-def _leaves(lent: Lent) -> bool:
-    """Whether the head's job leaves the queue: a stopped run whose head is requeued goes on."""
+def _leaves(lent: Lent, patiently: bool) -> bool:
+    """Wait for the run's jobs to leave the queue; false if the head stays, as that of a stopped run may.
+
+    A head that is requeued waits in the queue, or drives again.
+    """
     deadline = time.monotonic() + LAST_WORD
     while time.monotonic() < deadline:
-        held = lent.head()
-        if held is not None and not held:
+        head, workers = lent.head(), lent.workers()
+        if head == [] and workers == []:
             return True
-        if held and all(job.state == "PENDING" for job in held):
+        if head and not patiently and all(job.state == "PENDING" for job in head):
             return False
         time.sleep(LOOK)
-    return False
+    return patiently
 
 
 def _until_more(store: Store, lent: Lent, seen: int, say: Callable[[str], None]) -> None:

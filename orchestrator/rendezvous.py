@@ -29,6 +29,7 @@ from jobs.errors import BadInput
 
 CODE = Path(__file__).resolve().parents[1]
 """The folder in which the packages of this project lie."""
+ALL = "all"
 PACKAGES = ("jobs", "workers", "orchestrator")
 
 
@@ -82,7 +83,7 @@ class Rendezvous:
             BadInput: others may look into the folder.
         """
         made = cls(folder)
-        for path in (folder, made.jobs, made.refusals):
+        for path in (folder, made.jobs, made.refusals, made.dismissals):
             path.mkdir(mode=0o700, parents=True, exist_ok=path == folder)
         mode = stat.S_IMODE(folder.stat().st_mode)
         if mode & 0o077:
@@ -118,7 +119,20 @@ class Rendezvous:
         except (OSError, ValueError, TypeError):
             return None
 
-    # Workers that cannot work say why.
+    # Workers leave when they are told to; those that cannot work say why.
+
+    @property
+    def dismissals(self) -> Path:
+        """A file for each worker that is not needed any more."""
+        return self.folder / "dismissed"
+
+    def dismiss(self, job: str) -> None:
+        """Tell a worker that it is not needed; for the job `ALL`, tell all of them."""
+        (self.dismissals / job).touch(0o600)
+
+    def dismissed(self, job: str) -> bool:
+        """Whether a worker is not needed any more."""
+        return (self.dismissals / job).exists() or (self.dismissals / ALL).exists()
 
     @property
     def refusals(self) -> Path:

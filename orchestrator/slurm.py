@@ -131,7 +131,7 @@ class WorkerJob(_Job):
         offer = Offer(spec.slots_per_worker, spec.gpus, job_id())
         ear = _Ear(self.meeting)
         joined, falls = "", 0
-        while not self.leaving and not ear.silent():
+        while not self.leaving and not self.meeting.dismissed(offer.job) and not ear.silent():
             head = ear.listen()
             if head is not None and head.start != joined:  # a new head, or our first
                 if differs := difference(versions(), head.versions):

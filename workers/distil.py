@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from jobs.errors import Yielded
+from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
 from jobs.specs import DistilSpec
 from workers import dataset as datasets
 from workers import synthetic, trajectories
 from workers.bench import Bench
+from workers.dataset import Split
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.networks import load_flat
@@ -90,6 +91,11 @@ class StageRun:
         new = self.kept.images if self.kept.images is not None else self.pixels.new
         return SyntheticSet(new.cpu(), self._new_labels().cpu(), self.kept.step_size)
 
+    def result_so_far(self) -> SyntheticSet:
+        """The frozen sets and the new images as they are now, with the current step size."""
+        new = SyntheticSet(self.pixels.new, self._new_labels(), self.method.step_size)
+        return new if self.frozen is None else synthetic.union([self.frozen, new])
+
     def save(self) -> None:
         """Write the checkpoint."""
         arrays, values = self.method.state()
@@ -150,21 +156,24 @@ class StageRun:
         """Mean accuracy (percent) of networks trained on the union with the current step size (facts 5.4)."""
         choice = self.spec.choice
         split = self.data.test if choice.by == "test" else self.data.validation
-        union = SyntheticSet(self.pixels.new, self._new_labels(), self.method.step_size)
-        if self.frozen is not None:
-            union = synthetic.union([self.frozen, union])
-        scores = []
-        for number in range(choice.networks):
-            seed = seed_from(self.bench.job.key, "candidate", self.iteration, number)
-            generator = torch.Generator().manual_seed(seed)
-            network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
-            start = self.method.start(number)
-            if start is not None:
-                load_flat(network, start.to(self.bench.device))
-            trainer = trainer_for(network, choice.training, generator, lr=union.step_size)
-            fit(trainer, union.images, union.labels, choice.training)
-            scores.append(accuracy(network, split.images, split.labels))
+        union = self.result_so_far()
+        scores = [self._network_accuracy(union, split, number) for number in range(choice.networks)]
         return sum(scores) / len(scores)
+
+    def _network_accuracy(self, union: SyntheticSet, split: Split, number: int) -> float:
+        """Accuracy (percent) of one candidate network; 0 for one that diverges, which no better iterate loses to."""
+        training = self.spec.choice.training
+        seed = seed_from(self.bench.job.key, "candidate", self.iteration, number)
+        generator = torch.Generator().manual_seed(seed)
+        network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
+        start = self.method.start(number)
+        if start is not None:
+            load_flat(network, start.to(self.bench.device))
+        try:
+            fit(trainer_for(network, training, generator, lr=union.step_size), union.images, union.labels, training)
+        except Diverged:
+            return 0.0
+        return accuracy(network, split.images, split.labels)
 
     def _method(self) -> Method:
         paths = [self.bench.store.path(key, trajectories.TRAJECTORIES) for key in self.bench.parents("experts")]

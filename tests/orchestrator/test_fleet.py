@@ -26,6 +26,7 @@ class Site:
         spec = SlurmClusterSpec.model_validate({"kind": "slurm", "max_workers": 3, "idle_seconds": 30, **fields})
         self.meeting = Rendezvous(folder)
         self.meeting.refusals.mkdir()
+        self.meeting.dismissals.mkdir()
         cluster = AttachedCluster("head:1", None)
         self.fleet = SlurmFleet(cluster, self.meeting, "r", spec, self.submit, Queue(self.run), lambda: self.now)
 
@@ -100,9 +101,9 @@ def test_a_worker_without_work_is_given_back_after_its_idle_time(tmp_path: Path)
     site.fleet.open_jobs = 1
     site.tend(node("9_0", 1), node("9_1", 0))
     site.tend(node("9_0", 1), node("9_1", 0), after=29.0)
-    assert site.cancelled == []
+    assert not site.meeting.dismissed("9_1")
     site.tend(node("9_0", 1), node("9_1", 0), after=1.5)
-    assert site.cancelled == ["9_1"]
+    assert site.meeting.dismissed("9_1") and not site.meeting.dismissed("9_0")
 
 
 def test_a_worker_that_worked_meanwhile_is_idle_anew(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_worker_that_worked_meanwhile_is_idle_anew(tmp_path: Path) -> None:
     site.tend()
     for busy in (0, 1, 0):
         site.tend(node("9_0", busy), after=20.0)
-    assert site.cancelled == []
+    assert not site.meeting.dismissed("9_0")
 
 
 def test_workers_that_still_wait_are_taken_back_when_no_work_is_left(tmp_path: Path) -> None:
@@ -131,10 +132,11 @@ def test_a_worker_given_back_does_not_count_while_it_ends(tmp_path: Path) -> Non
     site.fleet.open_jobs = 0
     site.tend(node("9_0", 0))
     site.tend(node("9_0", 0))
-    assert site.cancelled == ["9_0"]
-    site.jobs = [Queued("9_0", NAME, "RUNNING", "None", "n", "")]  # SLURM takes its time
-    site.fleet.open_jobs = 1
+    assert site.meeting.dismissed("9_0")
+    site.fleet.open_jobs = 1  # while SLURM still shows the one that leaves
     assert "submitted 1 worker" in site.tend()[0]
+    site.tend(after=40.0)
+    assert site.cancelled == ["9_0"]  # it did not hear
 
 
 def test_a_refusal_is_said_once_and_the_third_ends_the_run(tmp_path: Path) -> None:

@@ -410,3 +410,21 @@ def test_a_job_that_travelled_as_json_gives_the_same_set(copied: Workshop, made:
     travelled = Job.from_json(json.loads(json.dumps(job.to_json())))
     perform(without(copied, job).bench(travelled))
     assert copied.store.manifest(job.key).digest == made.store.manifest(job.key).digest
+
+
+def test_a_candidate_network_that_diverges_counts_as_worthless_and_the_stage_goes_on(
+    made: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = StageRun(made.bench(choosing(made.job("distil", stage=2), networks=2)))
+    run.step()
+    whole = run._candidate_accuracy()
+    train, calls = Trainer.run, iter(range(2))
+
+    def diverge_once(trainer: Trainer, *arguments: Any, **more: Any) -> Any:
+        if next(calls) == 0:
+            raise Diverged("loss nan")
+        return train(trainer, *arguments, **more)
+
+    first = run._network_accuracy(run.result_so_far(), run.data.validation, 0)
+    monkeypatch.setattr(Trainer, "run", diverge_once)
+    assert run._candidate_accuracy() == pytest.approx(whole - first / 2)
