@@ -14,11 +14,11 @@ from pathlib import Path
 from jobs.errors import PddError
 from orchestrator import running, slurm
 from orchestrator.cluster import Place, SlurmClusterSpec
-from orchestrator.fleet import SlurmFleet
+from orchestrator.fleet import SlurmFleet, open_jobs
 from orchestrator.ray_pool import AttachedCluster
 from orchestrator.rendezvous import Rendezvous
 from orchestrator.request import Request, answer
-from orchestrator.state import State, Status
+from orchestrator.state import State
 from workers.store import Store
 
 
@@ -32,7 +32,7 @@ def drive(folder: Path, head: str, address: str) -> int:
     fleet = SlurmFleet(attached, meeting, order["run"], spec, lambda count: slurm.submit(meeting, "worker", count))
 
     def demand(state: State) -> None:
-        fleet.open_jobs = sum(job.status in (Status.READY, Status.RUNNING) for job in state.jobs.values())
+        fleet.open_jobs = open_jobs(state)
 
     done = running.run(
         asked,

@@ -8,6 +8,7 @@ does not answer, nothing is submitted and nothing given up.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -20,6 +21,7 @@ from orchestrator.pool import PoolBroken
 from orchestrator.ray_pool import AttachedCluster, Care, NodeUse, PlainNodes
 from orchestrator.rendezvous import ALL, Rendezvous
 from orchestrator.squeue import Queue
+from orchestrator.state import State, Status
 
 ASK_EVERY = 5.0
 """Seconds between two looks at SLURM's queue."""
@@ -44,7 +46,7 @@ class SlurmFleet(PlainNodes):
     queue: Queue = field(default_factory=Queue)
     clock: Callable[[], float] = time.monotonic
     open_jobs: int = 0
-    """How many of our jobs are ready or running."""
+    """How many of our jobs run or could."""
     _idle_since: dict[str, float] = field(default_factory=dict)
     _leaving: dict[str, float] = field(default_factory=dict)
     """The workers told to go, and when."""
@@ -142,6 +144,19 @@ class SlurmFleet(PlainNodes):
         for node in nodes:
             if node.id in idle and now - self._idle_since[node.id] >= self.spec.idle_seconds:
                 yield node.id
+
+
+def open_jobs(state: State) -> int:
+    """How many jobs run or could: of those that exclude each other, as many as may run at once."""
+    running = [key for key, job in state.jobs.items() if job.status is Status.RUNNING]
+    in_use = Counter(group for key in running for group in state.plan.exclusive.get(key, ()))
+    count = len(running)
+    for key, job in state.jobs.items():
+        groups = state.plan.exclusive.get(key, ())
+        if job.status is Status.READY and all(in_use[group] < state.plan.limits[group] for group in groups):
+            in_use.update(groups)
+            count += 1
+    return count
 
 
 def _job(node: NodeUse) -> str:

@@ -130,6 +130,10 @@ class Rendezvous:
         """Tell a worker that it is not needed; for the job `ALL`, tell all of them."""
         (self.dismissals / job).touch(0o600)
 
+    def reopen(self) -> None:
+        """A new head needs workers again, though an earlier one sent all home."""
+        (self.dismissals / ALL).unlink(missing_ok=True)
+
     def dismissed(self, job: str) -> bool:
         """Whether a worker is not needed any more."""
         return (self.dismissals / job).exists() or (self.dismissals / ALL).exists()

@@ -196,6 +196,7 @@ class HeadJob(_Job):
             address = node.start(self.offer(spec), None, self.shift(spec, node))
             wait_for(partial(node.settled, address), START_SECONDS)
             if node.listens(address):
+                self.meeting.reopen()
                 self.meeting.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
                 code = self._drive(node, address)
                 if code is not None:

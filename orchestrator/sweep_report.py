@@ -29,7 +29,7 @@ import yaml
 from jobs.sweep import METRICS, Scalar, Sweep, Values
 from orchestrator.planning import duration
 from orchestrator.results import manifest_of
-from orchestrator.trials import Standing, jobs_up_to
+from orchestrator.trials import Standing, jobs_up_to, spoken
 from workers.store import Store
 
 PAGE = "sweep.md"
@@ -106,14 +106,14 @@ def table(rows: Sequence[Row], sweep: Sweep) -> tuple[tuple[str, ...], list[tupl
     """The trials as text, the best first: a header and lines."""
     sign = -1.0 if sweep.mode == "max" else 1.0
     order = sorted(rows, key=lambda row: (row.state != "done", sign * (row.score(sweep.metric) or 0.0), row.number))
-    header = ("trial", *sweep.space, "state", "stages", sweep.metric, "cost", "marginal cost")
+    header = ("trial", "values", "state", "stages", sweep.metric, "cost", "marginal cost")
     lines = []
     for row in order:
         score = row.score(sweep.metric)
         lines.append(
             (
                 f"{row.number}{' *' if row.rank else ''}",
-                *(str(row.values[name]) for name in sweep.space),
+                spoken(row.values),
                 row.state,
                 f"{row.stage} of {row.stages}",
                 "" if score is None else f"{score:.4g}",

@@ -39,7 +39,7 @@ from workers.store import Store
 LEARNT_RUNG = 1000
 """The highest rung of a sweep whose trials are not known beforehand."""
 MOST_AT_ONCE = 16
-"""Trials under way at a time unless the sweep says more; each is a process of about 250 MB on the driver's host."""
+"""Trials under way at a time unless the sweep says more; each is a process of about 200 MB on the driver's host."""
 
 
 @dataclass(frozen=True)

@@ -95,14 +95,18 @@ class Shell:
         return {key: manifest.digest for key, manifest in self.manifests().items()}
 
     def left(self) -> list[str]:
-        """Living processes that any command started, and what lies in the folder for temporary files."""
+        """Living processes that any command started, and what lies in the folder for temporary files.
+
+        Torch keeps its compiler's cache there, for ever and for all its users; that is not ours.
+        """
         mark = f"TMPDIR={self.temporary}\0".encode()
         processes = []
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # gone meanwhile, or somebody else's
                 if mark in (entry / "environ").read_bytes():
                     processes.append(f"{entry.name}: {(entry / 'cmdline').read_bytes()[:80]!r}")
-        return processes + [str(path) for path in self.temporary.iterdir()]
+        paths = [path for path in self.temporary.iterdir() if not path.name.startswith("torchinductor_")]
+        return processes + [str(path) for path in paths]
 
     def close(self) -> None:
         """End what is still going on and remove the folder for temporary files."""

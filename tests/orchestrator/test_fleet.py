@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 
 from orchestrator.batch import COLUMNS, Queued
 from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.fleet import SlurmFleet
+from orchestrator.events import Began
+from orchestrator.fleet import SlurmFleet, open_jobs
 from orchestrator.pool import PoolBroken
 from orchestrator.ray_pool import AttachedCluster, NodeUse
 from orchestrator.rendezvous import Rendezvous
 from orchestrator.squeue import Queue
+from orchestrator.state import State, Status, decide
+from tests.orchestrator.fakes import WORKS, graph_of, plan_of
 
 NAME = "pdd-r-worker"
 
@@ -164,3 +168,12 @@ def test_workers_of_an_earlier_driver_are_taken_over(tmp_path: Path) -> None:
     site.jobs = [Queued(f"5_{n}", NAME, "RUNNING", "None", "n", "") for n in range(3)]
     site.fleet.open_jobs = 9
     assert site.tend() == () and len(site.jobs) == 3
+
+
+def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
+    plan = plan_of(graph_of([WORKS] * 5)[0])
+    plan = replace(plan, exclusive={plan.keys[0]: ("g",), plan.keys[1]: ("g",)}, limits={"g": 1})
+    state, _ = decide(State.initial(plan), Began(0.0, frozenset()))
+    assert open_jobs(state) == 4
+    running = {key: replace(job, status=Status.RUNNING) for key, job in list(state.jobs.items())[:1]}
+    assert open_jobs(replace(state, jobs={**state.jobs, **running})) == 4

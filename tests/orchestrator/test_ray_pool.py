@@ -380,7 +380,7 @@ def test_slots_follow_a_node_that_dies_and_comes_again(tmp_path: Path, short_fol
         env=os.environ | {"TMPDIR": str(short_folder)},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=240,
     )
     assert watched.returncode == 0, watched.stderr
     assert watched.stdout.splitlines() == ["Joined ", "Joined ", "Left lost", "Joined "]
@@ -396,7 +396,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path,
         env=os.environ | {"TMPDIR": str(short_folder)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert driver.returncode == 1
     assert "PoolBroken: no worker starts on" in driver.stderr

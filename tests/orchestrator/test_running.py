@@ -215,16 +215,19 @@ DIVERGES = (
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_failing_job_takes_its_dependants_and_nothing_else_and_only_it_is_tried_again(copied: Shell) -> None:
-    """Both first stages diverge; the draws, the full networks and their evaluations are made all the same."""
-    for kind in ("full", "select"):
-        shutil.rmtree(copied.store / "objects" / kind)
+    """Both first stages diverge; the draws with their evaluations and the full networks are made all the same."""
+    objects = copied.store / "objects"
+    for folder in (objects / "full", objects / "select", *objects.glob("evaluate/evaluate-convnet-union-*")):
+        shutil.rmtree(folder)
     first = copied.run(*DIVERGES, "--json")
     assert first.exit == first.document["exit"] == 3
     jobs = first.document["jobs"]
     # 2 first stages fail; skipped are 2 experts and 1 set of stage 2, and 2 evaluations each of 3 prefixes
-    assert (jobs["failed"], jobs["skipped"], jobs["done"]) == (2, 9, 4)
+    assert (jobs["failed"], jobs["skipped"], jobs["done"]) == (2, 9, 6)
     records = copied.runs()[0]
-    assert {kind_of(key) for key in events(records, "job_done")} == {"full", "select"}
+    assert {kind_of(key) for key in events(records, "job_done")} == {"full", "select", "evaluate"}
+    happened = [record["event"] for record in records]
+    assert "job_started" in happened[happened.index("job_failed") :]
     for failure in first.document["failures"]:
         assert failure["kind"] == "distil" and failure["reason"] == "diverged"
         assert "step size" in failure["message"] and "lower lr_step_size" in failure["message"]

@@ -18,7 +18,7 @@ from orchestrator.batch import name_of
 from orchestrator.cluster import SlurmClusterSpec
 from orchestrator.journal import Journal
 from orchestrator.lent import HeadGone, Lent
-from orchestrator.rendezvous import Head, Rendezvous, difference, versions
+from orchestrator.rendezvous import ALL, Head, Rendezvous, difference, versions
 from orchestrator.slurm import NotSubmitted
 from orchestrator.squeue import Queue, ask, outside_a_job
 from workers.store import Store
@@ -259,3 +259,12 @@ def test_a_driver_that_drives_hears_the_wish_and_is_not_cancelled(programs: Prog
     programs.write("squeue", f"echo '3|{name_of('r', 'head')}|RUNNING|None|n|'")
     run.cancel(store)
     assert programs.calls("scancel") == []
+
+
+def test_workers_sent_home_are_welcome_again_when_a_new_head_is_there(meeting: Rendezvous) -> None:
+    meeting.dismiss("8_1")
+    assert meeting.dismissed("8_1") and not meeting.dismissed("8_2")
+    meeting.dismiss(ALL)
+    assert meeting.dismissed("8_2")
+    meeting.reopen()
+    assert meeting.dismissed("8_1") and not meeting.dismissed("8_2")

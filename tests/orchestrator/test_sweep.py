@@ -119,6 +119,25 @@ def test_a_killed_sweep_goes_on_to_the_same_result(tmp_path: Path) -> None:
     assert [one["metrics"] for one in document["trials"]] == [one["metrics"] for one in whole["trials"]]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(2 * LIMIT)
+def test_64_trials_on_two_workers_come_to_an_end_in_a_driver_below_a_gigabyte(tmp_path: Path) -> None:
+    space = {
+        "num_stages": {"path": "arms.0.stages", "choice": [1, 2]},
+        "image_lr": {"path": "distil.image.lr", "log_uniform": [0.003, 0.3]},
+    }
+    path = file_of(tmp_path, space=space, searcher="random", samples=64)
+    process, peak = start("sweep", str(path), store=tmp_path / "store"), 0
+    while process.poll() is None:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        peak = max([peak, *(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))])
+        time.sleep(0.5)
+    document = json.loads(process.communicate()[0])
+    assert process.returncode == 0
+    assert Counter(state for state, _ in states(document)) == {"done": 64}
+    assert 0 < peak < 1_000_000  # in KiB
+
+
 @pytest.fixture
 def without_optuna(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sweeps.importlib.util, "find_spec", lambda name: None)

@@ -97,8 +97,8 @@ def test_the_report_holds_tables_a_heat_map_and_an_experiment_to_run(tmp_path: P
         (2, 2, 41.0),
     ]
     page = (tmp_path / "report" / "sweep.md").read_text()
-    assert "| 2 * | 2 | 1 | done | 2 of 2 | 41 | 7.0 s | 3.0 s |" in page
-    assert "11.0 s if no trial shared with another, 3.0 s" in page or "11 s" in page
+    assert "| 2 * | stages=2, ipc=1 | done | 2 of 2 | 41 | 7.0 s | 3.0 s |" in page
+    assert "11 s if no trial shared with another, 3.0 s of it in jobs that only one trial needs" in page
     document = yaml.safe_load((tmp_path / "report" / "best.yaml").read_text())
     best = planned(validate(Experiment, document, "best.yaml"), "best.yaml")
     assert list(best.graph.jobs) == list(standings[1].trial.plan.graph.jobs)
@@ -130,7 +130,7 @@ def test_the_table_has_finished_trials_first_and_the_best_on_top() -> None:
         Row(4, {"stages": 2, "ipc": 2}, "failed", "NaN", 2, 2, (), 0.0, 0.0, 0),
     ]
     header, lines = table(made, sweep_of())
-    assert header == ("trial", "stages", "ipc", "state", "stages", "held_out", "cost", "marginal cost")
+    assert header == ("trial", "values", "state", "stages", "held_out", "cost", "marginal cost")
     assert [line[0] for line in lines] == ["3", "1", "2", "4"]
     assert [line[0] for line in table(made, sweep_of(mode="min"))[1]][:2] == ["1", "3"]
 

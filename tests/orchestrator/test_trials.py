@@ -237,9 +237,9 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was_to_the_same_result(tmp_pat
     assert outcome.exit == 0
     assert states(trials) == states(expected)
     assert [one.reported for one in trials.standings.values()] == [one.reported for one in expected.standings.values()]
-    started = Counter(record["key"] for record in records(cut, "job_started"))
-    assert set(started.values()) == {1}
-    assert started.keys() == {record["key"] for record in records(whole, "job_started")}
+    done = Counter(record["key"] for record in records(cut, "job_done"))
+    assert set(done.values()) == {1}
+    assert done.keys() == {record["key"] for record in records(whole, "job_done")}
 
 
 def test_a_finished_sweep_asks_for_nothing_again(tmp_path: Path) -> None:
