@@ -124,9 +124,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("package", "bad"), [("jobs", "workers"), ("jobs", "pyarrow"), ("workers", "orchestrator")]
-)
+@pytest.mark.parametrize(("package", "bad"), [("jobs", "workers"), ("jobs", "pyarrow"), ("workers", "orchestrator")])
 def test_the_dynamic_check_finds_an_import_through_a_third_module(tree: Path, package: str, bad: str) -> None:
     (tree / "third.py").write_text(f"import {bad}\n")
     (tree / package / "spoilt.py").write_text("import third\n")
@@ -146,9 +144,7 @@ def test_the_dynamic_check_finds_an_import_through_a_third_module(tree: Path, pa
     ],
 )
 @pytest.mark.parametrize(("package", "bad"), [("jobs", "torch"), ("workers", "ray")])
-def test_the_static_check_finds_every_form_of_import(
-    tree: Path, package: str, bad: str, statement: str
-) -> None:
+def test_the_static_check_finds_every_form_of_import(tree: Path, package: str, bad: str, statement: str) -> None:
     (tree / package / "spoilt.py").write_text(statement.format(bad=bad) + "\n")
     assert importers(tree, package, FORBIDDEN[package]) == {f"{package}/spoilt.py": [bad]}
 

@@ -88,9 +88,7 @@ def test_every_relative_link_leads_to_a_file_of_the_project() -> None:
 
 def test_no_file_names_a_folder_of_the_machine_it_was_written_on() -> None:
     here = {ROOT.parent, Path.home(), Path(sys.prefix)} - EVERYBODYS - {ROOT / ".venv"}
-    named = [
-        (str(file), str(folder)) for file in FILES for folder in here if names_folder(text_of(file), folder)
-    ]
+    named = [(str(file), str(folder)) for file in FILES for folder in here if names_folder(text_of(file), folder)]
     assert named == []
 
 

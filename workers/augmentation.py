@@ -158,9 +158,7 @@ class Augmentation:
             raise ValueError(f"Augmentation: mode is {self.mode!r}: give 'one' or 'idc'")
 
     @classmethod
-    def parse(
-        cls, strategy: str, *, mode: Literal["one", "idc"] = "one", align_corners: bool = False
-    ) -> Augmentation:
+    def parse(cls, strategy: str, *, mode: Literal["one", "idc"] = "one", align_corners: bool = False) -> Augmentation:
         """Read the literature's spelling, names joined by underscores, or "none".
 
         Raises:

@@ -131,9 +131,7 @@ class Claims:
         clock: unix seconds.
     """
 
-    def __init__(
-        self, store_root: Path, lease_seconds: float = 30.0, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, store_root: Path, lease_seconds: float = 30.0, clock: Callable[[], float] = time.time) -> None:
         self._folder = Path(store_root) / "claims"
         self._temporary = Path(store_root) / "tmp"
         self.lease_seconds = lease_seconds

@@ -43,9 +43,7 @@ CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python
 
 _IDX_NAMES = {
     "mnist": tuple("0123456789"),
-    "fashion-mnist": tuple(
-        "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
-    ),
+    "fashion-mnist": tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")),
 }
 _IDX_MAGIC = {3: 0x00000803, 1: 0x00000801}
 _CIFAR_FILES = {
@@ -214,9 +212,7 @@ def read_idx(source: Source, file: Path, dimensions: int) -> Bytes:
         raise source.refusal(f"fetch the file anew: it does not unpack ({error})", value=str(file)) from error
     start = 4 * (1 + dimensions)
     if len(content) < start or int.from_bytes(content[:4], "big") != _IDX_MAGIC[dimensions]:
-        raise source.refusal(
-            f"fetch the file anew: no idx file of {dimensions} dimension(s)", value=str(file)
-        )
+        raise source.refusal(f"fetch the file anew: no idx file of {dimensions} dimension(s)", value=str(file))
     sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
     data = np.frombuffer(content, dtype=np.uint8, offset=start)
     if data.size != math.prod(sizes):

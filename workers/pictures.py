@@ -89,9 +89,7 @@ class EncodedPictures:
     def _header(self, encoded: Encoded) -> tuple[str, tuple[int, int], str]:
         size, mode = self._try(encoded, _checked_header)
         if mode not in _GREY_MODES | _COLOUR_MODES:
-            raise self.source.refusal(
-                f"save the images with 8 bits per channel: {encoded[0]} has mode {mode}"
-            )
+            raise self.source.refusal(f"save the images with 8 bits per channel: {encoded[0]} has mode {mode}")
         return encoded[0], size, mode
 
     def _try(self, encoded: Encoded, work: Callable[[Image.Image], _Out]) -> _Out:
@@ -158,9 +156,7 @@ def open_folder(source: Source, root: Path) -> Opened:
     classes = [folder.name for folder in folders_in(root / "train")]
     test = next((root / word for word in _TEST_FOLDERS if (root / word).is_dir()), None)
     if not classes or test is None:
-        raise source.refusal(
-            "make the folders train/<class>/ and test/<class>/ in it and put the images there"
-        )
+        raise source.refusal("make the folders train/<class>/ and test/<class>/ in it and put the images there")
     strangers = [folder.name for folder in folders_in(test) if folder.name not in classes]
     if strangers:
         raise source.refusal(
@@ -193,9 +189,7 @@ def open_tiny(source: Source, root: Path) -> Opened:
     elif annotations.is_file():
         test_files, used = _annotated(source, annotations, labels), (annotations,)
     else:
-        raise source.refusal(
-            "unpack the whole archive: val/ has neither val_annotations.txt nor val/<wnid>/ folders"
-        )
+        raise source.refusal("unpack the whole archive: val/ has neither val_annotations.txt nor val/<wnid>/ folders")
     train, test = (_split_of_files(source, root, files, colour=True) for files in (train_files, test_files))
     files = (*(path for path, _ in train_files + test_files), *used)
     return Opened("tiny-imagenet", train, test, tuple(wnids), root, files)
@@ -207,19 +201,13 @@ def _images_of(folder: Path) -> list[Path]:
 
 def _annotated(source: Source, annotations: Path, labels: dict[str, int]) -> list[tuple[Path, int]]:
     """The validation pictures by class, then name: the order the rearranged folders have too."""
-    lines = (
-        line.split("\t") for line in annotations.read_text(encoding="utf-8").splitlines() if line.strip()
-    )
+    lines = (line.split("\t") for line in annotations.read_text(encoding="utf-8").splitlines() if line.strip())
     said = {line[0]: line[1] if len(line) > 1 else "" for line in lines}
     present = {path.name: path for path in images_in(annotations.parent / "images")}
     if unknown := sorted(set(said.values()) - labels.keys()):
-        raise source.refusal(
-            f"give train and val the same classes: {annotations.name} has {unknown[0]!r}, train not"
-        )
+        raise source.refusal(f"give train and val the same classes: {annotations.name} has {unknown[0]!r}, train not")
     if odd := sorted(said.keys() ^ present.keys()):
-        raise source.refusal(
-            f"unpack the archive anew: {odd[0]} is not both in val/images and in {annotations.name}"
-        )
+        raise source.refusal(f"unpack the archive anew: {odd[0]} is not both in val/images and in {annotations.name}")
     return sorted(
         ((present[name], labels[wnid]) for name, wnid in said.items()),
         key=lambda pair: (pair[1], pair[0].name),

@@ -183,9 +183,7 @@ def arrays(transform: Affine | Zca) -> dict[str, NDArray[Any]]:
     if isinstance(transform, Affine):
         return {"mean": transform.mean.cpu().numpy(), "std": transform.std.cpu().numpy()}
     tensors = {"mean": transform.mean, "whiten": transform.whiten, "unwhiten": transform.unwhiten}
-    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()} | {
-        "shape": np.array(transform.shape)
-    }
+    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()} | {"shape": np.array(transform.shape)}
 
 
 def from_arrays(kind: str, stored: Mapping[str, NDArray[Any]]) -> Affine | Zca:

@@ -83,9 +83,7 @@ def _check_complete(source: Source, files: Iterable[Path]) -> None:
             families.setdefault((file.parent, match[1], int(match[3])), set()).add(int(match[2]))
     for (_, stem, count), present in families.items():
         if missing := sorted(set(range(count)) - present):
-            raise source.refusal(
-                f"fetch the missing shards: {stem}{missing[0]:05d}-of-{count:05d} is not there"
-            )
+            raise source.refusal(f"fetch the missing shards: {stem}{missing[0]:05d}-of-{count:05d} is not there")
 
 
 @contextmanager
@@ -101,9 +99,7 @@ def _schema(source: Source, file: Path) -> Any:
         return pq.read_schema(file)
 
 
-def _column(
-    source: Source, schemas: dict[Path, Any], field: str, wanted: str | None, usual: tuple[str, ...]
-) -> str:
+def _column(source: Source, schemas: dict[Path, Any], field: str, wanted: str | None, usual: tuple[str, ...]) -> str:
     """The column asked for, else the first of the usual ones; every shard must have it."""
     first = next(iter(schemas.values())).names
     column = wanted or next((name for name in usual if name in first), usual[0])

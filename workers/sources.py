@@ -105,8 +105,7 @@ def inspect(source: Source) -> Facts:
     class_names = _class_names(source, opened)
     channels, height, width = _shape(source, opened)
     train_per_class, test_per_class = (
-        tuple(np.bincount(split.labels, minlength=len(class_names)).tolist())
-        for split in (opened.train, opened.test)
+        tuple(np.bincount(split.labels, minlength=len(class_names)).tolist()) for split in (opened.train, opened.test)
     )
     return Facts(
         layout=opened.layout,
@@ -227,9 +226,7 @@ def _class_names(source: Source, opened: Opened) -> tuple[str, ...]:
         if not labels:
             raise source.refusal(f"put images into the {split} split: it is empty")
         if labels[0] < 0:
-            raise source.refusal(
-                f"label every {split} image, or leave that file out: there is label {labels[0]}"
-            )
+            raise source.refusal(f"label every {split} image, or leave that file out: there is label {labels[0]}")
     count = len(opened.class_names) or trained[-1] + 1
     if trained[-1] >= count:
         raise source.refusal(f"name every class: label {trained[-1]} is beyond the {count} class names")
@@ -258,7 +255,5 @@ def _shape(source: Source, opened: Opened) -> Shape:
     train, test = opened.train.pictures.shape(), opened.test.pictures.shape()
     if train[1:] != test[1:]:
         sizes = [f"{height}x{width}" for _, height, width in (train, test)]
-        raise source.refusal(
-            f"resize the images to one size: those of train are {sizes[0]}, of test {sizes[1]}"
-        )
+        raise source.refusal(f"resize the images to one size: those of train are {sizes[0]}, of test {sizes[1]}")
     return max(train[0], test[0]), *train[1:]

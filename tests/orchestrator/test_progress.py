@@ -33,11 +33,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def keys(plan: Plan, kind: str, stage: int | None = None) -> list[str]:
-    return [
-        job.key
-        for job in plan.graph
-        if job.kind == kind and stage in (None, getattr(job.spec, "stage", None))
-    ]
+    return [job.key for job in plan.graph if job.kind == kind and stage in (None, getattr(job.spec, "stage", None))]
 
 
 def claim(key: str, done: float, note: str, claimed_at: float = 100.0) -> Claim:
@@ -143,9 +139,7 @@ def test_the_best_so_far_is_a_mean_and_never_full_data() -> None:
     plan = demo_plan()
     random, second = cell_of(plan, "Random", "convnet"), cell_of(plan, "PDD+MTT", "resnet10", 2)
     full = cell_of(plan, "Full data", "convnet", 0)
-    known = dict(
-        zip(random.jobs + second.jobs + full.jobs, (95.0, 60.0, 80.0, 82.0, 99.0, 99.0), strict=True)
-    )
+    known = dict(zip(random.jobs + second.jobs + full.jobs, (95.0, 60.0, 80.0, 82.0, 99.0, 99.0), strict=True))
     assert best_so_far(plan.cells, known) == "81.0 % (PDD+MTT, stage 2 of 2, resnet10, n = 2)"
     assert best_so_far(plan.cells, {}) == ""
 
@@ -165,14 +159,10 @@ def test_a_summary_says_what_is_done_what_runs_and_what_is_left() -> None:
         seconds=lambda job: 10.0,
         best="81.0 %",
     )
-    assert summary(moment) == (
-        f"1/25 jobs; 1 failed; {short(first)}: {note}; 1 running; best 81.0 %; about 3:44 left"
-    )
+    assert summary(moment) == (f"1/25 jobs; 1 failed; {short(first)}: {note}; 1 running; best 81.0 %; about 3:44 left")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(42.4, "42 s"), (59.7, "1:00"), (187, "3:07"), (3787, "1:03:07")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(42.4, "42 s"), (59.7, "1:00"), (187, "3:07"), (3787, "1:03:07")])
 def test_times_read_like_a_clock(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 
@@ -207,9 +197,7 @@ def test_summaries_keep_their_distance_and_evaluations_are_not_told_one_by_one(s
 def test_a_failure_is_told_once_with_reason_message_and_log(store: Store) -> None:
     plan, screen = demo_plan(), Screen()
     (first,) = keys(plan, "distil", 1)
-    failed = JobState(
-        Status.FAILED, reason="diverged", because="Diverged: the loss\nis NaN [at 3]", log="logs/a.log"
-    )
+    failed = JobState(Status.FAILED, reason="diverged", because="Diverged: the loss\nis NaN [at 3]", log="logs/a.log")
     with screen.progress(plan, store) as progress:
         for _ in range(3):
             progress.update(state_of(plan, {first: failed}), [])
@@ -224,9 +212,7 @@ def test_quiet_tells_failures_and_nothing_else(store: Store) -> None:
         progress.say("two workers joined")
         progress.update(state_of(plan, {first: Status.DONE}), [])
         screen.now = 60.0
-        progress.update(
-            state_of(plan, {first: Status.DONE, second: JobState(Status.FAILED, reason="bug")}), []
-        )
+        progress.update(state_of(plan, {first: Status.DONE, second: JobState(Status.FAILED, reason="bug")}), [])
     assert len(screen.lines()) == 1 and f"{second} FAILED (bug)" in screen.lines()[0]
 
 

@@ -77,13 +77,9 @@ def journal(*records: tuple[str, float, dict[str, Any]]) -> list[dict[str, Any]]
     return [{"event": event, "seconds": seconds, **fields} for event, seconds, fields in records]
 
 
-def test_the_table_of_a_half_done_run_says_what_is_known_and_why_the_rest_is_not(
-    store: Store, tmp_path: Path
-) -> None:
+def test_the_table_of_a_half_done_run_says_what_is_known_and_why_the_rest_is_not(store: Store, tmp_path: Path) -> None:
     plan, second = half_done(store)
-    records = journal(
-        ("job_failed", 9.0, {"key": second, "reason": "diverged", "message": "loss | NaN", "log": ""})
-    )
+    records = journal(("job_failed", 9.0, {"key": second, "reason": "diverged", "message": "loss | NaN", "log": ""}))
     page = write(tmp_path / "report", plan, store, records, COMMAND)[0].read_text()
     start, end = page.index("## demo"), page.index("![accuracy")
     assert page[start:end] == (
@@ -166,9 +162,7 @@ def test_parquet_types_do_not_depend_on_what_was_measured(store: Store, tmp_path
     plan, _ = half_done(store)
     full = pq.read_schema(write(tmp_path / "a", plan, store, None, COMMAND)[0].parent / "results.parquet")
     empty_store = Store.open(tmp_path / "empty")
-    none = pq.read_schema(
-        write(tmp_path / "b", plan, empty_store, None, COMMAND)[0].parent / "results.parquet"
-    )
+    none = pq.read_schema(write(tmp_path / "b", plan, empty_store, None, COMMAND)[0].parent / "results.parquet")
     assert full == none and str(full.field("published_mean").type) == "double"
 
 
@@ -227,9 +221,7 @@ def test_the_timeline_of_two_drivers_leaves_the_pause_out() -> None:
         ("job_started", {"key": "full-a", "kind": "full", "slot": "other"}, "returned"),
     ],
 )
-def test_an_attempt_ends_in_every_way_the_journal_knows(
-    event: str, fields: dict[str, Any], ended: str
-) -> None:
+def test_an_attempt_ends_in_every_way_the_journal_knows(event: str, fields: dict[str, Any], ended: str) -> None:
     began = ("job_started", 1.0, {"key": "full-a", "kind": "full", "slot": "w"})
     span = Timeline.of(journal(began, (event, 2.5, fields)), {}).spans[0]
     assert (span.key, span.start, span.end, span.ended) == ("full-a", 1.0, 2.5, ended)
@@ -267,9 +259,7 @@ def test_without_a_journal_timing_is_that_of_the_artifacts(written: tuple[Plan, 
 def test_a_failure_is_forgotten_when_the_job_is_tried_again() -> None:
     failed = ("job_failed", 1.0, {"key": "full-a", "reason": "memory", "message": "too big", "log": ""})
     assert failures(journal(failed)) == {"full-a": "memory: too big"}
-    assert (
-        failures(journal(failed, ("job_started", 2.0, {"key": "full-a", "kind": "full", "slot": "w"}))) == {}
-    )
+    assert failures(journal(failed, ("job_started", 2.0, {"key": "full-a", "kind": "full", "slot": "w"}))) == {}
 
 
 def test_importing_the_report_leaves_matplotlib_and_torch_alone() -> None:

@@ -66,9 +66,7 @@ def measure(store: Store, plan: Plan, cell: Cell, accuracies: Iterable[float]) -
 
 def cell_of(plan: Plan, method: str, architecture: str, stage: int = 1) -> Cell:
     return next(
-        cell
-        for cell in plan.cells
-        if (cell.method, cell.architecture, cell.stage) == (method, architecture, stage)
+        cell for cell in plan.cells if (cell.method, cell.architecture, cell.stage) == (method, architecture, stage)
     )
 
 
@@ -113,9 +111,7 @@ def test_a_failed_ancestor_is_the_reason_of_every_cell_behind_it_and_of_no_other
     results = collect(plan, store, {second: "diverged: the loss is NaN"})
     told = {(result.method, result.stage) for result in results if result.state == "failed"}
     assert told == {("PDD+MTT", 2)}
-    assert (
-        one(results, cell_of(plan, "PDD+MTT", "convnet", 2)).reason == f"{second}: diverged: the loss is NaN"
-    )
+    assert one(results, cell_of(plan, "PDD+MTT", "convnet", 2)).reason == f"{second}: diverged: the loss is NaN"
 
 
 def test_a_damaged_artifact_counts_as_missing(store: Store) -> None:

@@ -123,9 +123,7 @@ def test_rotate_samples_bilinearly_about_the_centre(aligned: bool) -> None:
         cos, sin = math.cos(angles[i]), math.sin(angles[i])
         return p * cos - q * sin, p * sin + q * cos
 
-    torch.testing.assert_close(
-        rotate(x, _numbers(*angles), align_corners=aligned), _warped(x, source, aligned)
-    )
+    torch.testing.assert_close(rotate(x, _numbers(*angles), align_corners=aligned), _warped(x, source, aligned))
 
 
 def test_a_quarter_turn_is_the_librarys_quarter_turn() -> None:

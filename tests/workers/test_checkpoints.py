@@ -130,9 +130,7 @@ def test_the_same_state_makes_the_same_bytes(checkpoints: Checkpoints, store: St
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_checkpoints_are_private_and_leave_nothing_else_behind(
-    checkpoints: Checkpoints, store: Store
-) -> None:
+def test_checkpoints_are_private_and_leave_nothing_else_behind(checkpoints: Checkpoints, store: Store) -> None:
     save_steps(checkpoints, 1, 2, 3)
     assert {path.stat().st_mode & 0o777 for path in files(store)} == {0o600}
     assert (store.root / "checkpoints" / KEY).stat().st_mode & 0o777 == 0o700

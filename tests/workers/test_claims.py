@@ -302,9 +302,7 @@ def test_an_heir_that_died_half_way_is_inherited_too(
         assert os.listdir(claim_file(claims).parent) == [f"{KEY}.json"]
 
 
-def test_a_beat_is_written_at_most_once_a_second_unless_forced(
-    claims: Claims, clock: Clock, held: Held
-) -> None:
+def test_a_beat_is_written_at_most_once_a_second_unless_forced(claims: Claims, clock: Clock, held: Held) -> None:
     def written() -> tuple[float, str, float]:
         claim = claims.read(KEY)
         assert claim is not None
@@ -323,9 +321,7 @@ def test_a_beat_is_written_at_most_once_a_second_unless_forced(
 
 
 @pytest.mark.parametrize(("said", "written"), [(-0.5, 0.0), (1.0000001, 1.0), (0.25, 0.25)])
-def test_progress_stays_between_nothing_and_all(
-    claims: Claims, held: Held, said: float, written: float
-) -> None:
+def test_progress_stays_between_nothing_and_all(claims: Claims, held: Held, said: float, written: float) -> None:
     held.beat(said, force=True)
     claim = claims.read(KEY)
     assert claim is not None and claim.done == written
@@ -335,9 +331,7 @@ def test_the_heart_beats_through_a_long_call(tmp_path: Path) -> None:
     claims = Claims(tmp_path, lease_seconds=0.3)
     with taken(claims) as held:
         before = held.claim
-        assert eventually(
-            lambda: (now := claims.read(KEY)) is not None and now.beat_at > before.beat_at + 0.1
-        )
+        assert eventually(lambda: (now := claims.read(KEY)) is not None and now.beat_at > before.beat_at + 0.1)
     time.sleep(0.1)
     assert claims.all() == []
 

@@ -225,9 +225,7 @@ def test_unflatten_gives_views_by_name_and_load_flat_puts_them_back() -> None:
     flat = flatten(source)
     views = unflatten(flat, target)
     assert list(views) == [name for name, _ in target.named_parameters()]
-    assert all(
-        view.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr() for view in views.values()
-    )
+    assert all(view.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr() for view in views.values())
     load_flat(target, flat)
     assert torch.equal(flatten(target), flat)
     assert all(

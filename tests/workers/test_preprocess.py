@@ -40,9 +40,7 @@ def test_mean_and_deviation_are_those_of_the_population_by_channel() -> None:
 def test_measured_images_have_mean_zero_and_deviation_one(images: Tensor) -> None:
     seen = make("measured", images).forward(images).double()
     torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        seen.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(seen.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 def test_a_constant_channel_cannot_be_normalised() -> None:
@@ -113,9 +111,7 @@ def test_zca_agrees_with_the_formula_in_float64(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.01])
-def test_whitened_images_have_covariance_s_over_s_plus_eps_on_the_eigenvectors(
-    images: Tensor, eps: float
-) -> None:
+def test_whitened_images_have_covariance_s_over_s_plus_eps_on_the_eigenvectors(images: Tensor, eps: float) -> None:
     _, s, u, _ = zca_reference(images, eps)
     white = fit_zca(images, eps).forward(images).flatten(1).double().numpy()
     np.testing.assert_allclose(u.T @ np.cov(white.T) @ u, np.diag(s / (s + eps)), atol=1e-5)

@@ -110,10 +110,7 @@ def test_digits_take_no_path(tmp_path: Path) -> None:
 
 
 def idx(array: NDArray[Any]) -> bytes:
-    return (
-        struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
-        + array.astype(np.uint8).tobytes()
-    )
+    return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def write_mnist(folder: Path, zipped: bool = False, dotted: bool = False) -> None:
@@ -158,10 +155,7 @@ def test_idx_files_may_have_the_dotted_names(tmp_path: Path) -> None:
 def test_the_same_idx_files_have_one_fingerprint_in_every_folder(tmp_path: Path) -> None:
     write_mnist(tmp_path / "a" / "MNIST" / "raw")
     write_mnist(tmp_path / "b")
-    assert (
-        inspect(source("mnist", tmp_path / "a")).fingerprint
-        == inspect(source("mnist", tmp_path / "b")).fingerprint
-    )
+    assert inspect(source("mnist", tmp_path / "a")).fingerprint == inspect(source("mnist", tmp_path / "b")).fingerprint
 
 
 def test_auto_recognises_torchvisions_mnist_but_will_not_guess_about_bare_idx_files(tmp_path: Path) -> None:
@@ -238,9 +232,7 @@ def cifar_rows(labels: Sequence[int]) -> Pixels:
     return np.repeat(channels, 1024, axis=1).astype(np.uint8)
 
 
-def write_cifar(
-    folder: Path, dump: Any, label_key: str, batches: Sequence[str], test: str, meta: str
-) -> None:
+def write_cifar(folder: Path, dump: Any, label_key: str, batches: Sequence[str], test: str, meta: str) -> None:
     folder.mkdir(parents=True)
     for name in (*batches, test):
         batch = {"data": cifar_rows([1, 0]), label_key: [1, 0], "filenames": ["a.png", "b.png"]}
@@ -250,16 +242,12 @@ def write_cifar(
 
 
 def write_cifar10(folder: Path, dump: Any = pickle.dumps) -> None:
-    write_cifar(
-        folder, dump, "labels", [f"data_batch_{n}" for n in range(1, 6)], "test_batch", "batches.meta"
-    )
+    write_cifar(folder, dump, "labels", [f"data_batch_{n}" for n in range(1, 6)], "test_batch", "batches.meta")
 
 
 @pytest.mark.parametrize("dump", [pickle.dumps, python2_pickle])
 @pytest.mark.parametrize("asked", ["cifar10", "auto"])
-def test_cifar10_pickles_are_read_whether_python_2_or_3_wrote_them(
-    tmp_path: Path, dump: Any, asked: str
-) -> None:
+def test_cifar10_pickles_are_read_whether_python_2_or_3_wrote_them(tmp_path: Path, dump: Any, asked: str) -> None:
     write_cifar10(tmp_path / "cifar-10-batches-py", dump)
     facts, arrays = both(asked, tmp_path)
     assert (facts.layout, facts.class_names) == ("cifar10", ("cat", "dog"))
@@ -344,9 +332,7 @@ def write_tiny(root: Path, val: str = "annotated") -> None:
 
 @pytest.mark.parametrize("val", ["annotated", "tree", "deep"])
 @pytest.mark.parametrize("asked", ["tiny-imagenet", "auto"])
-def test_tiny_imagenet_is_read_the_same_from_the_archive_and_rearranged(
-    tmp_path: Path, val: str, asked: str
-) -> None:
+def test_tiny_imagenet_is_read_the_same_from_the_archive_and_rearranged(tmp_path: Path, val: str, asked: str) -> None:
     write_tiny(tmp_path / "tiny-imagenet-200", val)
     facts, arrays = both(asked, tmp_path / "tiny-imagenet-200")
     assert (facts.layout, facts.class_names) == ("tiny-imagenet", WNIDS)
@@ -684,9 +670,7 @@ def test_a_path_that_is_not_there_is_answered_with_what_to_fetch(tmp_path: Path,
     assert error.mend.endswith("and give its path")
 
 
-def test_only_fashion_mnist_and_digits_go_without_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_fashion_mnist_and_digits_go_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("cifar10", None).value is None
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "missing")
     assert "dataset-fashion-mnist" in refused("fashion-mnist", None).mend

@@ -170,9 +170,7 @@ def test_a_file_in_the_place_of_the_store_is_refused(tmp_path: Path) -> None:
         Store.open(tmp_path / "store")
 
 
-def test_opening_finds_out_that_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_opening_finds_out_that_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(path: Path, content: bytes) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
@@ -212,9 +210,7 @@ def test_a_nan_is_not_stored(store: Store) -> None:
 
 
 @pytest.mark.parametrize("contents", [{}, {"manifest.json": b"{}"}])
-def test_an_artifact_needs_data_files_that_are_not_the_manifest(
-    store: Store, contents: dict[str, bytes]
-) -> None:
+def test_an_artifact_needs_data_files_that_are_not_the_manifest(store: Store, contents: dict[str, bytes]) -> None:
     with pytest.raises(AssertionError), store.put(KEY, "distil", {}, {}, seconds=0, device="cpu") as folder:
         for name, content in contents.items():
             (folder / name).write_bytes(content)
@@ -232,9 +228,7 @@ def test_a_full_disk_while_the_data_is_written_is_explained(store: Store) -> Non
     assert not store.has(KEY) and list((store.root / "tmp").iterdir()) == []
 
 
-def test_a_full_disk_while_the_artifact_is_sealed_is_explained(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_the_artifact_is_sealed_is_explained(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
@@ -355,9 +349,7 @@ def test_a_manifest_that_contradicts_itself_is_found_by_verify(store: Store) -> 
     put(store)
     path = store.root / "objects" / "distil" / KEY / "manifest.json"
     path.write_text(path.read_text().replace(store.manifest(KEY).digest, "0" * 64))
-    assert [complaint.split(": ")[1] for complaint in store.verify(KEY)] == [
-        "digest is not that of its files"
-    ]
+    assert [complaint.split(": ")[1] for complaint in store.verify(KEY)] == ["digest is not that of its files"]
 
 
 def test_a_whole_artifact_that_took_the_place_of_a_damaged_one_is_put_back(

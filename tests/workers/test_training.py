@@ -25,9 +25,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 def _net(norm: str = "instance", seed: int = 0) -> Network:
-    return build(
-        "convnet", channels=1, size=8, classes=3, width=4, depth=2, norm=norm, generator=_generator(seed)
-    )
+    return build("convnet", channels=1, size=8, classes=3, width=4, depth=2, norm=norm, generator=_generator(seed))
 
 
 def _data(n: int = 10) -> tuple[Tensor, Tensor]:
@@ -84,9 +82,7 @@ def test_the_trainer_follows_the_schedule_and_starts_it_anew_with_every_run() ->
     assert [rate for _, rate in seen] == pytest.approx(expected)
 
 
-def _by_hand(
-    net: nn.Module, images: Tensor, labels: Tensor, stages: list[tuple[float, int]], carried: bool
-) -> None:
+def _by_hand(net: nn.Module, images: Tensor, labels: Tensor, stages: list[tuple[float, int]], carried: bool) -> None:
     """Whole-batch SGD with momentum and decay, written out."""
     velocity = [torch.zeros_like(p) for p in net.parameters()]
     for lr, epochs in stages:
@@ -149,9 +145,7 @@ def test_the_same_generator_gives_the_same_bits_and_leaves_the_global_state_alon
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 @pytest.mark.parametrize("stop", [0, 2])
-def test_a_run_resumed_in_the_middle_ends_in_the_same_bits(
-    tmp_path: Path, momentum: float, stop: int
-) -> None:
+def test_a_run_resumed_in_the_middle_ends_in_the_same_bits(tmp_path: Path, momentum: float, stop: int) -> None:
     schedule, optimiser = Schedule(epochs=5, drops=(3,)), Optimiser(lr=0.05, momentum=momentum)
 
     def run(trainer: Trainer, first_epoch: int) -> list[float]:
@@ -250,9 +244,7 @@ def test_correctness_is_told_by_example_whatever_the_order() -> None:
 
 def test_correctness_is_seen_before_the_update() -> None:
     trainer = Trainer(_Table(1.0, 0.0), Optimiser(lr=10.0), _generator())
-    history = trainer.run(
-        _points(1), torch.tensor([1]), schedule=Schedule(epochs=2), batch_size=1, correctness=True
-    )
+    history = trainer.run(_points(1), torch.tensor([1]), schedule=Schedule(epochs=2), batch_size=1, correctness=True)
     assert [stats.correct.tolist() for stats in history if stats.correct is not None] == [[False], [True]]
 
 
