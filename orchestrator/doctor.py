@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.errors import BadInput
 from orchestrator.cluster import Place
-from orchestrator.ray_pool import LONGEST_FOLDER
+from orchestrator.ray_cluster import LONGEST_FOLDER
 from workers.store import Store
 
 PACKAGES = ("torch", "torchvision", "ray", "submitit", "pyarrow", "numpy")

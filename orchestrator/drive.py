@@ -15,7 +15,7 @@ from jobs.errors import PddError
 from orchestrator import running, slurm
 from orchestrator.cluster import Place, SlurmClusterSpec
 from orchestrator.fleet import SlurmFleet, open_jobs
-from orchestrator.ray_pool import AttachedCluster
+from orchestrator.ray_cluster import AttachedCluster
 from orchestrator.rendezvous import Rendezvous
 from orchestrator.request import Request, answer
 from orchestrator.state import State

@@ -1,6 +1,6 @@
 """The workers of a run on SLURM: submitted while there is work for them, given back when there is none.
 
-A `Cluster` of the Ray pool (see `orchestrator.ray_pool`) whose nodes are lent. What it has is read from SLURM's queue
+A `Cluster` (see `orchestrator.ray_cluster`) whose nodes are lent. What it has is read from SLURM's queue
 and never remembered, so a driver that was started again takes over the workers of its predecessor. When the queue
 does not answer, nothing is submitted and nothing given up.
 """
@@ -18,7 +18,7 @@ from orchestrator.batch import Queued, name_of, workers_missing
 from orchestrator.cluster import SlurmClusterSpec
 from orchestrator.node import JOB
 from orchestrator.pool import PoolBroken
-from orchestrator.ray_pool import AttachedCluster, Care, NodeUse, PlainNodes
+from orchestrator.ray_cluster import AttachedCluster, Care, NodeUse, PlainNodes
 from orchestrator.rendezvous import ALL, Rendezvous
 from orchestrator.squeue import Queue
 from orchestrator.state import State, Status

@@ -29,7 +29,7 @@ from typing import Any
 
 from jobs.errors import BadInput
 from orchestrator import reaper
-from orchestrator.ray_pool import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
+from orchestrator.ray_cluster import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
 from orchestrator.rendezvous import write_private
 from workers.shift import Shift
 

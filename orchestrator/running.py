@@ -31,7 +31,8 @@ from orchestrator.lent import follow as follow_to_end
 from orchestrator.plan import Allowances
 from orchestrator.planning import duration, orders_of
 from orchestrator.progress import Progress
-from orchestrator.ray_pool import Cluster, ForeignCluster, LocalCluster, RayPool
+from orchestrator.ray_cluster import Cluster, ForeignCluster, LocalCluster
+from orchestrator.ray_pool import RayPool
 from orchestrator.request import Asked, Request
 from orchestrator.state import State, Status
 from orchestrator.status import runs, status

@@ -25,7 +25,7 @@ from jobs.errors import BadInput
 from jobs.sweep import ATTEMPTS, Dimension, Sweep, Values
 from orchestrator.desk import Desk, Wish, trial_id
 from orchestrator.pool import PoolBroken
-from orchestrator.ray_pool import Cluster, brief
+from orchestrator.ray_cluster import Cluster, brief
 
 FOLDER = "tune"
 DESK = "trials"

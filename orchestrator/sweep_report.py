@@ -107,7 +107,7 @@ def table(rows: Sequence[Row], sweep: Sweep) -> tuple[tuple[str, ...], list[tupl
     sign = -1.0 if sweep.mode == "max" else 1.0
     order = sorted(rows, key=lambda row: (row.state != "done", sign * (row.score(sweep.metric) or 0.0), row.number))
     header = ("trial", "values", "state", "stages", sweep.metric, "cost", "marginal cost")
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in order:
         score = row.score(sweep.metric)
         lines.append(

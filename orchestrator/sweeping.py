@@ -28,7 +28,8 @@ from orchestrator.forecast import uninterrupted
 from orchestrator.journal import Journal
 from orchestrator.plan import Allowances
 from orchestrator.planning import duration
-from orchestrator.ray_pool import Cluster, RayPool
+from orchestrator.ray_cluster import Cluster
+from orchestrator.ray_pool import RayPool
 from orchestrator.request import Request, overridden
 from orchestrator.state import State
 from orchestrator.sweep import DESK, TuneCluster, check_searcher

@@ -68,7 +68,7 @@ def test_a_temporary_folder_whose_name_is_too_long_for_sockets_is_found(
 
 def test_the_longest_temporary_folder_that_is_well_is_one_that_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own check counts the whole name of the folder that it makes."""
-    from orchestrator.ray_pool import LONGEST_FOLDER
+    from orchestrator.ray_cluster import LONGEST_FOLDER
 
     for length, well in ((23, True), (24, False)):
         monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (length - 1))

@@ -13,7 +13,7 @@ from orchestrator.cluster import SlurmClusterSpec
 from orchestrator.events import Began
 from orchestrator.fleet import SlurmFleet, open_jobs
 from orchestrator.pool import PoolBroken
-from orchestrator.ray_pool import AttachedCluster, NodeUse
+from orchestrator.ray_cluster import AttachedCluster, NodeUse
 from orchestrator.rendezvous import Rendezvous
 from orchestrator.squeue import Queue
 from orchestrator.state import State, Status, decide

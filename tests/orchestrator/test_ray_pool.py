@@ -18,11 +18,12 @@ from typing import Any, ClassVar
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator import ray_pool, reaper
+from orchestrator import ray_cluster, reaper
 from orchestrator.driver import About, run
 from orchestrator.journal import Journal, read
 from orchestrator.pool import Answer, Joined, Left, PoolEvent
-from orchestrator.ray_pool import LocalCluster, RayPool, gpu_share
+from orchestrator.ray_cluster import LocalCluster
+from orchestrator.ray_pool import RayPool, gpu_share
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 
@@ -161,7 +162,7 @@ def test_a_client_without_the_token_is_turned_away(shared: Shared) -> None:
     answer = subprocess.run(asked, env=strangers, capture_output=True, text=True, timeout=60)
     assert "LET IN" not in answer.stdout
     assert "InvalidAuthToken" in answer.stderr
-    owners = strangers | {"RAY_AUTH_TOKEN": ray_pool._token or ""}
+    owners = strangers | {"RAY_AUTH_TOKEN": ray_cluster._token or ""}
     answer = subprocess.run(asked, env=owners, capture_output=True, text=True, timeout=60)
     assert "LET IN" in answer.stdout
 
@@ -307,17 +308,17 @@ class TwoNodes(LocalCluster):
 
     OFFER: ClassVar[dict[str, Any]] = {
         "num_cpus": 1,
-        "resources": {ray_pool.SLOT: 1},
+        "resources": {ray_cluster.SLOT: 1},
         "object_store_memory": 100_000_000,
     }
 
     def open(self) -> Any:
         self.folder = Path(tempfile.mkdtemp(prefix="pdd-"))
         self._reaper = reaper.watch(self.folder)
-        ray_pool._token = "0" * 64
-        (self.folder / "token").write_text(ray_pool._token)
+        ray_cluster._token = "0" * 64
+        (self.folder / "token").write_text(ray_cluster._token)
         with self.settings():
-            self._ray = ray_pool.import_ray()
+            self._ray = ray_cluster.import_ray()
             from ray.cluster_utils import Cluster
 
             self.nodes = Cluster(initialize_head=True, head_node_args={**self.OFFER, "include_dashboard": False})
@@ -327,7 +328,7 @@ class TwoNodes(LocalCluster):
     def settings(self) -> Any:
         assert self.folder is not None
         temporary = {"RAY_TMPDIR": str(self.folder / "ray")}
-        return ray_pool._environment(ray_pool._settings(self.folder / "token") | temporary)
+        return ray_cluster._environment(ray_cluster._settings(self.folder / "token") | temporary)
 
     def add(self) -> Any:
         with self.settings():
@@ -408,7 +409,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path,
 
 
 def test_ray_imported_by_somebody_else_is_refused() -> None:
-    ask = "import ray; from orchestrator.ray_pool import LocalCluster; LocalCluster(1).open()"
+    ask = "import ray; from orchestrator.ray_cluster import LocalCluster; LocalCluster(1).open()"
     answer = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "PoolBroken: Ray was imported before" in answer.stderr
 
@@ -425,7 +426,7 @@ def test_a_long_folder_for_temporary_files_is_bad_input(tmp_path: Path, monkeypa
 def test_the_environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "theirs")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    with ray_pool._environment({"RAY_AUTH_TOKEN": None, "RAY_AUTH_MODE": "token"}):
+    with ray_cluster._environment({"RAY_AUTH_TOKEN": None, "RAY_AUTH_MODE": "token"}):
         assert "RAY_AUTH_TOKEN" not in os.environ and os.environ["RAY_AUTH_MODE"] == "token"
     assert os.environ["RAY_AUTH_TOKEN"] == "theirs" and "RAY_AUTH_MODE" not in os.environ
 

@@ -1,0 +1,284 @@
+"""Ray clusters that a run may use, and how this process comes to know Ray: the file that imports it.
+
+`LocalCluster` starts a cluster on this machine, `AttachedCluster` joins one by its address. A cluster whose nodes are
+lent (`orchestrator.fleet`) looks after them itself: it is told what each node has to do, and says which of them to
+let go.
+
+What is kept from others on the machine or the network: token authentication is always on, with a fresh
+token in a 0600 file inside a 0700 folder; a local cluster's ports listen on the loopback address; no dashboard; nothing
+is reported to Ray's makers. Ray reads its authentication settings once, when it is imported; therefore it
+is imported here, late, and finding it imported by somebody else is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from jobs.errors import BadInput
+from orchestrator import reaper
+from orchestrator.pool import PoolBroken
+from orchestrator.rendezvous import difference
+from orchestrator.rendezvous import versions as our_versions
+
+SLOT = "pdd_slot"
+"""The resource a node offers once for each job it may run at a time."""
+LONGEST_FOLDER = 40
+"""Ray adds up to 64 characters to its folder, and the path of a Unix socket may have 107 bytes."""
+OBJECT_STORE_BYTES = 200_000_000
+"""Enough by far: only specs and answers pass through it."""
+
+_token: str | None = None
+"""This process's token: Ray keeps the first it reads, so all clusters of one process share it."""
+
+
+@dataclass(frozen=True)
+class NodeUse:
+    """A living node, what it offers, and how many of its slots have a job."""
+
+    id: str
+    host: str
+    resources: Mapping[str, float]
+    busy: int
+
+
+@dataclass(frozen=True)
+class Care:
+    """What a cluster wants after a look at its nodes: words for people, and the ids of the nodes to let go."""
+
+    say: tuple[str, ...] = ()
+    release: tuple[str, ...] = ()
+
+
+class Cluster(Protocol):
+    """Where the nodes come from."""
+
+    def open(self) -> Any:
+        """Connect this process to the cluster and return the module `ray`."""
+
+    def tend(self, nodes: Sequence[NodeUse]) -> Care:
+        """Look after the nodes; called about once a second.
+
+        Raises:
+            PoolBroken: no node will come.
+        """
+
+    def released(self, nodes: Sequence[NodeUse]) -> None:
+        """These nodes were let go, as `tend` wished: nothing runs on them and nothing more will."""
+
+    def offers(self, resources: Mapping[str, float]) -> int:
+        """The slots of a node with these resources."""
+
+    def complaint(self, versions: Mapping[str, str]) -> str:
+        """Why a worker that has these versions must not work; empty if it may."""
+
+    def close(self) -> None:
+        """Disconnect, and end what `open` started."""
+
+
+class PlainNodes:
+    """What clusters have in common whose nodes offer slots and need no care."""
+
+    def tend(self, nodes: Sequence[NodeUse]) -> Care:
+        """Nothing is to be done."""
+        return Care()
+
+    def released(self, nodes: Sequence[NodeUse]) -> None:
+        """None ever is."""
+
+    def offers(self, resources: Mapping[str, float]) -> int:
+        """What the node says."""
+        return int(resources.get(SLOT, 0))
+
+    def complaint(self, versions: Mapping[str, str]) -> str:
+        """None: it runs what we run."""
+        return ""
+
+
+class LocalCluster(PlainNodes):
+    """A Ray cluster on this machine that offers `workers` slots and leaves nothing behind."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.folder: Path | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._ray: Any = None
+
+    def open(self) -> Any:
+        """Start the cluster.
+
+        Raises:
+            BadInput: the folder for temporary files has too long a name.
+            PoolBroken: Ray was imported before, without our settings.
+        """
+        self.folder = _private_folder()
+        self._reaper = reaper.watch(self.folder)
+        with _environment(_settings(self.folder / "token")):
+            self._ray = import_ray()
+            _write_private(self.folder / "token", _token or "")
+            self._ray.init(
+                address="local",
+                num_cpus=self.workers,
+                resources={SLOT: self.workers},
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(self.folder / "ray"),  # Ray opens it to everybody; the folder above stays ours
+            )
+        return self._ray
+
+    def close(self) -> None:
+        """End the cluster's processes and remove its folder."""
+        if self._ray is not None:
+            self._ray.shutdown()
+        if self._reaper is not None and self._reaper.stdin is not None:
+            self._reaper.stdin.close()
+            self._reaper.wait()
+            self._reaper = None
+
+
+class AttachedCluster(PlainNodes):
+    """A Ray cluster that runs already, joined by its address and with its token."""
+
+    def __init__(self, address: str, token_file: Path | None, node_address: str | None = None) -> None:
+        self.address, self.token_file, self.node_address = address, token_file, node_address
+        self._ray: Any = None
+
+    def open(self) -> Any:
+        """Connect.
+
+        Raises:
+            PoolBroken: Ray was imported before with another token, or the cluster does not answer or let us in.
+        """
+        with _environment(settings(self.token_file)):
+            self._ray = import_ray(self.token_file)
+            more = {} if self.node_address is None else {"_node_ip_address": self.node_address}
+            try:
+                self._ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **more)
+            except (ConnectionError, RuntimeError, self._ray.exceptions.RayError) as error:
+                raise PoolBroken(f"Ray at {self.address} does not let us in: {brief(error)}") from error
+        return self._ray
+
+    def close(self) -> None:
+        """Disconnect; the cluster goes on."""
+        if self._ray is not None:
+            self._ray.shutdown()
+
+
+class ForeignCluster(AttachedCluster):
+    """A Ray cluster that somebody else keeps running: its nodes do not offer slots by themselves.
+
+    Every worker says which Python, Ray and code of ours it has, and one that differs gets no job.
+    """
+
+    def __init__(self, address: str, token_file: Path | None, slots: int | Literal["auto"] = "auto") -> None:
+        super().__init__(address, token_file)
+        self.slots = slots
+
+    def offers(self, resources: Mapping[str, float]) -> int:
+        """One slot a GPU, or a core where there is none; the head of a cluster often offers none of both."""
+        if self.slots != "auto":
+            return self.slots if resources.get("CPU", 0) else 0
+        return int(resources.get("GPU", 0) or resources.get("CPU", 0))
+
+    def complaint(self, versions: Mapping[str, str]) -> str:
+        """What differs from this process."""
+        return difference(versions, our_versions())
+
+
+def import_ray(token_file: Path | None = None) -> Any:
+    """Import Ray under the settings in the environment, which it reads now and never again.
+
+    Raises:
+        PoolBroken: somebody else imported it first, or this process has had another token before.
+    """
+    global _token
+    wanted = token_file.read_text(encoding="ascii") if token_file is not None else None
+    if _token is not None and wanted not in (None, _token):
+        raise PoolBroken("this process has used Ray with another token; attach from a process of its own")
+    if _token is None:
+        if "ray" in sys.modules:
+            raise PoolBroken(
+                "Ray was imported before the worker pool could set its authentication: "
+                "import nothing that imports ray before the run starts"
+            )
+        _token = wanted or secrets.token_hex(32)
+    import ray
+    import ray.exceptions
+    import ray.util.scheduling_strategies
+
+    # Ray prints what befell its workers on standard output, where --json has its one document; the pool
+    # says it as `Left`.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    return ray
+
+
+def _settings(token: Path) -> dict[str, str | None]:
+    """The same for a cluster that keeps to the loopback address, which Ray does on Linux only when told."""
+    return settings(token) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+def settings(token: Path | None) -> dict[str, str | None]:
+    """The variables under which Ray's processes start, with this file as their token; None unsets one."""
+    return {
+        "RAY_AUTH_MODE": "disabled" if token is None else "token",
+        reaper.TOKEN_VARIABLE: None if token is None else str(token),
+        "RAY_AUTH_TOKEN": None,  # would go before the file
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave a worker's list of GPUs alone, and do not warn
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables for the processes that start meanwhile; None unsets one."""
+    before = {name: os.environ.get(name) for name in settings}
+    _set(settings)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _private_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="pdd-"))
+    if len(str(folder / "ray")) > LONGEST_FOLDER:
+        folder.rmdir()
+        mend = f"name a folder of at most {LONGEST_FOLDER - 17} characters, such as /tmp"
+        raise BadInput("environment", "TMPDIR", tempfile.gettempdir(), mend)
+    return folder
+
+
+def _write_private(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def brief(error: BaseException) -> str:
+    """Ray's message without the advice at its end, on one line."""
+    text = re.sub(r"\s+", " ", str(error)).split(" Some common causes")[0]
+    return text if len(text) <= 500 else text[:500] + " …"
