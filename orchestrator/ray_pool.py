@@ -21,7 +21,7 @@ from typing import Any
 from jobs.graph import Job
 from orchestrator.events import LeaveReason
 from orchestrator.pool import EXECUTE, Answer, Joined, Left, PoolBroken, PoolEvent, Said, perform, resolve
-from orchestrator.ray_cluster import SLOT, Care, Cluster, NodeUse, brief
+from orchestrator.ray_cluster import SLOT, Cluster, NodeUse, brief
 from orchestrator.rendezvous import versions as our_versions
 from workers.shift import Shift
 
