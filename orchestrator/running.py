@@ -217,7 +217,7 @@ def run_on_slurm(
         seconds=last["seconds"],
         counts={one: found.jobs[one] for one in ("done", "cached", "failed", "skipped")},
         failures=found.failures,
-        report=next(iter(sorted((store.run_folder(name) / "report").glob("*.html"))), None),
+        report=next(iter((store.run_folder(name) / "report").glob("report.md")), None),
     )
 
 
