@@ -129,8 +129,15 @@ class Queued:
         """Whether anything of it is left."""
         return self.state not in ENDED
 
+    @property
+    def held(self) -> bool:
+        """Whether SLURM put it aside after a failed start; it waits there until somebody releases it."""
+        return self.state == "PENDING" and "launch failed" in self.reason
+
     def sentence(self) -> str:
         """Where it stands, for people."""
+        if self.held:
+            return f"{self.id} held ({self.reason}); let it go on with: scontrol release {self.id}"
         if self.state == "PENDING" and self.reason:
             return f"{self.id} pending ({self.reason})"
         return f"{self.id} {self.state.lower()}" + (f" on {self.nodes}" if self.nodes else "")

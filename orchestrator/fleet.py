@@ -104,8 +104,8 @@ class SlurmFleet(PlainNodes):
             self._unanswered = True
             return
         self._unanswered = False
-        self.queue.cancel(job.id for job in held if self.clock() - self._leaving.get(job.id, inf) > GONE)
-        living = [job for job in held if job.living and job.id not in self._leaving]
+        self.queue.cancel(job.id for job in held if job.held or self.clock() - self._leaving.get(job.id, inf) > GONE)
+        living = [job for job in held if job.living and not job.held and job.id not in self._leaving]
         yield from self._waiting(living)
         self._count_failures(held)
         missing = workers_missing(self.open_jobs, self.spec, len(living))

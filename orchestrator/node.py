@@ -139,9 +139,7 @@ class Node:
         if self._held < 0:
             return
         self.stop()
-        if self.reaper.stdin is not None:
-            self.reaper.stdin.close()
-            self.reaper.wait()
+        reaper.end(self.reaper)
         os.close(self._held)
         self._held = -1
 

@@ -143,9 +143,8 @@ class LocalCluster(PlainNodes):
         """End the cluster's processes and remove its folder."""
         if self._ray is not None:
             self._ray.shutdown()
-        if self._reaper is not None and self._reaper.stdin is not None:
-            self._reaper.stdin.close()
-            self._reaper.wait()
+        if self._reaper is not None:
+            reaper.end(self._reaper)
             self._reaper = None
 
 

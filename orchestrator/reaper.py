@@ -23,6 +23,13 @@ from contextlib import suppress
 from pathlib import Path
 
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
+ORDERLY = b"ended"
+"""What stands at the end of the input when the cluster was shut down and not cut off."""
+QUIET = 3.0
+"""Seconds without any process before the folder goes: a driver that is killed while it starts Ray may leave a process
+that has not yet become Ray, and a raylet that is killed may just have started its agents."""
+LONGEST = 60.0
+"""Seconds after which even a cluster that keeps starting processes is left alone."""
 PATIENCE = 2.0
 """Seconds for processes to go by themselves; Ray's workers notice the end of their raylet in about that."""
 
@@ -49,13 +56,32 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def clear(folder: Path, patience: float = PATIENCE) -> None:
-    """Wait for the cluster's processes to go, kill those that stay, and remove the folder."""
+def end(watcher: subprocess.Popen[bytes]) -> None:
+    """Tell a reaper that its cluster was ended in good order, and wait until it has looked after the rest."""
+    if watcher.stdin is not None:
+        with suppress(BrokenPipeError):
+            watcher.stdin.write(ORDERLY)
+            watcher.stdin.close()
+    watcher.wait()
+
+
+def clear(folder: Path, patience: float = PATIENCE, quiet: float = QUIET) -> None:
+    """Wait for the cluster's processes to go, kill those that stay, and remove the folder.
+
+    Args:
+        folder: of the cluster.
+        patience: seconds for the processes to go by themselves.
+        quiet: seconds without any process after which there will be none.
+    """
     _wait_for_end(folder, patience)
-    for pid in processes_of(folder):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    _wait_for_end(folder, PATIENCE)
+    last, deadline = time.monotonic(), time.monotonic() + LONGEST
+    while time.monotonic() < min(last + quiet, deadline):
+        for pid in processes_of(folder):
+            last = time.monotonic()
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    _wait_for_end(folder, 1.0)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -68,5 +94,5 @@ def _wait_for_end(folder: Path, seconds: float) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    sys.stdin.buffer.read()
-    clear(Path(sys.argv[1]))
+    orderly = sys.stdin.buffer.read() == ORDERLY
+    clear(Path(sys.argv[1]), quiet=0.2 if orderly else QUIET)

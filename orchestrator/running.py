@@ -181,7 +181,7 @@ def run_on_slurm(
     fail_fast: bool = False,
     follow: bool = True,
 ) -> Done | str:
-    """Submit a request to SLURM, and follow it to its end; only its run's name when it is not followed.
+    """Submit a request to SLURM, and follow it to its end; only its run's name when it is not followed to its end.
 
     Whoever follows may leave at any time: the run does not notice.
 
@@ -204,7 +204,10 @@ def run_on_slurm(
     assert lent is not None
     if not follow:
         return name
-    last = follow_to_end(store, lent, say)
+    try:
+        last = follow_to_end(store, lent, say)
+    except KeyboardInterrupt:
+        return name
     found = status(store, name)
     return Done(
         run=name,

@@ -85,7 +85,8 @@ class TuneCluster:
         try:
             self._ray.get(kept)
         except self._ray.exceptions.RayError as error:
-            raise PoolBroken(f"Ray Tune failed: {brief(error)}") from error
+            cause = getattr(error, "cause", None) or error
+            raise PoolBroken(f"Ray Tune failed: {type(cause).__name__}: {brief(cause)}") from error
         return bool(kept)
 
     def stop(self) -> None:
@@ -118,23 +119,22 @@ class TuneProcess:
         """Search until every trial is finished, from Tune's own state if there is any."""
         sweep, path = Sweep.model_validate(document), Path(folder) / FOLDER
         trainable = _trainable(Path(folder) / DESK)
-        tuner = _restored(path, trainable)
-        if tuner is None:
+        if not _took_up(path, trainable):
             shutil.rmtree(path, ignore_errors=True)
-            tuner = _new(path, trainable, sweep, trials, at_once, longest)
-        tuner.fit()
+            _new(path, trainable, sweep, trials, at_once, longest).fit()
 
 
-def _restored(path: Path, trainable: Any) -> Any:
-    """Tune as its state says, None if there is none or it cannot be read."""
+def _took_up(path: Path, trainable: Any) -> bool:
+    """Search to the end from Tune's state; False if there is none that can be read."""
     from ray import tune
 
+    if not list(path.glob("experiment_state-*.json")):  # killed before the first was written
+        return False
     try:
-        if tune.Tuner.can_restore(str(path)):
-            return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True)
-    except Exception:  # half-written by a kill; Tune names no class for it
-        pass
-    return None
+        tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True).fit()
+    except Exception:  # a kill left the state half-written; Tune names no class for that
+        return False
+    return True
 
 
 def _new(path: Path, trainable: Any, sweep: Sweep, trials: Sequence[Values] | None, at_once: int, longest: int) -> Any:

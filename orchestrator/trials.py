@@ -212,6 +212,7 @@ class Trials:
     def break_off(self) -> None:
         """The run ended before the search did."""
         if self.orders.open:
+            self.cut_short = "the search was broken off"
             self._close()
 
     def winners(self) -> list[Standing]:
@@ -312,8 +313,9 @@ class Trials:
 
     def _close(self) -> None:
         """Nothing more is tried; what is left is to evaluate the winners."""
+        nobody_ends_trials = self.sweep.scheduler.name == "none"  # then it was about to ask for its next stage
         for standing in self.standings.values():
-            if standing.state == "running":
+            if standing.state == "running" or (standing.state == "stopped" and nobody_ends_trials):
                 standing.state = "unfinished"
         self._open.clear()
         winners = self.winners()

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.documents import validate
 from jobs.errors import BadInput
-from jobs.sweep import FOLDER, Constraint, Sweep, listed, load
+from jobs.sweep import FOLDER, Constraint, Sweep, Values, listed, load
 
 STAGES_X_IPC = {
     "num_stages": {"path": "arms.0.stages", "grid": [1, 2, 5, 10]},
@@ -97,7 +97,7 @@ def test_the_budget_of_trials_cuts_the_list() -> None:
     ],
 )
 def test_constraints_are_what_python_says(text: str, holds: bool) -> None:
-    values = {"a": 2, "b": 5, "word": "adam", "flag": True}
+    values: Values = {"a": 2, "b": 5, "word": "adam", "flag": True}
     assert Constraint(text, values).holds(values) is holds
 
 

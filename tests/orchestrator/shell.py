@@ -24,7 +24,7 @@ from orchestrator.journal import Record
 from workers.store import Manifest, Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE = 280.0
+PATIENCE = 800.0
 """Seconds for anything at all to happen: the machine may be busy with other things."""
 
 

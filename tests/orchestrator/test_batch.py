@@ -130,6 +130,12 @@ def test_squeue_is_read_by_name_and_a_line_cut_short_is_left_out() -> None:
     assert batch.read_squeue("", "pdd-r-worker") == []
 
 
+def test_a_job_that_slurm_put_aside_is_told_with_the_mend() -> None:
+    job = Queued("36", "n", "PENDING", "launch failed requeued held")
+    assert job.held and job.sentence().endswith("let it go on with: scontrol release 36")
+    assert not Queued("36", "n", "PENDING", "Resources").held
+
+
 SACCT = """\
 12_0|pdd-r-worker|NODE_FAIL|2026-11-24T05:00:00|2026-11-24T05:00:10|60|billing=1,cpu=1,gres/gpu=2,node=1
 12_0|pdd-r-worker|CANCELLED by 0|2026-11-24T05:02:00|2026-11-24T05:02:05|30|billing=1,cpu=1,gres/gpu=2,node=1

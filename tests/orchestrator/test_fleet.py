@@ -177,3 +177,11 @@ def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
     assert open_jobs(state) == 4
     running = {key: replace(job, status=Status.RUNNING) for key, job in list(state.jobs.items())[:1]}
     assert open_jobs(replace(state, jobs={**state.jobs, **running})) == 4
+
+
+def test_a_worker_that_slurm_holds_after_a_failed_start_is_replaced(tmp_path: Path) -> None:
+    site = Site(tmp_path, max_workers=1)
+    site.jobs = [Queued("4_0", NAME, "PENDING", "launch failed requeued held", "", "")]
+    site.fleet.open_jobs = 1
+    assert "submitted 1 worker" in site.tend()[0]
+    assert site.cancelled == ["4_0"]

@@ -238,6 +238,7 @@ def test_a_run_that_ended_cannot_be_cancelled_and_is_told_so(type_in: Type, tmp_
     assert [path.name for path in folder.iterdir()] == [NAME]
 
 
+@pytest.mark.timeout(900)
 def test_the_same_holds_of_real_processes(tmp_path: Path) -> None:
     with shell_in(tmp_path) as shell:
         ended = shell.run("run", "tiny", "--set", "distil.settings.max_start_epoch=30")

@@ -451,6 +451,6 @@ def test_the_reaper_kills_what_stays_and_removes_the_folder(short_folder: Path) 
         env={reaper.TOKEN_VARIABLE: str(folder / "token")},
     )
     until(lambda: reaper.processes_of(folder) == [stays.pid])
-    reaper.clear(folder, patience=0.1)
+    reaper.clear(folder, patience=0.1, quiet=0.3)
     assert stays.wait(timeout=5) == -signal.SIGKILL
     assert not folder.exists()

@@ -21,6 +21,8 @@ from tests.orchestrator.schedule import before_their_parents, overtaken, too_man
 from tests.orchestrator.shell import Ended, Shell, shell_in
 from workers.store import Store
 
+pytestmark = pytest.mark.timeout(900)
+
 WORDS = ("run", "tiny", "--workers", "2", "--json")
 JOBS = 20
 
@@ -185,7 +187,7 @@ def test_a_second_run_does_nothing_starts_no_worker_and_says_the_same(copied: Sh
     (records,) = copied.runs()
     assert events(records, "slot_joined") == events(records, "job_started") == []
     assert sorted(events(records, "job_cached")) == sorted(copied.digests())
-    assert again.document["seconds"] < 5 and again.seconds < ran.ended.seconds
+    assert again.document["seconds"] < min(5, ran.document["seconds"])
     assert {path: path.stat().st_mtime_ns for path in (copied.store / "objects").rglob("*")} == before
 
 
@@ -214,7 +216,7 @@ DIVERGES = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_failing_job_takes_its_dependants_and_nothing_else_and_only_it_is_tried_again(copied: Shell) -> None:
     """Both first stages diverge; the draws with their evaluations and the full networks are made all the same."""
     objects = copied.store / "objects"

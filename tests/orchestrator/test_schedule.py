@@ -136,6 +136,7 @@ TWO_ARMS = {
 }
 
 
+@pytest.mark.timeout(900)
 def test_a_run_on_two_workers_keeps_every_rule_of_the_order(tmp_path: Path) -> None:
     """One run for all rules, because a run takes as long as all other tests of this file together."""
     experiment = tmp_path / "two_arms.yaml"

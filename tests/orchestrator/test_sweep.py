@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import yaml
 
 from jobs.errors import BadInput
 from jobs.specs import Frozen
-from orchestrator import sweep as sweeps
 from orchestrator import sweeping
 from orchestrator.journal import Record, read
 from orchestrator.request import Request
@@ -120,6 +119,20 @@ def test_a_killed_sweep_goes_on_to_the_same_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * LIMIT)
+def test_tunes_own_state_may_be_lost_or_damaged(tmp_path: Path) -> None:
+    path = file_of(tmp_path, space={"step_size": STEP_SIZE | {"grid": [0.05, 0.02]}})
+    whole = launch("sweep", str(path), store=tmp_path / "store")
+    damages: list[Callable[[Path], object]] = [lambda state: state.write_text("{"), Path.unlink]
+    for damage in damages:
+        for state in (tmp_path / "store" / "runs" / whole["run"] / "tune").glob("experiment_state-*.json"):
+            damage(state)
+        again = launch("sweep", str(path), store=tmp_path / "store")
+        assert again["jobs"]["done"] == 0
+        assert states(again) == states(whole) == [("done", 3), ("done", 3)]
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2 * LIMIT)
 def test_64_trials_on_two_workers_come_to_an_end_in_a_driver_below_a_gigabyte(tmp_path: Path) -> None:
     space = {
@@ -140,7 +153,7 @@ def test_64_trials_on_two_workers_come_to_an_end_in_a_driver_below_a_gigabyte(tm
 
 @pytest.fixture
 def without_optuna(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(sweeps.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     yield
 
 

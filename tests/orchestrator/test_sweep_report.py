@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -145,7 +146,7 @@ def test_a_cell_of_the_heat_map_shows_the_best_finished_trial_and_brackets_for_a
     figure = sweep_pictures.heat_map(made, sweep_of(), "stages", "ipc")
     (axes, _) = figure.axes
     assert {text.get_text() for text in axes.texts} == {"50", "(20)"}
-    data = axes.images[0].get_array()
-    assert data is not None and data.mask.tolist() == [[False, True], [True, False]]
+    data: Any = np.ma.asarray(axes.images[0].get_array())
+    assert np.ma.getmaskarray(data).tolist() == [[False, True], [True, False]]
     with Image.open(io.BytesIO(sweep_pictures.png(figure))) as picture:
         assert picture.format == "PNG"

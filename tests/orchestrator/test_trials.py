@@ -193,7 +193,7 @@ SPACE_WITH_A_POOR_ONE = {
 
 
 def test_a_trial_that_is_ended_early_starts_nothing_more_and_leaves_a_prefix_for_run(tmp_path: Path) -> None:
-    outcome, trials = run(tmp_path, sweep_of(SPACE_WITH_A_POOR_ONE), least=50.0)
+    outcome, trials = run(tmp_path, sweep_of(SPACE_WITH_A_POOR_ONE, scheduler={"name": "asha"}), least=50.0)
     assert outcome.exit == 0
     assert states(trials) == ["done 3/3", "stopped 1/3"]
     poor = list(trials.standings.values())[1].trial
@@ -224,16 +224,16 @@ def test_a_sweep_that_was_killed_goes_on_where_it_was_to_the_same_result(tmp_pat
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
-    _, expected = run(whole, sweep_of(SPACE_WITH_A_POOR_ONE), least=50.0)
+    _, expected = run(whole, sweep_of(SPACE_WITH_A_POOR_ONE, scheduler={"name": "asha"}), least=50.0)
 
     def kill(state: Any) -> None:
         if len(records(cut, "job_done")) == 6:
             raise Killed
 
     with pytest.raises(Killed):
-        run(cut, sweep_of(SPACE_WITH_A_POOR_ONE), least=50.0, watch=kill)
+        run(cut, sweep_of(SPACE_WITH_A_POOR_ONE, scheduler={"name": "asha"}), least=50.0, watch=kill)
     assert len(records(cut, "trial_reported")) == 2  # the first stage of either
-    outcome, trials = run(cut, sweep_of(SPACE_WITH_A_POOR_ONE), least=50.0)
+    outcome, trials = run(cut, sweep_of(SPACE_WITH_A_POOR_ONE, scheduler={"name": "asha"}), least=50.0)
     assert outcome.exit == 0
     assert states(trials) == states(expected)
     assert [one.reported for one in trials.standings.values()] == [one.reported for one in expected.standings.values()]
