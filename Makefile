@@ -2,8 +2,9 @@
 #
 #   make venv     .venv with the project and its tools
 #   make demo     the quickstart on this machine: no GPU, no download of data
-#   make test     every test          PYTEST_WORKERS=N for N processes (2)
+#   make test     every test but those on a real SLURM          PYTEST_WORKERS=N for N processes (2)
 #   make quick    the tests not marked slow
+#   make slurm    the tests on a real SLURM of four nodes, started here (root and Debian's packages; minutes)
 #   make check    ruff, mypy and the direction of imports
 #   make clean    remove caches and build products; .venv and stores of results stay
 #
@@ -13,7 +14,7 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST_WORKERS ?= 2
 PYTEST := .venv/bin/python -m pytest -q
 
-.PHONY: help venv demo test quick check lint types arrows clean
+.PHONY: help venv demo test quick slurm check lint types arrows clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -38,14 +39,17 @@ demo: venv
 	.venv/bin/python -m orchestrator.launch
 
 # Several tests at once on few cores: one thread each, or they fight.
-test quick arrows: export OMP_NUM_THREADS = 1
-test quick arrows: export MKL_NUM_THREADS = 1
+test quick slurm arrows: export OMP_NUM_THREADS = 1
+test quick slurm arrows: export MKL_NUM_THREADS = 1
 
 test: venv
-	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slurm"
 
 quick: venv
 	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slow"
+
+slurm: venv
+	$(PYTEST) -m slurm
 
 check: lint types arrows
 
