@@ -169,13 +169,17 @@ class Node:
 def start_child(
     command: Sequence[str], variables: Mapping[str, str | None], output: Path | None
 ) -> subprocess.Popen[bytes]:
-    """Start a process that gets SIGTERM when the calling thread ends; None among `variables` unsets one."""
+    """Start a process that gets SIGTERM when the calling thread ends, and its children, deaf to SIGUSR2.
+
+    None among `variables` unsets one.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in variables}
     environment |= {name: value for name, value in variables.items() if value is not None}
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     parent = os.getpid()
 
     def die_with_parent() -> None:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends its warning to all of a job, not only to us
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

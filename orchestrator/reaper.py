@@ -92,7 +92,7 @@ def _wait_for_end(folder: Path, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):  # the last is SLURM's warning
         signal.signal(number, signal.SIG_IGN)
     orderly = sys.stdin.buffer.read() == ORDERLY
     clear(Path(sys.argv[1]), quiet=0.2 if orderly else QUIET)

@@ -94,6 +94,8 @@ def test_a_child_dies_with_the_parent_that_started_it(tmp_path: Path) -> None:
         child = int((tmp_path / "pid").read_text())
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         assert b"A=b" in environment and not any(line.startswith(b"HOME=") for line in environment)
+        ignored = int(_line(child, "SigIgn").split()[1], 16)
+        assert ignored & (1 << (signal.SIGUSR2 - 1))  # SLURM's warning would end it
         parent.send_signal(signal.SIGKILL)
         parent.wait()
         gone = node.wait_for(lambda: not Path(f"/proc/{child}").exists() or b") Z " in _stat(child), 20)
@@ -107,3 +109,7 @@ def _stat(pid: int) -> bytes:
         return Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return b") Z "
+
+
+def _line(pid: int, name: str) -> str:
+    return next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(name))

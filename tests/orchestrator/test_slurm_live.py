@@ -36,7 +36,6 @@ EXPERIMENT = {
     "dataset": "digits",
     "scale": "tiny",
     "networks": 1,
-    "set": {"distil.iterations": 300},
     "arms": [{"method": "mtt", "stages": 2, "ipc_per_stage": 1}],
 }
 
@@ -64,9 +63,11 @@ class Site:
 
     def start(self, *words: str, store: str = "store") -> subprocess.Popen[str]:
         """`pdd` with these words, on the cluster file that was written last."""
-        experiment = self.folder / "live.yaml"
-        experiment.write_text(yaml.safe_dump(EXPERIMENT))
-        words = tuple(str(experiment) if word == "LIVE" else word for word in words)
+        lengths = {"LIVE": 300, "LONG": 3000}
+        for word, iterations in lengths.items():
+            document = EXPERIMENT | {"set": {"distil.iterations": iterations}}
+            (self.folder / f"{word}.yaml").write_text(yaml.safe_dump(document))
+        words = tuple(str(self.folder / f"{word}.yaml") if word in lengths else word for word in words)
         common = ("--store", str(self.folder / store), "--json")
         with open(self.folder / "errors.txt", "a") as errors:
             return subprocess.Popen(
@@ -230,6 +231,49 @@ def test_a_disturbed_run_ends_with_the_same_results(
     disturb(site)
     done = site.end(going)
     assert done["exit"] == 0 and digests(done) == undisturbed
+
+
+def _requeue_gang(site: Site) -> None:
+    site.slurm.run("scontrol", "requeue", site.jobs("-gang")[0])
+
+
+@pytest.mark.parametrize("disturb", [lambda site: None, _requeue_gang])
+def test_a_gang_is_one_job_with_the_same_results(
+    site: Site, undisturbed: dict[str, str], disturb: Callable[[Site], None]
+) -> None:
+    site.cluster_file(mode="gang")
+    going = site.start("run", "LIVE", *site.on_slurm())
+    site.wait_for_stage()
+    wait_until(lambda: len({r["slot"] for r in site.records() if r["event"] == "slot_joined"}) == 2, PATIENCE)
+    assert site.jobs("-worker") == [] and len(site.jobs("-gang")) == 1
+    disturb(site)
+    done = site.end(going)
+    assert done["exit"] == 0 and digests(done) == undisturbed
+    assert site.slurm.run("squeue", "--noheader").strip() == ""
+
+
+def test_two_launches_at_once_share_the_work(site: Site, undisturbed: dict[str, str]) -> None:
+    both = [site.start("run", "LIVE", *site.on_slurm()) for _ in range(2)]
+    done = [site.end(one) for one in both]
+    assert [digests(one) for one in done] == [undisturbed, undisturbed]
+    made = [record["key"] for record in site.records() if record["event"] == "job_done"]
+    assert sorted(made) == sorted(undisturbed)
+
+
+def test_workers_whose_walltime_is_shorter_than_a_stage_come_back_until_it_is_done(
+    site: Site,
+) -> None:
+    site.cluster_file(minutes=1, lead_seconds=30, max_workers=1, head={"minutes": 30})
+    going = site.start("run", "LONG", *site.on_slurm())
+    done = site.end(going)
+    rows = site.slurm.run(
+        "sacct", "--allocations", "--duplicates", "--noheader", "--format", "JobName%60,State"
+    ).split()
+    assert done["exit"] == 0
+    assert rows.count("REQUEUED") >= 2
+    assert any(record["event"] == "job_yielded" for record in site.records())
+    here = ("--cluster-file", str(site.folder / "cluster.yaml"), "--cluster", "local")
+    assert digests(done) == digests(site.pdd("run", "LONG", *here, store="here"))
 
 
 def test_a_run_that_nobody_follows_is_asked_after_and_cancelled(site: Site) -> None:
