@@ -140,7 +140,7 @@ def _matching(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
 
 def _judging(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
     """Each candidate is judged by networks trained on the union of the stage and those before it."""
-    if spec.choice.by == "last":
+    if spec.choice.by == "last" or spec.choice.training is None:
         return Effort(0.0)
     union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc
     candidates = math.ceil(spec.iterations / spec.choice.every)

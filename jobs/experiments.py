@@ -331,6 +331,7 @@ class _ArmExpansion:
             stage=stage,
             ipc=self.arm.ipc_per_stage or 0,
             network=self.recipe.network,
+            transition=self.recipe.transition if stage > 1 and self.recipe.experts is None else None,
             seed=seed,
             **{name: getattr(numbers, name) for name in type(numbers).model_fields},
         )

@@ -21,9 +21,12 @@ from jobs.specs import (
     Augmentation,
     ChoiceSpec,
     Count,
+    Drop,
+    Family,
     Fraction,
     Frozen,
     ImageOptimiserSpec,
+    Init,
     NetworkSpec,
     NonNegative,
     Positive,
@@ -83,8 +86,10 @@ class DistilNumbers(Frozen):
 
     iterations: Count
     image: ImageOptimiserSpec
-    init: Literal["real", "noise"] = "real"
+    init: Init = "real"
+    factor: Count = 1
     conditioning: bool = True
+    starts: Count | None = None
     choice: ChoiceSpec
     settings: Settings
     checkpoint_every: Count = 50
@@ -105,7 +110,9 @@ class EvaluateNumbers(Frozen):
     weight_decay: NonNegative = 5e-4
     batch_size: Count = 256
     augmentation: Augmentation = "none"
-    drop: Literal["none", "half"] = "half"
+    family: Family = "mtt"
+    cutmix: Fraction = 0.0
+    drop: Drop = "half"
     extra_epoch: bool = False
     networks: dict[str, NetworkSpec] = {}
 

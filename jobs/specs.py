@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
@@ -28,6 +28,12 @@ Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Init = Literal["real", "noise", "centroids"]
+"""New images start as random real ones, as noise, or as the real ones nearest to the centroids of k-means (DREAM)."""
+Drop = Literal["none", "half", "thirds"]
+Family = Literal["mtt", "dc", "idc"]
+"""How a code base combines augmentations (facts 3): `mtt` and `dc` draw one operation a batch, with and without
+`align_corners`; `idc` always flips and colours, then draws one geometric operation, then always cuts out."""
 Augmentation = Annotated[
     str,
     Field(pattern=r"^(none|(color|crop|cutout|flip|scale|rotate)(_(color|crop|cutout|flip|scale|rotate))*)$"),
@@ -84,8 +90,9 @@ class NetworkSpec(Frozen):
 class SgdSpec(Frozen):
     """Plain SGD over resident tensors: one permutation per epoch, the last short batch kept.
 
-    `drop` says when the learning rate falls to a tenth: `half` is the reference's "after epoch index E//2+1"
-    (facts 4.3). `extra_epoch` repeats the reference's `range(E + 1)`.
+    `drop` says when the learning rate falls: `half` is to a tenth after epoch index E//2+1 (MTT, DC; facts 4.3),
+    `thirds` to a fifth at 2/3 and at 5/6 (IDC; facts 6.1). `extra_epoch` repeats the reference's `range(E + 1)`.
+    `cutmix` is the probability of mixing a batch, after the augmentation.
     """
 
     epochs: Count
@@ -94,7 +101,9 @@ class SgdSpec(Frozen):
     weight_decay: NonNegative = 0.0
     batch_size: Count = 256
     augmentation: Augmentation = "none"
-    drop: Literal["none", "half"] = "none"
+    family: Family = "mtt"
+    cutmix: Fraction = 0.0
+    drop: Drop = "none"
     extra_epoch: bool = False
 
 
@@ -239,7 +248,14 @@ class ChoiceSpec(Frozen):
     by: Choice = "validation"
     every: Count = 100
     networks: Count = 5
-    training: SgdSpec
+    training: SgdSpec | None = None
+    """How a candidate's networks are trained; not needed for `last`."""
+
+    @model_validator(mode="after")
+    def _a_contest_needs_training(self) -> ChoiceSpec:
+        if self.by != "last" and self.training is None:
+            raise PydanticCustomError("training", "give choice.training, or choose the last iterate (by: last)")
+        return self
 
 
 class DistilSpec(Spec):
@@ -247,6 +263,11 @@ class DistilSpec(Spec):
 
     `settings` are the base method's own numbers; its module in `workers.methods` validates them before
     anything starts. With `conditioning` the frozen sets S_1..S_{i-1} take part in the matching objective.
+
+    A method without experts starts from networks that it makes itself; from stage 2 on each of them goes through
+    S_1, then S_1+S_2, and so on by `transition` first (facts 6.2). `starts` is how many such networks there are
+    before they are used again; None, as published, makes a new one every time. `factor` f keeps f*f training images
+    in each stored one (IDC's multi-formation, facts 3.5).
     """
 
     kind: ClassVar[Kind] = "distil"
@@ -259,8 +280,11 @@ class DistilSpec(Spec):
     network: NetworkSpec
     iterations: Count
     image: ImageOptimiserSpec
-    init: Literal["real", "noise"] = "real"
+    init: Init = "real"
+    factor: Count = 1
     conditioning: bool = True
+    transition: TransitionSpec | None = None
+    starts: Count | None = None
     choice: ChoiceSpec
     settings: Settings
     seed: Index = 0

@@ -80,6 +80,15 @@ class Bench:
             self._stopping = (self.stop_file is not None and self.stop_file.exists()) or self.shift.over()
         return self._stopping
 
+    def yield_if_asked(self, where: str) -> None:
+        """Break off work that keeps nothing.
+
+        Raises:
+            Yielded: the run was asked to stop, or the shift is over.
+        """
+        if self.stopping:
+            raise Yielded(f"{self.job.key}: asked to stop {where}")
+
     def pulse(self, done: float, note: str = "") -> None:
         """Report progress at a point where nothing is lost by leaving.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
 from jobs.specs import DistilSpec
 from workers import dataset as datasets
-from workers import synthetic, trajectories
+from workers import formation, synthetic, trajectories
 from workers.bench import Bench
+from workers.chain import Starts
 from workers.dataset import Split
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, Method, Pixels, Stage
-from workers.networks import load_flat
+from workers.networks import Network, load_flat
 from workers.selection import random_per_class
 from workers.students import build_network, fit, trainer_for
 from workers.synthetic import SyntheticSet
@@ -68,11 +69,12 @@ class StageRun:
         assert isinstance(bench.job.spec, DistilSpec)
         self.bench, self.spec = bench, bench.job.spec
         self.data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-        earlier = [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
-        self.frozen = _on(synthetic.union(earlier), bench.device) if earlier else None
-        matched = self.frozen if self.spec.conditioning else None
-        self.pixels = Pixels(self._initial_images(), matched, self.spec.image, self.spec.iterations)
+        self.earlier = [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
+        self.frozen = _on(synthetic.union(self.earlier), bench.device) if self.earlier else None
         self.method = self._method()
+        matched = self._learning(self.frozen) if self.frozen is not None and self.spec.conditioning else None
+        new = self._learning(self._initial_images())
+        self.pixels = Pixels(new, matched, self.spec.image, self.spec.iterations)
         self.generator = bench.generator("loop")
         self.iteration = 0
         self.kept, self.history = Kept(), History()
@@ -89,11 +91,11 @@ class StageRun:
     def result(self) -> SyntheticSet:
         """The kept new images and the step size that was learned with them."""
         new = self.kept.images if self.kept.images is not None else self.pixels.new
-        return SyntheticSet(new.cpu(), self._new_labels().cpu(), self.kept.step_size)
+        return self._in_training_space(new.cpu(), self._new_labels().cpu(), self.kept.step_size)
 
     def result_so_far(self) -> SyntheticSet:
         """The frozen sets and the new images as they are now, with the current step size."""
-        new = SyntheticSet(self.pixels.new, self._new_labels(), self.method.step_size)
+        new = self._in_training_space(self.pixels.new, self._new_labels(), self.method.step_size)
         return new if self.frozen is None else synthetic.union([self.frozen, new])
 
     def save(self) -> None:
@@ -163,6 +165,7 @@ class StageRun:
     def _network_accuracy(self, union: SyntheticSet, split: Split, number: int) -> float:
         """Accuracy (percent) of one candidate network; 0 for one that diverges, which no better iterate loses to."""
         training = self.spec.choice.training
+        assert training is not None
         seed = seed_from(self.bench.job.key, "candidate", self.iteration, number)
         generator = torch.Generator().manual_seed(seed)
         network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
@@ -170,7 +173,7 @@ class StageRun:
         if start is not None:
             load_flat(network, start.to(self.bench.device))
         try:
-            fit(trainer_for(network, training, generator, lr=union.step_size), union.images, union.labels, training)
+            fit(trainer_for(network, training, generator, lr=union.step_size), *union.expanded(), training)
         except Diverged:
             return 0.0
         return accuracy(network, split.images, split.labels)
@@ -181,18 +184,28 @@ class StageRun:
             spec=self.spec,
             train=self.data.train,
             classes=self.data.classes,
+            transform=self.data.transform,
             experts=trajectories.Trajectories(paths) if paths else None,
-            network=build_network(
-                self.spec.network,
-                self.data.shape,
-                self.data.classes,
-                self.bench.generator("layout"),
-                self.bench.device,
-            ),
+            network=self._random_network("layout"),
+            starts=self._starts(),
             device=self.bench.device,
             memory_level=self.bench.memory_level,
         )
         return method_named(self.spec.method)(stage, settings_for(self.spec.method, self.spec.settings))
+
+    def _random_network(self, *purpose: str | int) -> Network:
+        generator = self.bench.generator(*purpose)
+        return build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
+
+    def _starts(self) -> Starts:
+        return Starts(
+            lambda number: self._random_network("start", number),
+            lambda number: self.bench.generator("chain", number),
+            self.earlier,
+            self.spec.transition,
+            self.spec.starts,
+            lambda: self.bench.yield_if_asked("during a transition"),
+        )
 
     def _initial_images(self) -> SyntheticSet:
         generator = self.bench.generator("images")
@@ -200,9 +213,18 @@ class StageRun:
         if self.spec.init == "noise":
             images = torch.randn((len(labels), *self.data.shape), generator=generator).to(self.bench.device)
         else:
-            chosen = random_per_class(self.data.train.labels, self.spec.ipc, generator)
-            images = self.data.train.images[chosen.to(self.bench.device)]
-        return SyntheticSet(images, labels, None)
+            chosen = random_per_class(self.data.train.labels, self.spec.ipc * self.spec.factor**2, generator)
+            images = formation.compose(self.data.train.images[chosen.to(self.bench.device)], self.spec.factor)
+        return SyntheticSet(images, labels, None, self.spec.factor)
+
+    def _learning(self, one: SyntheticSet) -> SyntheticSet:
+        """A set of the training space as the method's pixels have it."""
+        return replace(one, images=self.data.transform.inverse(one.images)) if self.method.space == "unit" else one
+
+    def _in_training_space(self, new: Tensor, labels: Tensor, step_size: float | None) -> SyntheticSet:
+        """The method's pixels as a set."""
+        images = self.data.transform.normalise(new) if self.method.space == "unit" else new
+        return SyntheticSet(images, labels, step_size, self.spec.factor)
 
     def _new_labels(self) -> Tensor:
         return torch.arange(self.data.classes, device=self.bench.device).repeat_interleave(self.spec.ipc)
@@ -257,7 +279,7 @@ def _write_history(path: Path, history: History) -> None:
 
 
 def _on(one: SyntheticSet, device: torch.device) -> SyntheticSet:
-    return SyntheticSet(one.images.to(device), one.labels.to(device), one.step_size)
+    return replace(one, images=one.images.to(device), labels=one.labels.to(device))
 
 
 def _under(prefix: str, arrays: Arrays) -> Arrays:

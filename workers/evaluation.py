@@ -54,8 +54,8 @@ def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
         def beat(epoch: int, seen: EpochStats, number: int = number) -> None:
             bench.pulse((number + (epoch + 1) / spec.training.epochs) / len(chain), f"link {number + 1}")
 
-        images, labels = link.images.to(bench.device), link.labels.to(bench.device)
-        fit(trainer, images, labels, spec.training, lr=rate, on_epoch=beat)
+        images, labels = link.expanded()
+        fit(trainer, images.to(bench.device), labels.to(bench.device), spec.training, lr=rate, on_epoch=beat)
         curve.append(accuracy(network, data.test.images, data.test.labels))
     return _result(folder, curve)
 

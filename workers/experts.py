@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.errors import BadInput, Yielded
+from jobs.errors import BadInput
 from jobs.specs import ExpertsSpec
 from workers import dataset as datasets
 from workers import forgetting, synthetic, trajectories
 from workers.bench import Bench
+from workers.chain import link
 from workers.dataset import Dataset, Split
 from workers.networks import Network, flatten, load_flat
 from workers.students import build_network, fit, trainer_for
@@ -59,9 +60,8 @@ def start_of(bench: Bench, data: Dataset, number: int) -> Network:
     chain = trajectories.Trajectories([bench.store.path(bench.parent("chain"), trajectories.TRAJECTORIES)])
     load_flat(network, chain.parameters(number, 0).to(bench.device))
     union = synthetic.union([synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")])
-    link = trainer_for(network, spec.transition, bench.generator("transition", name), lr=union.step_size)
-    fit(link, union.images.to(bench.device), union.labels.to(bench.device), spec.transition,
-        on_epoch=lambda epoch, _: _yield_if_asked(bench))  # fmt: skip
+    generator = bench.generator("transition", name)
+    link(network, union, spec.transition, generator, lambda: bench.yield_if_asked("during a transition"))
     return network
 
 
@@ -113,11 +113,6 @@ def _held_out_accuracy(bench: Bench, data: Dataset, done: list[Trajectory]) -> d
 def _spec(bench: Bench) -> ExpertsSpec:
     assert isinstance(bench.job.spec, ExpertsSpec)
     return bench.job.spec
-
-
-def _yield_if_asked(bench: Bench) -> None:
-    if bench.stopping:
-        raise Yielded(f"{bench.job.key}: asked to stop during a transition")
 
 
 def _keep(bench: Bench, number: int, made: Trajectory | None) -> None:

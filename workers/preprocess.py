@@ -59,7 +59,11 @@ class Affine:
 
     def forward(self, images: Tensor) -> Tensor:
         """(x / 255 - mean) / std of uint8 [N, C, H, W], as float32."""
-        return (_unit(images) - self._shaped(self.mean, images)) / self._shaped(self.std, images)
+        return self.normalise(_unit(images))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(x - mean) / std of float32 pixels in [0, 1]; differentiable."""
+        return (pixels - self._shaped(self.mean, pixels)) / self._shaped(self.std, pixels)
 
     def inverse(self, images: Tensor) -> Tensor:
         """The float32 pixels of normalised images, in [0, 1] but not clamped to it."""
@@ -84,9 +88,12 @@ class Zca:
 
     def forward(self, images: Tensor) -> Tensor:
         """(x / 255 - mean) @ whiten of uint8 [N, C, H, W], as float32."""
-        device = images.device
-        flat = _unit(images).flatten(1)  # [N, D]
-        return ((flat - self.mean.to(device)) @ self.whiten.to(device)).view(-1, *self.shape)
+        return self.normalise(_unit(images))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(x - mean) @ whiten of float32 pixels in [0, 1]; differentiable."""
+        device = pixels.device
+        return ((pixels.flatten(1) - self.mean.to(device)) @ self.whiten.to(device)).view(-1, *self.shape)
 
     def inverse(self, images: Tensor) -> Tensor:
         """The float32 pixels of whitened images, in [0, 1] but not clamped to it."""

@@ -7,11 +7,13 @@ a number of a spec has one meaning.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from jobs.specs import NetworkSpec, SgdSpec
+from jobs.specs import Family, NetworkSpec, SgdSpec
 from workers.augmentation import Augmentation
 from workers.networks import Network, build
 from workers.training import EpochStats, Optimiser, Schedule, Trainer
@@ -64,7 +66,8 @@ def fit(
         labels,
         schedule=schedule_of(spec),
         batch_size=spec.batch_size,
-        augmentation=augmentation_of(spec.augmentation),
+        augmentation=augmentation_of(spec.augmentation, spec.family),
+        cutmix_probability=spec.cutmix,
         lr=lr,
         on_epoch=on_epoch,
         correctness=correctness,
@@ -73,11 +76,19 @@ def fit(
 
 def schedule_of(spec: SgdSpec) -> Schedule:
     """The passes and drops of a spec."""
-    if spec.drop == "half":
-        return Schedule.one_drop(spec.epochs, extra_epoch=spec.extra_epoch)
-    return Schedule(epochs=spec.epochs + spec.extra_epoch)
+    match spec.drop:
+        case "half":
+            return Schedule.one_drop(spec.epochs, extra_epoch=spec.extra_epoch)
+        case "thirds":
+            schedule = Schedule.two_drops(spec.epochs)
+            return replace(schedule, epochs=spec.epochs + spec.extra_epoch)
+        case "none":
+            return Schedule(epochs=spec.epochs + spec.extra_epoch)
 
 
-def augmentation_of(strategy: str) -> Augmentation | None:
-    """A strategy string as the MTT family means it: one operation a batch, `align_corners` true (facts 3)."""
-    return None if strategy == "none" else Augmentation.parse(strategy, mode="one", align_corners=True)
+def augmentation_of(strategy: str, family: Family = "mtt") -> Augmentation | None:
+    """A strategy string as a family of code bases means it; None for no augmentation (facts 3)."""
+    if strategy == "none":
+        return None
+    mode: Literal["one", "idc"] = "idc" if family == "idc" else "one"
+    return Augmentation.parse(strategy, mode=mode, align_corners=family == "mtt")

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from workers import formation
 from workers.preprocess import Affine, Zca
 
 EXACT = "set.arrow"
@@ -31,35 +32,48 @@ PICTURES = "set.parquet"
 class SyntheticSet:
     """Images float32 [n, C, H, W] in the training space, labels int64 [n], and their learned step size.
 
-    `step_size` is None for sets of real images, which are trained at the recipe's learning rate.
+    `step_size` is None for sets of real images, which are trained at the recipe's learning rate. With a `factor` f
+    above 1 each image holds f*f training images (`workers.formation`).
     """
 
     images: Tensor
     labels: Tensor
     step_size: float | None
+    factor: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def expanded(self) -> tuple[Tensor, Tensor]:
+        """What a network is trained on: images float32 [n * f * f, C, H, W] and labels int64 [n * f * f]."""
+        return formation.decode(self.images, self.factor), self.labels.repeat_interleave(self.factor**2)
 
 
 def union(sets: Sequence[SyntheticSet]) -> SyntheticSet:
     """S_1 + ... + S_p, earlier images first, with the step size of the last set.
 
     Raises:
-        ValueError: there is no set.
+        ValueError: there is no set, or their factors differ.
     """
     if not sets:
         raise ValueError("a union needs at least one set, got none")
+    factors = {one.factor for one in sets}
+    if len(factors) > 1:
+        raise ValueError(f"a union needs sets of one factor, got {sorted(factors)}")
     images = torch.cat([one.images for one in sets])
     labels = torch.cat([one.labels for one in sets])
-    return SyntheticSet(images, labels, sets[-1].step_size)
+    return SyntheticSet(images, labels, sets[-1].step_size, sets[-1].factor)
 
 
 def write(folder: Path, made: SyntheticSet, transform: Affine | Zca, class_names: Sequence[str]) -> None:
     """Write both forms; pixels are clamped to [0, 1] in the pictures only."""
     images = made.images.detach().cpu().contiguous()
     shape = ",".join(map(str, images.shape[1:]))
-    metadata = {"shape": shape, "step_size": "" if made.step_size is None else made.step_size.hex()}
+    metadata = {
+        "shape": shape,
+        "step_size": "" if made.step_size is None else made.step_size.hex(),
+        "factor": str(made.factor),
+    }
     size = images[0].numel()
     pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.numpy().ravel()), size)
     table = pa.table({"pixels": pixels, "label": made.labels.cpu().numpy()}).replace_schema_metadata(metadata)
@@ -79,7 +93,10 @@ def read(folder_or_file: Path) -> SyntheticSet:
         labels = table.column("label").to_numpy().copy()
     step_size = metadata[b"step_size"].decode()
     return SyntheticSet(
-        torch.from_numpy(pixels), torch.from_numpy(labels), float.fromhex(step_size) if step_size else None
+        torch.from_numpy(pixels),
+        torch.from_numpy(labels),
+        float.fromhex(step_size) if step_size else None,
+        int(metadata.get(b"factor", b"1")),
     )
 
 

@@ -106,7 +106,10 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
             {"lr": 1000.0, "momentum": 0.0},
             {"lr": 1000.0, "final_lr": 1.0},
         ],
-        "init": ["noise"],
+        "init": ["noise", "centroids"],
+        "factor": [2],
+        "transition": [{"epochs": 4}],
+        "starts": [3],
         "conditioning": [False],
         "choice": [
             *({"training": training} for training in TRAININGS),

@@ -103,8 +103,12 @@ class Shell:
         processes = []
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # gone meanwhile, or somebody else's
-                if mark in (entry / "environ").read_bytes():
-                    processes.append(f"{entry.name}: {(entry / 'cmdline').read_bytes()[:80]!r}")
+                environment = (entry / "environ").read_bytes()
+                if mark in environment:
+                    token = [line for line in environment.split(b"\0") if line.startswith(b"RAY_AUTH_TOKEN_PATH=")]
+                    parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                    name = (entry / "cmdline").read_bytes().replace(b"\0", b" ").strip()[:60]
+                    processes.append(f"{entry.name} of {parent}: {name!r} {token}")
         paths = [path for path in self.temporary.iterdir() if not path.name.startswith("torchinductor_")]
         return processes + [str(path) for path in paths]
 

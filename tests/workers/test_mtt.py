@@ -16,12 +16,14 @@ from torch import Tensor
 from jobs.errors import BadInput, Diverged
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
 from workers import matching, trajectories
+from workers.chain import Starts
 from workers.dataset import Split
 from workers.matching import InnerBatch, Matched, whole_graph
 from workers.methods import base, method_named, settings_for
 from workers.methods.base import Pixels, Stage, draw_without_replacement
 from workers.methods.mtt import MttSettings, StepSize, TrajectoryMatching
 from workers.networks import build, parameter_count
+from workers.preprocess import Affine
 from workers.synthetic import SyntheticSet
 from workers.trajectories import Trajectories
 
@@ -79,8 +81,10 @@ def stage(tmp_path: Path) -> Stage:
         spec=spec,
         train=Split(torch.zeros(0), torch.zeros(0)),
         classes=CLASSES,
+        transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=Trajectories([tmp_path / trajectories.TRAJECTORIES]),
         network=network,
+        starts=Starts(lambda number: network, lambda number: generator(), [], None, None),
         device=torch.device("cpu"),
         memory_level=0,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.specs import DistilSpec, Frozen, ImageOptimiserSpec
+from workers.chain import Starts
 from workers.dataset import Split
+from workers.networks import Network
+from workers.preprocess import Affine, Zca
 from workers.synthetic import SyntheticSet
 from workers.trajectories import Trajectories
 
@@ -79,30 +82,43 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a method may know of its stage; nothing here lets it reach the test split."""
+    """What a method may know of its stage; nothing here lets it reach the test split.
+
+    Attributes:
+        train: real images in the training space, and their labels.
+        transform: between the training space and pixels in [0, 1].
+        experts: of methods that match trajectories, else None.
+        network: of the stage's architecture; its own weights mean nothing.
+        starts: networks at the end of their chains, for methods without experts.
+        memory_level: raised after each out-of-memory ending; a method may trade time for memory.
+    """
 
     spec: DistilSpec
     train: Split
     classes: int
+    transform: Affine | Zca
     experts: Trajectories | None
-    network: torch.nn.Module
-    """A network of the stage's architecture; its own weights mean nothing."""
+    network: Network
+    starts: Starts
     device: torch.device
     memory_level: int
 
 
-class Method(Protocol):
-    """One base method in one stage.
+class Method:
+    """One base method in one stage; a new one overrides what differs.
 
     A method is made at the start of a stage and may keep state between iterations; all of that state must be
     in `state`, because a stage is resumed bit for bit from it. Random numbers come from the generator it is
-    given.
+    given, and networks from `Stage.starts`.
     """
 
-    Settings: ClassVar[type[Frozen]]
+    Settings: ClassVar[type[Frozen]] = Frozen
     """Its own numbers: the `settings` of a recipe's `distil` section."""
+    space: ClassVar[Literal["training", "unit"]] = "training"
+    """Where its pixels live: normalised as the dataset is, or in [0, 1], to be normalised inside the loss."""
 
-    def __init__(self, stage: Stage, settings: Frozen) -> None: ...
+    def __init__(self, stage: Stage, settings: Frozen) -> None:
+        self.stage, self.settings = stage, settings
 
     @classmethod
     def expert_epochs_needed(cls, settings: Frozen) -> int | None:
@@ -110,7 +126,7 @@ class Method(Protocol):
 
         Known before anything runs, so that a recipe which trains its experts too briefly is refused then.
         """
-        ...
+        return None
 
     def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
         """One iteration: work out gradients, let `pixels` descend, return the loss.
@@ -118,24 +134,23 @@ class Method(Protocol):
         Raises:
             Diverged: the method's own quantities left their range.
         """
-        ...
+        raise NotImplementedError
 
     @property
     def step_size(self) -> float | None:
         """The learning rate learned with the images, if the method learns one."""
-        ...
+        return None
 
     def start(self, number: int) -> Tensor | None:
         """Parameters [P] from which network `number` starts when iterates are judged; None: random."""
-        ...
+        return None
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and plain values that the next iteration depends on."""
-        ...
+        return {}, {}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
         """Go back to a `state`."""
-        ...
 
 
 def _image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Optimizer:

@@ -26,7 +26,7 @@ from torch import Tensor
 from jobs.errors import BadInput, Diverged
 from jobs.specs import Augmentation, Count, Fraction, Frozen, Positive
 from workers.matching import ENGINES, Engine, InnerBatch, Matched, Student
-from workers.methods.base import Arrays, Pixels, Stage, draw_without_replacement
+from workers.methods.base import Arrays, Method, Pixels, Stage, draw_without_replacement
 from workers.students import augmentation_of
 
 
@@ -68,7 +68,7 @@ class StepSize:
             self.value *= math.exp(-min(max(move, -clamp), clamp))
 
 
-class TrajectoryMatching:
+class TrajectoryMatching(Method):
     """MTT in one stage; see `workers.methods.base.Method`."""
 
     Settings = MttSettings

@@ -1,0 +1,76 @@
+"""The transition: networks that have been through the earlier synthetic sets (paper section 4.1, facts 5.2, 6.2).
+
+A chain is a random network trained on S_1, then on S_1+S_2, and so on, each link with an optimiser of its own. Base
+methods that match experts have their chains in the experts' trajectories (`workers.experts`); the others ask `Starts`
+for networks, which in stage 1, or without a transition, are simply random.
+
+Network number j is a function of the job's key and j alone, so a stage that is resumed meets the same networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from jobs.specs import TransitionSpec
+from workers import synthetic
+from workers.networks import Network, flatten, load_flat
+from workers.students import fit, trainer_for
+from workers.synthetic import SyntheticSet
+
+Beat = Callable[[], None]
+"""Called after every epoch; may raise to break off."""
+
+
+def link(
+    network: Network, union: SyntheticSet, spec: TransitionSpec, generator: torch.Generator, beat: Beat = lambda: None
+) -> None:
+    """Train a network on a union at the step size learned with its last set, else at the spec's rate, in place."""
+    device = next(network.parameters()).device
+    images, labels = union.expanded()
+    trainer = trainer_for(network, spec, generator, lr=union.step_size)
+    fit(trainer, images.to(device), labels.to(device), spec, on_epoch=lambda epoch, seen: beat())
+
+
+class Starts:
+    """Networks of a stage by number, each at the end of its own chain.
+
+    Args:
+        random_network: network number j before it has seen anything.
+        generator: the source of number j's chain.
+        sets: S_1..S_{i-1} in the training space; empty in stage 1.
+        spec: how a link is trained; None for no transition, which leaves all networks random.
+        pool: numbers are taken modulo this; None for no limit.
+        beat: called after every epoch of a link.
+    """
+
+    def __init__(
+        self,
+        random_network: Callable[[int], Network],
+        generator: Callable[[int], torch.Generator],
+        sets: Sequence[SyntheticSet],
+        spec: TransitionSpec | None,
+        pool: int | None,
+        beat: Beat = lambda: None,
+    ) -> None:
+        self._random_network, self._generator = random_network, generator
+        self._unions = [synthetic.union(sets[: stage + 1]) for stage in range(len(sets))]
+        self._spec, self._pool, self._beat = spec, pool, beat
+        self._ends: dict[int, torch.Tensor] = {}
+
+    def network(self, number: int) -> Network:
+        """Network `number`, fresh to be trained on; asking again gives an equal one."""
+        number = number if self._pool is None else number % self._pool
+        network = self._random_network(number)
+        if self._spec is None or not self._unions:
+            return network
+        if number in self._ends:
+            load_flat(network, self._ends[number])
+            return network
+        generator = self._generator(number)
+        for union in self._unions:
+            link(network, union, self._spec, generator, self._beat)
+        if self._pool is not None:
+            self._ends[number] = flatten(network)
+        return network
