@@ -15,7 +15,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
@@ -57,6 +67,16 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after results existed. At its default such a field says nothing new and is not written, so
+    what was computed before keeps its key; the default of one can therefore never be changed."""
+
+    @model_serializer(mode="wrap")
+    def _without_silent_fields(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        silent = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in written.items() if name not in silent}
+
 
 class NetworkSpec(Frozen):
     """Which network to build; `width` and `depth` of None mean the published ones of that architecture."""
@@ -94,6 +114,8 @@ class SgdSpec(Frozen):
     `thirds` to a fifth at 2/3 and at 5/6 (IDC; facts 6.1). `extra_epoch` repeats the reference's `range(E + 1)`.
     `cutmix` is the probability of mixing a batch, after the augmentation.
     """
+
+    later: ClassVar[frozenset[str]] = frozenset({"family", "cutmix"})
 
     epochs: Count
     lr: Positive | None = None
@@ -273,6 +295,7 @@ class DistilSpec(Spec):
     kind: ClassVar[Kind] = "distil"
     version: ClassVar[int] = 1
     placement: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
+    later: ClassVar[frozenset[str]] = frozenset({"factor", "transition", "starts"})
 
     method: str
     stage: Count

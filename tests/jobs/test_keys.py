@@ -57,6 +57,8 @@ TRAININGS: list[Any] = [
         {"weight_decay": 5e-4},
         {"batch_size": 64},
         {"augmentation": "flip"},
+        {"family": "idc"},
+        {"cutmix": 0.5},
         {"drop": "half"},
         {"extra_epoch": True},
     )
@@ -151,6 +153,13 @@ def test_every_value_that_can_change_the_result_changes_the_key(kind: Kind) -> N
 def test_every_field_is_either_tried_above_or_placement(kind: Kind) -> None:
     assert set(CHANGES[kind]) | SPECS[kind].placement == set(SPECS[kind].model_fields)
     assert set(PLACEMENT.get(kind, {})) == SPECS[kind].placement
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_a_field_that_came_later_changes_no_key_until_it_is_used(kind: Kind) -> None:
+    spec = example(kind)
+    silent = {name for name in spec.later if getattr(spec, name) == type(spec).model_fields[name].default}
+    assert silent == spec.later and not silent & set(spec.identity())
 
 
 @pytest.mark.parametrize("kind", PLACEMENT)

@@ -128,7 +128,7 @@ def test_an_experiment_s_override_passes_over_methods_without_that_section() -> 
     assert resolved.recipe.network.width == 9
 
 
-KNOWN_IN_DISTIL = "checkpoint_every, choice, conditioning, image, init, iterations, settings"
+KNOWN_IN_DISTIL = "checkpoint_every, choice, conditioning, factor, image, init, iterations, settings, starts"
 
 
 @pytest.mark.parametrize(
