@@ -3,16 +3,18 @@
 The estimate serves two ends: to order jobs by the work that hangs on them, and to tell people when a run will
 be done. It takes no part in any result, and where a job of the same size was measured that time is taken
 instead. Counted are convolutions and classifiers, two FLOPs a multiply-add, a forward and backward pass as
-three forward passes. Tiny networks are bound by the number of calls and not by arithmetic, so every layer of
-every step costs a fixed time as well. Left out: norms, augmentation, tests, reading and writing.
+three forward passes, and what a base method does by the numbers in its settings. Tiny networks are bound by
+the number of calls and not by arithmetic, so every layer of every step costs a fixed time as well. Left out:
+norms, augmentation, clustering, tests, reading and writing.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from jobs.facts import first_map
 from jobs.graph import Graph, Job
@@ -26,7 +28,9 @@ from jobs.specs import (
     Kind,
     NetworkSpec,
     SelectSpec,
+    Settings,
     SgdSpec,
+    TransitionSpec,
 )
 
 Signature = tuple[Kind, str]
@@ -41,9 +45,31 @@ INNER_CALL = 3.4e-3
 START = 0.1
 """Seconds to load the parents and to write the artifact."""
 LIGHT = 1.0e6
-"""FLOPs of the kinds that only move images about: `dataset` and `select`."""
+"""FLOPs of what only moves images about: `dataset`, and `select` where no features are looked at."""
 SYN_STEPS = 10
 """Inner steps an iteration of a base method that names none in its settings."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a worker is: FLOP/s, and seconds of a layer in one SGD step, in one inner step, and of a job's begin."""
+
+    name: str
+    rate: float
+    call: float
+    inner_call: float
+    start: float = START
+
+    def slower(self, factor: float) -> Machine:
+        """One that takes `factor` times as long for everything."""
+        times = {name: getattr(self, name) * factor for name in ("call", "inner_call", "start")}
+        return replace(self, rate=self.rate / factor, **times)
+
+
+CORE = Machine("CPU core", RATE, CALL, INNER_CALL)
+GPU = Machine("GPU", 2.5e12, 1.0e-4, 3.0e-4)
+"""Assumed, not measured here: the rate at which MTT's author reports 5000 iterations with five evaluations in about two
+hours on an RTX 3090 (mtt-distillation#1; ConvNet of 5 blocks, 128x128 images, 1 image per class)."""
 
 
 @dataclass(frozen=True)
@@ -77,27 +103,33 @@ def seconds(
     graph: Graph,
     rates: Mapping[Kind, float],
     measured: Mapping[str | Signature, float],
+    machine: Machine = CORE,
 ) -> float:
     """An estimate of a job's seconds on one worker.
 
     Args:
         job: a job of the graph.
         graph: where its parents are.
-        rates: FLOP/s by kind; `RATE` for a kind that is not there.
+        rates: FLOP/s by kind; the machine's for a kind that is not there.
         measured: seconds of jobs that were run, by key or by `signature`; the key is the better witness.
+        machine: what the worker is.
     """
     for known in (job.key, signature(job, graph)):
         if known in measured:
             return measured[known]
-    needed = effort(job, graph)
-    calling = CALL * needed.calls + INNER_CALL * needed.inner_calls
-    return START + calling + needed.flops / rates.get(job.kind, RATE)
+    return estimate(effort(job, graph), machine, rates.get(job.kind))
 
 
-def signature(job: Job, graph: Graph) -> Signature:
-    """The job's kind, and its title without the numbers that tell equal jobs apart, with its effort."""
+def estimate(needed: Effort, machine: Machine = CORE, rate: float | None = None) -> float:
+    """Seconds of an effort on a machine, perhaps at another rate than the machine's."""
+    calling = machine.call * needed.calls + machine.inner_call * needed.inner_calls
+    return machine.start + calling + needed.flops / (rate or machine.rate)
+
+
+def signature(job: Job, graph: Graph, needed: Effort | None = None) -> Signature:
+    """The job's kind, and its title without the numbers that tell equal jobs apart, with its effort if it is known."""
     words = re.sub(r"-(seed|net|draw|stage)\d+|-\d+to\d+", "", job.spec.title())
-    needed = effort(job, graph)
+    needed = needed or effort(job, graph)
     return job.kind, f"{words} {needed.flops:.6g} {needed.calls + needed.inner_calls:.6g}"
 
 
@@ -114,6 +146,11 @@ def effort(job: Job, graph: Graph) -> Effort:
             return _matching(spec, job, graph) + _judging(spec, job, graph)
         case EvaluateSpec() as spec:
             return _links(spec, job, graph)
+        case SelectSpec(rule="herding" | "k_center"):
+            expert = graph[job.parents["experts"][0]].spec
+            assert isinstance(expert, ExpertsSpec)
+            data = _data(job, graph)
+            return Effort(LIGHT + forward_flops(expert.network, data) * data.train_images)
         case FullSpec() as spec:
             return _fit(spec.network, spec.training, _data(job, graph).train_images, job, graph)
         case _:
@@ -123,36 +160,152 @@ def effort(job: Job, graph: Graph) -> Effort:
 def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:
     one = _fit(spec.network, spec.real, _data(job, graph).train_images, job, graph)
     if spec.transition is not None:
-        one += _fit(spec.network, spec.transition, sum(_set_sizes(job, graph)), job, graph)
+        one += _fit(spec.network, spec.transition, _links_of(spec.transition, job, graph)[-1], job, graph)
     return one.times(spec.count)
 
 
 def _matching(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
-    """Each inner step is a forward and backward pass (3F) that is differentiated again (twice as much)."""
+    """The iterations of a stage, by its base method's own settings; one that is not known counts as MTT."""
     data = _data(job, graph)
-    new = data.classes * spec.ipc
-    union = new + (sum(_set_sizes(job, graph)) if spec.conditioning else 0)
-    steps = spec.iterations * (spec.settings.get("syn_steps") or SYN_STEPS)
-    batch = min(union, spec.settings.get("batch_syn") or new)
-    layers = len(list(_multiply_adds(spec.network, data)))
-    return Effort(9 * forward_flops(spec.network, data) * batch * steps, inner_calls=layers * steps)
+    new = data.classes * spec.ipc * spec.factor**2
+    match = _Match(
+        forward=forward_flops(spec.network, data),
+        layers=len(list(_multiply_adds(spec.network, data))),
+        classes=data.classes,
+        real=data.train_images,
+        new=new,
+        union=new + (sum(_set_sizes(job, graph)) if spec.conditioning else 0),
+    )
+    iteration = ITERATIONS.get(spec.method, _trajectory)
+    return iteration(match, spec.settings).times(spec.iterations) + _transition(spec, job, graph)
+
+
+def _transition(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
+    """The chains of the networks that a method without experts starts from, one an iteration or a pool of them."""
+    if spec.transition is None or not job.parents.get("sets"):
+        return Effort(0.0)
+    links = (_fit(spec.network, spec.transition, n, job, graph) for n in _links_of(spec.transition, job, graph))
+    return sum(links, Effort(0.0)).times(min(spec.iterations, spec.starts or spec.iterations))
+
+
+def _links_of(transition: TransitionSpec, job: Job, graph: Graph) -> list[int]:
+    """Training images of each link of a chain: the growing unions, or each set by itself."""
+    sizes = _set_sizes(job, graph)
+    return sizes if transition.on == "newest" else list(itertools.accumulate(sizes))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What an iteration meets: FLOPs and layers of the network, classes, real and synthetic training images."""
+
+    forward: float
+    layers: int
+    classes: int
+    real: int
+    new: int
+    union: int
+
+    def real_of_class(self, settings: Settings) -> int:
+        """Real images of a class in a match: as many as are asked for, if there are."""
+        asked: int = settings.get("batch_real", self.real)
+        return min(self.real // self.classes, asked)
+
+    @property
+    def own(self) -> int:
+        """Synthetic images of a class."""
+        return self.union // self.classes
+
+    def seen(self, images: int) -> Effort:
+        """Images on their way through the network."""
+        return Effort(self.forward * images)
+
+    def step(self, images: int) -> Effort:
+        """The same and back."""
+        return Effort(3 * self.forward * images, calls=self.layers)
+
+    def steps(self, images: int, batch: int) -> Effort:
+        """A pass over images in batches."""
+        return Effort(3 * self.forward * images, calls=self.layers * math.ceil(images / batch))
+
+    def twice(self, images: int) -> Effort:
+        """A step that is differentiated again, which is twice as much as the step."""
+        return Effort(9 * self.forward * images, inner_calls=self.layers)
+
+
+def _trajectory(match: _Match, settings: Settings) -> Effort:
+    """MTT: inner steps of a student that are differentiated."""
+    batch = min(match.union, settings.get("batch_syn") or match.new)
+    return match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS)
+
+
+def _gradient(match: _Match, settings: Settings) -> Effort:
+    """DC, DSA: a match for every class in each of the image steps, training on the synthetic set between them."""
+    training, outer = settings.get("training", {}), settings.get("outer", 1)
+    one_class = match.step(match.real_of_class(settings)) + match.twice(match.own)
+    epoch = match.steps(match.union, training.get("batch_size", 256))
+    return one_class.times(match.classes * outer) + epoch.times((outer - 1) * training.get("epochs", 1))
+
+
+def _formation(match: _Match, settings: Settings) -> Effort:
+    """IDC: a match for every class in each of the rounds, training on real images between them."""
+    training, rounds = settings.get("training", {}), settings.get("rounds", 1)
+    synthetic = min(match.own, settings.get("max_synthetic", match.own))
+    one_class = match.step(match.real_of_class(settings)) + match.twice(synthetic)
+    epoch = match.steps(settings.get("n_data", match.real), training.get("batch_size", 256))
+    return one_class.times(match.classes * rounds) + epoch.times((rounds - 1) * training.get("epochs", 1))
+
+
+def _representatives(match: _Match, settings: Settings) -> Effort:
+    """DREAM: IDC, and the embeddings of all real images whenever they are clustered; k-means itself is nothing."""
+    clusterings = math.ceil(settings.get("rounds", 1) / settings.get("recluster_every", 1))
+    return _formation(match, settings) + match.seen(match.real).times(clusterings)
+
+
+def _distribution(match: _Match, settings: Settings) -> Effort:
+    """DM: one look at real images and one step through synthetic ones for every class."""
+    return (match.seen(match.real_of_class(settings)) + match.step(match.own)).times(match.classes)
+
+
+def _alignment(match: _Match, settings: Settings) -> Effort:
+    """CAFE, as at scale small: accuracies waver, so the inner loop ends when it may, the outer one when it must."""
+    epochs: int = settings.get("window", 1)
+    steps: int = settings.get("most_steps", epochs)
+    probe = match.seen(match.classes * settings.get("probe", 1))
+    inner = (match.steps(match.union, settings.get("batch_train", 256)) + probe).times(epochs)
+    return (_distribution(match, settings) + probe).times(steps) + inner.times(steps - 1)
+
+
+ITERATIONS: dict[str, Callable[[_Match, Settings], Effort]] = {
+    "mtt": _trajectory,
+    "dc": _gradient,
+    "dsa": _gradient,
+    "idc": _formation,
+    "dream": _representatives,
+    "dm": _distribution,
+    "cafe": _alignment,
+    "cafe_dsa": _alignment,
+}
+"""What one iteration of a base method costs."""
 
 
 def _judging(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
     """Each candidate is judged by networks trained on the union of the stage and those before it."""
     if spec.choice.by == "last" or spec.choice.training is None:
         return Effort(0.0)
-    union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc
+    union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc * spec.factor**2
     candidates = math.ceil(spec.iterations / spec.choice.every)
     return _fit(spec.network, spec.choice.training, union, job, graph).times(candidates * spec.choice.networks)
 
 
 def _links(spec: EvaluateSpec, job: Job, graph: Graph) -> Effort:
-    sizes = _set_sizes(job, graph)
+    """Stage by stage; in class-incremental learning a stage has the sets of that stage from every phase."""
+    by_set, phases = _set_sizes(job, graph), max(1, len(spec.phases))
+    stages = len(by_set) // phases
+    sizes = [sum(by_set[stage::stages]) for stage in range(stages)]
     trained_on = {
         "union": [sum(sizes)],
         "sequential": sizes,
-        "progressive": [sum(sizes[: stage + 1]) for stage in range(len(sizes))],
+        "progressive": list(itertools.accumulate(sizes)),
     }[spec.mode]
     fits = (_fit(spec.network, spec.training, images, job, graph) for images in trained_on)
     return sum(fits, Effort(0.0))
@@ -173,13 +326,12 @@ def _data(job: Job, graph: Graph) -> DatasetSpec:
 
 
 def _set_sizes(job: Job, graph: Graph) -> list[int]:
-    """Images of each of the synthetic sets among the parents."""
-    classes = _data(job, graph).classes
+    """Training images in each of the synthetic sets among the parents, as they are decoded."""
     sizes = []
-    for key in job.parents.get("sets", ()):
-        spec = graph[key].spec
-        assert isinstance(spec, DistilSpec | SelectSpec)
-        sizes.append(classes * spec.ipc)
+    for made in (graph[key] for key in job.parents.get("sets", ())):
+        assert isinstance(made.spec, DistilSpec | SelectSpec)
+        factor = made.spec.factor if isinstance(made.spec, DistilSpec) else 1
+        sizes.append(_data(made, graph).classes * made.spec.ipc * factor**2)
     return sizes
 
 

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 from jobs.errors import BadInput
 
 Model = TypeVar("Model", bound=BaseModel)
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadInput: the file is absent, is not YAML, or holds something other than a mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise BadInput(str(path), "file", error.strerror, "name a readable YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

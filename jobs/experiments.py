@@ -1,45 +1,33 @@
-"""Experiments: what a user asks for, and the graph of jobs that answers it.
+"""Experiments: what a user asks for, and the plan of jobs and table cells that answers it.
 
-An experiment names a dataset, a scale, architectures, and *arms*: a selection baseline, a distillation with
-its stages and images per class, or full-data training. `expand` turns it into jobs and into *cells*, the
-entries of the table at the end. Every prefix of a distillation is evaluated, so a run that stops early still
-fills its rows.
+An experiment names a dataset, a scale, architectures, and *arms*: a selection baseline, a distillation with its
+stages and images per class, or full-data training, each perhaps as one of the paper's ablations. How an arm becomes
+jobs is in `jobs.expansion` and `jobs.lineage`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
-from jobs.facts import Facts, deepest_convnet, split
+from jobs.facts import Facts
 from jobs.graph import Graph
-from jobs.recipe import Recipe, Resolved, Scale, Setting, flat, methods, resolve
-from jobs.specs import (
-    Architecture,
-    Count,
-    DatasetSpec,
-    DistilSpec,
-    EvaluateSpec,
-    ExpertsSpec,
-    Frozen,
-    FullSpec,
-    Index,
-    Mode,
-    NetworkSpec,
-    SelectSpec,
-)
+from jobs.recipe import Protocol, Resolved, Scale, is_file, methods
+from jobs.specs import Architecture, Count, Fraction, Frozen, Index, Mode, NeverLearned
 
 FOLDER = Path(__file__).parent / "experiments"
 QUICKSTART = FOLDER / "quickstart.yaml"
-SELECTIONS = ("random",)
-
+SELECTIONS = {"random": "Random", "herding": "Herding", "k_center": "K-Center", "forgetting": "Forgetting"}
+"""Baselines that take real images, with their names in tables."""
+ABLATIONS = ("transition", "conditioning", "earlier_rate", "partition")
+"""Fields of an arm that change how a set is distilled."""
+_LABELS = {"full": "Full data", "cafe_dsa": "CAFE+DSA"}
 
 Item = TypeVar("Item")
 
@@ -55,8 +43,9 @@ Several = Annotated[tuple[Item, ...], Field(strict=False, min_length=1), AfterVa
 
 
 def _known(method: str) -> str:
-    if method not in methods():
-        raise PydanticCustomError("method", "must be one of {known}", {"known": ", ".join(methods())})
+    if method not in methods() and not is_file(method):
+        known = {"known": ", ".join(methods())}
+        raise PydanticCustomError("method", "must be one of {known}, or a recipe file such as mine/toy.yaml", known)
     return method
 
 
@@ -76,11 +65,34 @@ def _as_choice(value: object) -> object:
     return {"path" if "/" in value or value.startswith(".") else "name": value}
 
 
+class Partition(Frozen):
+    """Stages by difficulty (Table 6): stage i learns from images forgotten [increment * (i-1), increment * i) times."""
+
+    increment: Count = 3
+    never_learned: NeverLearned = "zero"
+    levels: Count | None = None
+    """Instead of by the score itself, by its rank: stage i has the i-th of so many equal parts of each class. For data
+    that is learned too easily for scores to tell its images apart."""
+
+
+class Continual(Frozen):
+    """Class-incremental learning (Table 7): classes come in `phases` of equally many, in `orders` random orders.
+
+    In each phase the arm selects or distils from this phase's classes alone; after it new networks are trained on all
+    images so far and asked about all classes so far. `networks` of the experiment counts them for each order.
+    """
+
+    phases: Annotated[int, Field(ge=2)] = 5
+    orders: Count = 5
+
+
 class Arm(Frozen):
     """One row group of the table.
 
     `ipc_per_stage` counts new images per class in each of `stages` stages; a selection baseline takes their
-    product at once. `set` changes recipe numbers for this arm by dotted path.
+    product at once. `set` changes recipe numbers for this arm by dotted path. `method` is the name of a recipe, or the
+    path of a recipe file of one's own. The ablations of Table 4 are `transition: false` and `conditioning: false`, that
+    of A3.2 is `earlier_rate`.
     """
 
     method: Annotated[str, AfterValidator(_known)]
@@ -89,21 +101,60 @@ class Arm(Frozen):
     ipc_per_stage: Count | None = None
     modes: Several[Mode] = ("progressive",)
     prefixes: Literal["all", "last"] = "all"
+    protocol: Protocol = "published"
+    transition: bool = True
+    conditioning: bool = True
+    earlier_rate: Fraction = 0.0
+    """Share of the image learning rate at which earlier sets go on learning."""
+    partition: Partition | None = None
+    continual: Continual | None = None
     set: dict[str, Any] = {}
+
+    @property
+    def base_method(self) -> str:
+        """The method's name; of a recipe file the name of the file."""
+        return Path(self.method).stem if is_file(self.method) else self.method
 
     @property
     def label(self) -> str:
         """The arm's name in tables."""
-        return (
-            self.name
-            or {"random": "Random", "full": "Full data"}.get(self.method)
-            or (f"PDD+{self.method.upper()}" if self.stages > 1 else self.method.upper())
-        )
+        if self.name:
+            return self.name
+        if self.method in SELECTIONS:
+            label = SELECTIONS[self.method]
+        else:
+            label = _LABELS.get(self.method, self.base_method.upper())
+            label = f"PDD+{label}" if self.stages > 1 else label
+        return " ".join([label, *self._departures()])
 
     @property
     def ipc_total(self) -> int:
         """Images per class in the union of all stages; 0 for full data."""
         return self.stages * (self.ipc_per_stage or 0)
+
+    def _departures(self) -> list[str]:
+        said = {
+            "(augmented)": self.protocol == "augmented",
+            "w/o transition": not self.transition,
+            "w/o conditioning": not self.conditioning,
+            "updating earlier sets": self.earlier_rate > 0,
+            "by forgetting score": self.partition is not None,
+        }
+        return [words for words, true in said.items() if true]
+
+    @model_validator(mode="after")
+    def _only_what_goes_together(self) -> Arm:
+        if self.method in (*SELECTIONS, "full"):
+            asked = {name for name in ABLATIONS if getattr(self, name) != type(self).model_fields[name].default}
+            for name in sorted(asked):
+                raise PydanticCustomError("ablation", "leave {name} out; nothing is distilled here", {"name": name})
+        if self.earlier_rate and not self.conditioning:
+            raise PydanticCustomError("ablation", "without conditioning earlier sets have no gradient; drop one")
+        if self.partition is not None and not self.transition:
+            raise PydanticCustomError("ablation", "a partition's experts come from the transition; drop one")
+        if self.continual is not None and (self.method == "full" or self.partition is not None):
+            raise PydanticCustomError("continual", "not for full data, nor with a partition; leave one out")
+        return self
 
 
 class Experiment(Frozen):
@@ -127,6 +178,10 @@ class Experiment(Frozen):
         """Where the images come from; also when the file says no more than a name or a path."""
         return self.dataset
 
+    def dataset_name(self, facts: Facts) -> str:
+        """The name the user gave the dataset, else that of its layout."""
+        return facts.layout if self.dataset.name == "auto" else self.dataset.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -138,11 +193,14 @@ class Cell:
     dataset: str
     scale: Scale
     architecture: str
+    """The network's own name, which for a ResNet says the family: `idc_resnet18` is a quarter of `resnet18`."""
     mode: str
     ipc_per_stage: int
     stages: int
     stage: int
     """The prefix of stages this cell is about, 1-based; 0 for full data."""
+    phase: int = 0
+    """In class-incremental learning the phase after which the networks were trained, 1-based; else 0."""
     jobs: tuple[str, ...]
     """Keys of the `evaluate` or `full` jobs, by seed and then network."""
 
@@ -184,255 +242,3 @@ def load(name: str) -> tuple[Experiment, str, dict[str, Any]]:
     raw = read_yaml(path)
     place = path.name if path.parent == FOLDER else str(path)
     return validate(Experiment, raw, place), place, raw
-
-
-def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None = None) -> Plan:
-    """Add the experiment's jobs and cells to `plan` (a new one by default).
-
-    Raises:
-        BadInput: an arm cannot be made from this dataset, e.g. a class has fewer images than it asks for.
-    """
-    plan = plan if plan is not None else Plan()
-    if facts.height != facts.width:
-        raise BadInput(place, "dataset", f"{facts.height}x{facts.width}", "crop or pad the images to squares")
-    arms = [
-        _ArmExpansion(experiment, arm, f"arms.{number}", facts, place, plan)
-        for number, arm in enumerate(experiment.arms)
-    ]
-    for arm in arms:
-        arm.run()
-    for path, value in flat(experiment.set):
-        if not any(path in arm.resolved.sources for arm in arms):
-            raise BadInput(place, f"set.{path}", value, "no arm has this section; leave it out")
-    return plan
-
-
-@dataclass
-class _ArmExpansion:
-    """The jobs of one arm over all seeds."""
-
-    experiment: Experiment
-    arm: Arm
-    path: str
-    facts: Facts
-    place: str
-    plan: Plan
-    resolved: Resolved = field(init=False)
-    recipe: Recipe = field(init=False)
-
-    def run(self) -> None:
-        setting = Setting(
-            scale=self.experiment.scale,
-            dataset=self.facts_name(),
-            size=self.facts.height,
-            stages=self.arm.stages,
-            ipc_per_stage=self.arm.ipc_per_stage or 0,
-        )
-        self.resolved = resolve(self.arm.method, setting, self.arm.set, self.place, self.experiment.set)
-        self.recipe = self.resolved.recipe
-        self._networks_fit()
-        if self.arm.method == "full":
-            return self._full()
-        if self.arm.ipc_per_stage is None:
-            raise BadInput(self.place, f"{self.path}.ipc_per_stage", None, "required; images per class of one stage")
-        self._enough_images()
-        if self.arm.method in SELECTIONS:
-            return self._selection()
-        return self._distillation()
-
-    def facts_name(self) -> str:
-        chosen = self.experiment.source.name
-        return self.facts.layout if chosen == "auto" else chosen
-
-    def _full(self) -> None:
-        data = self._dataset()
-        for architecture in self.experiment.architectures:
-            keys = [
-                self._add(
-                    FullSpec(
-                        network=self._network(architecture),
-                        training=self.recipe.evaluate.training(1),
-                        index=index,
-                        seed=seed,
-                    ),
-                    {"dataset": [data]},
-                )
-                for seed in self.experiment.seeds
-                for index in range(self.experiment.networks)
-            ]
-            self._cell(architecture, "full", stage=0, keys=keys)
-
-    def _selection(self) -> None:
-        """Each network gets a draw of its own, so the spread in the table includes the choice of images."""
-        data = self._dataset()
-        ipc = self.arm.ipc_total
-        draws = {
-            (seed, index): self._add(SelectSpec(rule="random", ipc=ipc, draw=index, seed=seed), {"dataset": [data]})
-            for seed in self.experiment.seeds
-            for index in range(self.experiment.networks)
-        }
-        for architecture in self.experiment.architectures:
-            keys = [
-                self._evaluate(architecture, "union", data, [chosen], 1, seed, index)
-                for (seed, index), chosen in draws.items()
-            ]
-            self._cell(architecture, "union", stage=self.arm.stages, keys=keys)
-
-    def _distillation(self) -> None:
-        data = self._dataset()
-        chains = {seed: self._chain(data, seed) for seed in self.experiment.seeds}
-        first = self.arm.stages if self.arm.prefixes == "last" else 1
-        for prefix in range(first, self.arm.stages + 1):
-            for mode in self.arm.modes:
-                for architecture in self.experiment.architectures:
-                    keys = [
-                        self._evaluate(architecture, mode, data, chain[:prefix], prefix, seed, index)
-                        for seed, chain in chains.items()
-                        for index in range(self.experiment.networks)
-                    ]
-                    self._cell(architecture, mode, stage=prefix, keys=keys)
-
-    def _chain(self, data: str, seed: int) -> list[str]:
-        """The sets S_1..S_P of one seed; the experts of stage i have been through S_1..S_{i-1}."""
-        sets: list[str] = []
-        experts: list[str] = []
-        for stage in range(1, self.arm.stages + 1):
-            experts = self._experts(data, stage, sets, experts, seed)
-            sets.append(self._distil(data, stage, sets, experts, seed))
-        return sets
-
-    def _experts(self, data: str, stage: int, sets: list[str], before: list[str], seed: int) -> list[str]:
-        numbers = self.recipe.experts
-        if numbers is None:
-            return []
-        real = numbers.real
-        if stage > 1 and numbers.later_epochs is not None:
-            real = real.model_copy(update={"epochs": numbers.later_epochs})
-        cohorts: list[str] = []
-        for number, first in enumerate(range(0, numbers.number, numbers.cohort)):
-            spec = ExpertsSpec(
-                stage=stage,
-                first=first,
-                count=min(numbers.cohort, numbers.number - first),
-                network=self.recipe.network,
-                real=real,
-                transition=self.recipe.transition if stage > 1 else None,
-                seed=seed,
-            )
-            parents = {"dataset": [data], "chain": before[number : number + 1], "sets": sets}
-            cohorts.append(self._add(spec, parents))
-        return cohorts
-
-    def _distil(self, data: str, stage: int, sets: list[str], experts: list[str], seed: int) -> str:
-        numbers = self.recipe.distil
-        assert numbers is not None, f"recipe of {self.arm.method} has no distil section"
-        spec = DistilSpec(
-            method=self.arm.method,
-            stage=stage,
-            ipc=self.arm.ipc_per_stage or 0,
-            network=self.recipe.network,
-            transition=self.recipe.transition if stage > 1 and self.recipe.experts is None else None,
-            seed=seed,
-            **{name: getattr(numbers, name) for name in type(numbers).model_fields},
-        )
-        key = self._add(spec, {"dataset": [data], "experts": experts, "sets": sets})
-        group = f"{self.experiment.name}/seed{seed}"
-        self.plan.exclusive[key] = tuple(dict.fromkeys([*self.plan.exclusive.get(key, ()), group]))
-        self.plan.limits[group] = self.experiment.distil_at_once
-        return key
-
-    def _evaluate(
-        self,
-        architecture: Architecture,
-        mode: Mode,
-        data: str,
-        sets: list[str],
-        prefix: int,
-        seed: int,
-        index: int,
-    ) -> str:
-        spec = EvaluateSpec(
-            mode=mode,
-            network=self._network(architecture),
-            training=self.recipe.evaluate.training(prefix),
-            index=index,
-            seed=seed,
-        )
-        return self._add(spec, {"dataset": [data], "sets": sets})
-
-    def _dataset(self) -> str:
-        numbers, facts, source = self.recipe.dataset, self.facts, self.experiment.source
-        validation, kept = self._split()
-        spec = DatasetSpec(
-            name=self.facts_name(),
-            fingerprint=facts.fingerprint,
-            channels=facts.channels,
-            height=facts.height,
-            width=facts.width,
-            classes=len(facts.class_names),
-            train_images=sum(kept),
-            normalise=numbers.normalise,
-            validation_per_class=validation,
-            train_per_class=numbers.train_per_class,
-            test_per_class=numbers.test_per_class,
-            layout=facts.layout,
-            path=source.path,
-            image_field=source.image,
-            label_field=source.label,
-        )
-        return self._add(spec, {})
-
-    def _split(self) -> tuple[int, list[int]]:
-        numbers = self.recipe.dataset
-        return split(self.facts, numbers.validation_fraction, numbers.train_per_class)
-
-    def _enough_images(self) -> None:
-        _, kept = self._split()
-        for name, images in zip(self.facts.class_names, kept, strict=True):
-            if images < self.arm.ipc_total:
-                asked = f"{self.arm.stages} x {self.arm.ipc_per_stage} images per class are asked for"
-                raise BadInput(
-                    self.place,
-                    f"{self.path}.ipc_per_stage",
-                    self.arm.ipc_per_stage,
-                    f"{asked}, but class {name!r} has {images} training images after the held-out split; "
-                    "ask for fewer or add images",
-                )
-
-    def _networks_fit(self) -> None:
-        """Every block of a ConvNet halves the map, which must not vanish."""
-        deepest = deepest_convnet(self.facts)
-        for network in (self.recipe.network, *map(self._network, self.experiment.architectures)):
-            if network.architecture == "convnet" and network.blocks > deepest:
-                mend = f"images of {self.facts.height} pixels allow at most {deepest} blocks"
-                raise BadInput(self.place, "set.network.depth", network.blocks, mend)
-
-    def _network(self, architecture: Architecture) -> NetworkSpec:
-        """The network the recipe has under this name, else the published one."""
-        if architecture in self.recipe.evaluate.networks:
-            return self.recipe.evaluate.networks[architecture]
-        if architecture == self.recipe.network.architecture:
-            return self.recipe.network
-        return NetworkSpec(architecture=architecture)
-
-    def _add(self, spec: Any, parents: Mapping[str, Iterable[str]]) -> str:
-        key = self.plan.graph.add(spec, {role: tuple(keys) for role, keys in parents.items()})
-        self.plan.sources.setdefault(key, self.resolved)
-        return key
-
-    def _cell(self, architecture: str, mode: str, *, stage: int, keys: list[str]) -> None:
-        self.plan.cells.append(
-            Cell(
-                experiment=self.experiment.name,
-                method=self.arm.label,
-                base_method=self.arm.method,
-                dataset=self.facts_name(),
-                scale=self.experiment.scale,
-                architecture=architecture,
-                mode=mode,
-                ipc_per_stage=self.arm.ipc_per_stage or 0,
-                stages=self.arm.stages,
-                stage=stage,
-                jobs=tuple(keys),
-            )
-        )

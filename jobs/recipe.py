@@ -4,16 +4,22 @@ A recipe file (`jobs/recipes/<method>.yaml`) is a list of layers. A layer applie
 `when` matches the setting; later layers overwrite earlier ones; every leaf of `set` is `[value, source]`. So
 the published numbers, the reductions for two cores, and the choices that are ours stand side by side and can
 be printed with their origin (`pdd explain`). Recipes hold numbers, never code.
+
+Beside its layers a file may name a `base`, the recipe whose layers come before its own, and a `method`, the class
+(`package.module:Class`) of a base method that lives outside of `workers.methods`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
@@ -28,14 +34,18 @@ from jobs.specs import (
     ImageOptimiserSpec,
     Init,
     NetworkSpec,
+    NeverLearned,
     NonNegative,
     Positive,
     Settings,
     SgdSpec,
+    Start,
     TransitionSpec,
 )
 
 Scale = Literal["paper", "small", "tiny"]
+Protocol = Literal["published", "augmented"]
+"""How a selection baseline is evaluated: as the printed rows were, or augmented as the distilled rows beside them."""
 FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -49,6 +59,7 @@ class Setting:
     """Height of the images in pixels."""
     stages: int = 1
     ipc_per_stage: int = 0
+    protocol: Protocol = "published"
 
     @property
     def progressive(self) -> bool:
@@ -72,13 +83,30 @@ class DatasetNumbers(Frozen):
 
 
 class ExpertsNumbers(Frozen):
-    """The expert pool of every stage: `number` experts in jobs of `cohort`."""
+    """The expert pool of every stage: `number` experts in jobs of `cohort`; the first one's features select images."""
 
     number: Count
     cohort: Count
     real: SgdSpec
     """Stage 1; later stages train `later_epochs` on real data with otherwise the same numbers."""
     later_epochs: Count | None = None
+
+
+class ScoresNumbers(Frozen):
+    """How forgetting scores come about; see `jobs.specs.ForgettingSpec`."""
+
+    training: SgdSpec
+    runs: Count = 1
+    never_learned: NeverLearned = "zero"
+    increment: Count = 3
+    """Width of a partition: stage i has the scores [increment * (i-1), increment * i) (Table 6)."""
+    levels: Count | None = None
+    """Instead: scores are ranks in so many levels, and stage i has the i-th one; see `jobs.experiments.Partition`."""
+
+    def bounds(self, stage: int) -> tuple[int, int]:
+        """The scores of a stage's images: at least the first number, below the second."""
+        width = 1 if self.levels else self.increment
+        return width * (stage - 1), width * stage
 
 
 class DistilNumbers(Frozen):
@@ -89,6 +117,7 @@ class DistilNumbers(Frozen):
     init: Init = "real"
     factor: Count = 1
     conditioning: bool = True
+    earlier_rate: Fraction = 0.0
     starts: Count | None = None
     choice: ChoiceSpec
     settings: Settings
@@ -99,8 +128,9 @@ class EvaluateNumbers(Frozen):
     """How a network is trained on the sets.
 
     Exactly one of `epochs` (of every stage) and `epochs_total` (the paper's int(total / (p + 1)) for a prefix
-    of p stages, section 5.1) is given. `networks` changes the architecture's numbers by name at reduced
-    scale.
+    of p stages, section 5.1) is given. `networks` says which network an architecture's name stands for: another size
+    at reduced scale, or the IDC family's for a method whose ResNets are those. `start` is about the architecture that
+    was distilled with; others always start from random weights.
     """
 
     epochs: Count | None = None
@@ -114,12 +144,13 @@ class EvaluateNumbers(Frozen):
     cutmix: Fraction = 0.0
     drop: Drop = "half"
     extra_epoch: bool = False
+    start: Start = "random"
     networks: dict[str, NetworkSpec] = {}
 
     def training(self, prefix: int) -> SgdSpec:
         """The SGD numbers of every link when a prefix of `prefix` stages is evaluated."""
         epochs = self.epochs if self.epochs is not None else int((self.epochs_total or 0) / (prefix + 1))
-        shared = self.model_dump(exclude={"epochs", "epochs_total", "networks"})
+        shared = self.model_dump(exclude={"epochs", "epochs_total", "start", "networks"})
         return SgdSpec(epochs=max(1, epochs), **shared)
 
 
@@ -130,6 +161,7 @@ class Recipe(Frozen):
     network: NetworkSpec
     evaluate: EvaluateNumbers
     experts: ExpertsNumbers | None = None
+    scores: ScoresNumbers | None = None
     transition: TransitionSpec | None = None
     distil: DistilNumbers | None = None
 
@@ -141,10 +173,36 @@ class Resolved:
     recipe: Recipe
     sources: Mapping[str, str]
 
+    def changed(self, source: str, numbers: Mapping[str, Any]) -> Resolved:
+        """The same with other numbers, by dotted path, which all have this source."""
+        values, sources = self.recipe.model_dump(), dict(self.sources)
+        for path, value in numbers.items():
+            _put(values, sources, path, value, source)
+        return Resolved(Recipe.model_validate(values), sources)
+
 
 def methods() -> list[str]:
     """The names of all methods that have a recipe file."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def is_file(method: str) -> bool:
+    """Whether a method is named by the path of a recipe file of the user's own."""
+    return method.endswith(".yaml")
+
+
+def class_of(method: str) -> str:
+    """What `workers.methods` knows a recipe's base method by: the class it names, else its own name.
+
+    Raises:
+        BadInput: a recipe file of the user's own that names none.
+    """
+    if not is_file(method):
+        return method
+    named = _file(method).method
+    if named is None:
+        raise BadInput(method, "method", named, "name the class of the base method, as package.module:Class")
+    return named
 
 
 def resolve(
@@ -153,28 +211,35 @@ def resolve(
     overrides: Mapping[str, Any],
     place: str,
     shared: Mapping[str, Any] | None = None,
+    borrowed: Mapping[str, str] | None = None,
 ) -> Resolved:
     """The numbers of `method` in `setting`, with the user's own on top.
 
     Args:
-        method: name of a recipe file.
+        method: name of a recipe file, or the path of one.
         setting: what the layers' `when` are asked about.
         overrides: the user's numbers for this arm, by dotted path or nested as in a recipe file.
         place: where the user wrote them.
         shared: the user's numbers for all arms; sections that this method does not have are passed over,
             since a selection baseline has nothing to distil. `overrides` win over them.
+        borrowed: sections taken from the recipes of other methods.
 
     Raises:
         BadInput: no such method, no numbers for this setting, or an override that does not fit.
     """
-    if method not in methods():
+    if method not in methods() and not is_file(method):
         raise BadInput(place, "method", method, f"must be one of {', '.join(methods())}")
+    layers = _layers(method)
+    if setting.protocol != "published" and not any("protocol" in layer.when for layer in layers):
+        mend = f"{method!r} is evaluated in one way only; leave it out"
+        raise BadInput(place, "protocol", setting.protocol, mend)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    for layer in _layers(method):
-        if setting.matches(layer.get("when", {})):
-            for path, (value, source) in flat(layer["set"]):
-                _put(values, sources, path, deepcopy(value), source)
+    _lay(layers, setting, values, sources)
+    for section, lender in (borrowed or {}).items():
+        _lay(_layers(lender), setting, values, sources, section)
+    if is_file(method) and "distil" not in values:
+        raise BadInput(method, "layers", None, f"no layer sets a distil section for {setting}; add its numbers")
     if not {"dataset", "network", "evaluate"} <= set(values):
         raise BadInput(place, "scale", setting.scale, f"method {method!r} has no numbers for {setting}; choose another")
     absent = set(Recipe.model_fields) - set(values)
@@ -198,10 +263,72 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield path, node
 
 
+class _Layer(Frozen):
+    """Numbers for the settings that match `when`."""
+
+    when: dict[str, Any] = {}
+    set: Annotated[dict[str, Any], Field(min_length=1)]
+
+    @field_validator("when")
+    @classmethod
+    def _can_be_answered(cls, when: dict[str, Any]) -> dict[str, Any]:
+        known = [*Setting.__dataclass_fields__, "progressive"]
+        if unknown := set(when) - set(known):
+            raise PydanticCustomError("when", "no setting has {unknown}; known: {known}", _said(unknown, known))
+        return when
+
+    @field_validator("set")
+    @classmethod
+    def _have_sources(cls, numbers: dict[str, Any]) -> dict[str, Any]:
+        for path, leaf in flat(numbers):
+            if not (isinstance(leaf, list) and len(leaf) == 2 and isinstance(leaf[1], str)):
+                raise PydanticCustomError("leaf", "write {path} as [value, source]", {"path": path})
+        return numbers
+
+
+class _File(Frozen):
+    """A recipe file."""
+
+    base: str | None = None
+    method: str | None = None
+    layers: Annotated[tuple[_Layer, ...], Field(strict=False)]
+
+
 @cache
-def _layers(method: str) -> list[dict[str, Any]]:
-    layers: list[dict[str, Any]] = read_yaml(FOLDER / f"{method}.yaml")["layers"]
-    return layers
+def _file(method: str) -> _File:
+    path = Path(method).expanduser() if is_file(method) else FOLDER / f"{method}.yaml"
+    return validate(_File, read_yaml(path), method)
+
+
+def _layers(method: str) -> list[_Layer]:
+    """A recipe's layers, those of its base first.
+
+    Raises:
+        BadInput: the file is absent or is no recipe.
+    """
+    file = _file(method)
+    if file.base is not None and file.base not in methods():
+        raise BadInput(method, "base", file.base, f"must be one of {', '.join(methods())}")
+    return [*(_layers(file.base) if file.base else []), *file.layers]
+
+
+def _said(unknown: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    return {"unknown": ", ".join(sorted(unknown)), "known": ", ".join(known)}
+
+
+def _lay(
+    layers: Iterable[_Layer],
+    setting: Setting,
+    values: dict[str, Any],
+    sources: dict[str, str],
+    section: str | None = None,
+) -> None:
+    """Put the numbers of all layers that apply over each other; of one section only, if it is named."""
+    for layer in layers:
+        if setting.matches(layer.when):
+            for path, (value, source) in flat(layer.set):
+                if section is None or path.split(".")[0] == section:
+                    _put(values, sources, path, deepcopy(value), source)
 
 
 def _put(values: dict[str, Any], sources: dict[str, str], path: str, value: Any, source: str) -> None:
@@ -222,14 +349,18 @@ def _refuse_contradictions(recipe: Recipe, place: str) -> None:
         mend = "give exactly one of evaluate.epochs and evaluate.epochs_total, set the other to null"
         raise BadInput(place, "set.evaluate.epochs", evaluate.epochs, mend)
     for name, network in evaluate.networks.items():
-        if name != network.architecture:
+        if network.architecture not in (name, f"idc_{name}"):
             field, mend = (
                 f"set.evaluate.networks.{name}.architecture",
-                f"must be {name}, the name it stands under",
+                f"must be {name}, the name it stands under, or idc_{name}",
             )
             raise BadInput(place, field, network.architecture, mend)
     if experts is not None and experts.real.lr is None:
         raise BadInput(place, "set.experts.real.lr", None, "give a number; experts learn no step size")
+    if recipe.scores is not None and recipe.scores.training.lr is None:
+        raise BadInput(place, "set.scores.training.lr", None, "give a number; nothing is learned before")
+    if evaluate.start == "expert" and experts is None:
+        raise BadInput(place, "set.evaluate.start", "expert", "this method has no experts; start from random weights")
     if distil is None and evaluate.lr is None:
         raise BadInput(place, "set.evaluate.lr", None, "give a number; no stage learns a step size here")
     if distil is not None and distil.choice.by == "validation" and not recipe.dataset.validation_fraction:

@@ -41,6 +41,16 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Init = Literal["real", "noise", "centroids"]
 """New images start as random real ones, as noise, or as the real ones nearest to the centroids of k-means (DREAM)."""
 Drop = Literal["none", "half", "thirds"]
+Rule = Literal["random", "herding", "k_center", "forgetting"]
+NeverLearned = Literal["zero", "epochs"]
+"""How often an image that was never right counts as forgotten: never, which is the paper's own wording (no right, so no
+event), or as often as there are epochs, Toneva's convention (sorts last)."""
+Start = Literal["random", "expert"]
+"""Evaluation networks start from weights of their own, or all from one expert's, as in PDD's code (facts 5.5)."""
+Counts = Annotated[tuple[int, int], Field(strict=False)]
+"""Forgetting scores in [low, high)."""
+Classes = Annotated[tuple[Index, ...], Field(strict=False)]
+"""Class ids, ascending."""
 Family = Literal["mtt", "dc", "idc"]
 """How a code base combines augmentations (facts 3): `mtt` and `dc` draw one operation a batch, with and without
 `align_corners`; `idc` always flips and colours, then draws one geometric operation, then always cuts out."""
@@ -74,8 +84,10 @@ class Frozen(BaseModel):
     @model_serializer(mode="wrap")
     def _without_silent_fields(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
-        silent = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in written.items() if name not in silent}
+        for name in self.later & written.keys():
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del written[name]
+        return written
 
 
 class NetworkSpec(Frozen):
@@ -153,11 +165,15 @@ class DatasetSpec(Spec):
     `fingerprint` is the digest of the source's content, so two folders with the same images share every job
     and one changed pixel shares none. `validation_per_class` images of each class are cut from the training
     split; `train_per_class` and `test_per_class` keep only that many (reduced scale), None keeps all.
+
+    With a `subset` this is one phase of class-incremental learning: the images of these classes, taken from the whole
+    dataset, which is the job's parent, and normalised as that is; labels count from 0.
     """
 
     kind: ClassVar[Kind] = "dataset"
     version: ClassVar[int] = 1
     placement: ClassVar[frozenset[str]] = frozenset({"layout", "path", "image_field", "label_field"})
+    later: ClassVar[frozenset[str]] = frozenset({"subset"})
 
     name: str
     fingerprint: str
@@ -171,6 +187,7 @@ class DatasetSpec(Spec):
     train_per_class: Count | None = None
     test_per_class: Count | None = None
     split_seed: Index = 0
+    subset: Classes = ()
 
     layout: str = "auto"
     path: str | None = None
@@ -178,12 +195,20 @@ class DatasetSpec(Spec):
     label_field: str | None = None
 
     def title(self) -> str:
-        """The dataset and its normalisation."""
-        return f"{self.name}-{self.normalise}"
+        """The dataset, its normalisation, and of a phase its classes."""
+        phase = f"-classes-{'-'.join(map(str, self.subset))}" if self.subset else ""
+        return f"{self.name}-{self.normalise}{phase}"
 
 
 class TransitionSpec(SgdSpec):
-    """A link of the chain: the previous start trained on S_1..S_{i-1} at the last learned step size."""
+    """A link of the chain: the previous start trained on S_1..S_{i-1} at the last learned step size.
+
+    `on` the `newest` set alone it is trained without conditioning (Table 4; facts 5.6).
+    """
+
+    later: ClassVar[frozenset[str]] = SgdSpec.later | {"on"}
+
+    on: Literal["union", "newest"] = "union"
 
 
 class ExpertsSpec(Spec):
@@ -203,7 +228,7 @@ class ExpertsSpec(Spec):
     network: NetworkSpec
     real: SgdSpec
     transition: TransitionSpec | None = None
-    partition: tuple[int, int] | None = Field(default=None, strict=False)
+    partition: Counts | None = None
     seed: Index = 0
 
     def title(self) -> str:
@@ -215,19 +240,20 @@ class ExpertsSpec(Spec):
 class ForgettingSpec(Spec):
     """How often each training image was right and then wrong (Toneva et al.; facts 8).
 
-    `never_learned` says how an image that was never right counts: `zero` is the paper's own wording (no
-    right, so no event), `epochs` is Toneva's convention (sorts last). With `experts` as parents their
-    correctness streams are counted and nothing is trained; else `runs` networks are trained here and their
-    counts summed.
+    With `experts` as parents their correctness streams are counted and nothing is trained; else `runs` networks are
+    trained here and their counts summed. With `levels` the count of an image gives way to the rank it has by it in its
+    class, in so many equal levels from 0.
     """
 
     kind: ClassVar[Kind] = "forgetting"
     version: ClassVar[int] = 1
+    later: ClassVar[frozenset[str]] = frozenset({"levels"})
 
     network: NetworkSpec
     training: SgdSpec
     runs: Count = 1
-    never_learned: Literal["zero", "epochs"] = "zero"
+    never_learned: NeverLearned = "zero"
+    levels: Count | None = None
     seed: Index = 0
 
     def title(self) -> str:
@@ -236,12 +262,16 @@ class ForgettingSpec(Spec):
 
 
 class SelectSpec(Spec):
-    """A synthetic set made of real images: the selection baselines."""
+    """A synthetic set made of real images: the selection baselines (paper section 5.1; facts 8).
+
+    `herding` and `k_center` look at the features of the first of their parents in `experts`, `forgetting` at the scores
+    of its parent.
+    """
 
     kind: ClassVar[Kind] = "select"
     version: ClassVar[int] = 1
 
-    rule: Literal["random", "forgetting"]
+    rule: Rule
     ipc: Count
     draw: Index = 0
     seed: Index = 0
@@ -254,11 +284,15 @@ class SelectSpec(Spec):
 class ImageOptimiserSpec(Frozen):
     """The optimiser of the synthetic pixels; SGD with momentum 0.5 is the published one."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"halve_at"})
+
     name: Literal["sgd", "adam"] = "sgd"
     lr: Positive
     momentum: Fraction = 0.5
     final_lr: Positive | None = None
     """Where the learning rate ends on a straight line over the stage; None keeps it constant (published)."""
+    halve_at: tuple[Index, ...] = Field(default=(), strict=False)
+    """Iterations, from 0, from which on the learning rate is half of what it was before (CAFE)."""
 
 
 class ChoiceSpec(Frozen):
@@ -284,18 +318,19 @@ class DistilSpec(Spec):
     """Stage i of progressive distillation around one base method (paper section 4.1, Algorithm 1).
 
     `settings` are the base method's own numbers; its module in `workers.methods` validates them before
-    anything starts. With `conditioning` the frozen sets S_1..S_{i-1} take part in the matching objective.
+    anything starts. With `conditioning` the frozen sets S_1..S_{i-1} take part in the matching objective; they are
+    frozen no more with an `earlier_rate`, the share of the image learning rate at which they go on learning (A3.2).
 
     A method without experts starts from networks that it makes itself; from stage 2 on each of them goes through
     S_1, then S_1+S_2, and so on by `transition` first (facts 6.2). `starts` is how many such networks there are
     before they are used again; None, as published, makes a new one every time. `factor` f keeps f*f training images
-    in each stored one (IDC's multi-formation, facts 3.5).
+    in each stored one (IDC's multi-formation, facts 3.5). `partition` limits the real images as it does for experts.
     """
 
     kind: ClassVar[Kind] = "distil"
     version: ClassVar[int] = 1
     placement: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
-    later: ClassVar[frozenset[str]] = frozenset({"factor", "transition", "starts"})
+    later: ClassVar[frozenset[str]] = frozenset({"factor", "transition", "starts", "partition", "earlier_rate"})
 
     method: str
     stage: Count
@@ -308,6 +343,8 @@ class DistilSpec(Spec):
     conditioning: bool = True
     transition: TransitionSpec | None = None
     starts: Count | None = None
+    partition: Counts | None = None
+    earlier_rate: Fraction = 0.0
     choice: ChoiceSpec
     settings: Settings
     seed: Index = 0
@@ -322,15 +359,20 @@ class DistilSpec(Spec):
 class EvaluateSpec(Spec):
     """Train one random network on the sets and test it (facts 5.5, 9).
 
-    `training.epochs` counts the epochs of every link. `lr` of None uses each stage's learned step size.
+    `training.epochs` counts the epochs of every link. `lr` of None uses each stage's learned step size. In
+    class-incremental learning (Table 7) `phases` holds the classes of each phase so far: the sets come phase by phase,
+    their labels count inside their phase, and only test images of these classes are asked about.
     """
 
     kind: ClassVar[Kind] = "evaluate"
     version: ClassVar[int] = 1
+    later: ClassVar[frozenset[str]] = frozenset({"start", "phases"})
 
     mode: Mode = "progressive"
     network: NetworkSpec
     training: SgdSpec
+    start: Start = "random"
+    phases: Annotated[tuple[Classes, ...], Field(strict=False)] = ()
     index: Index
     seed: Index = 0
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
@@ -162,6 +162,22 @@ class Used:
     waited: float
     seconds: float
     gpus: int
+
+
+FAILED = frozenset({"BOOT_FAIL", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"})
+"""States in which a start ended without having saved its work; at most its last checkpoint interval is lost."""
+
+
+def spoken_use(used: Sequence[Used]) -> str:
+    """What the starts of a role's jobs took, for people."""
+    jobs = len({one.id for one in used})
+    waited, ran = sum(one.waited for one in used), sum(one.seconds for one in used)
+    text = f"{jobs} submitted, {len(used) - jobs} requeued, {waited:.0f} s queued, {ran:.0f} s run"
+    hours = [(one.seconds * one.gpus / 3600, one.state in FAILED) for one in used]
+    if not any(one.gpus for one in used):
+        return text
+    lost = sum(spent for spent, failed in hours if failed)
+    return f"{text}, {sum(spent for spent, _ in hours):.2f} GPU-hours ({lost:.2f} in starts that failed)"
 
 
 SACCT_COLUMNS = "JobID,JobName,State,Eligible,Start,ElapsedRaw,AllocTRES"

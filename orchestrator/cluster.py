@@ -1,7 +1,8 @@
 """`cluster.yaml`: where runs can happen.
 
-Named clusters, a default among them, and the store. Nothing in it can change a result, so nothing of it enters a
-key. Unknown keys are refused with the known ones; a file that is not there means the built-in local cluster.
+Named clusters, a default among them, the store, and where datasets lie. Nothing in it can change a result, so nothing
+of it enters a key. Unknown keys are refused with the known ones; a file that is not there means the built-in local
+cluster.
 
 Three kinds: `local` starts a private Ray cluster on this machine, `slurm` lets SLURM jobs make one, `ray` attaches
 to one that somebody else keeps running.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -133,16 +134,19 @@ class ClusterFile(Frozen):
 
     store: str = "pdd-store"
     default: str = "local"
+    data: dict[str, str | None] = {}
+    """Where each dataset lies, by name; null says no more than that it is missing."""
     clusters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"local": {"kind": "local"}}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one run happens: the cluster by name, its description, and the store."""
+    """Where one run happens: the cluster by name, its description, the store, and where datasets lie."""
 
     name: str
     cluster: LocalClusterSpec | SlurmClusterSpec | RayClusterSpec
     store: str
+    data: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose(file: Path | None, name: str | None, store: str | None, workers: int | None) -> Place:
@@ -171,7 +175,8 @@ def choose(file: Path | None, name: str | None, store: str | None, workers: int 
     cluster = described[asked]
     if workers is not None:
         cluster = cluster.limited(workers)
-    return Place(asked, cluster, store if store is not None else known.store)
+    data = {one: str(Path(lies).expanduser().resolve()) for one, lies in known.data.items() if lies is not None}
+    return Place(asked, cluster, store if store is not None else known.store, data)
 
 
 def described_cluster(

@@ -86,8 +86,8 @@ def _pairs(measured: Sequence[tuple[Cell, Mapping[int, float]]]) -> Iterator[Con
         yield Contrast(one.experiment, one.architecture, one.ipc_total, _name(one), _name(other), found)
 
 
-def _place(cell: Cell) -> tuple[str, str, str, int]:
-    return cell.experiment, cell.dataset, cell.architecture, cell.ipc_total
+def _place(cell: Cell) -> tuple[str, str, str, int, int]:
+    return cell.experiment, cell.dataset, cell.architecture, cell.ipc_total, cell.phase
 
 
 def _name(cell: Cell) -> str:

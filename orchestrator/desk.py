@@ -61,6 +61,11 @@ def trial_id(values: Values) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def spoken(values: Values) -> str:
+    """`num_stages=2, image_lr=0.03`."""
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
 class Desk:
     """The folder, for both sides; made when it is first written to."""
 

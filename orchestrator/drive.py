@@ -1,7 +1,7 @@
 """The driver's process beside a Ray head in a SLURM job: `python -m orchestrator.drive FOLDER HEAD ADDRESS`.
 
-It answers the request anew from the order in the run's folder, attaches to the head and runs to the end. The exit
-code is the run's; the head job starts it again if a signal kills it.
+It answers the request, fills the tables or takes up the sweep anew from the order in the run's folder, attaches to the
+head and runs to the end. The exit code is the run's; the head job starts it again if a signal kills it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator import running, slurm
+from orchestrator import reproducing, running, slurm, sweeping, table_request
 from orchestrator.cluster import Place, SlurmClusterSpec
 from orchestrator.fleet import SlurmFleet, open_jobs
 from orchestrator.ray_cluster import AttachedCluster
@@ -27,24 +27,23 @@ def drive(folder: Path, head: str, address: str) -> int:
     meeting = Rendezvous(folder)
     order = meeting.order()
     spec = SlurmClusterSpec.model_validate(order["cluster"])
-    asked, store = answer(Request(**order["request"])), Store.open(order["store"])
     attached = AttachedCluster(head, Path(os.environ["PDD_NODE_TOKEN"]), address)
     fleet = SlurmFleet(attached, meeting, order["run"], spec, lambda count: slurm.submit(meeting, "worker", count))
 
     def demand(state: State) -> None:
         fleet.open_jobs = open_jobs(state)
 
-    done = running.run(
-        asked,
-        store,
-        Place(order["cluster_name"], spec, order["store"]),
-        command=order["command"],
-        fail_fast=order["fail_fast"],
-        name=order["run"],
-        cluster=fleet if spec.mode == "elastic" else attached,
-        watch=demand,
-    )
-    return done.exit
+    place, store = Place(order["cluster_name"], spec, order["store"]), Store.open(order["store"])
+    cluster = fleet if spec.mode == "elastic" else attached
+    said = {"command": order["command"], "fail_fast": order["fail_fast"], "name": order["run"]}
+    if "sweep" in order:
+        sweep = sweeping.ask(order["sweep"], Request())
+        return sweeping.run(sweep, store, place, cluster=cluster, watch=demand, **said).exit
+    if "tables" in order:
+        tables = table_request.ask(table_request.Request(**order["tables"]))
+        return reproducing.run(tables, store, place, cluster=cluster, watch=demand, **said).exit
+    asked = answer(Request(**order["request"]))
+    return running.run(asked, store, place, cluster=cluster, watch=demand, **said).exit
 
 
 if __name__ == "__main__":

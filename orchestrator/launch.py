@@ -11,20 +11,42 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from jobs.errors import BadInput, PddError
-from orchestrator.cluster import Place, choose
+from orchestrator import store_commands, table_commands
+from orchestrator.options import (
+    SCHEMA,
+    AsJson,
+    ClusterName,
+    ClusterPath,
+    DatasetName,
+    Detach,
+    FailFast,
+    Names,
+    Options,
+    Quiet,
+    RunName,
+    ScaleName,
+    Seed,
+    Settings,
+    StoreRoot,
+    Verbose,
+    Workers,
+    asked_of,
+    command_line,
+    ended,
+    existing_store,
+    people,
+    request_of,
+    say,
+)
 
-SCHEMA = 1
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for words it does not know; click's, of which newer versions carry a copy inside."""
 
@@ -34,57 +56,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Progressive dataset distillation on one machine or a cluster. Without a command: the quickstart.",
 )
-people = Console(stderr=True)
-"""Where words for people go; standard output is for results."""
-
-Names = Annotated[list[str] | None, typer.Argument(help="Experiment files or names.", show_default=False)]
-ClusterName = Annotated[str | None, typer.Option("--cluster", help="A cluster of cluster.yaml.")]
-ClusterPath = Annotated[Path | None, typer.Option("--cluster-file", help="Instead of ./cluster.yaml.")]
-StoreRoot = Annotated[str | None, typer.Option("--store", help="Folder of all results.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes, one core each.")]
-ScaleName = Annotated[str | None, typer.Option("--scale", help="paper, small or tiny.")]
-DatasetName = Annotated[str | None, typer.Option("--dataset", help="A dataset's name or path.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Instead of the experiment's seeds.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="path.to.field=value; repeatable.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
-Detach = Annotated[bool, typer.Option("--detach/--follow", help="On SLURM: submit and leave, or watch to the end.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
-RunName = Annotated[str | None, typer.Argument(help="A run; the latest by default.", show_default=False)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The common options; those before a command's name hold unless they stand again behind it."""
-
-    cluster: str | None = None
-    cluster_file: Path | None = None
-    store: str | None = None
-    workers: int | None = None
-    scale: str | None = None
-    dataset: str | None = None
-    seed: int | None = None
-    settings: tuple[str, ...] = ()
-    fail_fast: bool = False
-    detach: bool = False
-    as_json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-
-    @classmethod
-    def of(cls, context: typer.Context) -> Options:
-        """The options of a command; what it leaves open was perhaps said before its name. `--set`s add up."""
-        names = {field.name for field in fields(cls)}
-        given = {name: value for name, value in context.params.items() if name in names}
-        said = {name: value for name, value in given.items() if value is not None and value is not False}
-        earlier = context.obj if isinstance(context.obj, Options) else cls()
-        said["settings"] = (*earlier.settings, *said.get("settings", ()))
-        return replace(earlier, **said)
-
-    def place(self) -> Place:
-        """The cluster and the store."""
-        return choose(self.cluster_file, self.cluster, self.store, self.workers)
+store_commands.register(app)
+table_commands.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -145,6 +118,7 @@ def sweep(
     seed: Seed = None,
     settings: Settings = None,
     fail_fast: FailFast = False,
+    detach: Detach = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -156,23 +130,25 @@ def sweep(
 
     options = Options.of(context)
     request = Request(scale=options.scale, dataset=options.dataset, seed=options.seed, settings=options.settings)
-    asked, place = sweeping.ask(name, request), options.place()
-    done = sweeping.run(
-        asked,
-        Store.open(place.store),
-        place,
-        command=_command(),
-        quiet=options.quiet,
-        fail_fast=options.fail_fast,
-    )
-    _say(done.to_json(), done.lines(), options)
-    raise typer.Exit(done.exit)
+    asked, place, command = sweeping.ask(name, request), options.place(), command_line()
+    opened, quiet, fail_fast = Store.open(place.store), options.quiet, options.fail_fast
+    done: sweeping.DoneSweep | str
+    if place.cluster.kind == "slurm":
+        follow = not options.detach
+        done = sweeping.run_on_slurm(
+            asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast, follow=follow
+        )
+    else:
+        done = sweeping.run(asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast)
+    ended(done, opened, options)
 
 
 @app.command()
 def plan(
     context: typer.Context,
     experiments: Names = None,
+    everything: table_commands.Everything = False,
+    budget: table_commands.Budget = None,
     cluster: ClusterName = None,
     cluster_file: ClusterPath = None,
     store: StoreRoot = None,
@@ -183,13 +159,15 @@ def plan(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a run would do and take; start nothing."""
+    """Show what a run of experiments or tables would do and take; start nothing."""
+    options = Options.of(context)
+    if table_commands.are_tables(experiments, everything):
+        return table_commands.plan_tables(experiments, everything, budget, options)
     from orchestrator import planning
 
-    options = Options.of(context)
-    asked, opened = _asked(experiments, options)
+    asked, opened = asked_of(experiments, options)
     forecast = planning.forecast(asked, opened, options.place().cluster.count())
-    _say(forecast.to_json(), forecast.tables(), options)
+    say(forecast.to_json(), forecast.tables(), options)
 
 
 @app.command()
@@ -209,7 +187,7 @@ def explain(
     from orchestrator import explain as explaining
 
     options = Options.of(context)
-    asked, opened = _asked(experiments, options)
+    asked, opened = asked_of(experiments, options)
     found = [one for one in explaining.explain(asked.plan, opened) if key is None or key in one.key]
     if not found:
         raise BadInput("command line", "--key", key, "no job's key holds this; leave it out to see all")
@@ -224,7 +202,7 @@ def explain(
     for one in found:
         lines += [Text(f"{one.key}: {one.reason}"), *[Text(f"    {change}") for change in one.changed]]
         lines += [Text(f"    {path} = {value}   [{source}]") for path, value, source in numbers.get(one.key, ())]
-    _say(document, lines, options)
+    say(document, lines, options)
 
 
 @app.command()
@@ -233,21 +211,9 @@ def status(context: typer.Context, name: RunName = None, store: StoreRoot = None
     from orchestrator import status as standing
 
     options = Options.of(context)
-    opened = _existing_store(options)
+    opened = existing_store(options)
     found = standing.status(opened, standing.chosen_run(opened, name))
-    ending = f", exit {found.exit}" if found.exit is not None else ""
-    eta = f", about {found.eta_seconds:.0f} s left" if found.eta_seconds else ""
-    lines = [
-        Text(f"{found.run}: {found.state}{ending}{eta}" + (f": {found.why}" if found.why else "")),
-        Text("  " + ", ".join(f"{count} {name}" for name, count in found.jobs.items() if count)),
-        *[Text(f"  {job['key']} on {job['host']}: {job['note']} ({job['seconds']:.0f} s)") for job in found.running],
-        *[Text(f"  SLURM: {line}") for line in found.slurm],
-        *[
-            Text(f"  FAILED {one['key']} ({one['reason']}): {one['message']}; log {one['log']}")
-            for one in found.failures
-        ],
-    ]
-    _say(found.to_json(), lines, options)
+    say(found.to_json(), found.lines(), options)
 
 
 @app.command()
@@ -262,11 +228,11 @@ def logs(
     from orchestrator import status as standing
 
     options = Options.of(context)
-    opened = _existing_store(options)
+    opened = existing_store(options)
     chosen = standing.chosen_run(opened, name)
     path = standing.log_of(opened, chosen, key)
     text = path.read_text(errors="replace")
-    _say(
+    say(
         {"schema": SCHEMA, "run": chosen, "key": path.stem, "path": str(path), "text": text},
         [Text(text)],
         options,
@@ -281,7 +247,7 @@ def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None
     from orchestrator.lent import Lent
 
     options = Options.of(context)
-    opened = _existing_store(options)
+    opened = existing_store(options)
     chosen = standing.chosen_run(opened, name)
     state = standing.status(opened, chosen).state
     if going := state in ("running", "queued"):
@@ -289,13 +255,14 @@ def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None
         if (lent := Lent.of(opened, chosen)) is not None:
             lent.cancel(opened)
     words = "asked to save and end" if going else f"not going on ({state}), so there is nothing to cancel"
-    _say({"schema": SCHEMA, "run": chosen, "asked": going}, [Text(f"{chosen}: {words}")], options)
+    say({"schema": SCHEMA, "run": chosen, "asked": going}, [Text(f"{chosen}: {words}")], options)
 
 
 @app.command()
 def report(
     context: typer.Context,
     experiments: Names = None,
+    everything: table_commands.Everything = False,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("report"),
     store: StoreRoot = None,
     scale: ScaleName = None,
@@ -304,13 +271,15 @@ def report(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the report of what the store has for some experiments: tables, pictures, timing."""
+    """Write the report of what the store has for some experiments or tables."""
     from orchestrator import running
 
     options = Options.of(context)
-    asked, opened = _asked(experiments, options)
-    paths = running.write_report(out, asked.plan, opened, running.latest_run(asked, opened), _command())
-    _say({"schema": SCHEMA, "files": [str(path) for path in paths]}, [Text(str(paths[0]))], options)
+    if table_commands.are_tables(experiments, everything):
+        return table_commands.report_tables(experiments, everything, out, options)
+    asked, opened = asked_of(experiments, options)
+    paths = running.write_report(out, asked.plan, opened, running.latest_run(asked, opened), command_line())
+    say({"schema": SCHEMA, "files": [str(path) for path in paths]}, [Text(str(paths[0]))], options)
 
 
 @app.command()
@@ -335,7 +304,7 @@ def doctor(
         "well": all(one.well for one in findings),
         "findings": [vars(one) for one in findings],
     }
-    _say(document, [table], options)
+    say(document, [table], options)
     if not document["well"]:
         raise typer.Exit(2)
 
@@ -344,73 +313,17 @@ def _run(experiments: list[str] | None, options: Options) -> None:
     """Run and print the table; the process ends with the run's exit code."""
     from orchestrator import running
 
-    asked, opened = _asked(experiments, options)
-    place, command, quiet, fail_fast = options.place(), _command(), options.quiet, options.fail_fast
+    asked, opened = asked_of(experiments, options)
+    place, command, quiet, fail_fast = options.place(), command_line(), options.quiet, options.fail_fast
     done: running.Done | str
     if place.cluster.kind == "slurm":
-        request, follow = _request(experiments, options), not options.detach
+        request, follow = request_of(experiments, options), not options.detach
         done = running.run_on_slurm(
             request, asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast, follow=follow
         )
     else:
         done = running.run(asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast)
-    if isinstance(done, str):
-        words = f"{done} is with SLURM; see `pdd status`, `pdd logs`, `pdd cancel`"
-        _say({"schema": SCHEMA, "run": done, "exit": None, "store": str(opened.root)}, [Text(words)], options)
-        return
-    _say(done.to_json(), done.lines(), options)
-    raise typer.Exit(done.exit)
-
-
-def _asked(experiments: list[str] | None, options: Options) -> tuple[Any, Any]:
-    """The request answered and the store opened; everything that can be refused is refused here."""
-    from orchestrator.request import answer
-    from workers.store import Store
-
-    asked = answer(_request(experiments, options))
-    return asked, Store.open(options.place().store)
-
-
-def _request(experiments: list[str] | None, options: Options) -> Any:
-    """What stands on the command line, as one value."""
-    from orchestrator.request import QUICKSTART, Request
-
-    return Request(
-        experiments=tuple(experiments or (QUICKSTART,)),
-        scale=options.scale,
-        dataset=options.dataset,
-        seed=options.seed,
-        settings=options.settings,
-    )
-
-
-def _existing_store(options: Options) -> Any:
-    """The store that a run has made.
-
-    Raises:
-        BadInput: there is none; reading commands make no folders.
-    """
-    from workers.store import Store
-
-    root = options.place().store
-    if not (Store(root).root / "runs").is_dir():
-        raise BadInput("--store", "store", root, "no store is there; name the one the run was started with")
-    return Store.open(root)
-
-
-def _say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> None:
-    """The result, for a script or for a person."""
-    if options.as_json:
-        print(json.dumps(document, allow_nan=False))
-        return
-    console = Console()
-    for line in lines:
-        console.print(line, soft_wrap=isinstance(line, Text))
-
-
-def _command() -> str:
-    """The command line as a person would type it again."""
-    return shlex.join(["python", "-m", "orchestrator.launch", *sys.argv[1:]])
+    ended(done, opened, options)
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from jobs.errors import PddError
 from orchestrator import journal
-from orchestrator.batch import Queued, Role, name_of
+from orchestrator.batch import Queued, Role, name_of, spoken_use
+from orchestrator.desk import spoken
 from orchestrator.journal import Record
 from orchestrator.squeue import Queue
 from workers.store import Store
@@ -66,12 +67,16 @@ class Lent:
         return None if held is None else [job for job in held if job.there]
 
     def sentences(self) -> list[str]:
-        """Where the jobs stand, for people."""
+        """Where the jobs stand and, where there is accounting, what they took; for people."""
         parts = {"head": self.head(), "worker": self.workers()}
         return [
             line
             for role, held in parts.items()
             for line in ([f"{role}: SLURM does not say"] if held is None else [f"{role} {j.sentence()}" for j in held])
+        ] + [
+            f"{role}: {spoken_use(used)}"
+            for role in (self.head_role, "worker")
+            if (used := self.queue.used(name_of(self.run, role)))
         ]
 
     def cancel(self, store: Store) -> None:
@@ -89,12 +94,15 @@ def _driven(records: list[Record]) -> bool:
 
 
 def follow(store: Store, lent: Lent, say: Callable[[str], None]) -> Record:
-    """Tell what a run does until it has ended; returns the journal's last record.
+    """Tell what a run does, from its last submission until it has ended; returns the journal's last record.
 
     Raises:
         HeadGone: it ended without a last word.
     """
-    seen = -1
+    submitted = [
+        one["seq"] for one in journal.read(store.run_folder(lent.run) / journal.NAME) if one["event"] == "submitted"
+    ]
+    seen = max(submitted, default=0) - 1
     while True:
         watch = _Watch(lent, say)
         last: Record = {}
@@ -177,6 +185,9 @@ def lines_of(record: Record) -> Iterator[str]:
             yield f"{key} done in {seconds:.1f} s"
         case {"event": "job_failed", "key": key, "reason": reason, "message": message}:
             yield f"{key} FAILED ({reason}): {' '.join(message.split())}"
+        case {"event": "trial_reported", "trial": trial, "stage": stage, "stages": stages, "values": values, **rest}:
+            metrics = ", ".join(f"{name} {value:.4g}" for name, value in rest["metrics"].items() if name != "ipc_total")
+            yield f"trial {trial}: {spoken(values)}: stage {stage} of {stages}: {metrics}"
         case {"event": "note", "text": text}:
             yield text
         case {"event": "run_ended", "exit": code, "why": why}:

@@ -1,4 +1,4 @@
-"""The report's pictures: synthetic sets by stage, accuracy by images per class, and who worked when.
+"""The report's pictures: synthetic sets by stage, and who worked when; plots of accuracies are `orchestrator.figures`.
 
 Image grids are drawn pixel by pixel with Pillow, enlarged by whole factors, because a blurred 8x8 image
 hides what was learned. Plots are matplotlib `Figure` objects with a canvas of their own: there is no
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,7 +23,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
-from orchestrator.results import Result, label
 from orchestrator.timeline import Span
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -52,6 +50,19 @@ class PictureSet(NamedTuple):
     images: list[Image.Image]
     labels: list[int]
     class_names: tuple[str, ...]
+
+    def only(self, names: Collection[str]) -> PictureSet:
+        """The classes with these names; where another dataset has no such classes, as many from its second on."""
+        kept = [number for number, name in enumerate(self.class_names) if name in names]
+        if len(kept) < len(names):
+            kept = list(range(1, 1 + len(names)))[: len(self.class_names) - 1]
+        chosen = [
+            (image, kept.index(number))
+            for image, number in zip(self.images, self.labels, strict=True)
+            if number in kept
+        ]
+        images, labels = [image for image, _ in chosen], [number for _, number in chosen]
+        return PictureSet(images, labels, tuple(self.class_names[number] for number in kept))
 
 
 @dataclass(frozen=True)
@@ -111,32 +122,11 @@ def grid_by_stage(stages: Sequence[PictureSet], title: str, headings: Sequence[s
     return page
 
 
-def accuracy_by_stage(results: Sequence[Result]) -> Figure:
-    """Accuracy over the images per class of the union so far, one panel per architecture.
-
-    A dot is one network, a marker their mean, a bar one population standard deviation, a dashed line the mean
-    of training on all data. Arms with several stages are lines with a point per stage.
-    """
-    architectures = list(dict.fromkeys(result.architecture for result in results))
-    figure = _figure(max(3.1 * len(architectures) + 0.9, 4.4), 3.7)
-    panels = figure.subplots(1, len(architectures), sharey=True, squeeze=False)[0]
-    arms = _arms(results)
-    for panel, architecture in zip(panels, architectures, strict=True):
-        _draw_panel(panel, architecture, arms)
-    panels[0].set_ylabel("test accuracy (%)")
-    figure.supxlabel("images per class, all stages so far", fontsize="medium")
-    artists, labels = panels[0].get_legend_handles_labels()
-    if labels:
-        columns = min(len(labels), 1 + len(panels))
-        figure.legend(artists, labels, loc="outside upper center", ncols=columns, frameon=False)
-    return figure
-
-
 def gantt(spans: Sequence[Span], critical: Collection[str] = ()) -> Figure:
     """Jobs as bars, one row per worker slot, seconds since the first start; the critical path is outlined."""
     slots = list(dict.fromkeys(span.slot for span in sorted(spans, key=lambda span: _natural(span.slot))))
     origin = min(span.start for span in spans)
-    figure = _figure(9.0, 1.35 + min(0.42 * len(slots), 10.0))
+    figure = empty_figure(9.0, 1.35 + min(0.42 * len(slots), 10.0))
     axes = figure.subplots()
     whole = max(span.end for span in spans) - origin
     for span in spans:
@@ -165,7 +155,7 @@ def png(picture: Image.Image | Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def empty_figure(width: float, height: float) -> Figure:
     """An empty figure of this size in inches, with its own canvas."""
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
@@ -215,63 +205,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _short(name: str) -> str:
     return name if len(name) <= 16 else name[:15] + "…"
-
-
-def _arms(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The measured results by legend entry, in the order of the experiment."""
-    arms: dict[str, list[Result]] = {}
-    for result in results:
-        if result.mean is not None:
-            arms.setdefault(_legend(result), []).append(result)
-    return arms
-
-
-def _legend(result: Result) -> str:
-    name = label(result, stage=False)
-    return f"{name} ({result.stages} stages of {result.ipc_per_stage})" if result.stages > 1 else name
-
-
-def _draw_panel(panel: Axes, architecture: str, arms: dict[str, list[Result]]) -> None:
-    coloured = [name for name, results in arms.items() if results[0].stage]
-    ticks = sorted({result.ipc_total for results in arms.values() for result in results if result.stage})
-    step = min(np.diff(ticks), default=ticks[0] if ticks else 1)
-    for name, results in arms.items():
-        here = [result for result in results if result.architecture == architecture]
-        if name not in coloured:
-            _draw_bound(panel, name, here)
-            continue
-        number = coloured.index(name)
-        aside = (number - (len(coloured) - 1) / 2) * 0.06 * step
-        _draw_arm(panel, name, here, COLOURS[number % len(COLOURS)], "os^Dv"[number % 5], aside)
-    panel.set_title(architecture, fontsize="medium")
-    panel.set_xticks(ticks)
-    panel.margins(x=0.12)
-    panel.grid(axis="y", color="#DDDDDD", linewidth=0.7)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_bound(panel: Axes, name: str, results: Sequence[Result]) -> None:
-    for result in results:
-        assert result.mean is not None
-        panel.axhline(result.mean, color="black", linestyle="--", linewidth=1, label=name)
-
-
-def _draw_arm(panel: Axes, name: str, results: Sequence[Result], colour: str, marker: str, aside: float) -> None:
-    """`aside` shifts the arm so that arms with the same number of images do not hide each other."""
-    places = [result.ipc_total + aside for result in results]
-    means = [result.mean or 0.0 for result in results]
-    spreads = [result.std or 0.0 for result in results]
-    look: dict[str, Any] = {
-        "color": colour,
-        "marker": marker,
-        "markersize": 6,
-        "capsize": 3,
-        "linewidth": 1.5,
-    }
-    panel.errorbar(places, means, spreads, label=name, **look)
-    for place, result in zip(places, results, strict=True):
-        panel.scatter([place] * result.n, result.values, color=colour, s=9, alpha=0.35, linewidths=0)
 
 
 def _draw_span(axes: Axes, span: Span, origin: float, whole: float, row: int, critical: bool) -> None:

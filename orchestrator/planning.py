@@ -14,6 +14,7 @@ from jobs.keys import kind_of
 from orchestrator import forecast as forecasts
 from orchestrator.plan import Plan as Orders
 from orchestrator.request import Asked
+from orchestrator.timeline import duration as duration
 from workers.store import Store
 
 _HOUR = 3600.0
@@ -122,16 +123,6 @@ def orders_of(asked: Asked, priced: forecasts.Prices, **limits: Any) -> Orders:
     """The driver's plan for a request."""
     plan = asked.plan
     return Orders.of(plan.graph, plan.wanted(), priced.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `12 s`, `3 min 05 s`, `2 h 07 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _experiments(asked: Asked, running: Sequence[str]) -> dict[str, set[str]]:

@@ -1,11 +1,12 @@
-"""The report of a run: one folder with a Markdown page, its pictures, and the results for other programs.
+"""The report of a run: one folder with its page in two forms, its pictures, and the results for other programs.
 
     report.md                    tables, pictures, stages, timing, versions, the exact command
+    report.html                  the same in one file, for a browser
     results.json  .parquet       every cell with all its values
     accuracy-*.png  sets-*.png  gantt.png
 
 A table always says its scale, what its spread is and over how many networks; a cell without a number says
-why. The page links only to files beside it, so the folder can be copied anywhere. `console_table` shows
+why. The page shows only files beside it, so the folder can be copied anywhere. `console_table` shows
 the same table at the end of a run.
 
 Left out: measuring (`orchestrator.results`) and drawing (`orchestrator.pictures`, imported when a report is
@@ -16,10 +17,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import re
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,8 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.experiments import SELECTIONS, Plan
-from jobs.specs import SPECS
 from orchestrator.contrasts import Contrast, contrasts
+from orchestrator.markdown import markdown
+from orchestrator.page import Beside, Block, Grid, Page, Picture, Section, notes, slug
 from orchestrator.results import (
     Chain,
     Result,
@@ -42,11 +41,16 @@ from orchestrator.results import (
     stage_results,
     tabulate,
 )
-from orchestrator.timeline import Record, Timeline, failures
-from workers.store import Manifest, Store
+from orchestrator.sections import image_grid, made_with, provenance, put, timing
+from orchestrator.timeline import Record, failures
+from workers.store import Store
 
-REPORT = "report.md"
-PICTURES = "set.parquet"
+REPORT, HTML = "report.md", "report.html"
+FILES = (
+    Beside(("results.json", "results.parquet"), "every value above, for other programs"),
+    Beside((HTML,), "this report in one file, for a browser"),
+)
+ACCURACY_CAPTION = "Dots are single networks, markers their means, bars one standard deviation; dashed: full data."
 
 STAGE_HEADER = (
     *("Arm", "Seed", "Stage", "Expert start", "Expert end", "Iterations", "Kept"),
@@ -76,20 +80,23 @@ def write(folder: Path, plan: Plan, store: Store, journal_records: Iterable[Reco
     Returns:
         The files written, `report.md` first.
     """
+    from orchestrator.hypertext import html
+
     records = list(journal_records or ())
     results = collect(plan, store, failures(records))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    page = _Page(folder)
-    page.add(f"# {', '.join(dict.fromkeys(result.experiment for result in results))}", "")
-    for group in by_experiment(results):
-        _experiment(page, group, plan, store)
-    _contrasts(page, contrasts(plan, store))
-    _stages(page, stage_results(plan, store))
-    _timing(page, plan, store, records)
-    _provenance(page, plan, store, command)
-    page.file("results.json", _json(results))
-    page.file("results.parquet", _parquet(results))
-    return page.close()
+    page = page_of(results, plan, store, records, command)
+    files = {REPORT: markdown(page).encode(), HTML: html(page).encode()}
+    files |= {picture.name: picture.png for picture in page.pictures()}
+    return put(folder, files | {"results.json": _json(results), "results.parquet": _parquet(results)})
+
+
+def page_of(results: Sequence[Result], plan: Plan, store: Store, records: Sequence[Record], command: str) -> Page:
+    """The report before it is set: results by experiment, differences, stages, time, and how to run it again."""
+    sections = [_experiment(group, plan, store) for group in by_experiment(results)]
+    sections += [*_contrasts(contrasts(plan, store)), *_stages(stage_results(plan, store))]
+    sections += [timing(plan, store, records), provenance(command, (*made_with(plan, store), *FILES))]
+    title = ", ".join(dict.fromkeys(result.experiment for result in results))
+    return Page(title, "", (), tuple(sections))
 
 
 def console_table(results: Sequence[Result]) -> Table:
@@ -108,65 +115,21 @@ def console_table(results: Sequence[Result]) -> Table:
 # The sections of the page.
 
 
-class _Page:
-    """The Markdown lines and the files beside them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lines: list[str] = []
-        self.files: list[Path] = []
-
-    def add(self, *lines: str) -> None:
-        self.lines += lines
-
-    def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> None:
-        """A Markdown table, its first `words` columns to the left and the numbers to the right."""
-        rule = ["---" if number < words else "---:" for number in range(len(header))]
-        for row in (header, rule, *rows):
-            self.add(f"| {' | '.join(_escaped(cell) for cell in row)} |")
-        self.add("")
-
-    def picture(self, name: str, png: bytes, text: str) -> None:
-        self.file(name, png)
-        self.add(f"![{_escaped(text)}]({name})", "")
-
-    def file(self, name: str, content: bytes) -> None:
-        path = self.folder / name
-        with open(path, "wb", opener=lambda where, flags: os.open(where, flags, 0o600)) as file:
-            file.write(content)
-        self.files.append(path)
-
-    def close(self) -> list[Path]:
-        """Write the page itself; all files, the page first."""
-        beside = self.files
-        self.files = []
-        self.file(REPORT, ("\n".join(self.lines).rstrip() + "\n").encode())
-        return self.files + beside
-
-
-def _experiment(page: _Page, group: Sequence[Result], plan: Plan, store: Store) -> None:
-    from orchestrator import pictures
-
-    name = group[0].experiment
-    made = tabulate(group)
-    page.add(f"## {_escaped(made.title)}", "")
-    page.table(made.header, made.rows)
-    page.add(_escaped(made.caption), "")
-    page.add(*(f"* {_escaped(note)}" for note in made.notes), *([""] if made.notes else []))
+def _experiment(group: Sequence[Result], plan: Plan, store: Store) -> Section:
+    name, made = group[0].experiment, tabulate(group)
+    anchor = f"results-{slug(name)}-{slug(group[0].dataset)}-{group[0].scale}"
+    blocks: list[Block] = [Grid(f"{anchor}-table", made.header, made.rows, made.caption), *notes(made.notes)]
     if any(result.mean is not None and result.stage for result in group):
-        drawn = pictures.accuracy_by_stage(group)
-        page.picture(f"accuracy-{_slug(name)}.png", pictures.png(drawn), "accuracy by stage")
-        page.add(
-            "Dots are single networks, markers their means, bars one standard deviation; dashed: full data.",
-            "",
-        )
-    _grids(page, name, plan, store)
+        from orchestrator import figures, pictures
+
+        drawn = pictures.png(figures.accuracy_by_stage(group))
+        blocks.append(Picture(f"accuracy-{slug(name)}.png", drawn, "accuracy by stage", ACCURACY_CAPTION))
+    blocks += _grids(name, plan, store)
+    return Section(anchor, made.title, tuple(blocks), "Results", short=f"{name} on {group[0].dataset}")
 
 
-def _grids(page: _Page, experiment: str, plan: Plan, store: Store) -> None:
+def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture]:
     """A grid of pictures for the first chain of each arm, as far as its stages go."""
-    from orchestrator import pictures
-
     arms: dict[str, Chain] = {}
     for chain in chains(plan):
         if chain.cell.experiment == experiment:
@@ -175,10 +138,8 @@ def _grids(page: _Page, experiment: str, plan: Plan, store: Store) -> None:
         made = [manifest_of(store, key) is not None for key in chain.sets]
         sets = chain.sets[: made.index(False)] if False in made else chain.sets
         if sets:
-            read = [pictures.read_pictures(store.path(key, PICTURES)) for key in sets]
-            title = f"{arm} ({chain.cell.dataset})"
-            grid = pictures.grid_by_stage(read, title, _headings(chain)[: len(read)])
-            page.picture(f"sets-{_slug(experiment)}-{_slug(arm)}.png", pictures.png(grid), f"images of {arm}")
+            name, title = f"sets-{slug(experiment)}-{slug(arm)}.png", f"{arm} ({chain.cell.dataset})"
+            yield image_grid(store, sets, title, _headings(chain)[: len(sets)], name)
 
 
 def _headings(chain: Chain) -> list[str]:
@@ -187,11 +148,8 @@ def _headings(chain: Chain) -> list[str]:
     return [f"stage {number}" for number in range(1, len(chain.sets) + 1)]
 
 
-def _contrasts(page: _Page, found: Sequence[Contrast]) -> None:
-    if not found:
-        return
-    page.add("## Paired differences", "")
-    rows = [
+def _contrasts(found: Sequence[Contrast]) -> Iterator[Section]:
+    rows = tuple(
         (
             one.experiment,
             one.architecture,
@@ -202,17 +160,16 @@ def _contrasts(page: _Page, found: Sequence[Contrast]) -> None:
             str(one.paired.n),
         )
         for one in found
-    ]
-    page.table(CONTRAST_HEADER, rows, words=4)
-    page.add(CONTRAST_CAPTION, "")
+    )
+    if rows:
+        grid = Grid("differences-table", CONTRAST_HEADER, rows, CONTRAST_CAPTION, words=4)
+        yield Section("differences", "Paired differences", (grid,), "Results")
 
 
-def _stages(page: _Page, results: Sequence[StageResult]) -> None:
-    if not results:
-        return
-    page.add("## Stages", "")
-    page.table(STAGE_HEADER, [_stage_row(result) for result in results])
-    page.add(STAGE_CAPTION, "")
+def _stages(results: Sequence[StageResult]) -> Iterator[Section]:
+    if results:
+        grid = Grid("stages-table", STAGE_HEADER, tuple(map(_stage_row, results)), STAGE_CAPTION)
+        yield Section("stages", "Stages", (grid,), "Results")
 
 
 def _stage_row(result: StageResult) -> tuple[str, ...]:
@@ -231,57 +188,7 @@ def _stage_row(result: StageResult) -> tuple[str, ...]:
     )
 
 
-def _provenance(page: _Page, plan: Plan, store: Store, command: str) -> None:
-    manifests = _manifests(plan, store)
-    page.add("## How to run it again", "", "```", command, "```", "")
-    versions: dict[str, set[str]] = {}
-    for manifest in manifests:
-        for name, version in manifest.versions.items():
-            versions.setdefault(name, set()).add(version)
-    said = [f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items())]
-    devices = sorted({manifest.device for manifest in manifests})
-    if said:
-        page.add(f"Made with {', '.join(said)} on {' and '.join(devices)}.", "")
-    page.add("[results.json](results.json) and [results.parquet](results.parquet) hold every value above.", "")
-
-
-def _timing(page: _Page, plan: Plan, store: Store, records: Sequence[Record]) -> None:
-    page.add("## Timing", "")
-    timeline = Timeline.of(records, {job.key: getattr(job.spec, "stage", 0) for job in plan.graph})
-    if not timeline.spans:
-        manifests = _manifests(plan, store)
-        page.add("No job ran in this run; these are the seconds that its artifacts took when they were made.", "")
-        return _seconds_table(page, [(manifest.kind, manifest.seconds) for manifest in manifests])
-    again = "; it was taken up again, and the pauses are left out" if timeline.parts > 1 else ""
-    slots = "1 worker slot" if timeline.slots == 1 else f"{timeline.slots} worker slots"
-    page.add(f"The run took {timeline.seconds:.0f} s on {slots}, busy {timeline.busy:.0%} of the time{again}.", "")
-    _seconds_table(page, [(span.kind, span.end - span.start) for span in timeline.spans])
-    from orchestrator import pictures
-
-    took = {span.key: span.end - span.start for span in timeline.spans}
-    critical = plan.graph.critical_path(lambda job: took.get(job.key, 0.0))
-    figure = pictures.gantt(timeline.spans, {key for key in critical if key in took})
-    page.picture("gantt.png", pictures.png(figure), "which job ran when, by worker slot")
-    page.add("Numbers in bars are stages; hatched bars ended without an artifact.", "")
-
-
-def _seconds_table(page: _Page, measured: Sequence[tuple[str, float]]) -> None:
-    by_kind: dict[str, list[float]] = {}
-    for kind, seconds in measured:
-        by_kind.setdefault(kind, []).append(seconds)
-    rows = [
-        (kind, str(len(taken)), f"{sum(taken):.1f}", f"{statistics.fmean(taken):.2f}", f"{max(taken):.2f}")
-        for kind in SPECS
-        if (taken := by_kind.get(kind))
-    ]
-    page.table(("Kind", "Jobs", "Seconds in all", "Mean", "Longest"), rows)
-
-
-# The journal, as far as a report needs it.
-
-
-def _manifests(plan: Plan, store: Store) -> list[Manifest]:
-    return [manifest for job in plan.graph if (manifest := manifest_of(store, job.key)) is not None]
+# The results for other programs, and numbers for people.
 
 
 def _json(results: Sequence[Result]) -> bytes:
@@ -293,7 +200,7 @@ def _parquet(results: Sequence[Result]) -> bytes:
     number, words = pa.float64(), pa.list_(pa.string())
     types = {"mean": number, "std": number, "published_mean": number, "published_std": number}
     types |= {"values": pa.list_(number), "jobs": words, "missing": words}
-    types |= dict.fromkeys(("ipc_total", "ipc_per_stage", "stages", "stage", "n"), pa.int64())
+    types |= dict.fromkeys(("ipc_total", "ipc_per_stage", "stages", "stage", "phase", "n"), pa.int64())
     names = [*Result.__dataclass_fields__, "state"]
     schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
     buffer = io.BytesIO()
@@ -303,12 +210,3 @@ def _parquet(results: Sequence[Result]) -> bytes:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([|\\`*_\[\]<])", r"\\\1", " ".join(text.split()))

@@ -16,12 +16,12 @@ import yaml
 
 from jobs.documents import set_path, validate
 from jobs.errors import BadInput
-from jobs.experiments import DatasetChoice, Experiment, Plan, expand, load
+from jobs.expansion import expand
+from jobs.experiments import DatasetChoice, Experiment, Plan, load
 from jobs.graph import Job
 from jobs.recipe import Recipe
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
-from workers import preprocess, sources
-from workers.methods import method_named, settings_for
+from workers import sources
 
 QUICKSTART = "quickstart"
 
@@ -36,6 +36,8 @@ class Request:
     seed: int | None = None
     settings: Sequence[str] = ()
     """`path.to.field=value`, as given to `--set`."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Where datasets lie of which only the name is said."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Asked:
 
     experiments: tuple[Experiment, ...]
     plan: Plan = field(default_factory=Plan)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experiments' names, each once."""
+        return tuple(dict.fromkeys(one.name for one in self.experiments))
 
 
 def answer(request: Request) -> Asked:
@@ -56,8 +63,8 @@ def answer(request: Request) -> Asked:
     experiments = []
     for name in dict.fromkeys(request.experiments):
         experiment, place = _experiment(name, request)
-        expand(experiment, _inspected(experiment.source, place), place, plan)
-        _methods_fit(plan, place)
+        expand(experiment, inspected(experiment.source, place), place, plan)
+        methods_fit(plan, place)
         experiments.append(experiment)
     return Asked(tuple(experiments), plan)
 
@@ -68,8 +75,8 @@ def planned(experiment: Experiment, place: str) -> Plan:
     Raises:
         BadInput: it cannot work.
     """
-    plan = expand(experiment, _inspected(experiment.source, place), place)
-    _methods_fit(plan, place)
+    plan = expand(experiment, inspected(experiment.source, place), place)
+    methods_fit(plan, place)
     return plan
 
 
@@ -78,9 +85,18 @@ def _experiment(name: str, request: Request) -> tuple[Experiment, str]:
     experiment, place, raw = load(name)
     changed = overridden(raw, request)
     if changed == raw:
-        return experiment, place
+        return _found(experiment, request), place
     place = f"command line over {place}"
-    return validate(Experiment, changed, place), place
+    return _found(validate(Experiment, changed, place), request), place
+
+
+def _found(experiment: Experiment, request: Request) -> Experiment:
+    """The experiment with the path of its dataset, if only the name is said and the request knows where it lies."""
+    chosen = experiment.source
+    if chosen.path is not None or chosen.name not in request.data:
+        return experiment
+    lies = chosen.model_copy(update={"path": request.data[chosen.name]})
+    return experiment.model_copy(update={"dataset": lies})
 
 
 def overridden(raw: Mapping[str, Any], request: Request) -> dict[str, Any]:
@@ -127,7 +143,12 @@ def assign(changed: dict[str, Any], path: str, value: object, place: str) -> Non
 
 
 @lru_cache(maxsize=8)
-def _inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
+def inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
+    """The facts of a dataset as it lies on the disk.
+
+    Raises:
+        BadInput: it is not there, or something about it is wrong.
+    """
     if chosen.name not in sources.LAYOUTS:
         mend = f"must be one of {', '.join(sources.LAYOUTS)}"
         raise BadInput(place, "dataset.name", chosen.name, mend)
@@ -141,8 +162,11 @@ def _inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
         raise BadInput(error.place, error.field.removesuffix("_field"), error.value, error.mend) from error
 
 
-def _methods_fit(plan: Plan, place: str) -> None:
+def methods_fit(plan: Plan, place: str) -> None:
     """The base methods' own numbers and the names of normalisations, which `jobs` cannot know."""
+    from workers import preprocess  # with what follows it takes torch along, which a plan of tables does without
+    from workers.methods import method_named, settings_for
+
     known = {"measured", "unit", "zca", *preprocess.CONSTANTS}
     for job in plan.graph:
         match job.spec:

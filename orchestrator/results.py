@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 from jobs.errors import Damaged
 from jobs.experiments import SELECTIONS, Cell, Plan
-from jobs.specs import DistilSpec
+from jobs.graph import Job
+from jobs.specs import DistilSpec, EvaluateSpec
 from workers.store import Manifest
 
 SCALES = {
@@ -45,6 +46,7 @@ class Result:
     Attributes:
         ipc_total: images per class that the networks saw, the union of stages 1..`stage`; 0 for full data.
         stages: how many stages the arm has; `stage` is the prefix that this cell is about (0: full data).
+        phase: in class-incremental learning the phase after which the networks were trained and tested; else 0.
         mean: mean test accuracy of the measured networks in percent; None if there is none.
         std: their population standard deviation in percentage points; 0 for one, None for no network.
         n: how many networks were measured.
@@ -67,6 +69,7 @@ class Result:
     ipc_per_stage: int
     stages: int
     stage: int
+    phase: int = 0
     mean: float | None
     std: float | None
     n: int
@@ -190,10 +193,11 @@ def tabulate(results: Sequence[Result]) -> ResultTable:
 
 def label(result: Result | Cell, *, stage: bool = True) -> str:
     """What a row is called: `PDD+MTT, stage 2 of 2`; a mode of evaluation other than the usual is said."""
+    after = f", phase {result.phase}" if result.phase else ""
     if result.base_method in (*SELECTIONS, "full"):
-        return result.method
-    prefix = f", stage {result.stage} of {result.stages}" if stage and result.stages > 1 else ""
-    return result.method + prefix + ("" if result.mode == "progressive" else f", {result.mode}")
+        return result.method + after
+    prefix = f", stage {result.stage} of {result.stages}" if stage and result.stages > 1 and not after else ""
+    return result.method + prefix + after + ("" if result.mode == "progressive" else f", {result.mode}")
 
 
 def by_experiment(results: Sequence[Result]) -> list[list[Result]]:
@@ -210,9 +214,16 @@ def chains(plan: Plan) -> list[Chain]:
     for cell in plan.cells:
         if cell.stage == cell.stages:
             for key in cell.jobs:
-                sets = plan.graph[key].parents.get("sets", ())
-                found.setdefault(sets, Chain(cell, sets))
+                for sets in _by_phase(plan.graph[key]):
+                    found.setdefault(sets, Chain(cell, sets))
     return [chain for sets, chain in found.items() if sets]
+
+
+def _by_phase(job: Job) -> list[tuple[str, ...]]:
+    """The sets that a network was trained on; in class-incremental learning each phase has a chain of its own."""
+    sets = job.parents.get("sets", ())
+    size = len(sets) // max(1, len(job.spec.phases) if isinstance(job.spec, EvaluateSpec) else 1)
+    return [sets[first : first + size] for first in range(0, len(sets), max(1, size))]
 
 
 def arm_label(cell: Cell) -> str:
@@ -246,6 +257,7 @@ def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) 
         ipc_per_stage=cell.ipc_per_stage,
         stages=cell.stages,
         stage=cell.stage,
+        phase=cell.phase,
         mean=statistics.fmean(values) if values else None,
         std=statistics.pstdev(values) if values else None,
         n=len(values),

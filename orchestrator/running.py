@@ -92,6 +92,10 @@ class Done:
         yield Text(f"{jobs} in {duration(self.seconds)} on {self.workers} workers; run {self.run}")
         if self.report:
             yield Text(f"report: {self.report}")
+        yield from self.troubles()
+
+    def troubles(self) -> Iterator[Text]:
+        """What failed, and how to go on."""
         for one in self.failures:
             yield Text(f"FAILED {one['key']} ({one['reason']}): {one['message']}\n       log: {one['log']}")
         if self.exit == 130:
@@ -111,10 +115,12 @@ def run(
     name: str | None = None,
     cluster: Cluster | None = None,
     watch: Callable[[State], None] = lambda state: None,
+    write: Callable[[Path, str], list[Path]] | None = None,
 ) -> Done:
     """Run a request on a cluster to its end and write its report into the run's folder.
 
     A run on SLURM has its `name`, and a `cluster` that is there or on its way; `watch` is called at each change.
+    `write` writes another report than the usual one, into a folder, of the run with this name.
     """
     workers = place.cluster.count()
     name = name or run_name(asked)
@@ -130,7 +136,7 @@ def run(
     about = driver.About(
         run=name,
         command=command,
-        experiments=tuple(one.name for one in asked.experiments),
+        experiments=asked.names,
         store=str(store.root),
         workers=workers,
         versions=versions(),
@@ -154,7 +160,8 @@ def run(
             on_change,
             about=about,
         )
-    paths = write_report(store.run_folder(name) / "report", asked.plan, store, name, command)
+    folder = store.run_folder(name) / "report"
+    paths = write(folder, name) if write else write_report(folder, asked.plan, store, name, command)
     return Done(
         run=name,
         command=command,
@@ -191,22 +198,39 @@ def run_on_slurm(
     """
     from orchestrator import submission  # takes Submitit along, which a run on this machine does without
 
-    name = run_name(asked)
-    console = Console(stderr=True)
+    return submitted(
+        submission.request_of(request),
+        asked,
+        store,
+        place,
+        run_name(asked),
+        command=command,
+        quiet=quiet,
+        fail_fast=fail_fast,
+        follow=follow,
+    )
 
-    def say(text: str) -> None:
-        if not quiet:
-            console.print(Text(f"[{datetime.now():%H:%M:%S}] {text}"), soft_wrap=True)
 
-    job = submission.submit(request, asked, store, place, name, command=command, fail_fast=fail_fast)
+def submitted(
+    what: Callable[[Path], dict[str, Any]],
+    asked: Asked,
+    store: Store,
+    place: Place,
+    name: str,
+    *,
+    command: str,
+    quiet: bool,
+    fail_fast: bool,
+    follow: bool,
+) -> Done | str:
+    """Submit a part of an order (`submission.What`), and be there to the end of its run or not."""
+    from orchestrator import submission
+
+    graph, say = asked.plan.graph, teller(quiet)
+    job = submission.submit(what, asked.names, graph, store, place, name, command=command, fail_fast=fail_fast)
     say(f"run {name}: its head is SLURM job {job}")
-    lent = Lent.of(store, name)
-    assert lent is not None
-    if not follow:
-        return name
-    try:
-        last = follow_to_end(store, lent, say)
-    except KeyboardInterrupt:
+    last = followed(store, name, say) if follow else None
+    if last is None:
         return name
     found = status(store, name)
     return Done(
@@ -222,6 +246,31 @@ def run_on_slurm(
         failures=found.failures,
         report=next(iter((store.run_folder(name) / "report").glob("report.md")), None),
     )
+
+
+def followed(store: Store, name: str, say: Callable[[str], None]) -> Record | None:
+    """The last record of a run on SLURM, which is followed to its end; None if whoever follows leaves before.
+
+    Raises:
+        HeadGone: the run ended without a last word.
+    """
+    lent = Lent.of(store, name)
+    assert lent is not None
+    try:
+        return follow_to_end(store, lent, say)
+    except KeyboardInterrupt:
+        return None
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Tells people one line, with the time of day before it."""
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        if not quiet:
+            console.print(Text(f"[{datetime.now():%H:%M:%S}] {text}"), soft_wrap=True)
+
+    return say
 
 
 def cluster_of(place: Place) -> Cluster:
@@ -277,7 +326,7 @@ def write_report(folder: Path, plan: Plan, store: Store, run: str | None, comman
 
 def latest_run(asked: Asked, store: Store) -> str | None:
     """The latest run of exactly these experiments, if there is one."""
-    names = [one.name for one in asked.experiments]
+    names = list(asked.names)
     for run in reversed(runs(store)):
         records = journal.read(store.run_folder(run) / journal.NAME)
         if records and list(records[0].get("experiments", ())) == names:
@@ -288,7 +337,7 @@ def latest_run(asked: Asked, store: Store) -> str | None:
 def run_name(asked: Asked) -> str:
     """Readable and unique: the first experiment, the time, and chance against two starts in one second."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return f"{asked.experiments[0].name}-{now}-{secrets.token_hex(2)}"
+    return f"{asked.names[0]}-{now}-{secrets.token_hex(2)}"
 
 
 def _lately(claims: Claims) -> Iterable[Claim]:

@@ -51,7 +51,7 @@ def examine(place: Place, queue: Queue | None = None) -> list[Finding]:
 def _accounting(config: Mapping[str, str]) -> Finding:
     kind = config.get("AccountingStorageType", "")
     has = kind.endswith("slurmdbd")
-    return Finding("accounting", True, "slurmdbd" if has else "none: the report will not know queue times")
+    return Finding("accounting", True, "slurmdbd" if has else "none: `status` will not know queue times")
 
 
 def _partitions(spec: SlurmClusterSpec, queue: Queue) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """SLURM's programs, asked with patience.
 
 An answer that does not come, or comes with an error, is `None`: unknown, never "gone". Everything works with
-`squeue` and `scancel` alone; where there is no accounting, only the report has less to tell.
+`squeue` and `scancel` alone; where there is no accounting, only `status` has less to tell.
 """
 
 from __future__ import annotations

@@ -14,13 +14,16 @@ Theory of operation
     `blocked`, where the one question "are its parents whole?" is asked again; so a damaged parent is no
     special case.
 
-    An idle slot takes the ready job with the longest chain of work behind it. A job that has waited ten
-    minutes gains a second of chain per further second, so short chains are not put off for ever.
+    An idle slot takes the ready job with the longest chain of work behind it (`orchestrator.urgency`).
 
     Each way to fail has its own allowance (`orchestrator.plan.Allowances`). Losing a worker to preemption or
     a dead node is nobody's fault and is free; a job that keeps killing its worker is poison and fails; a bug
     or a divergence would only be repeated and fails at once. A failed job takes its descendants with it, its
     siblings go on.
+
+    The work is done by a `Course`, a state that moves. `decide` makes one, lets it take the event and throws it
+    away, so its caller has two values to compare and a bad event does no harm. A forecast lets one course take
+    thousands of events; it decides by the same lines.
 
 What it leaves out: which slot suits which job. All slots are equal, and one slot runs one job.
 """
@@ -28,9 +31,8 @@ What it leaves out: which slot suits which job. All slots are equal, and one slo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from heapq import heapify, heappop
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -38,11 +40,11 @@ from orchestrator import events
 from orchestrator.events import Action, Event, FailReason, Finish
 from orchestrator.lifecycle import BAD, OPEN, TRANSITIONS, WHOLE, IllegalTransition, JobState, Status, Step
 from orchestrator.plan import Plan
+from orchestrator.urgency import Urgency
 
-__all__ = ["BAD", "OPEN", "TRANSITIONS", "WHOLE", "IllegalTransition", "JobState", "State", "Status", "Step", "decide"]
+__all__ = ["BAD", "OPEN", "TRANSITIONS", "WHOLE", "IllegalTransition", "JobState", "Status", "Step"]
+__all__ += ["Course", "State", "decide"]
 
-AGEING_AFTER = 600.0
-"""Seconds a ready job waits before it starts to climb in the order."""
 WAIT_FOR_WORKERS = 30.0
 """Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
 
@@ -80,28 +82,65 @@ def decide(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
     Raises:
         IllegalTransition: the event cannot happen in this state, which stays valid.
     """
-    if state.finished:
-        raise IllegalTransition(f"{event} after {state.finished}")
-    turn = _Turn(state, event.at)
-    turn.take(event)
-    turn.place()
-    turn.conclude()
-    return turn.result()
+    course = Course(state)
+    actions = course.feed(event)
+    return course.state(), actions
 
 
-class _Turn:
-    """One event's work on a private copy of the state, thrown away when the event turns out illegal."""
+class Course:
+    """A state that moves from event to event; the one it was made of stays. Of no use after an illegal event."""
 
-    def __init__(self, state: State, at: float) -> None:
-        self.plan, self.at = state.plan, at
+    def __init__(self, state: State) -> None:
+        self._moving = _Moving(state)
+
+    @property
+    def finished(self) -> Finish | None:
+        """How the run ended, if it did."""
+        return self._moving.finished
+
+    def state(self) -> State:
+        """The state now."""
+        now = self._moving
+        jobs, slots = dict(now.jobs), dict(now.slots)
+        return State(now.plan, jobs, slots, now.leaving, now.drought, now.stopping, now.finished)
+
+    def feed(self, event: Event) -> tuple[Action, ...]:
+        """Take one event; returns what to do about it.
+
+        Raises:
+            IllegalTransition: the event cannot happen in this state.
+        """
+        if self.finished:
+            raise IllegalTransition(f"{event} after {self.finished}")
+        now = self._moving
+        now.at, now.actions = event.at, []
+        now.take(event)
+        now.place()
+        now.conclude()
+        return tuple(now.actions)
+
+
+class _Moving:
+    """What a course is made of: the state's own copies, which change, and indexes into them."""
+
+    def __init__(self, state: State) -> None:
+        self.plan, self.at = state.plan, 0.0
         self.jobs, self.slots = dict(state.jobs), dict(state.slots)
         self.leaving, self.drought = state.leaving, state.drought
         self.stopping, self.finished = state.stopping, state.finished
         self.actions: list[Action] = []
+        self.index()
 
-    def result(self) -> tuple[State, tuple[Action, ...]]:
-        state = State(self.plan, self.jobs, self.slots, self.leaving, self.drought, self.stopping, self.finished)
-        return state, tuple(self.actions)
+    def index(self) -> None:
+        """What would take too long to look for at every event: the ready jobs by urgency, and some counts.
+
+        `lacking` has, of the jobs that were asked after, how many of their parents are not whole.
+        """
+        ready = [(key, job.since, job.not_before) for key, job in self.jobs.items() if job.status is Status.READY]
+        self.ready = Urgency(self.plan.remaining_path, {key: place for place, key in enumerate(self.jobs)}, ready)
+        self.open = sum(job.status in OPEN for job in self.jobs.values())
+        self.bad = sum(job.status in BAD for job in self.jobs.values())
+        self.lacking: dict[str, int] = {}
 
     def take(self, event: Event) -> None:
         match event:
@@ -147,7 +186,17 @@ class _Turn:
         if status is None:
             raise IllegalTransition(f"{key} is {job.status}; this cannot happen to it: {step.value}")
         since = self.at if status in (Status.READY, Status.RUNNING) else 0.0
-        self.jobs[key] = replace(job, **{"status": status, "slot": None, "since": since, **changes})
+        moved = JobState(**(vars(job) | {"status": status, "slot": None, "since": since} | changes))
+        self.jobs[key] = moved
+        self.open += (status in OPEN) - (job.status in OPEN)
+        self.bad += status in BAD
+        if gained := (status in WHOLE) - (job.status in WHOLE):
+            for child in self.lacking.keys() & self.plan.children[key]:
+                self.lacking[child] -= gained
+        if status is Status.READY:
+            self.ready.add(key, since, moved.not_before)
+        elif job.status is Status.READY:
+            self.ready.discard(key)
 
     def give_back(self, key: str, **changes: Any) -> None:
         self.move(key, Step.RETURNED, **changes)
@@ -239,6 +288,7 @@ class _Turn:
             raise IllegalTransition(f"a plan may get other targets but not lose jobs: {sorted(lost)}")
         self.plan = plan
         self.jobs = {key: self.jobs.get(key, JobState()) for key in plan.keys}
+        self.index()
         for key in cached:
             self.move(key, Step.STORED)
         self.aim()
@@ -272,14 +322,20 @@ class _Turn:
             key = waiting.pop()
             if self.jobs[key].status not in (Status.BLOCKED, Status.READY):
                 continue
-            statuses = {self.jobs[parent].status for parent in self.plan.parents[key]}
-            if statuses & BAD:
+            if self.bad and any(self.jobs[parent].status in BAD for parent in self.plan.parents[key]):
                 self.move(key, Step.DOOMED, because=self.culprit(key))
                 waiting += self.plan.children[key]
-            elif statuses <= WHOLE and self.jobs[key].status is Status.BLOCKED:
-                self.move(key, Step.FREED)
-            elif not statuses <= WHOLE and self.jobs[key].status is Status.READY:
+            elif self.is_free(key):
+                if self.jobs[key].status is Status.BLOCKED:
+                    self.move(key, Step.FREED)
+            elif self.jobs[key].status is Status.READY:
                 self.move(key, Step.HELD)
+
+    def is_free(self, key: str) -> bool:
+        """Whether all its parents are whole."""
+        if key not in self.lacking:
+            self.lacking[key] = sum(self.jobs[parent].status not in WHOLE for parent in self.plan.parents[key])
+        return not self.lacking[key]
 
     def culprit(self, key: str) -> str:
         """The failed job because of which this one is skipped."""
@@ -314,30 +370,19 @@ class _Turn:
         idle = [slot for slot, key in self.slots.items() if key is None and slot not in self.leaving]
         if self.stopping or not idle:
             return
-        in_use = Counter(group for key in self.slots.values() if key for group in self.groups(key))
-        for key in self.by_urgency():
-            groups = self.groups(key)
+        exclusive, in_use = self.plan.exclusive, Counter[str]()
+        if exclusive:
+            in_use.update(group for key in self.slots.values() if key for group in exclusive.get(key, ()))
+
+        def admits(key: str) -> bool:
+            groups = exclusive.get(key, ())
             if any(in_use[group] >= self.plan.limits[group] for group in groups):
-                continue
+                return False
             in_use.update(groups)
-            self.start(key, idle.pop(0))
-            if not idle:
-                return
+            return True
 
-    def by_urgency(self) -> Iterator[str]:
-        """The jobs that may start now, the longest chain first, then in order of the plan."""
-        ready, path, aged = Status.READY, self.plan.remaining_path, self.at - AGEING_AFTER
-        heap = [
-            (-path[key] - (aged - job.since if job.since < aged else 0.0), place, key)
-            for place, (key, job) in enumerate(self.jobs.items())
-            if job.status is ready and job.not_before <= self.at
-        ]
-        heapify(heap)  # most of it is never popped, so no sort
-        while heap:
-            yield heappop(heap)[2]
-
-    def groups(self, key: str) -> tuple[str, ...]:
-        return self.plan.exclusive.get(key, ())
+        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), admits), strict=False):
+            self.start(key, slot)
 
     def start(self, key: str, slot: str) -> None:
         attempt = self.jobs[key].attempt + 1
@@ -368,7 +413,7 @@ class _Turn:
         self.actions.append(self.finished)
 
     def all_closed(self) -> bool:
-        return not self.plan.open and not any(job.status in OPEN for job in self.jobs.values())
+        return not self.plan.open and not self.open
 
     def verdict(self) -> Finish:
         tally = Counter(job.status for job in self.jobs.values())

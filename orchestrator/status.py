@@ -9,10 +9,12 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rich.text import Text
 
 from jobs.errors import BadInput
 from jobs.keys import kind_of
@@ -56,6 +58,19 @@ class RunStatus:
     def to_json(self) -> dict[str, Any]:
         """As `status --json` prints it."""
         return {"schema": 1, **vars(self)}
+
+    def lines(self) -> Iterator[Text]:
+        """The same for people."""
+        ending = f", exit {self.exit}" if self.exit is not None else ""
+        eta = f", about {self.eta_seconds:.0f} s left" if self.eta_seconds else ""
+        yield Text(f"{self.run}: {self.state}{ending}{eta}" + (f": {self.why}" if self.why else ""))
+        yield Text("  " + ", ".join(f"{count} {name}" for name, count in self.jobs.items() if count))
+        for job in self.running:
+            yield Text(f"  {job['key']} on {job['host']}: {job['note']} ({job['seconds']:.0f} s)")
+        for line in self.slurm:
+            yield Text(f"  SLURM: {line}")
+        for one in self.failures:
+            yield Text(f"  FAILED {one['key']} ({one['reason']}): {one['message']}; log {one['log']}")
 
 
 def runs(store: Store) -> list[str]:

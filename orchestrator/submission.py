@@ -1,68 +1,167 @@
-"""Handing a run over to SLURM: the folder in which its jobs meet, its first record, its head job."""
+"""Handing a run over to SLURM: the folder in which its jobs meet, its first record, its head job.
+
+A run has one head. Whether SLURM has it already is asked before another one is submitted, one launch at a time, and
+"it does not say" submits nothing. Only a sweep's name comes twice, because it follows from what is searched; its
+folder, from which it is taken up again, outlives a refusal of SLURM.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from jobs.errors import BadInput, PddError
-from orchestrator import slurm
+from jobs.graph import Graph
+from orchestrator import journal, slurm
+from orchestrator.batch import name_of
 from orchestrator.cluster import Place, SlurmClusterSpec
 from orchestrator.journal import Journal
-from orchestrator.lent import POINTER
+from orchestrator.lent import POINTER, Lent
 from orchestrator.rendezvous import Rendezvous, write_private
-from orchestrator.request import Asked, Request
+from orchestrator.request import Request
 from workers.store import Store
+
+if TYPE_CHECKING:
+    from orchestrator.table_request import Request as TablesRequest
+
+What = Callable[[Path], dict[str, Any]]
+"""What a head is to do: a part of its order, with the files that it names put into the run's folder."""
+GONE = 60.0
+"""Seconds that jobs of an earlier head get to leave the queue."""
+
+
+def request_of(request: Request) -> What:
+    """To run these experiments; of a file, a copy stays as it is while the run waits and comes back."""
+
+    def keep(home: Path) -> dict[str, Any]:
+        return {"request": asdict(request) | {"experiments": _kept(request.experiments, home)}}
+
+    return keep
+
+
+def tables_of(request: TablesRequest) -> What:
+    """To fill these tables; of a file, a copy stays."""
+
+    def keep(home: Path) -> dict[str, Any]:
+        return {"tables": asdict(request) | {"tables": _kept(request.tables, home)}}
+
+    return keep
+
+
+def sweep_of(document: Mapping[str, Any]) -> What:
+    """To run the sweep of this document."""
+
+    def keep(home: Path) -> dict[str, Any]:
+        path = home / "sweep.yaml"
+        write_private(path, yaml.safe_dump(dict(document), sort_keys=False))
+        return {"sweep": str(path.resolve())}
+
+    return keep
 
 
 def submit(
-    request: Request, asked: Asked, store: Store, place: Place, run: str, *, command: str, fail_fast: bool
-) -> str:
-    """Submit a run's head (in gang mode: all of it) and return the SLURM job's id.
+    what: What,
+    names: Sequence[str],
+    graph: Graph,
+    store: Store,
+    place: Place,
+    run: str,
+    *,
+    command: str,
+    fail_fast: bool,
+) -> str | None:
+    """Submit a run's head (in gang mode: all of it) and return the SLURM job's id; None if SLURM has one already.
 
     Raises:
         BadInput: the shared folder is not private or cannot be written.
-        NotSubmitted: SLURM refuses.
+        NotSubmitted: SLURM refuses, or does not say what it has.
     """
-    spec = place.cluster
+    spec, home = place.cluster, store.run_folder(run)
     assert isinstance(spec, SlurmClusterSpec)
-    home = store.run_folder(run)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shared = Path(spec.shared_folder).expanduser().resolve() / run if spec.shared_folder else home / "slurm"
-    order = {
-        "run": run,
-        "request": asdict(request) | {"experiments": _kept(request.experiments, home)},
-        "cluster": spec.model_dump(mode="json"),
-        "cluster_name": place.name,
-        "store": str(store.root.resolve()),
-        "command": command,
-        "fail_fast": fail_fast,
-    }
-    try:
-        meeting = Rendezvous.make(shared, order)
-    except OSError as error:
-        mend = "name a folder that you can write to and that all nodes see"
-        raise BadInput("cluster.yaml", "shared_folder", str(shared), f"{mend} ({error.strerror})") from error
-    write_private(home / POINTER, json.dumps({"mode": spec.mode, "folder": str(shared)}))
-    kinds = Counter(one.kind for one in asked.plan.graph)
-    with Journal.open(home) as book:  # closed before the driver can open it
-        names = [one.name for one in asked.experiments]
-        book.write("submitted", run=run, command=command, experiments=names, jobs=dict(kinds), cluster=place.name)
-    try:
-        (job,) = slurm.submit(meeting, "gang" if spec.mode == "gang" else "head")
-    except PddError:
-        shutil.rmtree(home)
-        shutil.rmtree(shared, ignore_errors=True)
-        raise
+    with _one_at_a_time(home):
+        if (earlier := Lent.of(store, run)) is not None and _goes_on(earlier):
+            return None
+        shared = Path(spec.shared_folder).expanduser().resolve() / run if spec.shared_folder else home / "slurm"
+        order = {
+            "run": run,
+            **what(home),
+            "cluster": spec.model_dump(mode="json"),
+            "cluster_name": place.name,
+            "store": str(store.root.resolve()),
+            "command": command,
+            "fail_fast": fail_fast,
+        }
+        try:
+            meeting = Rendezvous.make(shared, order)
+        except OSError as error:
+            mend = "name a folder that you can write to and that all nodes see"
+            raise BadInput("cluster.yaml", "shared_folder", str(shared), f"{mend} ({error.strerror})") from error
+        write_private(home / POINTER, json.dumps({"mode": spec.mode, "folder": str(shared)}))
+        kinds, known = Counter(one.kind for one in graph), (home / journal.NAME).exists()
+        with Journal.open(home) as book:  # closed before the driver can open it
+            facts = {"run": run, "command": command, "experiments": list(names), "jobs": dict(kinds)}
+            book.write("submitted", **facts, cluster=place.name)
+        try:
+            (job,) = slurm.submit(meeting, "gang" if spec.mode == "gang" else "head")
+        except PddError as error:
+            shutil.rmtree(shared, ignore_errors=True)
+            _forget(home, str(error) if known else "")
+            raise
     return job
 
 
+def _goes_on(earlier: Lent) -> bool:
+    """Whether SLURM has a head of this run; of one that is gone nothing is left behind."""
+    held = earlier.head()
+    if held is None:
+        raise slurm.NotSubmitted(f"whether {earlier.run} goes on is unknown: SLURM's queue does not answer; try again")
+    if any(job.living for job in held):
+        return True
+    workers = name_of(earlier.run, "worker")
+    earlier.queue.cancel_all(workers)
+    if not all(
+        earlier.queue.wait_until_gone(name, GONE) for name in (name_of(earlier.run, earlier.head_role), workers)
+    ):
+        raise slurm.NotSubmitted(f"jobs of an earlier head of {earlier.run} do not leave SLURM's queue; try again")
+    shutil.rmtree(earlier.folder, ignore_errors=True)
+    return False
+
+
+def _forget(home: Path, why: str) -> None:
+    """Take back a submission: the whole folder, or of a run that was there before, with the reason, only that."""
+    if not why:
+        shutil.rmtree(home)
+        return
+    (home / POINTER).unlink()
+    with Journal.open(home) as book:
+        book.write("run_ended", exit=1, why=why, counts={})
+
+
+@contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Make the run's folder, and let another launch of the same run wait; a file system may have no locks."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(home / ".submitting", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _kept(experiments: Sequence[str], home: Path) -> list[str]:
-    """The experiments by name; of a file, a copy that stays as it is while the run waits and comes back."""
+    """The experiments by name; of a file, the copy's."""
     kept = []
     for number, name in enumerate(experiments):
         path = Path(name)

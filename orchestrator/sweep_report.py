@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.sweep import METRICS, Scalar, Sweep, Values
+from orchestrator.desk import spoken
 from orchestrator.planning import duration
 from orchestrator.results import manifest_of
-from orchestrator.trials import Standing, jobs_up_to, spoken
+from orchestrator.trials import Standing, jobs_up_to
 from workers.store import Store
 
 PAGE = "sweep.md"
@@ -59,6 +60,12 @@ class Row:
     def score(self, metric: str) -> float | None:
         """The metric after the last stage reported."""
         return self.metrics[-1][metric] if self.metrics else None
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Row:
+        """The row that `to_json` gave."""
+        named = {name: value for name, value in document.items() if name not in ("trial", "stage")}
+        return cls(number=document["trial"], **named | {"metrics": tuple(document["metrics"])})
 
     def to_json(self) -> dict[str, Any]:
         """As `sweep --json` prints it."""

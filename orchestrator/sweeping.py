@@ -1,20 +1,20 @@
 """One sweep from a request to its results: trials, Tune, the driver, the report, the document.
 
 What `orchestrator.running` is to a run. A sweep's run has a name that follows from what is searched, so the same
-command takes up the sweep where it was left, with a larger budget too.
+command takes up the sweep where it was left, with a larger budget too. On SLURM a sweep is driven from its head job;
+the terminal that follows reads what came of it from the report's `sweep.json`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -25,18 +25,23 @@ from orchestrator import driver, journal, results, running, sweep_report
 from orchestrator.cluster import Place
 from orchestrator.desk import Desk
 from orchestrator.forecast import uninterrupted
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, Record
+from orchestrator.lent import POINTER, Lent
 from orchestrator.plan import Allowances
 from orchestrator.planning import duration
 from orchestrator.ray_cluster import Cluster
 from orchestrator.ray_pool import RayPool
+from orchestrator.rendezvous import write_private
 from orchestrator.request import Request, overridden
 from orchestrator.state import State
+from orchestrator.status import status
 from orchestrator.sweep import DESK, TuneCluster, check_searcher
 from orchestrator.sweep_report import Row
 from orchestrator.trials import Trial, Trials, make_trial, merge
 from workers.store import Store
 
+DOCUMENT = "sweep.json"
+"""In the report: what `sweep --json` prints, for whoever follows from elsewhere."""
 LEARNT_RUNG = 1000
 """The highest rung of a sweep whose trials are not known beforehand."""
 MOST_AT_ONCE = 16
@@ -69,6 +74,10 @@ class AskedSweep:
         keys = [trial.stages for trial in self.trials]
         text = json.dumps([document, dict(self.base), keys], sort_keys=True, default=str)
         return f"{self.sweep.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def document(self) -> dict[str, Any]:
+        """The sweep's file as it would be with its base, and the command line's words, in it."""
+        return self.sweep.model_dump(mode="json") | {"base": dict(self.base)}
 
     def longest(self) -> int:
         """The rung that no trial goes beyond."""
@@ -104,50 +113,50 @@ class DoneSweep:
     sweep: Sweep
     store: Store = field(repr=False)
     workers: int
-    outcome: driver.Outcome
+    exit: int
+    """The process's exit code."""
+    why: str
+    seconds: float
+    counts: dict[str, int]
+    """Jobs done, cached, failed and skipped."""
+    failures: list[dict[str, str]]
+    """The failed jobs: key, kind, reason, message, log."""
     rows: Sequence[Row]
     winners: experiments.Plan = field(repr=False)
     """The winners' jobs and cells."""
     files: Sequence[Path]
 
-    @property
-    def exit(self) -> int:
-        """The process's exit code."""
-        return self.outcome.exit
-
     def to_json(self) -> dict[str, Any]:
         """The interface of `sweep --json`: as `run --json`, and the trials."""
-        failures = running.failures_of(self.outcome.state)
-        messages = {one["key"]: f"{one['reason']}: {one['message']}" for one in failures}
+        messages = {one["key"]: f"{one['reason']}: {one['message']}" for one in self.failures}
         return {
             "schema": 1,
             "run": self.run,
             "exit": self.exit,
-            "why": self.outcome.why,
+            "why": self.why,
             "store": str(self.store.root),
-            "seconds": round(self.outcome.seconds, 3),
+            "seconds": round(self.seconds, 3),
             "workers": self.workers,
-            "jobs": running.counts_of(self.outcome.state),
+            "jobs": self.counts,
             "metric": self.sweep.metric,
             "trials": [row.to_json() for row in self.rows],
             "results": [one.to_json() for one in results.collect(self.winners, self.store, messages)],
             "artifacts": results.artifacts(self.winners, self.store),
-            "failures": failures,
+            "failures": self.failures,
             "files": [str(path) for path in self.files],
         }
 
     def lines(self) -> Iterator[Any]:
         """The same for people."""
         yield self._table()
-        counted = running.counts_of(self.outcome.state)
-        jobs = ", ".join(f"{count} {name}" for name, count in counted.items() if count)
-        yield Text(f"{jobs} in {duration(self.outcome.seconds)} on {self.workers} workers; run {self.run}")
+        jobs = ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+        yield Text(f"{jobs} in {duration(self.seconds)} on {self.workers} workers; run {self.run}")
         for path in self.files:
             yield Text(str(path))
-        for one in running.failures_of(self.outcome.state):
+        for one in self.failures:
             yield Text(f"FAILED {one['key']} ({one['reason']}): {one['message']}\n       log: {one['log']}")
         if self.exit:
-            yield Text(f"{self.outcome.why}; nothing is lost, go on with: {self.command}")
+            yield Text(f"{self.why}; nothing is lost, go on with: {self.command}")
 
     def _table(self) -> Table:
         header, lines = sweep_report.table(self.rows, self.sweep)
@@ -174,23 +183,26 @@ def run(
     Where a head job drives, as on SLURM, it has the run's `name`, a `cluster` that is there or on its way, and `watch`.
 
     Raises:
-        BadInput: on SLURM, without a cluster.
+        BadInput: the sweep is with SLURM, and this process is not its head's.
+        JournalLost: another process drives it.
     """
-    if place.cluster.kind == "slurm" and cluster is None:
-        raise BadInput("command line", "--cluster", place.name, "sweep on a local or ray cluster; SLURM is for `run`")
     sweep, workers, name = asked.sweep, place.cluster.count(), name or asked.run_name()
+    if cluster is None:
+        _take_back(store, name)
     store.sweep()
     folder = store.run_folder(name)
     desk = Desk(folder / DESK)
-    earlier = desk.begin_again()
     at_once = sweep.at_once or min(MOST_AT_ONCE, 2 * workers)
     values = [one.values for one in asked.known] or None
     search = TuneCluster(cluster or running.cluster_of(place), folder, sweep, values, at_once, asked.longest())
-    paid = sum(one["job_seconds"] for one in journal.read(folder / journal.NAME) if one["event"] == "job_done")
     with Journal.open(folder) as book:
-        trials = Trials(sweep, asked.make, desk, store, book, search, _say(quiet))
+        past = journal.read(book.path)
+        (folder / "report" / DOCUMENT).unlink(missing_ok=True)
+        trials = Trials(sweep, asked.make, desk, store, book, search, running.teller(quiet))
+        earlier = desk.begin_again()
         known = asked.known or [asked.make(number, one) for number, one in enumerate(earlier, start=1)]
-        orders = trials.begin(known, Allowances(keep_going=not fail_fast), paid)
+        driven = 0.0 if cluster is None else seconds_driven(past)
+        orders = trials.begin(known, Allowances(keep_going=not fail_fast), seconds_paid(past), driven)
         seconds = orders.remaining_path
         outcome = driver.run(
             orders,
@@ -221,23 +233,109 @@ def run(
 def _reported(
     asked: AskedSweep, trials: Trials, outcome: driver.Outcome, store: Store, name: str, command: str, workers: int
 ) -> DoneSweep:
-    best = experiments.Plan()
-    for one in trials.winners():
-        merge(best, one.trial.plan)
-        best.cells += one.trial.plan.cells
+    best = _together(one.trial for one in trials.winners())
     rows = sweep_report.rows(list(trials.standings.values()), trials.winners(), store)
     folder = store.run_folder(name) / "report"
     files = sweep_report.write(folder, asked.sweep, rows, trials.winners(), command)
     if best.cells:
         files += running.write_report(folder / "winners", best, store, name, command)[:1]
-    return DoneSweep(name, command, asked.sweep, store, workers, outcome, rows, best, files)
+    done = DoneSweep(
+        run=name,
+        command=command,
+        sweep=asked.sweep,
+        store=store,
+        workers=workers,
+        exit=outcome.exit,
+        why=outcome.why,
+        seconds=outcome.seconds,
+        counts=running.counts_of(outcome.state),
+        failures=running.failures_of(outcome.state),
+        rows=rows,
+        winners=best,
+        files=files,
+    )
+    write_private(folder / DOCUMENT, json.dumps(done.to_json(), allow_nan=False))
+    return done
 
 
-def _say(quiet: bool) -> Callable[[str], None]:
-    console = Console(stderr=True)
+def run_on_slurm(
+    asked: AskedSweep,
+    store: Store,
+    place: Place,
+    *,
+    command: str,
+    quiet: bool = False,
+    fail_fast: bool = False,
+    follow: bool = True,
+) -> DoneSweep | str:
+    """Submit a sweep to SLURM, or find that it is there, and follow it; only its run's name if not to its end.
 
-    def say(text: str) -> None:
-        if not quiet:
-            console.print(Text(f"[{datetime.now():%H:%M:%S}] {text}"), soft_wrap=True)
+    Raises:
+        NotSubmitted, BadInput: SLURM or the shared folder refuse.
+        HeadGone: the sweep ended without a last word.
+    """
+    from orchestrator import submission  # takes Submitit along, which a sweep on this machine does without
 
-    return say
+    name, say = asked.run_name(), running.teller(quiet)
+    graph, what = _together(asked.trials).graph, submission.sweep_of(asked.document())
+    job = submission.submit(what, (asked.sweep.name,), graph, store, place, name, command=command, fail_fast=fail_fast)
+    say(f"sweep {name}: its head is SLURM job {job}" if job else f"sweep {name} is with SLURM already")
+    last = running.followed(store, name, say) if follow else None
+    return name if last is None else told(asked, store, place, name, command, last)
+
+
+def told(asked: AskedSweep, store: Store, place: Place, name: str, command: str, last: Record) -> DoneSweep:
+    """What came of a sweep that another process drove, from its report and the journal's last record."""
+    try:
+        document = json.loads((store.run_folder(name) / "report" / DOCUMENT).read_text(encoding="utf-8"))
+    except FileNotFoundError:  # its driver did not come so far
+        document = {"trials": [], "files": []}
+    rows, found = [Row.of(one) for one in document["trials"]], status(store, name)
+    won = sorted((row for row in rows if row.rank), key=lambda row: row.rank)
+    return DoneSweep(
+        run=name,
+        command=command,
+        sweep=asked.sweep,
+        store=store,
+        workers=place.cluster.count(),
+        exit=last["exit"],
+        why=last["why"],
+        seconds=last["seconds"],
+        counts={one: found.jobs[one] for one in ("done", "cached", "failed", "skipped")},
+        failures=found.failures,
+        rows=rows,
+        winners=_together(asked.make(row.number, row.values) for row in won),
+        files=[Path(path) for path in document["files"]],
+    )
+
+
+def seconds_paid(past: Sequence[Record]) -> float:
+    """The worker time of the jobs that earlier drivers of a sweep have seen to their end."""
+    return float(sum(record["job_seconds"] for record in past if record["event"] == "job_done"))
+
+
+def seconds_driven(past: Sequence[Record]) -> float:
+    """How long the drivers since the last submission to SLURM took: of one launch there may be many."""
+    last = max((number for number, record in enumerate(past) if record["event"] == "submitted"), default=len(past))
+    following = pairwise([*past[last + 1 :], {"event": "run_began"}])
+    return float(sum(record["seconds"] for record, after in following if after["event"] == "run_began"))
+
+
+def _take_back(store: Store, name: str) -> None:
+    """Drive here what SLURM drove before, unless it still does."""
+    lent = Lent.of(store, name)
+    if lent is None:
+        return
+    if held := lent.head():
+        mend = f"SLURM has it ({held[0].sentence()}); follow it with --cluster, or end it with `pdd cancel {name}`"
+        raise BadInput("command line", "sweep", name, mend)
+    (store.run_folder(name) / POINTER).unlink()
+
+
+def _together(trials: Iterable[Trial]) -> experiments.Plan:
+    """The jobs and cells of these trials as one plan."""
+    plan = experiments.Plan()
+    for trial in trials:
+        merge(plan, trial.plan)
+        plan.cells += trial.plan.cells
+    return plan

@@ -121,4 +121,11 @@ def failures(records: Iterable[Record]) -> dict[str, str]:
     return failed
 
 
-# Text and bytes.
+def duration(seconds: float) -> str:
+    """Seconds for people: `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

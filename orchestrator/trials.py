@@ -26,7 +26,7 @@ from jobs.recipe import Recipe
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values
 from orchestrator import forecast
-from orchestrator.desk import Answered, Desk, Wish, trial_id
+from orchestrator.desk import Answered, Desk, Wish, spoken, trial_id
 from orchestrator.journal import Journal
 from orchestrator.plan import Plan as Orders
 from orchestrator.request import assign, planned
@@ -69,11 +69,6 @@ class Trial:
     def label(self) -> str:
         """The number and the values, for people."""
         return f"trial {self.number}: {spoken(self.values)}"
-
-
-def spoken(values: Values) -> str:
-    """`num_stages=2, image_lr=0.03`."""
-    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def make_trial(sweep: Sweep, base: Mapping[str, Any], place: str, number: int, values: Values) -> Trial:
@@ -170,15 +165,15 @@ class Trials:
         """Why the search was broken off, if it was."""
         self._open: dict[str, Wish] = {}
         self._stale = False
-        self._earlier = 0.0
+        self._earlier, self._driven = 0.0, 0.0
         self._paid: dict[str, float] = {}
 
-    def begin(self, trials: Iterable[Trial], allowances: Any, earlier_seconds: float = 0.0) -> Orders:
+    def begin(self, trials: Iterable[Trial], allowances: Any, paid: float = 0.0, driven: float = 0.0) -> Orders:
         """The first plan: all jobs of the trials known beforehand, and no target yet.
 
-        `earlier_seconds` is what earlier sessions of this sweep have spent of the budget's GPU-hours.
+        `paid` and `driven` are the seconds that earlier sessions have spent of the budget's GPU-hours and wall-hours.
         """
-        self._earlier = earlier_seconds
+        self._earlier, self._driven = paid, driven
         self.orders = replace(self.orders, allowances=allowances)
         for trial in trials:
             self._admit(trial)
@@ -300,7 +295,7 @@ class Trials:
 
     def _spent(self, state: State) -> str:
         """Which part of the budget is used up."""
-        budget, hours = self.sweep.budget, self.journal.elapsed() / HOUR
+        budget, hours = self.sweep.budget, (self._driven + self.journal.elapsed()) / HOUR
         if budget.wall_hours is not None and hours >= budget.wall_hours:
             return f"the budget of {budget.wall_hours:g} h is used up"
         if budget.gpu_hours is None:

@@ -23,6 +23,11 @@ Beat = Callable[[], None]
 """Called after every epoch; may raise to break off."""
 
 
+def learned_from(sets: Sequence[SyntheticSet], spec: TransitionSpec) -> SyntheticSet:
+    """What the link behind S_1..S_k is trained on: their union, or without conditioning S_k alone (facts 5.6)."""
+    return synthetic.union(sets if spec.on == "union" else sets[-1:])
+
+
 def link(
     network: Network, union: SyntheticSet, spec: TransitionSpec, generator: torch.Generator, beat: Beat = lambda: None
 ) -> None:
@@ -41,7 +46,7 @@ class Starts:
         generator: the source of number j's chain.
         sets: S_1..S_{i-1} in the training space; empty in stage 1.
         spec: how a link is trained; None for no transition, which leaves all networks random.
-        pool: numbers are taken modulo this; None for no limit.
+        pool: numbers are taken modulo this where there is a chain to train; None for no limit.
         beat: called after every epoch of a link.
     """
 
@@ -55,22 +60,21 @@ class Starts:
         beat: Beat = lambda: None,
     ) -> None:
         self._random_network, self._generator = random_network, generator
-        self._unions = [synthetic.union(sets[: stage + 1]) for stage in range(len(sets))]
-        self._spec, self._pool, self._beat = spec, pool, beat
+        self._sets, self._spec, self._pool, self._beat = sets, spec, pool, beat
         self._ends: dict[int, torch.Tensor] = {}
 
     def network(self, number: int) -> Network:
         """Network `number`, fresh to be trained on; asking again gives an equal one."""
+        if self._spec is None or not self._sets:
+            return self._random_network(number)
         number = number if self._pool is None else number % self._pool
         network = self._random_network(number)
-        if self._spec is None or not self._unions:
-            return network
         if number in self._ends:
             load_flat(network, self._ends[number])
             return network
         generator = self._generator(number)
-        for union in self._unions:
-            link(network, union, self._spec, generator, self._beat)
+        for stage in range(1, len(self._sets) + 1):
+            link(network, learned_from(self._sets[:stage], self._spec), self._spec, generator, self._beat)
         if self._pool is not None:
             self._ends[number] = flatten(network)
         return network

@@ -4,10 +4,16 @@ The held-out validation split is cut from the training split, stratified, by a p
 spec's `split_seed` alone, so every job of every experiment holds out the same images. ZCA and measured
 statistics are fitted on what is left for training: nothing held out, and nothing of the test split, reaches
 an expert.
+
+A phase of class-incremental learning is an artifact of the same form with the images of its classes alone, taken from
+the whole dataset's. It has the transform of the whole, so that sets of all phases live in one space; at published
+constants that tells a phase nothing about classes to come, whereas ZCA and measured statistics have seen them (ours).
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +76,8 @@ def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
     """
     spec = bench.job.spec
     assert isinstance(spec, DatasetSpec)
+    if spec.subset:
+        return _take_phase(bench, folder, spec.subset)
     source = sources.Source(
         layout=spec.layout,
         path=Path(spec.path) if spec.path else None,
@@ -100,6 +108,21 @@ def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
     return {"train": len(kept), "validation": len(held), "test": len(tested)}
 
 
+def _take_phase(bench: Bench, folder: Path, subset: Sequence[int]) -> dict[str, Any]:
+    """Write the images of these classes (ascending) of the parent dataset, labels counted from 0."""
+    whole = bench.parent("dataset")
+    sizes = {}
+    for name in SPLITS:
+        images, labels, names = read_split(bench.store.path(whole, f"{name}.arrow"))
+        own = torch.isin(labels, torch.tensor(subset))
+        counted = torch.searchsorted(torch.tensor(subset), labels[own])
+        kept = tuple(names[label] for label in subset)
+        _write_split(folder / f"{name}.arrow", images[own].numpy(), counted.numpy(), kept)
+        sizes[name] = len(counted)
+    shutil.copyfile(bench.store.path(whole, TRANSFORM), folder / TRANSFORM)
+    return sizes
+
+
 def load(store: Store, key: str, device: torch.device) -> Dataset:
     """The artifact as resident tensors; the last two used in a process stay in memory."""
     return _load(store.root, key, device)
@@ -108,15 +131,20 @@ def load(store: Store, key: str, device: torch.device) -> Dataset:
 @lru_cache(maxsize=2)
 def _load(root: Path, key: str, device: torch.device) -> Dataset:
     store = Store(root)
-    with np.load(store.path(key, TRANSFORM), allow_pickle=False) as file:
-        values = dict(file)
-    transform = preprocess.from_arrays(str(values.pop("kind")), values)
-    splits = {name: _read_split(store.path(key, f"{name}.arrow")) for name in SPLITS}
+    transform = read_transform(store.path(key, TRANSFORM))
+    splits = {name: read_split(store.path(key, f"{name}.arrow")) for name in SPLITS}
     resident = {
         name: Split(transform.forward(images).to(device), labels.to(device))
         for name, (images, labels, _) in splits.items()
     }
     return Dataset(**resident, transform=transform, class_names=splits["train"][2])
+
+
+def read_transform(path: Path) -> preprocess.Affine | preprocess.Zca:
+    """The transform of an artifact's `transform.npz`."""
+    with np.load(path, allow_pickle=False) as file:
+        values = dict(file)
+    return preprocess.from_arrays(str(values.pop("kind")), values)
 
 
 def _hold_out(
@@ -143,7 +171,8 @@ def _write_split(
         writer.write_table(table)
 
 
-def _read_split(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def read_split(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images uint8 [n, C, H, W], labels int64 [n] and the names of the classes in a split's Arrow file."""
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all().combine_chunks()
         shape = tuple(int(number) for number in table.schema.metadata[b"shape"].split(b","))

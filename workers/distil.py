@@ -1,7 +1,8 @@
 """Stage i of progressive dataset distillation around any base method (paper section 4.1, Algorithm 1).
 
 The loop is the same for all methods: new images start from real ones (or noise); each iteration the method
-matches with the union of the frozen sets and the new images (*conditioning*) and only the new images descend;
+matches with the union of the earlier sets and the new images (*conditioning*) and only the new images descend
+(in one ablation the earlier ones do too, more slowly; they are then stored with the stage, A3.2);
 from time to time the current images are judged by networks trained on the union, and the best iterate by the
 held-out split is the stage's result. The start networks have been through the earlier sets already
 (*transition*, in the experts).
@@ -27,8 +28,9 @@ from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
 from jobs.specs import DistilSpec
 from workers import dataset as datasets
-from workers import formation, synthetic, trajectories
+from workers import forgetting, formation, synthetic, trajectories
 from workers.bench import Bench
+from workers.centroids import representatives
 from workers.chain import Starts
 from workers.dataset import Split
 from workers.methods import method_named, settings_for
@@ -49,6 +51,8 @@ class Kept:
     accuracy: float = -math.inf
     iteration: int = 0
     images: Tensor | None = None
+    earlier: Tensor | None = None
+    """The images of earlier stages as they were then, if they learn too."""
     step_size: float | None = None
 
 
@@ -68,13 +72,15 @@ class StageRun:
     def __init__(self, bench: Bench) -> None:
         assert isinstance(bench.job.spec, DistilSpec)
         self.bench, self.spec = bench, bench.job.spec
-        self.data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-        self.earlier = [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
-        self.frozen = _on(synthetic.union(self.earlier), bench.device) if self.earlier else None
+        whole = datasets.load(bench.store, bench.parent("dataset"), bench.device)
+        self.data = forgetting.partitioned(bench, whole, self.spec.partition, least=self.spec.ipc * self.spec.factor**2)
+        self.earlier = synthetic.newest(bench.store, bench.parents("sets"))
+        self.before = _on(synthetic.union(self.earlier), bench.device) if self.earlier else None
+        self.starts = self._starts()
         self.method = self._method()
-        matched = self._learning(self.frozen) if self.frozen is not None and self.spec.conditioning else None
+        matched = self._learning(self.before) if self.before is not None and self.spec.conditioning else None
         new = self._learning(self._initial_images())
-        self.pixels = Pixels(new, matched, self.spec.image, self.spec.iterations)
+        self.pixels = Pixels(new, matched, self.spec.image, self.spec.iterations, self.spec.earlier_rate)
         self.generator = bench.generator("loop")
         self.iteration = 0
         self.kept, self.history = Kept(), History()
@@ -93,15 +99,32 @@ class StageRun:
         new = self.kept.images if self.kept.images is not None else self.pixels.new
         return self._in_training_space(new.cpu(), self._new_labels().cpu(), self.kept.step_size)
 
+    def earlier_result(self) -> SyntheticSet | None:
+        """The images of the stages before as they were when the new ones were kept; None if they are frozen."""
+        if self.kept.earlier is None or self.before is None:
+            return None
+        return self._in_training_space(self.kept.earlier.cpu(), self.before.labels.cpu(), None)
+
     def result_so_far(self) -> SyntheticSet:
-        """The frozen sets and the new images as they are now, with the current step size."""
+        """The earlier sets and the new images as they are now, with the current step size."""
         new = self._in_training_space(self.pixels.new, self._new_labels(), self.method.step_size)
-        return new if self.frozen is None else synthetic.union([self.frozen, new])
+        if self.before is None:
+            return new
+        earlier = self.before
+        if self._moving is not None:
+            earlier = self._in_training_space(self._moving, earlier.labels, None)
+        return synthetic.union([earlier, new])
+
+    @property
+    def _moving(self) -> Tensor | None:
+        """The images of earlier stages if they learn too."""
+        return self.pixels.earlier if self.spec.earlier_rate else None
 
     def save(self) -> None:
         """Write the checkpoint."""
         arrays, values = self.method.state()
-        kept: Arrays = {} if self.kept.images is None else {"kept": self.kept.images.cpu().numpy()}
+        kept_images = {"kept": self.kept.images, "kept_earlier": self.kept.earlier}
+        kept: Arrays = {name: images.cpu().numpy() for name, images in kept_images.items() if images is not None}
         self.bench.checkpoints.save(
             self.bench.job.key,
             {
@@ -138,8 +161,13 @@ class StageRun:
             [(int(at), float(a)) for at, a in values["candidates"]],
         )
         if "kept" in arrays:
-            images = torch.from_numpy(arrays["kept"]).to(self.bench.device)
-            self.kept = Kept(values["kept_accuracy"], values["kept_iteration"], images, values["kept_step_size"])
+            images, earlier = (
+                torch.from_numpy(arrays[name]).to(self.bench.device) if name in arrays else None
+                for name in ("kept", "kept_earlier")
+            )
+            self.kept = Kept(
+                values["kept_accuracy"], values["kept_iteration"], images, earlier, values["kept_step_size"]
+            )
         return True
 
     def _judging_is_due(self) -> bool:
@@ -152,7 +180,8 @@ class StageRun:
         score = 0.0 if choice.by == "last" else self._candidate_accuracy()
         self.history.candidates.append((self.iteration, score))
         if score >= self.kept.accuracy:
-            self.kept = Kept(score, self.iteration, self.pixels.new.clone(), self.method.step_size)
+            earlier = None if self._moving is None else self._moving.clone()
+            self.kept = Kept(score, self.iteration, self.pixels.new.clone(), earlier, self.method.step_size)
 
     def _candidate_accuracy(self) -> float:
         """Mean accuracy (percent) of networks trained on the union with the current step size (facts 5.4)."""
@@ -187,7 +216,7 @@ class StageRun:
             transform=self.data.transform,
             experts=trajectories.Trajectories(paths) if paths else None,
             network=self._random_network("layout"),
-            starts=self._starts(),
+            starts=self.starts,
             device=self.bench.device,
             memory_level=self.bench.memory_level,
         )
@@ -213,9 +242,24 @@ class StageRun:
         if self.spec.init == "noise":
             images = torch.randn((len(labels), *self.data.shape), generator=generator).to(self.bench.device)
         else:
-            chosen = random_per_class(self.data.train.labels, self.spec.ipc * self.spec.factor**2, generator)
+            chosen = self._first_real(self.spec.ipc * self.spec.factor**2, generator)
             images = formation.compose(self.data.train.images[chosen.to(self.bench.device)], self.spec.factor)
         return SyntheticSet(images, labels, None, self.spec.factor)
+
+    def _first_real(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of the real images from which new ones start, `count` of each class, class by class.
+
+        Raises:
+            ValueError: a class has fewer.
+        """
+        train = self.data.train
+        if self.spec.init == "real":
+            return random_per_class(train.labels, count, generator)
+        members = [torch.nonzero(train.labels == label).flatten() for label in range(self.data.classes)]
+        if any(len(own) < count for own in members):
+            raise ValueError(f"a class has {min(map(len, members))} images, fewer than {count} clusters")
+        network = self.starts.network(0)
+        return torch.cat(representatives(network, train.images, self.data.transform, members, count, generator))
 
     def _learning(self, one: SyntheticSet) -> SyntheticSet:
         """A set of the training space as the method's pixels have it."""
@@ -249,6 +293,8 @@ def distil(bench: Bench, folder: Path) -> dict[str, Any]:
         if stopping:
             raise Yielded(f"{bench.job.key}: asked to stop at iteration {run.iteration}")
     synthetic.write(folder, run.result(), run.data.transform, run.data.class_names)
+    if (earlier := run.earlier_result()) is not None:
+        synthetic.write_exact(folder / synthetic.EARLIER, earlier)
     _write_history(folder / HISTORY, run.history)
     judged = run.spec.choice.by != "last"
     return {
@@ -257,6 +303,7 @@ def distil(bench: Bench, folder: Path) -> dict[str, Any]:
         "loss": run.history.loss[-1],
         "first_loss": run.history.loss[0],
         **({f"{run.spec.choice.by}_accuracy": run.kept.accuracy} if judged else {}),
+        **forgetting.share_below(bench, run.spec.partition),
     }
 
 

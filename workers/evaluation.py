@@ -2,8 +2,12 @@
 
 Progressive: one network is trained on S_1, then on S_1+S_2, and so on to the union, weights and momentum
 carried over, each link at its own learned step size with its own learning-rate drop. Union: one training on
-the final union. Sequential: S_1 alone, then S_2 alone, and so on. The network's weights are random and
-independent for every index, as the paper says (the reference code starts all of them from one stored expert).
+the final union, at the step size of the last set (ours: the paper only says that no single one suits the union).
+Sequential: S_1 alone, then S_2 alone, and so on. The network's weights are random and independent for every index, as
+the paper says; the reference code starts all of them from one stored expert, which is `start: expert`.
+
+In class-incremental learning (Table 7) the sets of all phases so far are put together stage by stage
+(`workers.continual`), and the test asks about the classes seen so far.
 
 The test split is read here and in `full`, and nowhere else unless the reference's choice is asked for by
 name.
@@ -19,9 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.specs import EvaluateSpec, FullSpec, Mode
+from workers import continual, synthetic, trajectories
 from workers import dataset as datasets
-from workers import synthetic
 from workers.bench import Bench
+from workers.dataset import Dataset
+from workers.networks import Network, load_flat
 from workers.students import build_network, fit, trainer_for
 from workers.synthetic import SyntheticSet
 from workers.training import EpochStats, accuracy
@@ -43,9 +49,11 @@ def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
     spec = bench.job.spec
     assert isinstance(spec, EvaluateSpec)
     data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    sets = [synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")]
+    sets, test = _sets(bench, spec), data.test
+    if spec.phases:
+        sets, test = continual.by_stage(sets, spec.phases), continual.of_classes(test, spec.phases)
     chain = links(sets, spec.mode)
-    network = build_network(spec.network, data.shape, data.classes, bench.generator("init"), bench.device)
+    network = _network(bench, spec, data)
     rates = [spec.training.lr if spec.training.lr is not None else link.step_size for link in chain]
     trainer = trainer_for(network, spec.training, bench.generator("train"), lr=rates[0])
     curve: list[float] = []
@@ -56,7 +64,7 @@ def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
 
         images, labels = link.expanded()
         fit(trainer, images.to(bench.device), labels.to(bench.device), spec.training, lr=rate, on_epoch=beat)
-        curve.append(accuracy(network, data.test.images, data.test.labels))
+        curve.append(accuracy(network, test.images, test.labels))
     return _result(folder, curve)
 
 
@@ -73,6 +81,22 @@ def train_full(bench: Bench, folder: Path) -> dict[str, Any]:
     trainer = trainer_for(network, spec.training, bench.generator("train"))
     fit(trainer, data.train.images, data.train.labels, spec.training, on_epoch=beat)
     return _result(folder, [accuracy(network, data.test.images, data.test.labels)])
+
+
+def _sets(bench: Bench, spec: EvaluateSpec) -> list[SyntheticSet]:
+    """The sets by stage, phase by phase if there are phases, each chain as its last stage left it."""
+    keys, chains = bench.parents("sets"), max(1, len(spec.phases))
+    size = len(keys) // chains
+    parts = (keys[number * size : (number + 1) * size] for number in range(chains))
+    return [one for part in parts for one in synthetic.newest(bench.store, part)]
+
+
+def _network(bench: Bench, spec: EvaluateSpec, data: Dataset) -> Network:
+    network = build_network(spec.network, data.shape, data.classes, bench.generator("init"), bench.device)
+    if spec.start == "expert":
+        path = bench.store.path(bench.parent("experts"), trajectories.TRAJECTORIES)
+        load_flat(network, trajectories.Trajectories([path]).parameters(0, 0).to(bench.device))
+    return network
 
 
 def _result(folder: Path, curve: list[float]) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 Stage 1 starts from random weights. Stage i > 1 makes the transition first (paper section 4.1, facts 5.2):
 each expert starts where its own chain stands, which is snapshot 0 of its stage i-1 trajectory trained on the
-union S_1..S_{i-1} at the step size learned with S_{i-1}; that network is snapshot 0 here, and training goes
-on with real data. The optimiser of the link and that of the real training are both fresh.
+union S_1..S_{i-1} (without conditioning on S_{i-1} alone, facts 5.6) at the step size learned with S_{i-1}; that
+network is snapshot 0 here, and training goes on with real data. The optimiser of the link and that of the real
+training are both fresh.
 
 Two departures from the reference, neither of which changes a result: snapshots are copies (there they alias
 the live weights on a CPU), and no test accuracy is computed along the way.
@@ -18,12 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.errors import BadInput
 from jobs.specs import ExpertsSpec
 from workers import dataset as datasets
 from workers import forgetting, synthetic, trajectories
 from workers.bench import Bench
-from workers.chain import link
+from workers.chain import learned_from, link
 from workers.dataset import Dataset, Split
 from workers.networks import Network, flatten, load_flat
 from workers.students import build_network, fit, trainer_for
@@ -37,7 +37,7 @@ def train_cohort(bench: Bench, folder: Path) -> dict[str, Any]:
     """Train the cohort's experts one after another, keeping each finished one in a checkpoint."""
     spec = _spec(bench)
     data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    real = _real_images(bench, data)
+    real = forgetting.partitioned(bench, data, spec.partition).train
     finished = [_finished(bench, number) for number in range(spec.count)]
     for number, known in enumerate(finished):
         if known is None:
@@ -59,9 +59,9 @@ def start_of(bench: Bench, data: Dataset, number: int) -> Network:
     assert spec.transition is not None
     chain = trajectories.Trajectories([bench.store.path(bench.parent("chain"), trajectories.TRAJECTORIES)])
     load_flat(network, chain.parameters(number, 0).to(bench.device))
-    union = synthetic.union([synthetic.read(bench.store.path(key, synthetic.EXACT)) for key in bench.parents("sets")])
+    earlier = learned_from(synthetic.newest(bench.store, bench.parents("sets")), spec.transition)
     generator = bench.generator("transition", name)
-    link(network, union, spec.transition, generator, lambda: bench.yield_if_asked("during a transition"))
+    link(network, earlier, spec.transition, generator, lambda: bench.yield_if_asked("during a transition"))
     return network
 
 
@@ -81,19 +81,6 @@ def _train_expert(bench: Bench, data: Dataset, real: Split, number: int) -> Traj
     trainer = trainer_for(network, spec.real, bench.generator("real", spec.first + number))
     fit(trainer, real.images, real.labels, spec.real, on_epoch=keep, correctness=True)
     return np.stack(snapshots), np.stack(correctness)
-
-
-def _real_images(bench: Bench, data: Dataset) -> Split:
-    """The training split, or those whose forgetting scores lie in the stage's partition (Table 6)."""
-    partition = _spec(bench).partition
-    if partition is None:
-        return data.train
-    low, high = partition
-    counts = forgetting.read_counts(bench.store.path(bench.parent("forgetting"), forgetting.COUNTS))
-    chosen = torch.from_numpy(np.flatnonzero((counts >= low) & (counts < high))).to(bench.device)
-    if not len(chosen):
-        raise BadInput(bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it")
-    return Split(data.train.images[chosen], data.train.labels[chosen])
 
 
 def _held_out_accuracy(bench: Bench, data: Dataset, done: list[Trajectory]) -> dict[str, Any]:

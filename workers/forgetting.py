@@ -8,29 +8,36 @@ experts, or from networks trained here for the purpose.
 An image that was never right has no event. Under the paper's wording its count is therefore 0, the easiest;
 Toneva et al. count it as the number of epochs, the hardest. That is a setting (`never_learned`), because it
 moves such images from the first partition to beyond the last.
+
+A *partition* are the images whose scores lie in one interval. Under Table 6 a stage sees no others: neither its experts
+nor its matching nor the images it starts from (the published code filters the last alone; facts 5.7).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
-from jobs.specs import ForgettingSpec
+from jobs.errors import BadInput
+from jobs.specs import ForgettingSpec, NeverLearned
 from workers import dataset as datasets
 from workers import trajectories
 from workers.bench import Bench
+from workers.dataset import Dataset, Split
 from workers.students import build_network, fit, trainer_for
 from workers.training import EpochStats
 
 COUNTS = "counts.parquet"
 
 
-def count_events(right: NDArray[np.bool_], never_learned: Literal["zero", "epochs"]) -> NDArray[np.int64]:
+def count_events(right: NDArray[np.bool_], never_learned: NeverLearned) -> NDArray[np.int64]:
     """Forgetting events of each image.
 
     Args:
@@ -61,8 +68,31 @@ def score(bench: Bench, folder: Path) -> dict[str, Any]:
         else [_stream(bench, spec, run) for run in range(spec.runs)]
     )
     counts = np.sum([count_events(stream, spec.never_learned) for stream in streams], axis=0)
+    never = float((counts == 0).mean())
+    if spec.levels is not None:
+        data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
+        counts = levels_of(counts, data.train.labels.cpu().numpy(), spec.levels)
     write_counts(folder / COUNTS, counts)
-    return {"streams": len(streams), "never_forgotten": float((counts == 0).mean())}
+    return {"streams": len(streams), "never_forgotten": never}
+
+
+def levels_of(counts: NDArray[np.int64], labels: NDArray[np.int64], levels: int) -> NDArray[np.int64]:
+    """The rank of each image by its count in its class, in equal levels; of equal counts the first image is lower.
+
+    Args:
+        counts: int64 [images].
+        labels: int64 [images].
+        levels: how many levels there are.
+
+    Returns:
+        int64 [images], in [0, levels).
+    """
+    found = np.empty_like(counts)
+    for label in np.unique(labels):
+        (images,) = np.nonzero(labels == label)
+        order = images[np.argsort(counts[images], kind="stable")]
+        found[order] = np.arange(len(order)) * levels // len(order)
+    return found
 
 
 def write_counts(path: Path, counts: NDArray[np.int64]) -> None:
@@ -74,6 +104,34 @@ def read_counts(path: Path) -> NDArray[np.int64]:
     """The counts by training image: int64 [images]."""
     counts: NDArray[np.int64] = pq.read_table(path, columns=["count"]).column("count").to_numpy()
     return counts
+
+
+def partitioned(bench: Bench, data: Dataset, partition: tuple[int, int] | None, least: int = 0) -> Dataset:
+    """The dataset with only those training images whose scores lie in [low, high); the whole without a partition.
+
+    Raises:
+        BadInput: there are none, or a class has fewer than `least`.
+    """
+    if partition is None:
+        return data
+    counts = read_counts(bench.store.path(bench.parent("forgetting"), COUNTS))
+    inside = torch.from_numpy((counts >= partition[0]) & (counts < partition[1])).to(data.train.labels.device)
+    labels = data.train.labels[inside]
+    fewest = int(torch.bincount(labels, minlength=data.classes).min())
+    if not len(labels):
+        raise BadInput(bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it")
+    if fewest < least:
+        mend = f"a class has {fewest} training images with such forgetting scores and {least} are needed; widen it"
+        raise BadInput(bench.job.key, "partition", partition, mend)
+    return replace(data, train=Split(data.train.images[inside], labels))
+
+
+def share_below(bench: Bench, partition: tuple[int, int] | None) -> dict[str, float]:
+    """Share of the training images (percent) that stages up to this partition have seen: Table 6's "data used"."""
+    if partition is None:
+        return {}
+    counts = read_counts(bench.store.path(bench.parent("forgetting"), COUNTS))
+    return {"data_used": 100 * float((counts < partition[1]).mean())}
 
 
 def _stream(bench: Bench, spec: ForgettingSpec, run: int) -> NDArray[np.bool_]:

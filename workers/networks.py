@@ -87,6 +87,15 @@ class ConvNet(Network):
         """Flattened last map: [n, width * side * side]."""
         return cast(Tensor, self.blocks(x)).flatten(1)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Each block's map after its ReLU, then the last one pooled, whose flattening is `embed`: [n, width, s, s]."""
+        found = []
+        for layer in self.blocks:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return [*found, x]
+
 
 class _Residual(nn.Module):
     """Two 3x3 convolutions with norm, beside a shortcut: 1x1 convolution and norm where the shape changes."""

@@ -1,12 +1,16 @@
-"""Selection baselines: synthetic sets made of real images.
+"""Selection baselines: synthetic sets made of real images (paper section 5.1; facts 8).
 
-Random takes n images of each class without replacement; Forgetting takes the n with the highest counts (Table
-1 of the paper; ties by position). The chosen images are stored as any synthetic set, without a step size,
-together with their indices into the training split.
+Each takes n images of every class. Random draws them without replacement. Herding and K-Center look at features, the
+embeddings before the classifier of a network trained on the whole training split (its last snapshot, in evaluation
+mode, without augmentation; which network and for how long is nowhere said, so the recipe's choice is ours). Forgetting
+takes the images with the highest forgetting scores. Ties go to the image that comes first in the training split.
+
+The chosen images are stored as any synthetic set, without a step size, together with their indices into the split.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.specs import SelectSpec
+from jobs.specs import NetworkSpec, SelectSpec
 from workers import dataset as datasets
-from workers import forgetting, synthetic
+from workers import forgetting, synthetic, trajectories
 from workers.bench import Bench
+from workers.dataset import Dataset
+from workers.networks import load_flat
+from workers.students import build_network
 from workers.synthetic import SyntheticSet
 
 INDICES = "indices.parquet"
+BATCH = 512
+"""Images embedded at a time."""
 
 
 def random_per_class(labels: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
@@ -32,24 +41,61 @@ def random_per_class(labels: Tensor, ipc: int, generator: torch.Generator) -> Te
     Raises:
         ValueError: a class has fewer than `ipc` images.
     """
-    labels = labels.cpu()
-    chosen = []
-    for label in range(int(labels.max()) + 1):
-        members = torch.nonzero(labels == label).flatten()
-        if len(members) < ipc:
-            raise ValueError(f"class {label} has {len(members)} images, fewer than {ipc=}")
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:ipc]])
-    return torch.cat(chosen)
+    return _per_class(labels, ipc, lambda own: torch.randperm(len(own), generator=generator)[:ipc])
 
 
 def most_forgotten_per_class(labels: Tensor, counts: NDArray[np.int64], ipc: int) -> Tensor:
-    """Indices int64 [classes * ipc] of the images with the highest forgetting counts of each class."""
-    known = labels.cpu().numpy()
-    chosen = []
-    for label in range(int(known.max()) + 1):
-        members = np.flatnonzero(known == label)
-        chosen.append(members[np.argsort(-counts[members], kind="stable")[:ipc]])
-    return torch.from_numpy(np.concatenate(chosen))
+    """Indices int64 [classes * ipc] of the images with the highest forgetting counts of each class.
+
+    Raises:
+        ValueError: a class has fewer than `ipc` images.
+    """
+    scores = torch.from_numpy(np.array(counts))
+    return _per_class(labels, ipc, lambda own: torch.argsort(scores[own], descending=True, stable=True)[:ipc])
+
+
+def by_features(rule: Callable[[Tensor, int], Tensor], features: Tensor, labels: Tensor, ipc: int) -> Tensor:
+    """Indices int64 [classes * ipc]: a rule such as `herding`, applied to the features [N, d] of each class by itself.
+
+    Raises:
+        ValueError: a class has fewer than `ipc` images.
+    """
+    return _per_class(labels, ipc, lambda own: rule(features[own], ipc))
+
+
+def herding(features: Tensor, count: int) -> Tensor:
+    """Rows int64 [count] of features [n, d] whose running mean stays as near as possible to the mean of all.
+
+    Image k+1 is the one that minimises ||(k+1) * mu - sum of the chosen - f||, none twice (DatasetCondensation
+    issue 15; DeepCore's code takes the farthest instead).
+    """
+    points = features.double()
+    mean, total = points.mean(0), torch.zeros(points.shape[1], dtype=torch.float64)
+    free = torch.ones(len(points), dtype=torch.bool)
+    chosen: list[int] = []
+    for step in range(1, count + 1):
+        distances = (step * mean - total - points).square().sum(1)
+        nearest = int(distances.masked_fill(~free, torch.inf).argmin())
+        chosen.append(nearest)
+        total += points[nearest]
+        free[nearest] = False
+    return torch.tensor(chosen)
+
+
+def k_center(features: Tensor, count: int) -> Tensor:
+    """Rows int64 [count] of features [n, d] that cover them: the one nearest to the mean, then always the farthest.
+
+    Farthest is the one with the largest distance to its nearest chosen one (DatasetCondensation issue 21; DeepCore's
+    code starts from a random image instead).
+    """
+    points = features.double()
+    chosen = [int((points - points.mean(0)).square().sum(1).argmin())]
+    nearest = torch.full((len(points),), torch.inf, dtype=torch.float64)
+    for _ in range(count - 1):
+        nearest = torch.minimum(nearest, (points - points[chosen[-1]]).square().sum(1))
+        nearest[chosen[-1]] = -1.0  # so that copies of a chosen image come before the image itself
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen)
 
 
 def select(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -57,13 +103,47 @@ def select(bench: Bench, folder: Path) -> dict[str, Any]:
     spec = bench.job.spec
     assert isinstance(spec, SelectSpec)
     data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    if spec.rule == "random":
-        index = random_per_class(data.train.labels, spec.ipc, bench.generator("select"))
-    else:
-        counts = forgetting.read_counts(bench.store.path(bench.parent("forgetting"), forgetting.COUNTS))
-        index = most_forgotten_per_class(data.train.labels, counts, spec.ipc)
+    index = _chosen(bench, spec, data)
     where = index.to(bench.device)
     chosen = SyntheticSet(data.train.images[where].cpu(), data.train.labels[where].cpu(), None)
     synthetic.write(folder, chosen, data.transform, data.class_names)
     pq.write_table(pa.table({"index": index.numpy()}), folder / INDICES)
     return {"images": len(index)}
+
+
+def _chosen(bench: Bench, spec: SelectSpec, data: Dataset) -> Tensor:
+    labels = data.train.labels
+    match spec.rule:
+        case "random":
+            return random_per_class(labels, spec.ipc, bench.generator("select"))
+        case "forgetting":
+            counts = forgetting.read_counts(bench.store.path(bench.parent("forgetting"), forgetting.COUNTS))
+            return most_forgotten_per_class(labels, counts, spec.ipc)
+        case "herding":
+            return by_features(herding, expert_features(bench, data), labels, spec.ipc)
+        case "k_center":
+            return by_features(k_center, expert_features(bench, data), labels, spec.ipc)
+
+
+def expert_features(bench: Bench, data: Dataset) -> Tensor:
+    """Embeddings [N, d] of the training split under the last snapshot of the first expert, on the CPU."""
+    key = bench.parents("experts")[0]
+    spec = NetworkSpec.model_validate(bench.store.manifest(key).spec["network"])
+    network = build_network(spec, data.shape, data.classes, bench.generator("layout"), bench.device)
+    experts = trajectories.Trajectories([bench.store.path(key, trajectories.TRAJECTORIES)])
+    load_flat(network, experts.parameters(0, experts.epochs).to(bench.device))
+    network.eval()
+    with torch.no_grad():
+        return torch.cat([network.embed(images).cpu() for images in torch.split(data.train.images, BATCH)])
+
+
+def _per_class(labels: Tensor, ipc: int, rule: Callable[[Tensor], Tensor]) -> Tensor:
+    """The images that `rule` takes from each class, given their indices; it answers with positions among these."""
+    labels = labels.cpu()
+    chosen = []
+    for label in range(int(labels.max()) + 1):
+        members = torch.nonzero(labels == label).flatten()
+        if len(members) < ipc:
+            raise ValueError(f"class {label} has {len(members)} images, fewer than {ipc=}")
+        chosen.append(members[rule(members)])
+    return torch.cat(chosen)

@@ -254,6 +254,16 @@ class Store:
             write_file(kept / "why.txt", f"{why}\n".encode())
         return kept
 
+    def remove(self, key: str) -> None:
+        """Remove an artifact for good; whoever looks meanwhile sees the whole or nothing.
+
+        Raises:
+            FileNotFoundError: if it is absent already.
+        """
+        gone = temporary_path(self.root)
+        os.rename(self._object(key), gone)
+        shutil.rmtree(gone)
+
     def keys(self, kind: str | None = None) -> Iterator[str]:
         """The keys of the artifacts, of one kind or of all, in order; `has` says which of them are whole."""
         objects = self.root / "objects"

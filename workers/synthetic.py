@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,12 @@ from torch import Tensor
 
 from workers import formation
 from workers.preprocess import Affine, Zca
+from workers.store import Store
 
 EXACT = "set.arrow"
 PICTURES = "set.parquet"
+EARLIER = "earlier.arrow"
+"""Beside the two, if a stage moved the earlier images too (A3.2): S_1..S_{i-1} as they are since then."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,24 @@ def union(sets: Sequence[SyntheticSet]) -> SyntheticSet:
     return SyntheticSet(images, labels, sets[-1].step_size, sets[-1].factor)
 
 
+def newest(store: Store, keys: Sequence[str]) -> list[SyntheticSet]:
+    """The sets S_1..S_p by their keys, with the images that the last of these stages left of the earlier ones."""
+    sets = [read(store.path(key, EXACT)) for key in keys]
+    if not keys or EARLIER not in store.manifest(keys[-1]).files:
+        return sets
+    moved = torch.split(read(store.path(keys[-1], EARLIER)).images, [len(one) for one in sets[:-1]])
+    return [*(replace(one, images=images) for one, images in zip(sets[:-1], moved, strict=True)), sets[-1]]
+
+
 def write(folder: Path, made: SyntheticSet, transform: Affine | Zca, class_names: Sequence[str]) -> None:
     """Write both forms; pixels are clamped to [0, 1] in the pictures only."""
+    write_exact(folder / EXACT, made)
+    pixels = transform.inverse(made.images.detach().cpu())
+    pq.write_table(picture_table(pixels, made.labels, class_names), folder / PICTURES)
+
+
+def write_exact(path: Path, made: SyntheticSet) -> None:
+    """Write the exact form."""
     images = made.images.detach().cpu().contiguous()
     shape = ",".join(map(str, images.shape[1:]))
     metadata = {
@@ -77,9 +96,8 @@ def write(folder: Path, made: SyntheticSet, transform: Affine | Zca, class_names
     size = images[0].numel()
     pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.numpy().ravel()), size)
     table = pa.table({"pixels": pixels, "label": made.labels.cpu().numpy()}).replace_schema_metadata(metadata)
-    with pa.OSFile(str(folder / EXACT), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    _write_pictures(folder / PICTURES, transform.inverse(images), made.labels, class_names)
 
 
 def read(folder_or_file: Path) -> SyntheticSet:
@@ -106,11 +124,12 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return levels[..., 0] if levels.shape[-1] == 1 else levels
 
 
-def _write_pictures(path: Path, images: Tensor, labels: Tensor, class_names: Sequence[str]) -> None:
+def picture_table(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> pa.Table:
+    """Pixels [n, C, H, W] in [0, 1] (clamped here) and labels int64 [n] as PNG in the Hugging Face image layout."""
     encoded = [{"bytes": _png(picture), "path": None} for picture in to_uint8(images)]
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     schema = pa.schema([("image", picture), ("label", pa.int64())], metadata={"huggingface": _features(class_names)})
-    pq.write_table(pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema), path)
+    return pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema)
 
 
 def _png(picture: np.ndarray) -> bytes:

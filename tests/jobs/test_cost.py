@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 
-from jobs.cost import CALL, INNER_CALL, LIGHT, RATE, START, effort, forward_flops, seconds, signature, work
+from jobs.cost import (
+    CALL,
+    INNER_CALL,
+    ITERATIONS,
+    LIGHT,
+    RATE,
+    START,
+    Effort,
+    effort,
+    forward_flops,
+    seconds,
+    signature,
+    work,
+)
 from jobs.graph import Graph
 from jobs.specs import (
     ChoiceSpec,
@@ -216,6 +229,157 @@ def test_forgetting_trains_its_runs_or_only_counts_what_experts_kept(chain: Chai
 def test_datasets_and_selections_cost_next_to_nothing(chain: Chain) -> None:
     assert work(chain.graph[chain.data], chain.graph) == LIGHT
     assert chain.work(SelectSpec(rule="random", ipc=1)) == LIGHT
+
+
+def test_herding_and_k_center_look_at_the_features_of_all_training_images(chain: Chain) -> None:
+    spec = ExpertsSpec(stage=1, first=0, count=1, network=NETWORK, real=sgd(6))
+    experts = [chain.graph.add(spec, {"dataset": [chain.data]})]
+    for rule in ("herding", "k_center"):
+        chosen = SelectSpec.model_validate({"rule": rule, "ipc": 1})
+        assert chain.work(chosen, experts=experts) == LIGHT + FORWARD * 100
+
+
+def test_without_conditioning_a_link_is_trained_on_the_newest_set_alone(chain: Chain) -> None:
+    def link(on: str) -> float:
+        transition = TransitionSpec.model_validate({"epochs": 4, "lr": 0.1, "batch_size": 32, "on": on})
+        spec = ExpertsSpec(stage=3, first=0, count=1, network=NETWORK, real=sgd(6), transition=transition)
+        return chain.work(spec, sets=chain.sets) - chain.work(spec.model_copy(update={"transition": None}))
+
+    assert link("union") == pytest.approx(3 * FORWARD * 4 * 25)
+    assert link("newest") == pytest.approx(3 * FORWARD * 4 * 15)
+
+
+def test_in_class_incremental_learning_a_link_has_the_sets_of_all_phases() -> None:
+    """Two phases of two stages: a link on 10 + 10 images, then one on 25 + 25."""
+    chain = Chain()
+    spec = EvaluateSpec(network=NETWORK, training=sgd(6), index=0, phases=((0, 1, 2), (3, 4)))
+    assert chain.work(spec, sets=chain.sets * 2) == pytest.approx(3 * FORWARD * 6 * (20 + 50))
+
+
+# ----------------------------------------------------------------------------------------- by method
+
+
+def iteration(method: str, settings: dict[str, Any], **more: Any) -> Effort:
+    """What one iteration costs with 20 real images and, in stage 1, 2 synthetic ones in each of 5 classes."""
+    chain = Chain()
+    spec = distil(method=method, settings=settings, iterations=1, choice=ChoiceSpec(by="last"), **more)
+    key = chain.graph.add(spec, {"dataset": [chain.data], "sets": chain.sets[: spec.stage - 1]})
+    return effort(chain.graph[key], chain.graph)
+
+
+TRAINING = {"epochs": 3, "batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "forward_passes", "calls", "inner_calls"),
+    [
+        # 7 steps of 6 of the 10 images, each differentiated twice
+        ("mtt", {"syn_steps": 7, "batch_syn": 6}, 7 * 9 * 6, 0, 7),
+        # 4 times 5 classes: 8 real images (3 passes each), 2 synthetic (9); between them 3 epochs of 10 in 3 batches
+        (
+            "dc",
+            {"outer": 4, "batch_real": 8, "training": TRAINING},
+            4 * 5 * (3 * 8 + 9 * 2) + 3 * 3 * 3 * 10,
+            4 * 5 + 3 * 3 * 3,
+            4 * 5,
+        ),
+        # a class has no more than 20 real images
+        ("dsa", {"outer": 1, "batch_real": 256, "training": TRAINING}, 5 * (3 * 20 + 9 * 2), 5, 5),
+        # as dc, but training on 12 real images in 3 batches, and with one synthetic image of a class
+        (
+            "idc",
+            {"rounds": 4, "batch_real": 8, "max_synthetic": 1, "n_data": 12, "training": TRAINING},
+            4 * 5 * (3 * 8 + 9) + 3 * 3 * 3 * 12,
+            4 * 5 + 3 * 3 * 3,
+            4 * 5,
+        ),
+        # as idc, and the 100 real images are embedded in rounds 0 and 3
+        (
+            "dream",
+            {
+                "rounds": 4,
+                "batch_real": 8,
+                "max_synthetic": 1,
+                "n_data": 12,
+                "training": TRAINING,
+                "recluster_every": 3,
+            },
+            4 * 5 * (3 * 8 + 9) + 3 * 3 * 3 * 12 + 2 * 100,
+            4 * 5 + 3 * 3 * 3,
+            4 * 5,
+        ),
+        # 5 classes: 8 real images once, 2 synthetic ones there and back
+        ("dm", {"batch_real": 8}, 5 * (8 + 3 * 2), 5, 0),
+        # 4 image steps, each followed by a look at 5 * 6 images; after three of them 2 epochs of 10 synthetic images in
+        # 2 batches, with a look each
+        (
+            "cafe",
+            {"batch_real": 8, "probe": 6, "window": 2, "most_steps": 4, "most_epochs": 8, "batch_train": 5},
+            4 * (5 * (8 + 3 * 2) + 30) + 3 * 2 * (3 * 10 + 30),
+            4 * 5 + 3 * 2 * 2,
+            0,
+        ),
+    ],
+)
+def test_an_iteration_of_each_method_counted_by_hand(
+    method: str, settings: dict[str, Any], forward_passes: int, calls: int, inner_calls: int
+) -> None:
+    one = iteration(method, settings)
+    assert one.flops == pytest.approx(FORWARD * forward_passes)
+    assert (one.calls, one.inner_calls) == (LAYERS * calls, LAYERS * inner_calls)
+
+
+@pytest.mark.slow  # for importing torch
+def test_every_built_in_method_has_a_count_of_its_own() -> None:
+    pytest.importorskip("torch")
+    from workers.methods import _BUILT_IN
+
+    assert set(ITERATIONS) == set(_BUILT_IN)
+
+
+def test_cafe_with_an_augmentation_costs_as_much_and_an_unknown_method_counts_as_mtt() -> None:
+    numbers = {"batch_real": 8, "probe": 6, "window": 2, "most_steps": 4, "most_epochs": 8, "batch_train": 5}
+    assert iteration("cafe_dsa", numbers) == iteration("cafe", numbers)
+    assert iteration("toy.module:Class", {"syn_steps": 7}) == iteration("mtt", {"syn_steps": 7})
+
+
+def test_the_class_s_frozen_images_are_matched_too_unless_there_is_no_conditioning() -> None:
+    alone, conditioned = (iteration("dm", {"batch_real": 8}, stage=2, conditioning=given) for given in (False, True))
+    assert conditioned.flops - alone.flops == pytest.approx(FORWARD * 3 * 10)
+
+
+def test_chains_cost_a_training_on_every_union_for_each_network_of_the_pool() -> None:
+    link = TransitionSpec(epochs=4, lr=0.1, batch_size=32)
+
+    def chains(iterations: int, starts: int | None) -> float:
+        def total(transition: TransitionSpec | None) -> float:
+            chain = Chain()
+            spec = distil(
+                3,
+                method="dm",
+                settings={"batch_real": 8},
+                choice=ChoiceSpec(by="last"),
+                transition=transition,
+                iterations=iterations,
+                starts=starts,
+            )
+            return chain.work(spec, sets=chain.sets)
+
+        return total(link) - total(None)
+
+    one_chain = 3 * FORWARD * 4 * (10 + 25)
+    assert chains(6, None) == pytest.approx(6 * one_chain)
+    assert chains(6, 2) == pytest.approx(2 * one_chain)
+    assert chains(6, 50) == pytest.approx(6 * one_chain)
+
+
+def test_a_stored_image_counts_as_the_images_that_are_decoded_from_it() -> None:
+    assert iteration("dm", {"batch_real": 8}, factor=2).flops == pytest.approx(FORWARD * 5 * (8 + 3 * 8))
+    chain = Chain()
+    formation = distil(method="idc", factor=2, settings={"rounds": 1})
+    sets = [chain.graph.add(formation, {"dataset": [chain.data]})]
+    spec = EvaluateSpec(network=NETWORK, training=sgd(6), index=0)
+    assert chain.work(spec, sets=sets) == pytest.approx(3 * FORWARD * 4 * 10 * 6)
 
 
 # ------------------------------------------------------------------------------------------- seconds

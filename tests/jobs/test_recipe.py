@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from jobs.recipe import FOLDER, Recipe, Resolved, Scale, Setting, flat, methods, resolve
+from jobs.recipe import FOLDER, Recipe, Resolved, Scale, Setting, class_of, flat, methods, resolve
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 IMAGES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
@@ -89,7 +89,97 @@ def test_a_later_layer_overwrites_single_numbers_of_an_earlier_one() -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     error = refusal("dmm")
     assert (error.place, error.field, error.value) == ("mine.yaml", "method", "dmm")
-    assert error.mend == "must be one of full, mtt, random"
+    assert error.mend == f"must be one of {', '.join(methods())}"
+
+
+# ------------------------------------------------------------------------- files, bases, protocols
+
+TOY = """
+method: toys.means:ToyMatching
+base: random
+layers:
+  - when: {}
+    set:
+      distil: {iterations: [5, mine], image: {lr: [0.5, mine]}, choice: {by: [last, mine]}, settings: {a: [1, mine]}}
+"""
+
+
+def toy(folder: Path, text: str = TOY) -> Resolved:
+    file = folder / "toy.yaml"
+    file.write_text(text)
+    return resolve(str(file), setting("tiny"), {}, "mine.yaml")
+
+
+def test_a_recipe_outside_the_package_adds_its_layers_to_those_of_its_base(tmp_path: Path) -> None:
+    resolved = toy(tmp_path)
+    assert resolved.recipe.evaluate == resolve("random", setting("tiny"), {}, "x").recipe.evaluate
+    assert resolved.recipe.distil is not None and resolved.recipe.distil.iterations == 5
+    assert resolved.sources["distil.iterations"] == "mine"
+    assert class_of(str(tmp_path / "toy.yaml")) == "toys.means:ToyMatching"
+    assert class_of("mtt") == "mtt"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("base: random", "base: rando", "base is 'rando': must be one of cafe,"),
+        ("base: random", "bases: random", "bases is 'random': unknown field; known here: base, layers, method"),
+        ("layers:", "layer:", "layers is None: required"),
+        ("[5, mine]", "5", "write distil.iterations as [value, source]"),
+        ("when: {}", "when: {colour: red}", "no setting has colour; known: scale, dataset,"),
+        ("when: {}", "when: {scale: paper}", "no layer sets a distil section"),
+    ],
+)
+def test_a_recipe_file_that_cannot_work_is_refused_by_its_name(tmp_path: Path, old: str, new: str, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        toy(tmp_path, TOY.replace(old, new))
+    assert words in str(caught.value) and str(tmp_path / "toy.yaml") in str(caught.value)
+
+
+def test_a_recipe_file_must_name_its_class(tmp_path: Path) -> None:
+    toy(tmp_path, TOY.replace("method: toys.means:ToyMatching", ""))
+    with pytest.raises(BadInput, match="name the class of the base method"):
+        class_of(str(tmp_path / "toy.yaml"))
+
+
+@pytest.mark.parametrize("method", ["random", "herding", "k_center", "forgetting"])
+def test_every_selection_is_evaluated_by_the_same_two_protocols(method: str) -> None:
+    for protocol, epochs, augmentation in (("published", 300, "none"), ("augmented", 1000, DSA)):
+        asked = Setting(scale="paper", dataset="cifar10", size=32, protocol=protocol)  # type: ignore[arg-type]
+        evaluate = resolve(method, asked, {}, "x").recipe.evaluate
+        assert evaluate == resolve("random", asked, {}, "x").recipe.evaluate
+        assert (evaluate.epochs, evaluate.augmentation, evaluate.lr, evaluate.extra_epoch) == (
+            *(epochs, augmentation),
+            *(0.01, True),
+        )
+
+
+def test_digits_are_not_mirrored_under_the_augmented_protocol() -> None:
+    asked = Setting(scale="paper", dataset="mnist", size=28, protocol="augmented")
+    assert "flip" not in resolve("random", asked, {}, "x").recipe.evaluate.augmentation
+
+
+def test_a_method_with_one_way_of_evaluation_has_no_protocols() -> None:
+    with pytest.raises(BadInput, match="protocol is 'augmented': 'mtt' is evaluated in one way only"):
+        resolve("mtt", Setting(scale="tiny", dataset="digits", size=8, protocol="augmented"), {}, "x")
+
+
+def test_a_borrowed_section_is_that_of_the_other_method_with_its_sources() -> None:
+    resolved = small(borrowed={"scores": "forgetting"})
+    lender = small("forgetting")
+    assert resolved.recipe.scores == lender.recipe.scores is not None
+    assert resolved.recipe.evaluate == small().recipe.evaluate
+    path = "scores.training.epochs"
+    assert resolved.sources[path] == lender.sources[path]
+
+
+def test_changed_numbers_have_the_given_source_and_leave_the_rest() -> None:
+    before = small()
+    after = before.changed("ours: because", {"distil.settings.syn_steps": 3, "network.width": 5})
+    assert after.recipe.distil is not None and after.recipe.distil.settings["syn_steps"] == 3
+    assert (after.recipe.network.width, after.sources["network.width"]) == (5, "ours: because")
+    assert after.recipe.evaluate == before.recipe.evaluate
+    assert before == small()
 
 
 # ---------------------------------------------------------------------------------------- overrides
@@ -128,7 +218,9 @@ def test_an_experiment_s_override_passes_over_methods_without_that_section() -> 
     assert resolved.recipe.network.width == 9
 
 
-KNOWN_IN_DISTIL = "checkpoint_every, choice, conditioning, factor, image, init, iterations, settings, starts"
+KNOWN_IN_DISTIL = (
+    "checkpoint_every, choice, conditioning, earlier_rate, factor, image, init, iterations, settings, starts"
+)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,15 @@ class MiniSlurm:
         self._daemons[f"node{number}"].kill()  # --kill-child ends the node's init with it
         self._daemons[f"node{number}"].wait()
 
+    def mend(self) -> None:
+        """Bring every node back, whatever was done to it, and wait until all are idle."""
+        for number, state in enumerate(self.states(), start=1):
+            if self._daemons[f"node{number}"].poll() is not None:
+                self.start_node(number)
+            elif "drain" in state or "down" in state:
+                self._ask("scontrol", "update", f"nodename=node{number}", "state=resume")
+        wait_until(lambda: self.states() == ["idle"] * self.nodes, 120)
+
     def states(self) -> list[str]:
         """Of the nodes, in order."""
         return self._ask("sinfo", "--noheader", "--Node", "--partition", "main", "--format", "%T").split()

@@ -50,6 +50,8 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, folder / "store"
         self.temporary = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+        self.path = [REPOSITORY]
+        """Folders whose modules a command can import."""
         self._started: list[subprocess.Popen[str]] = []
 
     def run(self, *words: str, store: bool = True) -> Ended:
@@ -65,7 +67,7 @@ class Shell:
         command = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.launch", *words, *place],
             cwd=self.folder,
-            env=os.environ | {"TMPDIR": str(self.temporary), "PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"TMPDIR": str(self.temporary), "PYTHONPATH": os.pathsep.join(map(str, self.path))},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

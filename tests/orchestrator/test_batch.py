@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,15 @@ def test_sacct_is_read_by_name_with_every_start_of_a_requeued_job() -> None:
         Used("12_0", "pdd-r-worker", "CANCELLED", 5.0, 30.0, 2),
         Used("18", "pdd-r-worker", "CANCELLED", 0.0, 0.0, 0),
     ]
+
+
+def test_what_the_starts_of_jobs_took_is_said_with_requeues_and_lost_gpu_hours() -> None:
+    used = batch.read_sacct(SACCT, "pdd-r-worker")
+    said = batch.spoken_use([replace(one, seconds=one.seconds * 60) for one in used])
+    assert said == "2 submitted, 1 requeued, 15 s queued, 5400 s run, 3.00 GPU-hours (2.00 in starts that failed)"
+    assert (
+        batch.spoken_use([Used("1", "n", "COMPLETED", 1.0, 9.0, 0)]) == "1 submitted, 0 requeued, 1 s queued, 9 s run"
+    )
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,10 @@ def test_workers_of_the_command_line_limit_the_workers_of_slurm(tmp_path: Path) 
 
 def test_the_file_of_the_repository_has_a_slurm_cluster() -> None:
     assert isinstance(choose(ROOT / "cluster.yaml", "slurm", None, None).cluster, SlurmClusterSpec)
+
+
+def test_the_data_map_names_folders_and_leaves_out_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("data: {cifar10: /data/cifar10, cifar100: null}\n")
+    assert choose(path, None, None, None).data == {"cifar10": "/data/cifar10"}
+    assert choose(ROOT / "cluster.yaml", None, None, None).data == {}

@@ -196,7 +196,7 @@ def test_an_unknown_key_of_cluster_yaml_is_refused_with_the_known_ones(type_in: 
     (tmp_path / FILE).write_text("clusters: {box: {kind: local, worker: 2}}\ndefault: box\n")
     refused(type_in("run", "tiny"), "cluster.yaml: clusters.box.worker is 2", "unknown field", "kind, workers")
     (tmp_path / FILE).write_text("sotre: here\n")
-    refused(type_in("run", "tiny"), "cluster.yaml: sotre is 'here'", "clusters, default, store")
+    refused(type_in("run", "tiny"), "cluster.yaml: sotre is 'here'", "clusters, data, default, store")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from PIL import Image
 
 from orchestrator import pictures
 from orchestrator.pictures import MOST_COLUMNS, PictureSet, Span
-from orchestrator.results import Result
 from workers import synthetic
 from workers.preprocess import Affine
 from workers.synthetic import SyntheticSet
@@ -32,29 +30,6 @@ def patches(page: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
     """Where the page has exactly this colour, bool [height, width]."""
     found: np.ndarray = (np.asarray(page) == colour).all(axis=2)
     return found
-
-
-def result(architecture: str, stage: int, values: tuple[float, ...], method: str = "PDD+MTT") -> Result:
-    mean = sum(values) / len(values) if values else None
-    return Result(
-        experiment="demo",
-        method=method,
-        base_method="full" if stage == 0 else "mtt",
-        dataset="digits",
-        scale="tiny",
-        architecture=architecture,
-        mode="progressive" if stage else "full",
-        ipc_total=stage * 2,
-        ipc_per_stage=2,
-        stages=2 if stage else 1,
-        stage=stage,
-        mean=mean,
-        std=0.5 if values else None,
-        n=len(values),
-        key="result-x",
-        jobs=("a", "b"),
-        values=values,
-    )
 
 
 def test_the_grid_reads_what_the_workers_write(tmp_path: Path) -> None:
@@ -100,6 +75,15 @@ def test_a_grid_shows_ten_classes_and_as_many_images_as_fit_a_page() -> None:
     assert patches(page, RED).sum() == 10 * MOST_COLUMNS * 40 * 40
 
 
+def test_only_some_classes_are_kept_with_their_names() -> None:
+    chosen = picture_set(2, classes=4).only(["class 3", "class 1"])
+    assert (chosen.labels, chosen.class_names) == ([0, 0, 1, 1], ("class 1", "class 3"))
+
+
+def test_where_the_classes_are_others_the_second_and_third_stand_in() -> None:
+    assert picture_set(1, classes=4).only(["automobile", "bird"]).class_names == ("class 1", "class 2")
+
+
 def test_a_class_without_images_in_one_stage_leaves_its_row_empty() -> None:
     lonely = PictureSet([flat(RED)], [1], ("zero", "one"))
     assert patches(pictures.grid_by_stage([lonely], "one image"), RED).sum() == 40 * 40
@@ -109,29 +93,6 @@ def test_a_png_opens_with_the_size_of_the_picture() -> None:
     page = pictures.grid_by_stage([picture_set(1)], "title")
     opened = Image.open(io.BytesIO(pictures.png(page)))
     assert (opened.format, opened.size) == ("PNG", page.size)
-
-
-def test_the_accuracy_plot_has_a_panel_an_architecture_and_all_means() -> None:
-    results = [
-        *(result("convnet", stage, values) for stage, values in ((1, (80.0, 90.0)), (2, (91.0, 93.0)))),
-        *(result("resnet10", stage, (70.0 + stage,)) for stage in (1, 2)),
-        *(result(name, 0, (99.0,), "Full data") for name in ("convnet", "resnet10")),
-    ]
-    figure = pictures.accuracy_by_stage(results)
-    assert [axes.get_title() for axes in figure.axes] == ["convnet", "resnet10"]
-    drawn = figure.axes[0].lines
-    assert [list(line.get_ydata()) for line in drawn if len(line.get_xdata()) == 2][0] == [85.0, 92.0]
-    assert any(set(line.get_ydata()) == {99.0} for line in drawn)
-    opened = Image.open(io.BytesIO(pictures.png(figure)))
-    assert opened.size == (round(7.1 * 150), round(3.7 * 150))
-
-
-def test_the_accuracy_plot_stands_cells_without_a_network() -> None:
-    measured = result("convnet", 1, (80.0,))
-    absent = replace(result("convnet", 2, ()), missing=("a", "b"))
-    figure = pictures.accuracy_by_stage([measured, absent, result("resnet10", 1, ())])
-    assert len(figure.axes) == 2
-    assert pictures.png(figure)
 
 
 def test_the_gantt_has_a_row_a_slot_in_their_natural_order() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.experiments import Arm, Cell, Experiment, Plan, expand
+from jobs.expansion import expand
+from jobs.experiments import Arm, Cell, Experiment, Plan
 from orchestrator.results import (
     Result,
     artifacts,

@@ -144,7 +144,7 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
 
 def test_a_head_is_heard_while_it_beats(meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(slurm.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.slurm.time.monotonic", lambda: now[0])
     ear = slurm._Ear(meeting)
     assert ear.listen() is None and not ear.silent()
     meeting.announce(Head("a:1", "s1", {}))
@@ -169,7 +169,7 @@ def test_a_worker_that_sees_other_gpus_than_it_was_given_refuses(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    monkeypatch.setattr(slurm.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("orchestrator.slurm.signal.signal", lambda *_: None)
     with pytest.raises(ValueError, match="0 GPUs were asked for"):
         slurm.WorkerJob(str(meeting.folder))()
     assert "others may be working there" in meeting.refused()["8_3"]

@@ -9,16 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from orchestrator import journal
 from tests.orchestrator.minislurm import MiniSlurm, wait_until, why_not
+from tests.orchestrator.slurm_site import PATIENCE, Site, digests, processes, seconds_at
 
 REASON = why_not()
 pytestmark = [
@@ -28,87 +26,11 @@ pytestmark = [
     pytest.mark.skipif(bool(REASON), reason=REASON),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 900.0
-"""Seconds a run may take on a machine that does much else."""
-EXPERIMENT = {
-    "name": "live",
-    "dataset": "digits",
-    "scale": "tiny",
-    "networks": 1,
-    "arms": [{"method": "mtt", "stages": 2, "ipc_per_stage": 1}],
-}
-
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[MiniSlurm]:
     with MiniSlurm() as cluster:
         yield cluster
-
-
-@dataclass
-class Site:
-    """Our command line beside a real SLURM; its store lies where all nodes see it."""
-
-    slurm: MiniSlurm
-    folder: Path
-
-    def cluster_file(self, **fields: Any) -> Path:
-        head = {"cpus": 1, "memory": "1G", **fields.pop("head", {})}
-        spec = {"kind": "slurm", "partition": "main", "minutes": 30, "max_workers": 2, "memory": "5G", "head": head}
-        path = self.folder / "cluster.yaml"
-        local = {"kind": "local", "workers": 1}
-        path.write_text(yaml.safe_dump({"clusters": {"slurm": {**spec, **fields}, "local": local}}))
-        return path
-
-    def start(self, *words: str, store: str = "store") -> subprocess.Popen[str]:
-        """`pdd` with these words, on the cluster file that was written last."""
-        lengths = {"LIVE": 300, "LONG": 3000}
-        for word, iterations in lengths.items():
-            document = EXPERIMENT | {"set": {"distil.iterations": iterations}}
-            (self.folder / f"{word}.yaml").write_text(yaml.safe_dump(document))
-        words = tuple(str(self.folder / f"{word}.yaml") if word in lengths else word for word in words)
-        common = ("--store", str(self.folder / store), "--json")
-        with open(self.folder / "errors.txt", "a") as errors:
-            return subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.launch", *words, *common],
-                cwd=ROOT,
-                env=self.slurm.environment,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-
-    def pdd(self, *words: str, store: str = "store", code: int = 0) -> dict[str, Any]:
-        """The same, to its end."""
-        return self.end(self.start(*words, store=store), code)
-
-    def end(self, started: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-        out, _ = started.communicate(timeout=PATIENCE)
-        assert started.returncode == code, (self.folder / "errors.txt").read_text()[-3000:]
-        document: dict[str, Any] = json.loads(out)
-        return document
-
-    def on_slurm(self) -> tuple[str, ...]:
-        return "--cluster-file", str(self.folder / "cluster.yaml"), "--cluster", "slurm"
-
-    def records(self) -> list[journal.Record]:
-        paths = sorted((self.folder / "store" / "runs").glob("*/journal.jsonl"))
-        return [record for path in paths for record in journal.read(path)]
-
-    def wait_for_stage(self) -> None:
-        """Until a stage is being distilled and has saved once."""
-        checkpoints = self.folder / "store" / "checkpoints"
-
-        def going() -> bool:
-            begun = {r["key"] for r in self.records() if r["event"] == "job_started" and r["kind"] == "distil"}
-            return bool(begun) and any(path.is_file() for path in checkpoints.rglob("*"))
-
-        wait_until(going, PATIENCE)
-
-    def jobs(self, name: str, state: str = "RUNNING") -> list[str]:
-        rows = self.slurm.run("squeue", "--noheader", "--array", "--format", "%i|%j|%T").split()
-        return [r.split("|")[0] for r in rows if r.split("|")[1].endswith(name) and r.endswith(f"|{state}")]
 
 
 @pytest.fixture
@@ -118,7 +40,8 @@ def site(slurm: MiniSlurm) -> Iterator[Site]:
         made.cluster_file()
         yield made
         slurm.run("scancel", "--full", "--user", "root")
-        wait_until(lambda: not slurm.run("squeue", "--noheader").strip(), 120)
+        wait_until(lambda: not made.queue(), 120)
+        slurm.mend()
 
 
 @pytest.fixture(scope="module")
@@ -126,39 +49,27 @@ def undisturbed(slurm: MiniSlurm) -> dict[str, str]:
     """What the experiment makes on this machine, by key."""
     with tempfile.TemporaryDirectory(prefix="pdd-live-") as folder:
         here = Site(slurm, Path(folder))
-        file = here.cluster_file()
-        return digests(here.pdd("run", "LIVE", "--cluster-file", str(file), "--cluster", "local"))
+        here.cluster_file()
+        return digests(here.pdd("run", "LIVE", *here.here()))
 
 
-def digests(document: dict[str, Any]) -> dict[str, str]:
-    return {artifact["key"]: artifact["digest"] for artifact in document["artifacts"]}
+def test_the_quickstart_has_the_results_of_one_here_begins_soon_and_leaves_nothing(site: Site) -> None:
+    done = site.pdd(*site.on_slurm())
+    assert done["exit"] == 0 and site.left() == []
+    assert set(site.ended(done["run"], "head")) == {"COMPLETED"}
+    assert set(site.ended(done["run"], "worker")) == {"COMPLETED"}
+    submitted, started = site.records("submitted")[0], site.records("job_started")[0]
+    seconds = seconds_at(started) - seconds_at(submitted)
+    print(f"from submission to the first job: {seconds:.1f} s at a load of {os.getloadavg()[0]:.1f}")
+    assert seconds < 30
+    assert digests(done) == digests(site.pdd(*site.here(), store="here"))
 
 
-def processes(word: str) -> list[int]:
-    """Processes of SLURM's jobs with this word on their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
-        except OSError:
-            continue
-        if word.encode() in command and b"\0SLURM_JOB_ID=" in environment:
-            found.append(int(path.name))
-    return found
-
-
-def test_the_results_are_those_of_a_run_here_and_nothing_stays(site: Site, undisturbed: dict[str, str]) -> None:
-    done = site.pdd("run", "LIVE", *site.on_slurm())
-    assert done["exit"] == 0 and digests(done) == undisturbed
-    assert site.slurm.run("squeue", "--noheader").strip() == ""
-    assert list(Path("/tmp").glob("pdd-node-*")) == []
-    assert processes("ray") == []
-    states = site.slurm.run("sacct", "--allocations", "--noheader", "--format", "State").split()
-    assert set(states) == {"COMPLETED"}
+# The token.
 
 
 def test_the_token_is_seen_by_nobody_and_asked_of_everybody(site: Site) -> None:
-    going = site.start("run", "LIVE", *site.on_slurm())
+    going = site.start("run", "LONG", *site.on_slurm())
     site.wait_for_stage()
     (meeting,) = (site.folder / "store" / "runs").glob("*/slurm")
     token = (meeting / "token").read_text()
@@ -166,41 +77,87 @@ def test_the_token_is_seen_by_nobody_and_asked_of_everybody(site: Site) -> None:
     for job in site.jobs(""):
         assert token not in site.slurm.run("scontrol", "show", "job", job)
         assert token not in site.slurm.run("scontrol", "write", "batch_script", job.partition("_")[0], "-")
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            assert token.encode() not in path.read_bytes()
-        except OSError:
-            continue
-    with_token = [path for path in meeting.parent.rglob("*") if path.is_file() and token in _text(path)]
-    assert with_token == [meeting / "token"]
+    assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if token in _text(path)] == []
+    assert [pid for pid, environment in processes("").items() if token in environment.values()] == []
+    assert _files_with(token, meeting.parent) == [meeting / "token"]
+    nodes = list(Path("/tmp").glob("pdd-node-*"))  # all nodes have one /tmp here
+    assert len(nodes) >= 2 and {node.stat().st_mode & 0o777 for node in nodes} == {0o700}
+    for node in nodes:
+        assert _files_with(token, node) == [node / "token"] and (node / "token").stat().st_mode & 0o777 == 0o600
     address = json.loads((meeting / "head.json").read_text())["address"]
-    for attempt in (None, "0" * 64):
-        assert "let in" not in _try_to_join(address, attempt)
-    assert site.end(going)["exit"] == 0
+    for wrong in (None, "0" * 64):
+        assert "let in" not in _ask_for_nodes(address, wrong)
+        assert _work_for(address, wrong, site.folder / "ray") != 0
+    assert _ask_for_nodes(address, token).count("let in") == 1
+    assert all(record["host"].startswith("node") for record in site.records("slot_joined"))
+    assert site.pdd("cancel")["asked"]
+    assert site.end(going, 130)["exit"] == 130
 
 
 def _text(path: Path) -> str:
-    return path.read_bytes().decode(errors="replace")
-
-
-def _try_to_join(address: str, token: str | None) -> str:
-    """What becomes of a Ray client that has no token, or a wrong one."""
-    environment = {**os.environ, "RAY_AUTH_MODE": "token" if token else "disabled", "HOME": "/nowhere"}
-    if token:
-        environment["RAY_AUTH_TOKEN"] = token
-    code = (
-        f"from ray._raylet import GcsClient; print(GcsClient(address={address!r}).get_all_node_info()); print('let in')"
-    )
-    command = [sys.executable, "-c", code]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        return path.read_bytes().decode(errors="replace")
+    except OSError:  # gone meanwhile
+        return ""
+
+
+def _files_with(token: str, folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and token in _text(path)]
+
+
+def _environment(token: str | None) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return plain | {
+        "HOME": "/nowhere",
+        "RAY_AUTH_MODE": "token" if token else "disabled",
+        "RAY_AUTH_TOKEN": token or "",
+    }
+
+
+def _ask_for_nodes(address: str, token: str | None) -> str:
+    """What becomes of a Ray client with this token, or with none."""
+    ask = f"GcsClient(address={address!r}).get_all_node_info()"
+    command = [sys.executable, "-c", f"from ray._raylet import GcsClient; {ask}; print('let in')"]
+    try:
+        done = subprocess.run(command, env=_environment(token), capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
         return "kept waiting"
     return done.stdout
 
 
+def _work_for(address: str, token: str | None, folder: Path) -> int | None:
+    """How a worker with this token, or with none, ends; None if it was kept waiting."""
+    options = [f"--address={address}", "--num-cpus=1", '--resources={"pdd_slot": 1}', "--block"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--temp-dir={folder}"]
+    try:
+        return subprocess.run(command, env=_environment(token), capture_output=True, timeout=120).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+# Drills, in the middle of a stage.
+
+
 def _cancel_worker(site: Site) -> None:
-    site.slurm.run("scancel", site.jobs("-worker")[0])
+    site.slurm.run("scancel", *site.jobs("-worker", node=site.stage_node()))
+
+
+def _kill_raylet(site: Site) -> None:
+    (raylet,) = processes("raylet/raylet", "-worker", site.stage_node())
+    os.kill(raylet, signal.SIGKILL)
+
+
+def _power_off(site: Site) -> None:
+    site.slurm.cut_node(int(site.stage_node().removeprefix("node")))
+
+
+def _set_down(site: Site) -> None:
+    site.slurm.run("scontrol", "update", f"nodename={site.stage_node()}", "state=down", "reason=drill")
+
+
+def _preempt(site: Site) -> None:
+    where = ("--partition=high", f"--nodelist={site.stage_node()}", "--exclusive")
+    site.slurm.run("sbatch", *where, "--output=/dev/null", "--wrap=sleep 20")
 
 
 def _kill_driver(site: Site) -> None:
@@ -214,23 +171,148 @@ def _requeue_head(site: Site) -> None:
 
 def _take_all_nodes(site: Site) -> None:
     """All nodes are drained and the workers end; the run waits, says so, and goes on when nodes are back."""
-    site.slurm.run("scontrol", "update", "nodename=node[1-4]", "state=drain", "reason=test")
-    for job in site.jobs("-worker"):
-        site.slurm.run("scancel", job)
-    waiting = "waiting for SLURM"
-    wait_until(lambda: any(waiting in r["text"] for r in site.records() if r["event"] == "note"), PATIENCE)
+    site.slurm.run("scontrol", "update", "nodename=node[1-4]", "state=drain", "reason=drill")
+    site.slurm.run("scancel", *site.jobs("-worker"))
+    wait_until(lambda: any("waiting for SLURM" in r["text"] for r in site.records("note")), PATIENCE)
+    assert site.jobs("-worker") == []
     site.slurm.run("scontrol", "update", "nodename=node[1-4]", "state=resume")
 
 
-@pytest.mark.parametrize("disturb", [_cancel_worker, _kill_driver, _requeue_head, _take_all_nodes])
+DRILLS = [
+    _cancel_worker,
+    _kill_raylet,
+    _power_off,
+    _set_down,
+    _preempt,
+    _kill_driver,
+    _requeue_head,
+    _take_all_nodes,
+]
+
+
+@pytest.mark.parametrize("disturb", DRILLS)
 def test_a_disturbed_run_ends_with_the_same_results(
     site: Site, undisturbed: dict[str, str], disturb: Callable[[Site], None]
 ) -> None:
+    site.cluster_file(memory="7500M")  # none on the head's node
     going = site.start("run", "LIVE", *site.on_slurm())
     site.wait_for_stage()
+    key, at = site.stages()[-1]["key"], time.time()
     disturb(site)
     done = site.end(going)
     assert done["exit"] == 0 and digests(done) == undisturbed
+    assert len([one for one in site.stages() if one["key"] == key]) >= 2  # it fell into the stage
+    print(f"{disturb.__name__}: {_after(site, at)}, at a load of {os.getloadavg()[0]:.1f}")
+    wait_until(lambda: not site.queue(), 60)
+    if disturb is not _power_off:
+        assert site.left() == []
+
+
+def _after(site: Site, at: float) -> str:
+    """When the driver knew of what happened at that time, and when the stage went on; in seconds."""
+    noticed = [one for one in site.records("slot_left", "run_ended", "run_began") if seconds_at(one) > at]
+    again = [one for one in site.stages() if seconds_at(one) > at]
+    return ", ".join(
+        f"{name} {seconds_at(found[0]) - at:.1f}" for name, found in (("noticed", noticed), ("again", again))
+    )
+
+
+def test_a_run_whose_launching_terminal_is_killed_ends_without_it(site: Site, undisturbed: dict[str, str]) -> None:
+    going = site.start("run", "LIVE", *site.on_slurm())
+    site.wait_for_stage()
+    going.kill()
+    going.communicate()
+    wait_until(lambda: site.records("run_ended") and site.left() == [], PATIENCE)
+    found = site.pdd("status")
+    assert (found["state"], found["exit"]) == ("ended", 0)
+    cached = site.pdd("run", "LIVE", *site.here())
+    assert cached["jobs"]["done"] == 0 and digests(cached) == undisturbed
+
+
+def test_workers_whose_walltime_is_shorter_than_a_stage_come_back_until_it_is_done(site: Site) -> None:
+    """SLURM looks at limits twice a minute and so warns half a minute early: a worker has less than that for work."""
+    site.cluster_file(minutes=1, lead_seconds=20, max_workers=1, head={"minutes": 30})
+    stages = ("--set", "distil.iterations=1000")
+    done = site.pdd("run", "LIVE", *stages, *site.on_slurm())
+    assert done["exit"] == 0 and site.left() == []
+    assert site.ended(done["run"], "worker").count("REQUEUED") >= 2
+    yields = site.records("job_yielded")
+    assert any(record["key"].startswith("distil") for record in yields)
+    gaps = [min(seconds_at(s) - seconds_at(y) for s in site.stages() if s["seq"] > y["seq"]) for y in yields]
+    print(f"{len(yields)} yields, again after {', '.join(f'{gap:.1f}' for gap in gaps)} s")
+    assert digests(done) == digests(site.pdd("run", "LIVE", *stages, *site.here(), store="here"))
+
+
+# Workers come and go.
+
+
+def test_a_worker_without_work_is_given_back_within_a_minute_and_there_are_never_too_many(site: Site) -> None:
+    going = site.start("run", "LONG", *site.on_slurm())
+    most = 0
+
+    def one_is_left() -> bool:
+        nonlocal most
+        rows = [row for row in site.queue("%j").split() if row.endswith("-worker")]
+        most = max(most, len(rows))
+        return most == 2 and len(rows) == 1 and bool(site.stages())
+
+    wait_until(one_is_left, PATIENCE)
+    now, stage = time.time(), site.stages()[-1]
+    assert stage["key"] not in {record["key"] for record in site.records("job_done")}  # the run goes on
+    worked = site.records("slot_joined", "job_done")
+    idle = now - max(seconds_at(one) for one in worked if one["slot"] != stage["slot"])
+    print(f"given back after {idle:.1f} s without work, at a load of {os.getloadavg()[0]:.1f}")
+    assert idle < 60 and most == 2
+    assert site.pdd("cancel")["asked"]
+    assert site.end(going, 130)["exit"] == 130
+    assert site.left() == []
+
+
+def test_a_worker_sees_its_own_gpu_and_one_that_sees_more_refuses(site: Site) -> None:
+    """Both workers are on one node of two GPUs; then something between SLURM and Python widens what a worker sees."""
+    site.cluster_file(gpus=1, memory="3G", sbatch={"nodelist": "node2"})
+    going = site.start("run", "LIVE", *site.on_slurm())
+    wait_until(lambda: len(_devices()) == 2, PATIENCE)
+    assert sorted(_devices().values()) == ["0", "1"]
+    assert site.end(going)["exit"] == 0
+    site.cluster_file(gpus=1, python=f"env CUDA_VISIBLE_DEVICES=0,1 {sys.executable}")
+    more = site.pdd("run", "LIVE", "--seed", "5", *site.on_slurm(), code=1)
+    assert more["exit"] == 1 and "others may be working there" in site.errors()
+
+
+def _devices() -> dict[str, str]:
+    """What the workers' processes see, by SLURM job."""
+    found = processes("ray::SlotWorker", "-worker").values()
+    return {one["SLURM_JOB_ID"]: one.get("CUDA_VISIBLE_DEVICES", "all") for one in found}
+
+
+# More than one launch, and other ways to run.
+
+
+def test_two_launches_at_once_share_the_work(site: Site, undisturbed: dict[str, str]) -> None:
+    both = [site.start("run", "LIVE", *site.on_slurm()) for _ in range(2)]
+    done = [site.end(one) for one in both]
+    assert [one["exit"] for one in done] == [0, 0] and [digests(one) for one in done] == [undisturbed, undisturbed]
+    assert sorted(record["key"] for record in site.records("job_done")) == sorted(undisturbed)
+
+
+def test_a_sweep_has_the_metrics_of_one_here_and_a_second_launch_joins_the_first(site: Site) -> None:
+    here = site.pdd("sweep", "stages_x_ipc", *site.here(), store="here")
+    run = site.pdd("sweep", "stages_x_ipc", *site.on_slurm(), "--detach")["run"]
+    assert run == here["run"]
+    going = site.start("sweep", "stages_x_ipc", *site.on_slurm())
+    wait_until(lambda: site.records("trial_reported"), PATIENCE)
+    _kill_driver(site)
+    done = site.end(going)
+    assert f"sweep {run} is with SLURM already" in site.errors()
+    assert len(site.records("run_began")) == 2
+    assert (done["run"], done["exit"], len(done["trials"])) == (run, 0, 4)
+    for measured in ("values", "state", "metrics", "rank"):
+        assert [one[measured] for one in done["trials"]] == [one[measured] for one in here["trials"]]
+    assert (done["results"], digests(done)) == (here["results"], digests(here))
+    assert site.left() == []
+    again = site.pdd("sweep", "stages_x_ipc", *site.on_slurm())
+    assert again["jobs"]["done"] == 0 and again["trials"] == done["trials"]
 
 
 def _requeue_gang(site: Site) -> None:
@@ -244,36 +326,12 @@ def test_a_gang_is_one_job_with_the_same_results(
     site.cluster_file(mode="gang")
     going = site.start("run", "LIVE", *site.on_slurm())
     site.wait_for_stage()
-    wait_until(lambda: len({r["slot"] for r in site.records() if r["event"] == "slot_joined"}) == 2, PATIENCE)
+    wait_until(lambda: len({record["slot"] for record in site.records("slot_joined")}) == 2, PATIENCE)
     assert site.jobs("-worker") == [] and len(site.jobs("-gang")) == 1
     disturb(site)
     done = site.end(going)
     assert done["exit"] == 0 and digests(done) == undisturbed
-    assert site.slurm.run("squeue", "--noheader").strip() == ""
-
-
-def test_two_launches_at_once_share_the_work(site: Site, undisturbed: dict[str, str]) -> None:
-    both = [site.start("run", "LIVE", *site.on_slurm()) for _ in range(2)]
-    done = [site.end(one) for one in both]
-    assert [digests(one) for one in done] == [undisturbed, undisturbed]
-    made = [record["key"] for record in site.records() if record["event"] == "job_done"]
-    assert sorted(made) == sorted(undisturbed)
-
-
-def test_workers_whose_walltime_is_shorter_than_a_stage_come_back_until_it_is_done(
-    site: Site,
-) -> None:
-    site.cluster_file(minutes=1, lead_seconds=30, max_workers=1, head={"minutes": 30})
-    going = site.start("run", "LONG", *site.on_slurm())
-    done = site.end(going)
-    rows = site.slurm.run(
-        "sacct", "--allocations", "--duplicates", "--noheader", "--format", "JobName%60,State"
-    ).split()
-    assert done["exit"] == 0
-    assert rows.count("REQUEUED") >= 2
-    assert any(record["event"] == "job_yielded" for record in site.records())
-    here = ("--cluster-file", str(site.folder / "cluster.yaml"), "--cluster", "local")
-    assert digests(done) == digests(site.pdd("run", "LONG", *here, store="here"))
+    assert site.left() == []
 
 
 def test_a_run_that_nobody_follows_is_asked_after_and_cancelled(site: Site) -> None:
@@ -282,18 +340,9 @@ def test_a_run_that_nobody_follows_is_asked_after_and_cancelled(site: Site) -> N
     assert any(line.startswith("head ") for line in site.pdd("status", run)["slurm"])
     site.wait_for_stage()
     assert site.pdd("cancel", run)["asked"]
-    wait_until(lambda: not site.slurm.run("squeue", "--noheader").strip(), 240)
+    wait_until(lambda: not site.queue(), 240)
     found = site.pdd("status", run)
     assert (found["state"], found["exit"]) == ("ended", 130)
-
-
-def test_a_worker_gets_the_gpus_it_asked_for_and_one_that_sees_more_refuses(site: Site) -> None:
-    site.cluster_file(gpus=1)
-    assert site.pdd("run", "LIVE", *site.on_slurm())["exit"] == 0
-    site.cluster_file(gpus=1, setup=["export CUDA_VISIBLE_DEVICES=0,1"])
-    more = site.pdd("run", "LIVE", "--seed", "5", *site.on_slurm(), code=1)
-    assert more["exit"] == 1
-    assert "others may be working there" in (site.folder / "errors.txt").read_text()
 
 
 def test_the_doctor_finds_what_the_cluster_does_not_have(site: Site) -> None:

@@ -17,6 +17,7 @@ from orchestrator.state import (
     OPEN,
     TRANSITIONS,
     WHOLE,
+    Course,
     IllegalTransition,
     JobState,
     State,
@@ -433,6 +434,7 @@ class Fate:
         self.random = random.Random(seed)
         self.plan = self.random_plan()
         self.state, self.at, self.slots_so_far = State.initial(self.plan), 0.0, 0
+        self.course = Course(self.state)
         self.done: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
 
@@ -498,6 +500,7 @@ class Fate:
     def feed(self, event: Event) -> None:
         stopping = self.state.stopping
         self.state, actions = decide(self.state, event)
+        assert self.course.feed(event) == actions, "a forecast would decide otherwise than the run"
         for action in actions:
             if isinstance(action, Start):
                 assert stopping is None
@@ -520,6 +523,7 @@ class Fate:
             assert self.done[key] <= 1 + self.lost[key]
 
     def judge(self, finish: Finish) -> None:
+        assert self.course.state() == self.state
         left = {job.status for job in self.state.jobs.values()}
         assert Status.RUNNING not in left
         if finish.exit == 0:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,9 @@ class Artifacts:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def keys(self) -> list[str]:
+        return [path.name.removesuffix(".made") for path in self.root.glob("*.made")]
 
     def has(self, key: str) -> bool:
         return (self.root / f"{key}.made").exists()
@@ -112,14 +116,15 @@ def run(
     values: Sequence[Values] | None = None,
     watch: Callable[[Any], None] = lambda state: None,
     known: bool = True,
-    paid: float = 0.0,
+    spent: tuple[float, float] = (0.0, 0.0),
+    clock: Callable[[], float] = time.monotonic,
     **search: Any,
 ) -> tuple[Outcome, Trials]:
     """One session of a sweep with fake work in this process."""
     values = listed(sweep, "s.yaml") if values is None else values
     desk, store = Desk(root / "desk"), cast(Store, Artifacts(root))
     desk.begin_again()
-    with Journal.open(root / RUN) as journal:
+    with Journal.open(root / RUN, clock) as journal:
         trials = Trials(
             sweep,
             lambda number, one: make_trial(sweep, BASE, "s.yaml", number, one),
@@ -129,7 +134,7 @@ def run(
             ToySearch(desk, values, **search),
         )
         made = [trials.make(number, one) for number, one in enumerate(values, start=1)] if known else []
-        orders = trials.begin(made, Allowances(), paid)
+        orders = trials.begin(made, Allowances(), *spent)
         pool = InProcessPool(str(root), RUN, "tests.orchestrator.test_trials.execute")
         outcome = driver.run(orders, trials.plan.graph, pool, journal, store, watch, about=About(RUN), supply=trials)
         trials.break_off()
@@ -263,7 +268,29 @@ def test_the_budget_of_gpu_hours_ends_the_search_and_a_larger_one_goes_on(tmp_pa
 
 
 def test_what_earlier_sessions_paid_counts(tmp_path: Path) -> None:
-    _, trials = run(tmp_path, sweep_of(budget={"gpu_hours": 1.0}), paid=3600.0)
+    _, trials = run(tmp_path, sweep_of(budget={"gpu_hours": 1.0}), spent=(3600.0, 0.0))
+    assert states(trials) == ["unfinished 0/1", "unfinished 0/2", "unfinished 0/3"]
+    assert not records(tmp_path, "job_started")
+
+
+def test_the_budget_of_wall_time_ends_the_search_and_the_winners_are_still_evaluated(tmp_path: Path) -> None:
+    """An hour passes with each finished job; the first trial's stage takes four jobs, so the second comes too late."""
+
+    def hours() -> float:
+        return 3600.0 * len(records(tmp_path, "job_done"))
+
+    sweep = sweep_of(budget={"wall_hours": 4.0})
+    outcome, trials = run(tmp_path, sweep, clock=hours, at_once=1)
+    assert outcome.exit == 0 and states(trials) == ["done 1/1", "unfinished 0/2", "unfinished 0/3"]
+    assert "the budget of 4 h is used up; best: trial 1" in records(tmp_path, "note")[-1]["text"]
+    assert cast(ToySearch, trials.search).stopped
+    assert Counter(one["kind"] for one in records(tmp_path, "job_done"))["evaluate"] == 1
+    _, trials = run(tmp_path, sweep, at_once=1)  # the clock of another launch begins at 0
+    assert states(trials) == ["done 1/1", "done 2/2", "done 3/3"]
+
+
+def test_wall_time_counts_that_of_earlier_drivers_of_the_same_launch(tmp_path: Path) -> None:
+    _, trials = run(tmp_path, sweep_of(budget={"wall_hours": 1.0}), spent=(0.0, 3600.0))
     assert states(trials) == ["unfinished 0/1", "unfinished 0/2", "unfinished 0/3"]
     assert not records(tmp_path, "job_started")
 

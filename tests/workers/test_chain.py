@@ -52,6 +52,15 @@ def test_a_chain_goes_through_the_growing_unions_with_a_fresh_optimiser_each() -
     assert torch.equal(flatten(starts().network(1)), flatten(expected))
 
 
+def test_without_conditioning_each_link_is_trained_on_the_newest_set_alone() -> None:
+    spec = SPEC.model_copy(update={"on": "newest"})
+    expected, generator = network(1), seeded(1, 3)
+    for one in sets(2):
+        fit(trainer_for(expected, spec, generator), one.images, one.labels, spec)
+    assert torch.equal(flatten(starts(spec=spec).network(1)), flatten(expected))
+    assert not torch.equal(flatten(starts().network(1)), flatten(expected))
+
+
 def test_a_learned_step_size_wins_over_the_rate_of_the_recipe() -> None:
     learned = [SyntheticSet(one.images, one.labels, 0.01) for one in sets(1)]
     same = starts(1, spec=SPEC.model_copy(update={"lr": 0.01}))
@@ -73,6 +82,11 @@ def test_a_pool_comes_round_again() -> None:
     one = starts(pool=2)
     assert torch.equal(flatten(one.network(0)), flatten(one.network(2)))
     assert torch.equal(flatten(one.network(3)), flatten(starts().network(1)))
+
+
+def test_random_networks_need_no_pool() -> None:
+    assert torch.equal(flatten(starts(0, pool=2).network(5)), flatten(network(5)))
+    assert torch.equal(flatten(starts(2, spec=None, pool=2).network(5)), flatten(network(5)))
 
 
 def test_a_chain_can_be_broken_off_between_epochs() -> None:

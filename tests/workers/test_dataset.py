@@ -35,7 +35,7 @@ def stored(workshop: Workshop, job: Job) -> dict[str, tuple[NDArray[np.uint8], N
     return {
         name: (images.numpy(), labels.numpy())
         for name in dataset.SPLITS
-        for images, labels, _ in [dataset._read_split(workshop.store.path(job.key, f"{name}.arrow"))]
+        for images, labels, _ in [dataset.read_split(workshop.store.path(job.key, f"{name}.arrow"))]
     }
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from jobs.graph import Job
 from jobs.keys import seed_from
+from jobs.specs import EvaluateSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
+from workers import evaluation as evaluating
 from workers.bench import Bench
 from workers.evaluation import RESULT, evaluate, links
 from workers.execute import perform
@@ -257,3 +259,18 @@ def test_the_bound_is_one_network_trained_on_the_whole_training_split(selected: 
     assert len(run.history) == run.more["schedule"].epochs
     tested = accuracy(run.trainer.module, data.test.images, data.test.labels)
     assert extra == {"accuracy": tested, "curve": [tested]}
+
+
+# Named departures
+
+
+def test_stored_weights_are_those_of_the_first_expert_for_every_network(tmp_path: Path) -> None:
+    workshop = Workshop.open(tmp_path, {"method": "mtt", "ipc_per_stage": 1}, set={"evaluate.start": "expert"})
+    stored = workshop.trajectories(workshop.job("experts", first=0)).parameters(0, 0)
+    for index in (0, 1):
+        bench = workshop.bench(workshop.job("evaluate", index=index))
+        spec, data = bench.job.spec, workshop.data()
+        assert isinstance(spec, EvaluateSpec)
+        assert torch.equal(flatten(evaluating._network(bench, spec, data)), stored)
+        plain = spec.model_copy(update={"start": "random"})
+        assert not torch.equal(flatten(evaluating._network(bench, plain, data)), stored)

@@ -19,7 +19,7 @@ from workers import experts
 from workers.augmentation import Augmentation
 from workers.bench import Bench
 from workers.execute import perform
-from workers.forgetting import COUNTS, read_counts
+from workers.forgetting import COUNTS, partitioned, read_counts
 from workers.networks import Network, build, flatten, load_flat
 from workers.synthetic import SyntheticSet
 from workers.training import Optimiser, Schedule, Trainer, accuracy
@@ -241,7 +241,7 @@ def test_a_partition_limits_the_real_images_to_those_with_such_a_score(made: Wor
     stage_one = made.job("experts", stage=1, first=0)
     parents = {**stage_one.parents, "forgetting": (scores.key,)}
     job = changed(stage_one, parents, partition=(1, 3))
-    chosen = experts._real_images(Bench.alone(job, made.store), made.data())
+    chosen = partitioned(Bench.alone(job, made.store), made.data(), (1, 3)).train
     expected = [i for i, count in enumerate(counts.tolist()) if count in (1, 2)]  # not 0, not 3
     assert torch.equal(chosen.images, made.data().train.images[expected])
     assert torch.equal(chosen.labels, made.data().train.labels[expected])

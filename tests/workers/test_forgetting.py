@@ -10,12 +10,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from jobs.errors import BadInput
 from jobs.graph import Job
 from jobs.keys import seed_from
 from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import ONE_STAGE, Workshop, changed
 from workers import forgetting
-from workers.forgetting import COUNTS, count_events, read_counts, write_counts
+from workers.bench import Bench
+from workers.distil import StageRun
+from workers.forgetting import COUNTS, count_events, levels_of, read_counts, write_counts
 from workers.networks import build
 from workers.training import Optimiser, Schedule, Trainer
 from workers.trajectories import CORRECTNESS, read_correctness
@@ -61,6 +64,13 @@ def test_the_counting_equals_a_loop_over_images() -> None:
     stream[:, 7] = False
     assert count_events(stream, "zero").tolist() == by_hand(stream, 0)
     assert count_events(stream, "epochs").tolist() == by_hand(stream, 9)
+
+
+def test_levels_are_equal_parts_of_each_class_by_rank_and_equal_counts_keep_their_order() -> None:
+    counts = np.array([5, 0, 0, 9, 0, 0, 7, 1])
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    assert levels_of(counts, labels, 2).tolist() == [1, 0, 0, 1, 0, 0, 1, 1]
+    assert levels_of(counts, labels, 4).tolist() == [2, 0, 1, 3, 0, 1, 3, 2]
 
 
 def test_counts_come_back_in_the_order_of_the_images(tmp_path: Path) -> None:
@@ -132,3 +142,40 @@ def test_own_training_counts_the_stream_of_each_run_and_sums(made: Workshop) -> 
         total += np.array(by_hand(np.stack(rows), 0))
     assert counts_of(made, job) == total.tolist()
     assert counts_of(made, changed(job, runs=1)) != total.tolist()
+
+
+# Partitions
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Two stages by forgetting score, the scores from a training hard enough to have some."""
+    numbers = {"scores.training.epochs": 12, "scores.training.lr": 0.1, "scores.training.batch_size": 32}
+    arm = {"method": "mtt", "stages": 2, "ipc_per_stage": 1, "partition": {"increment": 1}}
+    return Workshop.open(tmp_path_factory.mktemp("split"), arm, set=numbers)
+
+
+def test_a_stage_is_given_no_image_outside_of_its_partition_and_says_how_many_were_used(split: Workshop) -> None:
+    second = split.job("distil", stage=2)
+    manifest = split.make(second)
+    counts = read_counts(split.store.path(second.parents["forgetting"][0], COUNTS))
+    inside = np.flatnonzero(counts == 1)
+    run = StageRun(Bench.alone(second, split.store))
+    assert torch.equal(run.data.train.images, split.data().train.images[inside])
+    assert 0 < len(inside) < len(counts)
+    assert manifest.extra["data_used"] == pytest.approx(100 * np.isin(counts, [0, 1]).mean())
+
+
+def test_new_images_start_from_images_of_the_partition(split: Workshop) -> None:
+    second = split.job("distil", stage=2)
+    run = StageRun(split.bench(second))
+    counts = read_counts(split.store.path(second.parents["forgetting"][0], COUNTS))
+    inside = {image.numpy().tobytes() for image in split.data().train.images[np.flatnonzero(counts == 1)]}
+    assert {image.numpy().tobytes() for image in run.pixels.new} <= inside
+
+
+def test_a_partition_with_too_few_images_of_a_class_is_refused(split: Workshop) -> None:
+    second = split.job("distil", stage=2)
+    job = changed(second, partition=(1, 2), ipc=60)
+    with pytest.raises(BadInput, match="training images with such forgetting scores and 60 are needed; widen it"):
+        StageRun(split.bench(job))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
@@ -18,7 +19,7 @@ from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, 
 from workers import matching, trajectories
 from workers.chain import Starts
 from workers.dataset import Split
-from workers.matching import InnerBatch, Matched, whole_graph
+from workers.matching import ENGINES, InnerBatch, Matched, whole_graph
 from workers.methods import base, method_named, settings_for
 from workers.methods.base import Pixels, Stage, draw_without_replacement
 from workers.methods.mtt import MttSettings, StepSize, TrajectoryMatching
@@ -432,7 +433,7 @@ def test_a_method_is_found_by_its_name_or_by_its_import_path() -> None:
 
 @pytest.mark.parametrize("name", ["mttt", "no.such.module:Class", "workers.methods.mtt:Nothing", ""])
 def test_an_unknown_method_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(BadInput, match=r"method is .*: must be one of mtt, or package\.module:Class"):
+    with pytest.raises(BadInput, match=r"method is .*: must be one of .*mtt, or package\.module:Class"):
         method_named(name)
 
 
@@ -448,3 +449,27 @@ def test_settings_are_validated_by_the_method(changes: dict[str, Any], complaint
     assert settings_for("mtt", NUMBERS) == MttSettings(**NUMBERS)
     with pytest.raises(BadInput, match=complaint):
         settings_for("mtt", {**NUMBERS, **changes}, "my.yaml")
+
+
+def test_start_epochs_come_from_the_span_between_the_two_ends(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts, seen = stage.experts, set()
+    assert experts is not None
+    places = [(expert, epoch) for expert in range(EXPERTS) for epoch in range(EPOCHS + 1)]
+
+    def engine(student: Any, start: Tensor, *rest: Any) -> Matched:
+        seen.add(next(epoch for expert, epoch in places if torch.equal(start, experts.parameters(expert, epoch))))
+        return whole_graph(student, start, *rest)
+
+    monkeypatch.setitem(ENGINES, "whole_graph", engine)
+    method = TrajectoryMatching(
+        stage, settings(min_start_epoch=2, max_start_epoch=4, expert_epochs=1, lr_step_size=1e-9)
+    )
+    canvas, source = pixels(), generator(3)
+    for iteration in range(12):
+        method.iterate(canvas, iteration, source)
+    assert seen == {2, 3}
+
+
+def test_a_span_without_an_epoch_is_refused() -> None:
+    with pytest.raises(ValidationError, match="min_start_epoch must be below max_start_epoch"):
+        settings(min_start_epoch=3, max_start_epoch=3)

@@ -99,6 +99,17 @@ def test_the_convnet_computes_what_a_ten_line_reference_computes() -> None:
     torch.testing.assert_close(net(x), hidden.flatten(1) @ p[8].T + p[9])
 
 
+def test_the_maps_are_those_after_each_relu_and_the_last_one_pooled() -> None:
+    net, x = _small(), _images(5)
+    assert isinstance(net, ConvNet)
+    conv, norm, *_ = net.blocks
+    first, second, pooled = net.maps(x)
+    assert torch.equal(first, norm(conv(x)).relu())
+    assert [one.shape for one in (first, second, pooled)] == [(5, 4, 8, 8), (5, 4, 4, 4), (5, 4, 2, 2)]
+    assert torch.equal(F.avg_pool2d(second, 2), pooled)
+    assert torch.equal(pooled.flatten(1), features(net, x))
+
+
 def test_gray_28_pixel_images_are_padded_to_a_32_pixel_map() -> None:
     net = _net(channels=1, size=28, width=8)
     assert isinstance(net, ConvNet)

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from jobs.experiments import Experiment, Plan, expand
+from jobs.expansion import expand
+from jobs.experiments import Experiment, Plan
 from jobs.graph import Job
 from workers import dataset, sources, synthetic
 from workers.bench import Bench

@@ -14,7 +14,16 @@ from jobs.errors import BadInput
 from jobs.specs import Frozen
 from workers.methods.base import Method
 
-_BUILT_IN = {"mtt": "workers.methods.mtt:TrajectoryMatching"}
+_BUILT_IN = {
+    "cafe": "workers.methods.cafe:FeatureAlignment",
+    "cafe_dsa": "workers.methods.cafe:FeatureAlignment",
+    "dc": "workers.methods.gradient:GradientMatching",
+    "dm": "workers.methods.dm:DistributionMatching",
+    "dream": "workers.methods.dream:RepresentativeMatching",
+    "dsa": "workers.methods.gradient:GradientMatching",
+    "idc": "workers.methods.idc:FormationMatching",
+    "mtt": "workers.methods.mtt:TrajectoryMatching",
+}
 
 
 def method_named(name: str, place: str = "recipe") -> type[Method]:

@@ -26,58 +26,78 @@ from workers.synthetic import SyntheticSet
 from workers.trajectories import Trajectories
 
 Arrays = dict[str, NDArray[Any]]
+_BUFFERS = {"new": "optimiser/", "earlier": "earlier_optimiser/"}
+"""How the optimisers' buffers are called in a checkpoint."""
 
 
 class Pixels:
-    """The synthetic images of a stage: the frozen ones before, the new ones that learn.
+    """The synthetic images of a stage: the earlier ones, which are frozen, and the new ones that learn.
+
+    With an `earlier_rate` the earlier ones are not frozen but learn too, at this share of the rate (A3.2).
 
     Attributes:
         new: float32 [classes * ipc, C, H, W], the stage's own images.
-        labels: int64 labels of the union, frozen first.
+        earlier: those of the stages before, if they take part in matching.
+        labels: int64 labels of the union, earlier first.
     """
 
     def __init__(
-        self, new: SyntheticSet, frozen: SyntheticSet | None, optimiser: ImageOptimiserSpec, iterations: int
+        self,
+        new: SyntheticSet,
+        earlier: SyntheticSet | None,
+        optimiser: ImageOptimiserSpec,
+        iterations: int,
+        earlier_rate: float = 0.0,
     ) -> None:
         self.new = new.images.clone()
-        self._frozen = None if frozen is None else frozen.images
-        self.labels = new.labels if frozen is None else torch.cat([frozen.labels, new.labels])
-        self._spec, self._iterations = optimiser, iterations
-        self._optimiser = _image_optimiser(self.new, optimiser)
+        self.earlier = None if earlier is None else earlier.images.clone()
+        self.labels = new.labels if earlier is None else torch.cat([earlier.labels, new.labels])
+        self._spec, self._iterations, self._earlier_rate = optimiser, iterations, earlier_rate
+        self._learning = {"new": (self.new, 1.0)}
+        if self.earlier is not None and earlier_rate:
+            self._learning["earlier"] = (self.earlier, earlier_rate)
+        self._optimisers = {name: _image_optimiser(images, optimiser) for name, (images, _) in self._learning.items()}
 
     @property
     def union(self) -> Tensor:
-        """All images that take part in matching, frozen first: float32 [n, C, H, W], without a graph."""
-        return self.new.clone() if self._frozen is None else torch.cat([self._frozen, self.new])
+        """All images that take part in matching, earlier first: float32 [n, C, H, W], without a graph."""
+        return self.new.clone() if self.earlier is None else torch.cat([self.earlier, self.new])
 
     def descend(self, gradient: Tensor, iteration: int) -> None:
-        """One optimiser step on the new images; `gradient` is of the union, its frozen rows are ignored."""
-        self.new.grad = gradient[len(gradient) - len(self.new) :]
-        self._optimiser.param_groups[0]["lr"] = self._rate(iteration)
-        self._optimiser.step()
+        """One optimiser step on the images that learn; `gradient` is of the union, rows of frozen ones are ignored."""
+        older = len(gradient) - len(self.new)
+        rows = {"new": gradient[older:], "earlier": gradient[:older]}
+        for name, (images, share) in self._learning.items():
+            images.grad = rows[name]
+            self._optimisers[name].param_groups[0]["lr"] = share * self._rate(iteration)
+            self._optimisers[name].step()
 
     def _rate(self, iteration: int) -> float:
-        if self._spec.final_lr is None:
-            return self._spec.lr
-        share = iteration / max(1, self._iterations - 1)
-        return self._spec.lr + share * (self._spec.final_lr - self._spec.lr)
+        lr, final = self._spec.lr, self._spec.final_lr
+        if final is not None:
+            lr += iteration / max(1, self._iterations - 1) * (final - lr)
+        return lr * 0.5 ** sum(iteration >= at for at in self._spec.halve_at)
 
     def state(self) -> Arrays:
-        """The new images and the optimiser's buffers, as copies."""
-        buffers = self._optimiser.state_dict()["state"].get(0, {})
-        arrays = {"new": self.new, **{f"optimiser/{name}": value for name, value in buffers.items()}}
-        return {name: value.cpu().numpy().copy() for name, value in arrays.items() if value is not None}
+        """The images that learn and their optimisers' buffers, as copies."""
+        arrays: Arrays = {}
+        for name, (images, _) in self._learning.items():
+            buffers = self._optimisers[name].state_dict()["state"].get(0, {})
+            arrays[name] = images.cpu().numpy().copy()
+            arrays |= {_BUFFERS[name] + buffer: value.cpu().numpy().copy() for buffer, value in buffers.items()}
+        return arrays
 
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go back to a `state`."""
-        self.new.copy_(torch.from_numpy(np.array(state["new"])))
-        buffers = {
-            name.removeprefix("optimiser/"): torch.from_numpy(np.array(value))
-            for name, value in state.items()
-            if name != "new"
-        }
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": {0: buffers} if buffers else {}, "param_groups": groups})
+        for name, (images, _) in self._learning.items():
+            images.copy_(torch.from_numpy(np.array(state[name])))
+            buffers = {
+                path.removeprefix(_BUFFERS[name]): torch.from_numpy(np.array(value))
+                for path, value in state.items()
+                if path.startswith(_BUFFERS[name])
+            }
+            groups = self._optimisers[name].state_dict()["param_groups"]
+            self._optimisers[name].load_state_dict({"state": {0: buffers} if buffers else {}, "param_groups": groups})
 
 
 @dataclass(frozen=True)

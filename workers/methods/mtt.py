@@ -1,6 +1,7 @@
 """MTT, matching training trajectories (Cazenavette et al., CVPR 2022; facts 4).
 
-Each iteration takes the next expert of a random order, an epoch t uniform in [0, max_start_epoch), and pulls
+Each iteration takes the next expert of a random order, an epoch t uniform in [0, max_start_epoch) (without transition
+stages start later: from min_start_epoch, facts 5.6), and pulls
 the student that starts at the expert's epoch t towards the expert's epoch t + expert_epochs
 (`workers.matching`). Images and step size learn together. Under PDD the experts of stage i are those whose
 chains went through S_1..S_{i-1}, and inner batches are drawn from the whole union.
@@ -20,11 +21,12 @@ from typing import Annotated, Any, Literal, cast
 
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
-from jobs.specs import Augmentation, Count, Fraction, Frozen, Positive
+from jobs.specs import Augmentation, Count, Fraction, Frozen, Index, Positive
 from workers.matching import ENGINES, Engine, InnerBatch, Matched, Student
 from workers.methods.base import Arrays, Method, Pixels, Stage, draw_without_replacement
 from workers.students import augmentation_of
@@ -36,6 +38,7 @@ class MttSettings(Frozen):
     syn_steps: Count
     expert_epochs: Count
     max_start_epoch: Count
+    min_start_epoch: Index = 0
     batch_syn: Count | None = None
     step_size_init: Positive
     lr_step_size: Positive
@@ -45,6 +48,12 @@ class MttSettings(Frozen):
     """Largest change of the logarithm in one iteration; `log` only."""
     augmentation: Augmentation = "none"
     engine: Engine = "whole_graph"
+
+    @model_validator(mode="after")
+    def _some_epoch_to_start_from(self) -> MttSettings:
+        if self.min_start_epoch >= self.max_start_epoch:
+            raise PydanticCustomError("start", "min_start_epoch must be below max_start_epoch")
+        return self
 
 
 class StepSize:
@@ -116,7 +125,7 @@ class TrajectoryMatching(Method):
     def _matched(self, pixels: Pixels, generator: torch.Generator) -> Matched:
         settings, device = self._settings, self._stage.device
         (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
-        epoch = int(torch.randint(settings.max_start_epoch, (), generator=generator))
+        epoch = int(torch.randint(settings.min_start_epoch, settings.max_start_epoch, (), generator=generator))
         union = pixels.union
         batches = [self._inner_batch(union, generator) for _ in range(settings.syn_steps)]
         return self._match(

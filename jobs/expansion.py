@@ -1,0 +1,231 @@
+"""Expansion: from an experiment to the table cells that answer it, and with them to its jobs.
+
+Decided here: which networks are trained for an arm, and what is refused before anything starts. Every prefix of a
+distillation is evaluated, so a run that stops early still fills its rows. In class-incremental learning each phase is
+a dataset of its own, and networks are trained after every phase (Table 7; facts 5.8). The jobs behind the networks
+are an arm's `jobs.lineage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from jobs.errors import BadInput
+from jobs.experiments import SELECTIONS, Arm, Cell, Continual, Experiment, Plan
+from jobs.facts import Facts, deepest_convnet
+from jobs.lineage import Lineage, Phases
+from jobs.recipe import Recipe, Resolved, Setting, flat, resolve
+from jobs.specs import Architecture, Mode
+
+
+def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None = None) -> Plan:
+    """Add the experiment's jobs and cells to `plan` (a new one by default).
+
+    Raises:
+        BadInput: an arm cannot be made from this dataset, e.g. a class has fewer images than it asks for.
+    """
+    plan = plan if plan is not None else Plan()
+    if facts.height != facts.width:
+        raise BadInput(place, "dataset", f"{facts.height}x{facts.width}", "crop or pad the images to squares")
+    lineages = [
+        Lineage(experiment, arm, facts, _numbers(experiment, arm, f"arms.{number}", facts, place), plan)
+        for number, arm in enumerate(experiment.arms)
+    ]
+    for number, lineage in enumerate(lineages):
+        _ArmExpansion(lineage, f"arms.{number}", place).run()
+    for path, value in flat(experiment.set):
+        if not any(path in lineage.resolved.sources for lineage in lineages):
+            raise BadInput(place, f"set.{path}", value, "no arm has this section; leave it out")
+    return plan
+
+
+def class_order(classes: int, phases: int, order: int) -> Phases:
+    """The classes of each phase in one random order: DM's, numpy's permutation under the seed `order` (facts 5.8)."""
+    shuffled = np.random.RandomState(order).permutation(classes).reshape(phases, -1)
+    return tuple(tuple(sorted(map(int, group))) for group in shuffled)
+
+
+def _numbers(experiment: Experiment, arm: Arm, path: str, facts: Facts, place: str) -> Resolved:
+    """The recipe of an arm with the numbers that its own fields imply."""
+    setting = Setting(
+        scale=experiment.scale,
+        dataset=experiment.dataset_name(facts),
+        size=facts.height,
+        stages=arm.stages,
+        ipc_per_stage=arm.ipc_per_stage or 0,
+        protocol=arm.protocol,
+    )
+    borrowed = {"scores": "forgetting"} if arm.partition is not None else None
+    resolved = resolve(arm.method, setting, arm.set, place, experiment.set, borrowed)
+    resolved = resolved.changed(place, _implied(arm, resolved.recipe))
+    if arm.transition or arm.stages == 1:
+        return resolved
+    return _without_transition(resolved, arm.stages, path, place)
+
+
+def _implied(arm: Arm, recipe: Recipe) -> dict[str, Any]:
+    """Numbers of the recipe that stand in fields of the arm."""
+    numbers: dict[str, Any] = {}
+    if arm.partition is not None:
+        numbers |= {f"scores.{name}": value for name, value in arm.partition.model_dump().items()}
+    if arm.earlier_rate:
+        numbers["distil.earlier_rate"] = arm.earlier_rate
+    if not arm.conditioning:
+        numbers["distil.conditioning"] = False
+        if recipe.transition is not None:
+            numbers["transition.on"] = "newest"
+    return numbers
+
+
+def _without_transition(resolved: Resolved, stages: int, path: str, place: str) -> Resolved:
+    """Experts that are trained far enough for stage P to match its own span of their epochs."""
+    experts, distil = resolved.recipe.experts, resolved.recipe.distil
+    if experts is None or distil is None:
+        return resolved
+    span, reach = distil.settings.get("max_start_epoch"), distil.settings.get("expert_epochs")
+    if not (isinstance(span, int) and isinstance(reach, int)):
+        mend = "distil.settings has no max_start_epoch and expert_epochs to say which epochs a stage matches"
+        raise BadInput(place, f"{path}.transition", False, mend)
+    needed = stages * span - 1 + reach
+    if experts.real.epochs >= needed:
+        return resolved
+    source = "ours: P * T - 1 + M epochs, which stage P needs without transition (facts 5.6)"
+    return resolved.changed(source, {"experts.real.epochs": needed})
+
+
+@dataclass(frozen=True)
+class _ArmExpansion:
+    """The cells of one arm over all seeds."""
+
+    lineage: Lineage
+    path: str
+    place: str
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.lineage.experiment
+
+    @property
+    def arm(self) -> Arm:
+        return self.lineage.arm
+
+    def run(self) -> None:
+        self._networks_fit()
+        if self.arm.method == "full":
+            return self._full()
+        if self.arm.ipc_per_stage is None:
+            raise BadInput(self.place, f"{self.path}.ipc_per_stage", None, "required; images per class of one stage")
+        self._enough_images()
+        if self.arm.continual is not None:
+            return self._continual(self.arm.continual)
+        if self.arm.method in SELECTIONS:
+            return self._selection()
+        return self._distillation()
+
+    def _networks(self) -> Iterator[tuple[int, int]]:
+        """Seed and index of every network of a cell."""
+        return ((seed, index) for seed in self.experiment.seeds for index in range(self.experiment.networks))
+
+    def _full(self) -> None:
+        data = self.lineage.dataset()
+        for architecture in self.experiment.architectures:
+            keys = [self.lineage.full(architecture, data, seed, index) for seed, index in self._networks()]
+            self._cell(architecture, "full", stage=0, keys=keys)
+
+    def _selection(self) -> None:
+        data = self.lineage.dataset()
+        chosen = {(seed, index): self.lineage.select(data, seed, index) for seed, index in self._networks()}
+        for architecture in self.experiment.architectures:
+            keys = [
+                self.lineage.evaluate(architecture, "union", data, [key], 1, seed, index)
+                for (seed, index), key in chosen.items()
+            ]
+            self._cell(architecture, "union", stage=self.arm.stages, keys=keys)
+
+    def _distillation(self) -> None:
+        data = self.lineage.dataset()
+        chains = {seed: self.lineage.chain(data, seed) for seed in self.experiment.seeds}
+        first = self.arm.stages if self.arm.prefixes == "last" else 1
+        for prefix in range(first, self.arm.stages + 1):
+            for mode in self.arm.modes:
+                for architecture in self.experiment.architectures:
+                    keys = [
+                        self.lineage.evaluate(architecture, mode, data, chains[seed][:prefix], prefix, seed, index)
+                        for seed, index in self._networks()
+                    ]
+                    self._cell(architecture, mode, stage=prefix, keys=keys)
+
+    def _continual(self, asked: Continual) -> None:
+        """After each phase, networks are trained on the sets of all phases so far."""
+        classes = len(self.lineage.facts.class_names)
+        if classes % asked.phases:
+            mend = f"must divide the {classes} classes of the dataset"
+            raise BadInput(self.place, f"{self.path}.continual.phases", asked.phases, mend)
+        lineage, selects = self.lineage, self.arm.method in SELECTIONS
+        data, modes = lineage.dataset(), ("union",) if selects else self.arm.modes
+        orders = [class_order(classes, asked.phases, order) for order in range(asked.orders)]
+
+        @cache
+        def made(group: tuple[int, ...], seed: int, index: int) -> list[str]:
+            part = lineage.phase(data, group)
+            return [lineage.select(part, seed, index)] if selects else lineage.chain(part, seed)
+
+        def after(seen: Phases, architecture: Architecture, mode: Mode, seed: int, index: int) -> str:
+            sets = [key for group in seen for key in made(group, seed, index if selects else 0)]
+            links = 1 if selects else self.arm.stages
+            return lineage.evaluate(architecture, mode, data, sets, links, seed, index, phases=seen)
+
+        for phase, mode, architecture in product(range(1, asked.phases + 1), modes, self.experiment.architectures):
+            keys = [
+                after(order[:phase], architecture, mode, seed, index)
+                for seed, order, index in product(self.experiment.seeds, orders, range(self.experiment.networks))
+            ]
+            self._cell(architecture, mode, stage=self.arm.stages, keys=keys, phase=phase)
+
+    def _enough_images(self) -> None:
+        _, kept = self.lineage.split()
+        for name, images in zip(self.lineage.facts.class_names, kept, strict=True):
+            if images < self.arm.ipc_total:
+                asked = f"{self.arm.stages} x {self.arm.ipc_per_stage} images per class are asked for"
+                raise BadInput(
+                    self.place,
+                    f"{self.path}.ipc_per_stage",
+                    self.arm.ipc_per_stage,
+                    f"{asked}, but class {name!r} has {images} training images after the held-out split; "
+                    "ask for fewer or add images",
+                )
+
+    def _networks_fit(self) -> None:
+        """Every block of a ConvNet halves the map, which must not vanish; a trajectory has no running statistics."""
+        deepest = deepest_convnet(self.lineage.facts)
+        for network in (self.lineage.recipe.network, *map(self.lineage.network, self.experiment.architectures)):
+            if network.architecture == "convnet" and network.blocks > deepest:
+                mend = f"images of {self.lineage.facts.height} pixels allow at most {deepest} blocks"
+                raise BadInput(self.place, "set.network.depth", network.blocks, mend)
+        if self.arm.method in ("herding", "k_center") and self.lineage.recipe.network.norm == "batch":
+            mend = "use instance: an expert's snapshots hold no running statistics, which its features would need"
+            raise BadInput(self.place, "set.network.norm", "batch", mend)
+
+    def _cell(self, architecture: Architecture, mode: str, *, stage: int, keys: list[str], phase: int = 0) -> None:
+        self.lineage.plan.cells.append(
+            Cell(
+                experiment=self.experiment.name,
+                method=self.arm.label,
+                base_method=self.arm.base_method,
+                dataset=self.experiment.dataset_name(self.lineage.facts),
+                scale=self.experiment.scale,
+                architecture=self.lineage.network(architecture).architecture,
+                mode=mode,
+                ipc_per_stage=self.arm.ipc_per_stage or 0,
+                stages=self.arm.stages,
+                stage=stage,
+                phase=phase,
+                jobs=tuple(keys),
+            )
+        )

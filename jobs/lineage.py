@@ -1,0 +1,253 @@
+"""Lineage: the jobs behind one arm's table cells, what each is told and whose results it takes.
+
+What two arms have in common needs no care here: equal jobs have equal keys. Each of the paper's ablations is one
+difference in what a job is told or hangs on:
+
+* without transition every stage matches the first stage's experts, further along their real training, or starts from
+  random networks (Table 4; facts 5.6);
+* without conditioning neither the matching nor the links of the chain see earlier sets (Table 4);
+* with a partition the experts and the distillation of a stage see images of like forgetting scores (Table 6).
+
+Left out: which of these jobs an arm asks for (`jobs.expansion`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jobs.experiments import Arm, Experiment, Plan
+from jobs.facts import Facts, split
+from jobs.recipe import Recipe, Resolved, class_of
+from jobs.specs import (
+    Architecture,
+    DatasetSpec,
+    DistilSpec,
+    EvaluateSpec,
+    ExpertsSpec,
+    ForgettingSpec,
+    FullSpec,
+    Mode,
+    NetworkSpec,
+    Rule,
+    SelectSpec,
+    TransitionSpec,
+)
+
+Phases = tuple[tuple[int, ...], ...]
+"""Class ids by phase, ascending inside a phase; none outside of class-incremental learning."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The jobs of one arm; every method adds jobs to the plan, or finds them there, and returns their keys."""
+
+    experiment: Experiment
+    arm: Arm
+    facts: Facts
+    resolved: Resolved
+    plan: Plan
+
+    @property
+    def recipe(self) -> Recipe:
+        """The arm's numbers."""
+        return self.resolved.recipe
+
+    def select(self, data: str, seed: int, index: int) -> str:
+        """The arm's images all at once, chosen by its rule.
+
+        Each network gets a draw of its own, so the spread of Random in a table includes the choice of images.
+        """
+        rule = cast(Rule, self.arm.method)
+        parents = {"dataset": [data]}
+        match rule:
+            case "herding" | "k_center":
+                parents["experts"] = self._experts(data, 1, [], [], seed)
+            case "forgetting":
+                parents["forgetting"] = self._scores(data, seed)
+        draw = index if rule == "random" else 0
+        return self._add(SelectSpec(rule=rule, ipc=self.arm.ipc_total, draw=draw, seed=seed), parents)
+
+    def chain(self, data: str, seed: int) -> list[str]:
+        """The sets S_1..S_P of one seed; the experts of stage i have been through S_1..S_{i-1}."""
+        sets: list[str] = []
+        experts: list[str] = []
+        for stage in range(1, self.arm.stages + 1):
+            if stage == 1 or self.arm.transition:
+                experts = self._experts(data, stage, sets, experts, seed)
+            sets.append(self._distil(data, stage, sets, experts, seed))
+        return sets
+
+    def _experts(self, data: str, stage: int, sets: list[str], before: list[str], seed: int) -> list[str]:
+        numbers = self.recipe.experts
+        if numbers is None:
+            return []
+        real = numbers.real
+        if stage > 1 and numbers.later_epochs is not None:
+            real = real.model_copy(update={"epochs": numbers.later_epochs})
+        cohorts: list[str] = []
+        for number, first in enumerate(range(0, numbers.number, numbers.cohort)):
+            spec = ExpertsSpec(
+                stage=stage,
+                first=first,
+                count=min(numbers.cohort, numbers.number - first),
+                network=self.recipe.network,
+                real=real,
+                transition=self._transition(stage),
+                partition=self._partition(stage),
+                seed=seed,
+            )
+            parents = {"dataset": [data], "chain": before[number : number + 1], "sets": sets}
+            parents["forgetting"] = self._partition_scores(data, seed)
+            cohorts.append(self._add(spec, parents))
+        return cohorts
+
+    def _partition_scores(self, data: str, seed: int) -> list[str]:
+        return self._scores(data, seed) if self.arm.partition is not None else []
+
+    def _scores(self, data: str, seed: int) -> list[str]:
+        numbers = self.recipe.scores
+        assert numbers is not None, f"recipe of {self.arm.method} has no scores section"
+        spec = ForgettingSpec(
+            network=self.recipe.network,
+            training=numbers.training,
+            runs=numbers.runs,
+            never_learned=numbers.never_learned,
+            levels=numbers.levels,
+            seed=seed,
+        )
+        return [self._add(spec, {"dataset": [data]})]
+
+    def _distil(self, data: str, stage: int, sets: list[str], experts: list[str], seed: int) -> str:
+        resolved = self._resolved_for(stage)
+        numbers = resolved.recipe.distil
+        assert numbers is not None, f"recipe of {self.arm.method} has no distil section"
+        told = {name: getattr(numbers, name) for name in type(numbers).model_fields}
+        spec = DistilSpec(
+            method=class_of(self.arm.method),
+            stage=stage,
+            ipc=self.arm.ipc_per_stage or 0,
+            network=self.recipe.network,
+            transition=self._transition(stage) if self.recipe.experts is None else None,
+            partition=self._partition(stage),
+            seed=seed,
+            **{**told, "earlier_rate": numbers.earlier_rate if stage > 1 else 0.0},
+        )
+        parents = {"dataset": [data], "experts": experts, "sets": sets}
+        parents["forgetting"] = self._partition_scores(data, seed)
+        key = self._add(spec, parents, resolved)
+        group = f"{self.experiment.name}/seed{seed}{self._phase_of(data)}"
+        self.plan.exclusive[key] = tuple(dict.fromkeys([*self.plan.exclusive.get(key, ()), group]))
+        self.plan.limits[group] = self.experiment.distil_at_once
+        return key
+
+    def _phase_of(self, data: str) -> str:
+        """Phases of class-incremental learning wait for each other no more than seeds do."""
+        spec = self.plan.graph[data].spec
+        assert isinstance(spec, DatasetSpec)
+        return f"/classes-{'-'.join(map(str, spec.subset))}" if spec.subset else ""
+
+    def _resolved_for(self, stage: int) -> Resolved:
+        """The recipe of one stage: without transition its matching starts later on the first stage's experts."""
+        if self.arm.transition or self.recipe.experts is None or stage == 1:
+            return self.resolved
+        assert self.recipe.distil is not None
+        span = self.recipe.distil.settings["max_start_epoch"]
+        return self.resolved.changed(
+            "ours: stage i starts in [(i-1) T, i T) without transition (facts 5.6)",
+            {
+                "distil.settings.min_start_epoch": (stage - 1) * span,
+                "distil.settings.max_start_epoch": stage * span,
+            },
+        )
+
+    def _transition(self, stage: int) -> TransitionSpec | None:
+        return self.recipe.transition if stage > 1 and self.arm.transition else None
+
+    def _partition(self, stage: int) -> tuple[int, int] | None:
+        if self.arm.partition is None:
+            return None
+        assert self.recipe.scores is not None
+        return self.recipe.scores.bounds(stage)
+
+    def evaluate(
+        self,
+        architecture: Architecture,
+        mode: Mode,
+        data: str,
+        sets: list[str],
+        prefix: int,
+        seed: int,
+        index: int,
+        phases: Phases = (),
+    ) -> str:
+        """Network `index` trained on the sets of the first `prefix` stages, phase by phase if there are phases."""
+        network = self.network(architecture)
+        stored = self.recipe.evaluate.start == "expert" and network == self.recipe.network and not phases
+        spec = EvaluateSpec(
+            mode=mode,
+            network=network,
+            training=self.recipe.evaluate.training(prefix),
+            start="expert" if stored else "random",
+            phases=phases,
+            index=index,
+            seed=seed,
+        )
+        experts = self._experts(data, 1, [], [], seed)[:1] if stored else []
+        return self._add(spec, {"dataset": [data], "sets": sets, "experts": experts})
+
+    def full(self, architecture: Architecture, data: str, seed: int, index: int) -> str:
+        """Network `index` trained on the whole training split."""
+        training = self.recipe.evaluate.training(1)
+        spec = FullSpec(network=self.network(architecture), training=training, index=index, seed=seed)
+        return self._add(spec, {"dataset": [data]})
+
+    def dataset(self) -> str:
+        """The dataset, its splits cut."""
+        return self._add(self._dataset_spec(), {})
+
+    def _dataset_spec(self) -> DatasetSpec:
+        numbers, facts, source = self.recipe.dataset, self.facts, self.experiment.source
+        validation, kept = self.split()
+        return DatasetSpec(
+            name=self.experiment.dataset_name(self.facts),
+            fingerprint=facts.fingerprint,
+            channels=facts.channels,
+            height=facts.height,
+            width=facts.width,
+            classes=len(facts.class_names),
+            train_images=sum(kept),
+            normalise=numbers.normalise,
+            validation_per_class=validation,
+            train_per_class=numbers.train_per_class,
+            test_per_class=numbers.test_per_class,
+            layout=facts.layout,
+            path=source.path,
+            image_field=source.image,
+            label_field=source.label,
+        )
+
+    def phase(self, data: str, group: tuple[int, ...]) -> str:
+        """The dataset of the classes of one phase, taken from the whole."""
+        _, kept = self.split()
+        few = {"classes": len(group), "train_images": sum(kept[label] for label in group), "subset": group}
+        return self._add(self._dataset_spec().model_copy(update=few), {"dataset": [data]})
+
+    def split(self) -> tuple[int, list[int]]:
+        """Held-out images per class, and the training images that each class keeps."""
+        numbers = self.recipe.dataset
+        return split(self.facts, numbers.validation_fraction, numbers.train_per_class)
+
+    def network(self, architecture: Architecture) -> NetworkSpec:
+        """The network the recipe has under this name, else the published one."""
+        if architecture in self.recipe.evaluate.networks:
+            return self.recipe.evaluate.networks[architecture]
+        if architecture == self.recipe.network.architecture:
+            return self.recipe.network
+        return NetworkSpec(architecture=architecture)
+
+    def _add(self, spec: Any, parents: Mapping[str, Iterable[str]], resolved: Resolved | None = None) -> str:
+        key = self.plan.graph.add(spec, {role: tuple(keys) for role, keys in parents.items()})
+        self.plan.sources.setdefault(key, resolved or self.resolved)
+        return key

@@ -1,0 +1,382 @@
+"""Tables: the paper's tables and figures as data, and the one graph of jobs that fills all of them.
+
+A file of `jobs/tables` is one table: what all its cells are about (`common`), what a row and a column add, and the
+published numbers as a grid. Nothing in it says what is shared. Every cell is expanded like an arm of an experiment,
+and equal keys are equal jobs: the prefixes of a chain, the pool of experts of a first stage, a draw of random images.
+
+A dataset that is not here leaves its cells without jobs and with the reason; only a plan, from which nothing is run,
+may count them (`imagined`). `--dataset` puts one dataset in the place of all others, and every caption says so.
+Left out: what the networks reached (`orchestrator.measured`) and how it is set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from jobs.documents import read_yaml, validate
+from jobs.errors import BadInput
+from jobs.expansion import expand
+from jobs.experiments import Arm, Cell, DatasetChoice, Experiment, Plan
+from jobs.facts import Facts, split
+from jobs.recipe import Recipe, Scale, Setting, resolve
+from jobs.specs import Architecture, Count, Frozen, Index, Mode
+
+FOLDER = Path(__file__).parent / "tables"
+NETWORKS: Mapping[Scale, int] = {"paper": 5, "small": 3, "tiny": 2}
+"""Networks whose accuracies are averaged; the paper's own number is 5 (section 5.1)."""
+ORDERS: Mapping[Scale, int] = {"paper": 5, "small": 2, "tiny": 1}
+"""At most so many random orders of the classes in class-incremental learning."""
+LEVELS = 5
+"""At reduced scales networks are trained too briefly for forgetting scores to reach the published partitions; there
+stages are cut by the rank of the score into so many parts."""
+REDUCED: Mapping[Scale, Mapping[str, Any]] = {"tiny": {"dataset.train_per_class": 150}}
+"""Recipe numbers for tables of a scale: `tiny` keeps fewer images than the 50 of a class that tables ask for."""
+
+Kind = Literal["table", "curve", "pictures"]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+_NUMBER = re.compile(r"^(?P<mean>\d+\.\d)(?: ± (?P<std>\d+\.\d))?$")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper prints: accuracy in percent, and the number behind the plus-minus sign; None for a dash."""
+
+    mean: float | None
+    std: float | None
+
+    @classmethod
+    def read(cls, text: object) -> Published:
+        """The number as a table's file writes it: `26.0 ± 1.2`, `88.1`, or `-`.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if text == "-":
+            return cls(None, None)
+        found = _NUMBER.match(str(text))
+        if found is None:
+            raise ValueError(f"{text!r} is not a published number; write 26.0 ± 1.2, 88.1 or -")
+        std = found["std"]
+        return cls(float(found["mean"]), None if std is None else float(std))
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One entry; `absent` says why no job can fill it. A plan may have a cell that is absent here, a run never."""
+
+    row: str
+    column: str
+    published: Published | None
+    """None in a figure, which prints no numbers."""
+    cell: Cell | None
+    absent: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure, ready to be measured and set."""
+
+    name: str
+    title: str
+    caption: str
+    kind: Kind
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[TableCell, ...]
+    notes: tuple[str, ...]
+    scale: Scale
+    dataset_note: str = ""
+    """What every caption must say when another dataset stands in; '' otherwise."""
+
+
+@dataclass(frozen=True)
+class TablesPlan:
+    """The one graph of several tables, and by table the jobs that it asks for."""
+
+    plan: Plan
+    tables: tuple[Table, ...]
+    by_table: Mapping[str, tuple[str, ...]]
+    experiments: tuple[Experiment, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset as it is here."""
+
+    choice: DatasetChoice
+    facts: Facts
+    absent: str = ""
+    """Why no job can read it, and where to get it; the facts are the published ones then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """Under which tables are filled: the scale, the seeds, and where the datasets are."""
+
+    scale: Scale = "paper"
+    seeds: tuple[int, ...] = (0,)
+    data: Mapping[str, Data]
+    """By the name that tables use."""
+    instead: str = ""
+    """The dataset that stands in for all others, as captions name it."""
+    imagined: bool = False
+    """Whether datasets that are absent are planned with, too."""
+
+    def of(self, dataset: str) -> Data:
+        """The dataset from which a cell about `dataset` is filled."""
+        return self.data[self.instead or dataset]
+
+
+# The files.
+
+
+class TableFile(Frozen):
+    """A table as its YAML file says it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    title: str
+    caption: str
+    kind: Kind = "table"
+    common: dict[str, Any] = {}
+    """What all cells are about: fields of `Wish`, `ipc` (images per class in all), and fields of an arm."""
+    columns: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    rows: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    published: dict[str, tuple[Any, ...]] = {}
+    """By row, a number for each column."""
+    notes: Names = ()
+
+    @field_validator("published", mode="before")
+    @classmethod
+    def _as_tuples(cls, grid: Any) -> Any:
+        return {row: tuple(line) for row, line in grid.items()} if isinstance(grid, Mapping) else grid
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> TableFile:
+        if self.published and list(self.published) != list(self.rows):
+            raise PydanticCustomError("grid", "published must have the rows {rows}", {"rows": list(self.rows)})
+        for row, line in self.published.items():
+            if len(line) != len(self.columns):
+                raise PydanticCustomError("grid", "published.{row} must have a number for each column", {"row": row})
+            for text in line:
+                Published.read(text)
+        return self
+
+    def number(self, row: str, column: str) -> Published | None:
+        """What the paper prints there."""
+        if row not in self.published:
+            return None
+        return Published.read(self.published[row][list(self.columns).index(column)])
+
+
+class Wish(Frozen):
+    """What one cell is about, apart from its arm."""
+
+    dataset: str
+    architecture: Architecture = "convnet"
+    mode: Mode = "progressive"
+    stage: Count | None = None
+    """The prefix of stages; None for all."""
+    phase: Index = 0
+    """In class-incremental learning, after which phase; 1-based."""
+    networks: Count | None = None
+    """How many the paper averages, where it is not the usual number; of each order in class-incremental learning."""
+
+
+def names() -> list[str]:
+    """The tables and figures that there are, in the paper's order: tables, appendix, section, figures."""
+    order = ("table", "tableA", "sectionA", "figure", "figureA")
+    stems = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(stems, key=lambda stem: order.index(word) if (word := re.split(r"\d", stem)[0]) in order else 9)
+
+
+def is_table(name: str) -> bool:
+    """Whether a name, or a YAML file by what stands in it, is that of a table."""
+    path = Path(name)
+    if not path.suffix:
+        return name in names()
+    return path.is_file() and "rows" in read_yaml(path)
+
+
+def load(name: str) -> TableFile:
+    """The table of this name, or of a YAML file.
+
+    Raises:
+        BadInput: there is none, or it does not validate.
+    """
+    path = Path(name) if Path(name).suffix else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        raise BadInput("command line", "table", name, f"must be a YAML file or one of {', '.join(names())}")
+    return validate(TableFile, read_yaml(path), path.name if path.parent == FOLDER else str(path))
+
+
+def datasets(files: Sequence[TableFile]) -> list[str]:
+    """The names of the datasets that these tables are about."""
+    parts = (part for file in files for part in (file.common, *file.rows.values(), *file.columns.values()))
+    return list(dict.fromkeys(str(part["dataset"]) for part in parts if "dataset" in part))
+
+
+# The graph.
+
+
+def fill(files: Sequence[TableFile], under: Circumstances) -> TablesPlan:
+    """The one graph of all tables.
+
+    Raises:
+        BadInput: a file asks for something that no circumstances could give.
+    """
+    filler = _Filler(under)
+    tables = tuple(filler.table(file) for file in files)
+    by_table = {
+        table.name: tuple(dict.fromkeys(key for one in table.cells if one.cell for key in one.cell.jobs))
+        for table in tables
+    }
+    plan = filler.plan
+    plan.exclusive.clear()  # a chain is serial by its parents; different chains may be at work at a time
+    plan.limits.clear()
+    plan.cells[:] = [one.cell for table in tables for one in table.cells if one.cell]
+    needed = plan.graph.ancestors(plan.wanted())
+    plan.graph.jobs = {key: job for key, job in plan.graph.jobs.items() if key in needed}
+    return TablesPlan(plan, tables, by_table, tuple(filler.experiments))
+
+
+@dataclass
+class _Filler:
+    """Expands every cell into one plan."""
+
+    under: Circumstances
+    plan: Plan = field(default_factory=Plan)
+    experiments: list[Experiment] = field(default_factory=list)
+    made: dict[str, tuple[Cell, ...] | BadInput] = field(default_factory=dict)
+    """By arm and circumstances, as JSON: its cells, whichever table asked first, or why there are none."""
+
+    def table(self, file: TableFile) -> Table:
+        notes: list[str] = []
+        cells = tuple(self.entry(file, row, column, notes) for row in file.rows for column in file.columns)
+        return Table(
+            name=file.name,
+            title=file.title,
+            caption=file.caption,
+            kind=file.kind,
+            rows=tuple(file.rows),
+            columns=tuple(file.columns),
+            cells=cells,
+            notes=(*file.notes, *dict.fromkeys(notes)),
+            scale=self.under.scale,
+            dataset_note=self.dataset_note(file),
+        )
+
+    def dataset_note(self, file: TableFile) -> str:
+        others = [name for name in datasets([file]) if name != self.under.instead]
+        if not self.under.instead or not others:
+            return ""
+        return f"measured on {self.under.instead}, which stands in for {', '.join(others)}"
+
+    def entry(self, file: TableFile, row: str, column: str, notes: list[str]) -> TableCell:
+        wish, arm = _read(file, row, column)
+        published, data = file.number(row, column), self.under.of(wish.dataset)
+        if data.absent and not self.under.imagined:
+            return TableCell(row, column, published, None, data.absent)
+        arm = self.fitted(arm, data, file.name, notes)
+        if arm.partition is not None and self.under.scale != "paper":
+            notes.append(
+                f"At this scale the partitions are the {LEVELS} equal parts of each class by rank of the score."
+            )
+        try:
+            cell = self.cell(file, wish, arm, data)
+        except BadInput as error:
+            return TableCell(row, column, published, None, f"{error.field}: {error.mend}")
+        return TableCell(row, column, published, cell, data.absent)
+
+    def cell(self, file: TableFile, wish: Wish, arm: Arm, data: Data) -> Cell:
+        experiment = self.experiment(file, wish, arm, data)
+        text = experiment.model_dump_json(exclude={"name"})
+        if text not in self.made:
+            self.made[text] = self.expanded(experiment, data, f"{file.name}.yaml")
+            self.experiments.append(experiment)
+        made = self.made[text]
+        if isinstance(made, BadInput):
+            raise made
+        stage = 0 if arm.method == "full" else wish.stage or arm.stages
+        (found,) = (cell for cell in made if (cell.stage, cell.phase) == (stage, wish.phase))
+        return replace(found, experiment=file.name)
+
+    def experiment(self, file: TableFile, wish: Wish, arm: Arm, data: Data) -> Experiment:
+        changes: dict[str, Any] = {"modes": (wish.mode,), "prefixes": "all" if wish.stage else "last"}
+        if arm.continual is not None:
+            orders = min(arm.continual.orders, ORDERS[self.under.scale])
+            changes["continual"] = arm.continual.model_copy(update={"orders": orders})
+        if arm.partition is not None and self.under.scale != "paper":
+            changes["partition"] = arm.partition.model_copy(update={"levels": LEVELS})
+        return Experiment(
+            name=file.name,
+            dataset=data.choice,
+            scale=self.under.scale,
+            seeds=self.under.seeds,
+            architectures=(wish.architecture,),
+            networks=min(NETWORKS[self.under.scale], wish.networks or NETWORKS[self.under.scale]),
+            arms=(arm.model_copy(update=changes),),
+            set=dict(REDUCED.get(self.under.scale, {})),
+        )
+
+    def expanded(self, experiment: Experiment, data: Data, place: str) -> tuple[Cell, ...] | BadInput:
+        before = len(self.plan.cells)
+        try:
+            expand(experiment, data.facts, place, self.plan)
+        except BadInput as error:
+            return error
+        return tuple(self.plan.cells[before:])
+
+    def fitted(self, arm: Arm, data: Data, name: str, notes: list[str]) -> Arm:
+        """The arm with as many images per class and stage as the smallest class can give; a note says so."""
+        asked = arm.ipc_per_stage
+        if asked is None:
+            return arm
+        setting = Setting(
+            scale=self.under.scale,
+            dataset=data.choice.name,
+            size=data.facts.height,
+            stages=arm.stages,
+            ipc_per_stage=asked,
+            protocol=arm.protocol,
+        )
+        numbers = resolve(arm.method, setting, arm.set, name, REDUCED.get(self.under.scale)).recipe
+        _, kept = split(data.facts, numbers.dataset.validation_fraction, numbers.dataset.train_per_class)
+        fits = max(1, min(min(kept) // arm.stages, min(kept) // _real_in_one(numbers)))
+        if fits >= asked:
+            return arm
+        notes.append(f"{arm.stages} x {asked} images per class are {arm.stages} x {fits} here: a class has {min(kept)}")
+        return arm.model_copy(update={"ipc_per_stage": fits})
+
+
+def _real_in_one(numbers: Recipe) -> int:
+    """How many real images one synthetic image starts from."""
+    return numbers.distil.factor**2 if numbers.distil is not None and numbers.distil.init != "noise" else 1
+
+
+def _read(file: TableFile, row: str, column: str) -> tuple[Wish, Arm]:
+    """What a cell is about: the words of the table, of its row and of its column together."""
+    said = {**file.common, **file.rows[row], **file.columns[column]}
+    place = f"{file.name}.yaml"
+    about = {name: said.pop(name) for name in list(said) if name in Wish.model_fields}
+    total, stages = said.pop("ipc", None), said.get("stages", 1)
+    if said.get("method") == "full":
+        said = {"method": "full"}
+    elif total is not None:
+        if total % stages:
+            raise BadInput(place, f"rows.{row}", total, f"{stages} stages cannot share {total} images per class")
+        said["ipc_per_stage"] = total // stages
+    return validate(Wish, about, place, f"rows.{row}"), validate(Arm, said, place, f"rows.{row}")
+
+
+def walk(tables: Sequence[Table]) -> Iterator[tuple[Table, TableCell]]:
+    """Every cell with its table."""
+    for table in tables:
+        for cell in table.cells:
+            yield table, cell

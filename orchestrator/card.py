@@ -1,0 +1,225 @@
+"""The card of an exported set: its README, with everything that a stranger needs and a program that trains on it.
+
+The card promises nothing that was not measured, names its scale, and repeats one line of its own table in code: the
+same network, schedule and seeds, so that on a CPU the program prints the accuracy in the table. Words and code stand in
+`templates/`; here is what they are filled with.
+
+Left out: reading the store (`orchestrator.exportable`) and the other files (`orchestrator.exporting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import yaml
+
+from jobs.facts import first_map
+from jobs.keys import seed_from
+from jobs.specs import NetworkSpec
+from orchestrator.exportable import Exportable, Measured
+from orchestrator.results import SCALES
+from workers.preprocess import Affine, Zca
+from workers.sources import LICENCES
+from workers.students import schedule_of
+
+UNKNOWN_SCALE = "scale: not known, since the set was exported by its key; never take it for a reproduction of the paper"
+UNKNOWN_LICENCE = "unknown: see your source"
+HUB_LICENCES = {"digits": "cc-by-4.0", "mnist": "cc-by-sa-3.0", "fashion-mnist": "mit", "tiny-imagenet": "other"}
+"""As the Hugging Face Hub spells them; elsewhere `unknown`."""
+MAY_TRAVEL = ("digits", "mnist", "fashion-mnist")
+"""Datasets whose licence lets everybody pass test images on."""
+_TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+_NORMS = {"instance": "nn.GroupNorm(width, width)", "batch": "nn.BatchNorm2d(width)", "none": "nn.Identity()"}
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What the files hold, as far as the card speaks of it.
+
+    `images` counts by stage what networks are trained on, `factor`^2 for each stored image; `step_sizes` are None for
+    real images; `tests` is None when the test split stays at home.
+    """
+
+    images: tuple[int, ...]
+    factor: int
+    step_sizes: tuple[float | None, ...]
+    class_names: tuple[str, ...]
+    transform: Affine | Zca
+    tests: int | None
+
+
+def render(made: Exportable, contents: Contents) -> str:
+    """The card as Markdown."""
+    return _environment().get_template("card.md.j2").render(_words(made, contents), code=program(made, contents))
+
+
+def program(made: Exportable, contents: Contents) -> str:
+    """The Python of the card."""
+    return _environment().get_template("train.py.j2").render(_code(made, contents))
+
+
+def licence_of(dataset: str) -> str:
+    """The licence of a known dataset, in words."""
+    return LICENCES.get(dataset, UNKNOWN_LICENCE)
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("orchestrator"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # Markdown and Python, not HTML
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _words(made: Exportable, contents: Contents) -> dict[str, Any]:
+    data, last, scale, one = made.data, made.last_distillation, made.chain.scale, made.protocol
+    stages, many = len(made.sets), sum(contents.images)
+    title = f"{data.name}, {many} images in {stages} stages" if stages > 1 else f"{data.name}, {many} images"
+    return _shared(made, contents) | {
+        "front": _front(made, contents, title),
+        "title": title,
+        "many": many,
+        "data": data,
+        "selected": last is None,
+        "method": made.chain.method if last is None else last.method,
+        "stages": stages,
+        "scale": SCALES[scale] if scale else UNKNOWN_SCALE,
+        "headline": f"{_accuracy(one)} % ({one.spec.network.architecture}, n = {len(one.values)})",
+        "ships_test": contents.tests is not None,
+        "tests": contents.tests,
+        "factor": contents.factor,
+        "rows": [_row(row, made, contents) for row in made.measured],
+        "classes": [_cell(name) for name in contents.class_names],
+        "stage_rows": list(zip(contents.images, (f"{rate:.6g}" for rate in _rates(made, contents)), strict=True)),
+        "expected": f"{_accuracy(one)} (n = {len(one.values)})",
+        "licence": licence_of(data.name),
+        "origin": made.chain.origin,
+        "lineage": list(_lineage(made)),
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(made.sets[-1].versions.items())),
+        "numbers": [tuple(map(_cell, row)) for row in made.numbers],
+    }
+
+
+def _shared(made: Exportable, contents: Contents) -> dict[str, Any]:
+    """What both the words and the program say."""
+    data, transform, training = made.data, contents.transform, made.protocol.spec.training
+    affine = isinstance(transform, Affine)
+    return {
+        "dataset": data.name,
+        "shape": (data.channels, data.height, data.width),
+        "transform": "affine" if affine else "zca",
+        "mean": transform.mean.tolist() if affine else None,
+        "std": transform.std.tolist() if isinstance(transform, Affine) else None,
+        "mode": made.protocol.spec.mode,
+        "learned": training.lr is None,
+        "faithful": _faithful(made),
+        "test": "shipped" if contents.tests is not None else "torchvision" if data.name in _TORCHVISION else "yours",
+    }
+
+
+def _code(made: Exportable, contents: Contents) -> dict[str, Any]:
+    data, training = made.data, made.protocol.spec.training
+    network, schedule = _network(made), schedule_of(training)
+    last_map = first_map(data.channels, data.height) >> network.blocks
+    names = [] if training.augmentation == "none" else training.augmentation.split("_")
+    return _shared(made, contents) | {
+        "rates": _rates(made, contents),
+        "schedule": schedule,
+        "drops": tuple(drop for drop in schedule.drops if drop < schedule.epochs),
+        "training": training,
+        "seeds": [(seed_from(key, "init"), seed_from(key, "train")) for key in made.protocol.keys],
+        "torchvision_class": _TORCHVISION.get(data.name, ""),
+        "network": network,
+        "norm": _NORMS[network.norm],
+        "padded": first_map(data.channels, data.height) != data.height,
+        "features": network.channels * last_map**2,
+        "classes": data.classes,
+        "strategy": names,
+        "family": training.family,
+        "before": [name for name in ("flip", "color") if name in names],
+        "geometric": [name for name in names if name in ("crop", "scale", "rotate")],
+        "after": [name for name in names if name == "cutout"],
+        "align_corners": training.family == "mtt",
+        "cutmix": training.cutmix,
+    }
+
+
+def _faithful(made: Exportable) -> bool:
+    """Whether the program trains a network that is in the table."""
+    return made.protocol.spec.network.architecture == "convnet"
+
+
+def _network(made: Exportable) -> NetworkSpec:
+    """The measured ConvNet, else the published one as far as the images allow."""
+    measured = made.protocol.spec.network
+    if measured.architecture == "convnet":
+        return measured
+    deepest = first_map(made.data.channels, made.data.height).bit_length() - 1
+    return NetworkSpec(architecture="convnet", depth=min(3, deepest))
+
+
+def _rates(made: Exportable, contents: Contents) -> list[float]:
+    """The learning rate of every stage's link: the recipe's if it has one, else the step size learned with the set."""
+    fixed = made.protocol.spec.training.lr
+    rates = [fixed if fixed is not None else step_size for step_size in contents.step_sizes]
+    assert all(rate is not None for rate in rates), "evaluated without a learning rate"
+    return [float(rate) for rate in rates if rate is not None]
+
+
+def _row(one: Measured, made: Exportable, contents: Contents) -> Sequence[str]:
+    spec = one.spec
+    per_stage = [count // contents.factor**2 // made.data.classes for count in contents.images[: one.stage]]
+    sets = "S_1" if one.stage == 1 else "S_1 + S_2" if one.stage == 2 else f"S_1 + ... + S_{one.stage}"
+    blocks = f"{spec.network.blocks} blocks" + ("" if spec.network.architecture == "convnet" else " a group")
+    network = f"{spec.network.architecture} (width {spec.network.channels}, {blocks})"
+    augmented = spec.training.augmentation + (f", CutMix {spec.training.cutmix:g}" if spec.training.cutmix else "")
+    accuracy = f"{_accuracy(one)} ({len(one.values)})"
+    return (sets, str(sum(per_stage)), network, spec.mode, str(schedule_of(spec.training).epochs), augmented, accuracy)
+
+
+def _accuracy(one: Measured) -> str:
+    return f"{one.mean:.2f} ± {one.std:.2f}"
+
+
+def _lineage(made: Exportable) -> Iterator[tuple[str, str]]:
+    """Each set with what it was made from, then the networks of the program."""
+    for manifest in made.sets:
+        said = [f"`{keys[0]}`" if len(keys) == 1 else f"{len(keys)} {role}" for role, keys in manifest.parents.items()]
+        yield manifest.key, ", ".join(said)
+    for key in made.protocol.keys:
+        yield key, "all sets"
+
+
+def _front(made: Exportable, contents: Contents, title: str) -> str:
+    """The header that the Hugging Face Hub reads."""
+    splits = ["train", "test"] if contents.tests is not None else ["train"]
+    configs = [
+        {
+            "config_name": "default",
+            "data_files": [{"split": split, "path": f"data/{split}.parquet"} for split in splits],
+            "default": True,
+        },
+        {"config_name": "exact", "data_files": [{"split": "train", "path": "exact/train.parquet"}]},
+    ]
+    many = sum(contents.images) + (contents.tests or 0)
+    header = {
+        "pretty_name": title,
+        "license": HUB_LICENCES.get(made.data.name, "unknown"),
+        "task_categories": ["image-classification"],
+        "tags": ["dataset-distillation"] if made.last_distillation else ["coreset-selection"],
+        "size_categories": [next((word for most, word in _SIZES if many < most), "n>1M")],
+        "configs": configs,
+    }
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+
+
+def _cell(text: str) -> str:
+    """Text that a Markdown table shows as it is, on one line."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,285 @@
+"""What can be exported: the sets S_1..S_p of one chain, what they hang on, and what networks made of them.
+
+A chain is found in one of three ways: as an arm of an experiment (first seed, first draw), by the key of its last
+set, or as the best of a run. All that is said of it afterwards comes from the manifests in the store. Only networks
+trained on these very sets count; another seed of the arm is another chain. The best of a run is the best on held-out
+images, never on test images, and every byte that leaves is compared with its digest first.
+
+Left out: files and words (`orchestrator.exporting`, `orchestrator.card`).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jobs.errors import BadInput, Damaged
+from jobs.experiments import Cell, Plan
+from jobs.keys import kind_of
+from jobs.recipe import flat
+from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
+from orchestrator import journal, results
+from orchestrator.explain import sources_of
+from workers.store import Manifest, Store
+
+_FOUND_IN_JOURNAL = ("job_done", "job_found", "job_cached")
+_SET_KINDS = ("distil", "select")
+
+Number = tuple[str, str, str]
+"""A field of the recipe, its value, and the source of the value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Keys: the sets S_1..S_P of one seed, made or not, and the networks trained on a prefix of them.
+
+    `scale` is None where nobody has said it; `origin` says in words how the chain was found.
+    """
+
+    sets: tuple[str, ...]
+    networks: tuple[str, ...]
+    method: str
+    scale: str | None = None
+    origin: str
+    numbers: tuple[Number, ...] = ()
+
+    def prefix(self, stages: int | None) -> Chain:
+        """The first `stages` sets, or all.
+
+        Raises:
+            BadInput: there are not so many.
+        """
+        if stages is None or stages == len(self.sets):
+            return self
+        if not 1 <= stages <= len(self.sets):
+            raise BadInput("command line", "--stages", stages, f"must be 1 to {len(self.sets)}")
+        return replace(self, sets=self.sets[:stages])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Test accuracies (percent) of networks that differ in nothing but their random numbers.
+
+    They were trained on the first `stage` sets as `spec` says; `keys` name their jobs, in the order of `values`.
+    """
+
+    stage: int
+    spec: EvaluateSpec
+    keys: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in percent."""
+        return statistics.fmean(self.values)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation in percentage points; 0 for one network."""
+        return statistics.pstdev(self.values)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `export --json` prints it."""
+        return {
+            "stage": self.stage,
+            "architecture": self.spec.network.architecture,
+            "mode": self.spec.mode,
+            "mean": self.mean,
+            "std": self.std,
+            "n": len(self.values),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exportable:
+    """A chain whose sets are all there, sound, and measured."""
+
+    chain: Chain
+    sets: tuple[Manifest, ...]
+    dataset: Manifest
+    measured: tuple[Measured, ...]
+
+    @property
+    def data(self) -> DatasetSpec:
+        """The dataset as it was used."""
+        spec = spec_of(self.dataset)
+        assert isinstance(spec, DatasetSpec)
+        return spec
+
+    @property
+    def protocol(self) -> Measured:
+        """The measurement that the card's code repeats: all stages, a ConvNet and one after another if there is one."""
+        whole = [one for one in self.measured if one.stage == len(self.sets)]
+        return min(whole, key=lambda one: (one.spec.network.architecture != "convnet", one.spec.mode != "progressive"))
+
+    @property
+    def numbers(self) -> Sequence[Number]:
+        """The recipe with its sources; of a chain found by its key the numbers of the last set alone."""
+        if self.chain.numbers:
+            return self.chain.numbers
+        return [(path, json.dumps(value), "the set's manifest") for path, value in flat(self.sets[-1].spec)]
+
+    @property
+    def last_distillation(self) -> DistilSpec | None:
+        """How the last stage was distilled; None for real images."""
+        spec = spec_of(self.sets[-1])
+        return spec if isinstance(spec, DistilSpec) else None
+
+
+def of_experiment(plan: Plan, arm: str | None) -> Chain:
+    """The chain of an arm, named as in a table; no name is needed when only one arm has sets.
+
+    Raises:
+        BadInput: no arm is called so, or more than one.
+    """
+    arms = _arms(plan)
+    known = " or ".join(map(repr, arms))
+    wanted = [name for name, cells in arms.items() if arm is None or arm.casefold() in _names(name, cells[0])]
+    if not arms:
+        raise BadInput("command line", "experiment", plan.cells[0].experiment, "name one with an arm that makes sets")
+    if len(wanted) != 1:
+        raise BadInput("command line", "--arm", arm, f"must be one of {known}" if len(arms) > 1 else f"must be {known}")
+    cells = arms[wanted[0]]
+    longest = max(cells, key=lambda cell: cell.stage)
+    ends = {plan.graph[cell.jobs[0]].parents["sets"] for cell in cells if cell.stage == longest.stage}
+    if len(ends) > 1:
+        mend = "several arms are called so; give each a `name` of its own in the experiment, or export by --key"
+        raise BadInput("command line", "--arm", arm or wanted[0], mend)
+    (sets,) = ends
+    jobs = [plan.graph[key] for cell in cells for key in cell.jobs]
+    return Chain(
+        sets=sets,
+        networks=tuple(
+            job.key for job in jobs if job.kind == "evaluate" and _trained_on(job.parents.get("sets", ()), sets)
+        ),
+        method=longest.method,
+        scale=longest.scale,
+        origin=f"the arm {results.arm_label(longest)!r} of the experiment {longest.experiment!r}",
+        numbers=tuple(sources_of(plan, sets[-1])),
+    )
+
+
+def of_key(store: Store, text: str) -> Chain:
+    """The chain that ends with the set whose key holds `text`, and every network of the store trained on it.
+
+    Raises:
+        BadInput: no set's key holds it, or more than one.
+    """
+    found = [key for kind in _SET_KINDS for key in store.keys(kind) if text in key]
+    if text in found:
+        found = [text]
+    if len(found) != 1:
+        several = f"must name one set, not {len(found)}: {', '.join(found[:3])}" if found else "no set's key holds this"
+        raise BadInput("command line", "--key", text, f"{several}; `pdd explain` lists the keys of an experiment")
+    manifest = store.manifest(found[0])
+    sets = (*manifest.parents.get("sets", ()), manifest.key)
+    parents = {key: one.parents for key in store.keys("evaluate") if (one := results.manifest_of(store, key))}
+    networks = tuple(key for key, roles in parents.items() if _trained_on(roles.get("sets", ()), sets))
+    method = _as_in_tables(manifest.spec, len(sets))
+    return Chain(sets=sets, networks=networks, method=method, origin=f"the set {manifest.key!r}, named by its key")
+
+
+def best_of_run(store: Store, run: str) -> Chain:
+    """The chain whose last set was best on held-out images, among all that a run or a sweep made or found.
+
+    Raises:
+        BadInput: the run has no set that was measured on held-out images.
+    """
+    records = journal.read(store.run_folder(run) / journal.NAME)
+    keys = {
+        record["key"]
+        for record in records
+        if record["event"] in _FOUND_IN_JOURNAL and kind_of(record["key"]) == "distil"
+    }
+    made = [manifest for key in sorted(keys) if (manifest := results.manifest_of(store, key)) is not None]
+    scored = [one for one in made if one.extra.get("validation_accuracy") is not None]
+    if not scored:
+        mend = "none of its sets was measured on held-out images; name an experiment's arm or a --key instead"
+        raise BadInput("command line", "--run", run, mend)
+    best = max(scored, key=lambda one: float(one.extra["validation_accuracy"]))
+    origin = f"the set of the run {run!r} that was best on held-out images ({best.extra['validation_accuracy']:.1f} %)"
+    return replace(of_key(store, best.key), origin=origin)
+
+
+def gather(chain: Chain, store: Store) -> Exportable:
+    """Read and check all that an export needs.
+
+    Raises:
+        BadInput: a set is not made yet, or no network was measured on these sets.
+        Damaged: a file is not what its manifest says.
+    """
+    made = [store.has(key) for key in chain.sets]
+    if not all(made):
+        there = made.index(False)
+        mend = "run the experiment to its end first" + (f", or export what is there: --stages {there}" if there else "")
+        raise BadInput(str(store.root), f"stage {there + 1}", chain.sets[there], f"not made yet; {mend}")
+    sets = tuple(store.manifest(key) for key in chain.sets)
+    (dataset,) = sets[0].parents["dataset"]
+    for key in (*chain.sets, dataset):
+        if complaints := store.verify(key):
+            raise Damaged(f"{'; '.join(complaints)}: run the experiment again, which makes it anew")
+    measured = tuple(_measured(chain, store))
+    if not any(one.stage == len(sets) for one in measured):
+        earlier = max((one.stage for one in measured), default=0)
+        also = f", or export what was measured: --stages {earlier}" if earlier else ""
+        mend = f"no network was tested on these sets yet; run the experiment to its end first{also}"
+        raise BadInput(str(store.root), f"stage {len(sets)}", chain.sets[-1], mend)
+    return Exportable(chain=chain, sets=sets, dataset=store.manifest(dataset), measured=measured)
+
+
+def spec_of(manifest: Manifest) -> Spec:
+    """What the artifact's job was told."""
+    kind: Kind = manifest.kind  # type: ignore[assignment]
+    return SPECS[kind].model_validate_json(json.dumps(manifest.spec))
+
+
+def _arms(plan: Plan) -> dict[str, list[Cell]]:
+    """The cells of every arm with sets, by its name in tables; the experiment is added if there are several."""
+    found: dict[str, list[Cell]] = {}
+    several = len({cell.experiment for cell in plan.cells}) > 1
+    for cell in plan.cells:
+        if cell.jobs and plan.graph[cell.jobs[0]].parents.get("sets"):
+            name = results.arm_label(cell)
+            found.setdefault(f"{cell.experiment}: {name}" if several else name, []).append(cell)
+    return found
+
+
+def _names(label: str, cell: Cell) -> set[str]:
+    return {label.casefold(), cell.method.casefold()}
+
+
+def _as_in_tables(spec: Mapping[str, Any], stages: int) -> str:
+    """What an arm with such a set is called unless its experiment gives it a name."""
+    if "method" not in spec:
+        return str(spec["rule"]).capitalize()
+    return f"PDD+{spec['method'].upper()}" if stages > 1 else str(spec["method"]).upper()
+
+
+def _trained_on(trained: Sequence[str], sets: Sequence[str]) -> bool:
+    """Whether a network was trained on a prefix of the sets."""
+    return bool(trained) and tuple(trained) == tuple(sets[: len(trained)])
+
+
+def _measured(chain: Chain, store: Store) -> Iterable[Measured]:
+    """Networks by stage and by all of their spec but what makes each of them another one."""
+    groups: dict[tuple[int, str], list[Manifest]] = {}
+    for manifest in (results.manifest_of(store, key) for key in chain.networks):
+        if manifest is not None and (stage := len(manifest.parents["sets"])) <= len(chain.sets):
+            groups.setdefault((stage, _protocol(manifest.spec)), []).append(manifest)
+    for stage, protocol in sorted(groups, key=lambda group: group[0]):
+        members = sorted(groups[stage, protocol], key=lambda one: (one.spec["seed"], one.spec["index"]))
+        spec = spec_of(members[0])
+        assert isinstance(spec, EvaluateSpec)
+        yield Measured(
+            stage=stage,
+            spec=spec,
+            keys=tuple(one.key for one in members),
+            values=tuple(float(one.extra["accuracy"]) for one in members),
+        )
+
+
+def _protocol(spec: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in spec.items() if name not in ("index", "seed")}, sort_keys=True)

@@ -1,0 +1,225 @@
+"""The folder that leaves the project: pictures, exact pixels, constants, a grid, and the card that explains them.
+
+    README.md                 the card (`orchestrator.card`)
+    grid.png                  the pictures by class and stage
+    data/train.parquet        PNG pictures in the Hugging Face layout, with a column `stage`; test.parquet beside it
+    exact/train.parquet       float32 pixels of the training space; test.parquet holds uint8 pixels
+    exact/transform.npz       from pixels to the training space and back
+    provenance.json           keys, specs, parents, digests
+
+Multi-formation images are decoded, since a stranger has no decoder. Real test images come along only if their licence
+is known to allow it, or if the user says so. The folder is built beside its place and renamed into it, so it is there
+whole or not at all; a folder that holds anything is never touched. As everywhere, files are 0600 and folders 0700.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.text import Text
+from torch import Tensor
+
+from jobs.errors import BadInput
+from orchestrator import card, pictures
+from orchestrator.exportable import Exportable, Measured
+from workers import dataset as datasets
+from workers import synthetic
+from workers.files import sha256_of
+from workers.store import Manifest, Store
+
+CARD, GRID, PROVENANCE = "README.md", "grid.png", "provenance.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that was written."""
+
+    folder: Path
+    stages: int
+    images: int
+    factor: int
+    test: int | None
+    """Real test images in the folder; None if they stayed at home."""
+    scale: str | None
+    protocol: Measured
+    """What the card's program should reach."""
+    keys: tuple[str, ...]
+    files: dict[str, str]
+    """The sha256 of each file."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `export --json` prints it."""
+        plain = {name: getattr(self, name) for name in ("stages", "images", "factor", "test", "scale", "files")}
+        measured = {"folder": str(self.folder), "keys": list(self.keys), "accuracy": self.protocol.to_json()}
+        return {"schema": 1, "exit": 0, **measured, **plain}
+
+    def lines(self) -> Iterator[Text]:
+        """The same for people."""
+        one, stages = self.protocol, "1 stage" if self.stages == 1 else f"{self.stages} stages"
+        yield Text(f"{self.folder}: {self.images} images in {stages}")
+        accuracy = f"{one.mean:.2f} ± {one.std:.2f} % test accuracy (n = {len(one.values)})"
+        yield Text(f"{one.spec.network.architecture}: {accuracy}")
+        if self.test is None:
+            yield Text("without real test images, since no licence is known to allow it (--with-test: you say so)")
+        yield Text(f"how to use it: {self.folder / CARD}")
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What networks are trained on in one stage: images of the training space, labels, the learned step size."""
+
+    images: Tensor
+    labels: Tensor
+    step_size: float | None
+
+
+def write(folder: Path, made: Exportable, store: Store, *, with_test: bool = False) -> Exported:
+    """Write a set for strangers.
+
+    Args:
+        folder: where it shall be; absent or empty.
+        made: the set.
+        store: where its files are.
+        with_test: take the real test images along, whatever is known of their licence.
+
+    Raises:
+        BadInput: the folder holds something, or cannot be made.
+    """
+    folder = folder.expanduser().absolute()
+    _refuse_taken(folder)
+    beside = folder.parent / f".{folder.name}.{uuid4().hex[:8]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir(mode=0o700)
+    except OSError as error:
+        mend = f"give a folder that can be made ({error.strerror})"
+        raise BadInput("command line", "--out", str(folder), mend) from error
+    try:
+        contents = _fill(beside, made, store, with_test or made.data.name in card.MAY_TRAVEL)
+        files = _sealed(beside)
+        _refuse_taken(folder)
+        os.rename(beside, folder)  # onto an empty folder at most
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return Exported(
+        folder=folder,
+        stages=len(made.sets),
+        images=sum(contents.images),
+        factor=contents.factor,
+        test=contents.tests,
+        scale=made.chain.scale,
+        protocol=made.protocol,
+        keys=made.chain.sets,
+        files=files,
+    )
+
+
+def _refuse_taken(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise BadInput("command line", "--out", str(folder), "is there already; name a folder that is not, or is empty")
+
+
+def _fill(folder: Path, made: Exportable, store: Store, with_test: bool) -> card.Contents:
+    """All files but for their permissions."""
+    for name in ("data", "exact"):
+        (folder / name).mkdir(mode=0o700)
+    key = made.dataset.key
+    transform = datasets.read_transform(store.path(key, datasets.TRANSFORM))
+    tested, answers, class_names = datasets.read_split(store.path(key, "test.arrow"))
+    sets = synthetic.newest(store, [one.key for one in made.sets])
+    stages = [_Stage(*one.expanded(), one.step_size) for one in sets]
+    pixels = [(transform.inverse(one.images), one.labels) for one in stages]
+    _write_pictures(folder / "data" / "train.parquet", pixels, class_names, first=1)
+    _write_exact(folder / "exact" / "train.parquet", stages)
+    shutil.copyfile(store.path(key, datasets.TRANSFORM), folder / "exact" / "transform.npz")
+    if with_test:
+        _write_pictures(folder / "data" / "test.parquet", [(tested.float() / 255, answers)], class_names, first=0)
+        pq.write_table(_pixels(tested, answers), folder / "exact" / "test.parquet")
+    contents = card.Contents(
+        images=tuple(len(one.labels) for one in stages),
+        factor=sets[0].factor,
+        step_sizes=tuple(one.step_size for one in stages),
+        class_names=class_names,
+        transform=transform,
+        tests=len(answers) if with_test else None,
+    )
+    (folder / GRID).write_bytes(_grid(folder / "data" / "train.parquet", made))
+    (folder / PROVENANCE).write_text(_provenance(made, store), encoding="utf-8")
+    (folder / CARD).write_text(card.render(made, contents), encoding="utf-8")
+    return contents
+
+
+def _write_pictures(
+    path: Path, stages: Sequence[tuple[Tensor, Tensor]], class_names: Sequence[str], *, first: int
+) -> None:
+    """Pixels in [0, 1] and labels, stage after stage; `stage` counts from `first`, 0 being real images."""
+    tables = [synthetic.picture_table(images, labels, class_names) for images, labels in stages]
+    numbers = np.repeat(np.arange(first, first + len(tables)), [len(table) for table in tables])
+    table = pa.concat_tables(tables).append_column("stage", pa.array(numbers, pa.int64()))
+    described = json.loads(tables[0].schema.metadata[b"huggingface"])
+    described["info"]["features"]["stage"] = {"dtype": "int64", "_type": "Value"}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(described)}), path)
+
+
+def _write_exact(path: Path, stages: Sequence[_Stage]) -> None:
+    images, labels = torch.cat([one.images for one in stages]), torch.cat([one.labels for one in stages])
+    numbers = np.repeat(np.arange(1, len(stages) + 1), [len(one.labels) for one in stages])
+    pq.write_table(_pixels(images, labels).append_column("stage", pa.array(numbers, pa.int64())), path)
+
+
+def _pixels(images: Tensor, labels: Tensor) -> pa.Table:
+    """Images [n, C, H, W] as lists of C * H * W numbers of their own dtype, and labels."""
+    flat = pa.array(images.contiguous().numpy().ravel())
+    pixels = pa.FixedSizeListArray.from_arrays(flat, images[0].numel())
+    return pa.table({"pixels": pixels, "label": labels.numpy()})
+
+
+def _grid(path: Path, made: Exportable) -> bytes:
+    """The exported pictures by class and stage, read back from the file."""
+    whole, stage = pictures.read_pictures(path), pq.read_table(path).column("stage").to_pylist()
+    by_stage = [
+        pictures.PictureSet(
+            [image for image, number in zip(whole.images, stage, strict=True) if number == one],
+            [label for label, number in zip(whole.labels, stage, strict=True) if number == one],
+            whole.class_names,
+        )
+        for one in range(1, len(made.sets) + 1)
+    ]
+    selected = made.last_distillation is None
+    headings = ["real images"] if selected else None
+    return pictures.png(pictures.grid_by_stage(by_stage, f"{made.chain.method} ({made.data.name})", headings))
+
+
+def _provenance(made: Exportable, store: Store) -> str:
+    """The manifests of the sets, of all they hang on as far as it is there, and of the networks in the table."""
+    waiting = [*made.chain.sets, *(key for one in made.measured for key in one.keys)]
+    found: dict[str, Manifest] = {}
+    while waiting:
+        key = waiting.pop()
+        if key not in found and store.has(key):
+            found[key] = store.manifest(key)
+            waiting += [parent for keys in found[key].parents.values() for parent in keys]
+    names = ("key", "kind", "spec", "parents", "digest", "versions", "device", "seconds", "written", "extra")
+    ordered = [{name: getattr(found[key], name) for name in names} for key in sorted(found)]
+    return (
+        json.dumps({"schema": 1, "sets": list(made.chain.sets), "artifacts": ordered}, indent=1, allow_nan=False) + "\n"
+    )
+
+
+def _sealed(folder: Path) -> dict[str, str]:
+    """Make all files private; their sha256 by name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o600)
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}

@@ -1,0 +1,71 @@
+"""A page as Markdown, which every forge, editor and terminal shows; pictures are files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.page import Beside, Block, Command, Coverage, Entry, Fold, Gallery, Grid, Notes, Page, Picture, Prose
+
+
+def markdown(page: Page) -> str:
+    """The page's text, one empty line at most between its parts."""
+    lines = [f"# {escaped(page.title)}", ""]
+    lines += [escaped(page.lead), ""] if page.lead else []
+    lines += [f"* {escaped(name)}: {escaped(value)}" for name, value in page.facts]
+    lines += [""] if page.facts else []
+    for section in page.sections:
+        lines += [f"## {escaped(section.heading)}", "", *_lines(section.blocks)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    plain = " ".join(text.split())
+    return "".join(f"\\{letter}" if letter in "|\\`*_[]<" else letter for letter in plain)
+
+
+def _lines(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Prose(text=text, notice=notice):
+                yield from (f"> {escaped(text)}" if notice else escaped(text), "")
+            case Notes(items=items):
+                yield from (*(f"* {escaped(note.text)}" for note in items), "")
+            case Command(text=text):
+                yield from ("```", text, "```", "")
+            case Grid():
+                yield from _table(block)
+            case Picture():
+                yield from _picture(block)
+            case Gallery(pictures=pictures, caption=caption):
+                yield from (*_lines(pictures), *([escaped(caption), ""] if caption else []))
+            case Beside(names=names, text=text):
+                yield from (f"{', '.join(f'[{name}]({name})' for name in names)}: {escaped(text)}", "")
+            case Fold(summary=summary, blocks=inner):
+                yield from (f"<details><summary>{escaped(summary)}</summary>", "", *_lines(inner), "</details>", "")
+
+
+def _table(grid: Grid) -> Iterator[str]:
+    rule = ["---" if number < grid.words else "---:" for number in range(len(grid.header))]
+    yield _row([_text(entry) for entry in grid.header])
+    yield _row(rule)
+    yield from (_row([_text(entry) for entry in row]) for row in grid.rows)
+    yield ""
+    if grid.caption:
+        yield from (escaped(grid.caption), "")
+
+
+def _row(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _text(entry: str | Entry | Coverage) -> str:
+    if isinstance(entry, Coverage):
+        return entry.text
+    return "; ".join(escaped(line.text) for line in Entry.of(entry).lines if line.text)
+
+
+def _picture(picture: Picture) -> Iterator[str]:
+    yield from (f"![{escaped(picture.text)}]({picture.name})", "")
+    if picture.caption:
+        yield from (escaped(picture.caption), "")

@@ -1,0 +1,252 @@
+"""The paper's tables as one run: priced, run, measured, reported.
+
+What `orchestrator.running` is to experiments. All tables are one graph, and one run by the same driver; a run that was
+stopped, or of which jobs failed, leaves its report like any other, and the same command goes on. With a budget the
+cells that it does not buy are left out, and say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table as Grid
+from rich.text import Text
+
+from jobs import cost
+from jobs.experiments import Plan
+from jobs.graph import Graph
+from orchestrator import forecast, journal, quote, running
+from orchestrator.cluster import Place
+from orchestrator.measured import STANDINGS, MeasuredCell, measure
+from orchestrator.planning import duration
+from orchestrator.ray_cluster import Cluster
+from orchestrator.request import Asked
+from orchestrator.state import State
+from orchestrator.table_request import AskedTables
+from orchestrator.timeline import failures
+from workers.store import Store
+
+STARTING = 6.0
+"""Seconds from a run's begin until its workers take their first jobs: Ray's start and the import of torch."""
+
+
+@dataclass(frozen=True)
+class DoneTables:
+    """A run of tables that ended, and what it leaves."""
+
+    done: running.Done
+    asked: AskedTables
+    measured: Mapping[str, Sequence[MeasuredCell]]
+    predicted: float
+    """The makespan expected before the run, on as many workers."""
+    replayed: float
+    """The same with the times that its jobs took."""
+
+    @property
+    def exit(self) -> int:
+        """The process's exit code."""
+        return self.done.exit
+
+    def to_json(self) -> dict[str, Any]:
+        """The interface of `reproduce --json`: as `run --json`, and the tables."""
+        return self.done.to_json() | {
+            "makespan": {
+                "predicted": round(self.predicted, 3),
+                "replayed": round(self.replayed, 3),
+                "measured": round(self.done.seconds, 3),
+            },
+            "tables": {
+                table.name: [_cell_json(one) for one in self.measured[table.name]] for table in self.asked.tables.tables
+            },
+        }
+
+    def lines(self) -> Iterator[Any]:
+        """The same for people."""
+        yield self._grid()
+        done, counted = self.done, self.done.counts
+        jobs = ", ".join(f"{count} {name}" for name, count in counted.items() if count)
+        yield Text(f"{jobs} in {duration(done.seconds)} on {done.workers} workers; run {done.run}")
+        yield Text(
+            f"makespan: predicted {duration(self.predicted)}, measured {duration(done.seconds)}; "
+            f"predicted with the times that its jobs took {duration(self.replayed)}"
+        )
+        if done.report:
+            yield Text(f"report: {done.report}")
+        yield from (Text(f"not here: {reason}") for reason in self.asked.absent)
+        yield from done.troubles()
+
+    def _grid(self) -> Grid:
+        title = f"scale {self.asked.request.scale}"
+        title += f", {self.asked.request.dataset} in the place of all datasets" if self.asked.request.dataset else ""
+        grid = Grid("table", "cells", *STANDINGS, title=Text(title), title_justify="left")
+        for name, cells in self.measured.items():
+            counts = (sum(one.status == standing for one in cells) for standing in STANDINGS)
+            grid.add_row(name, str(len(cells)), *(str(count or "") for count in counts))
+        return grid
+
+
+def run(
+    asked: AskedTables,
+    store: Store,
+    place: Place,
+    *,
+    command: str,
+    quiet: bool = False,
+    fail_fast: bool = False,
+    name: str | None = None,
+    cluster: Cluster | None = None,
+    watch: Callable[[State], None] = lambda state: None,
+) -> DoneTables:
+    """Run the graph of the tables to its end and write their report into the run's folder."""
+    plan, left_out = bought(asked, store)
+    workers = place.cluster.count()
+    predicted = _predicted(plan, store, workers, asked.request.scale)
+
+    def write(folder: Path, run: str) -> list[Path]:
+        again = replayed(plan, store, run, workers)
+        return write_report(folder, asked, store, run, command, left_out, predicted, again)
+
+    done = running.run(
+        Asked(asked.tables.experiments, plan),
+        store,
+        place,
+        command=command,
+        quiet=quiet,
+        fail_fast=fail_fast,
+        name=name or run_name(asked),
+        cluster=cluster,
+        watch=watch,
+        write=write,
+    )
+    messages = {one["key"]: f"{one['reason']}: {one['message']}" for one in done.failures}
+    found = measure(asked.tables, store, messages, commands(asked), left_out)
+    return DoneTables(done, asked, found, predicted, replayed(plan, store, done.run, workers))
+
+
+def run_on_slurm(
+    asked: AskedTables,
+    store: Store,
+    place: Place,
+    *,
+    command: str,
+    quiet: bool = False,
+    fail_fast: bool = False,
+    follow: bool = True,
+) -> DoneTables | str:
+    """Submit the tables to SLURM and follow the run to its end; only its name when it is not followed to its end.
+
+    Raises:
+        NotSubmitted, BadInput: SLURM or the shared folder refuse.
+        HeadGone: the run ended without a last word.
+    """
+    from orchestrator import submission  # takes Submitit along, which a run on this machine does without
+
+    plan, left_out = bought(asked, store)
+    predicted = _predicted(plan, store, place.cluster.count(), asked.request.scale)
+    done = running.submitted(
+        submission.tables_of(asked.request),
+        Asked(asked.tables.experiments, plan),
+        store,
+        place,
+        run_name(asked),
+        command=command,
+        quiet=quiet,
+        fail_fast=fail_fast,
+        follow=follow,
+    )
+    if isinstance(done, str):
+        return done
+    messages = {one["key"]: f"{one['reason']}: {one['message']}" for one in done.failures}
+    found = measure(asked.tables, store, messages, commands(asked), left_out)
+    return DoneTables(done, asked, found, predicted, replayed(plan, store, done.run, place.cluster.count()))
+
+
+def write_report(
+    folder: Path,
+    asked: AskedTables,
+    store: Store,
+    run: str | None,
+    command: str,
+    left_out: Mapping[str, str] | None = None,
+    predicted: float | None = None,
+    again: float | None = None,
+) -> list[Path]:
+    """The report of what the store has for the tables; timing and failures come from the run's journal."""
+    from orchestrator import tables_report  # takes what draws along
+
+    records = journal.read(store.run_folder(run) / journal.NAME) if run is not None else []
+    found = measure(asked.tables, store, failures(records), commands(asked), left_out)
+    return tables_report.write(folder, asked.tables, found, store, records, command, predicted, again)
+
+
+def bought(asked: AskedTables, store: Store) -> tuple[Plan, dict[str, str]]:
+    """What to run within the budget, and by key of every job that fills a cell but is left out, why."""
+    plan, limit = asked.tables.plan, asked.request.seconds()
+    if limit is None:
+        return plan, {}
+    offer = quote.quote(asked.tables, store, 1, budget=limit).purchase
+    assert offer is not None
+    cells = [one.cell for _, one in offer.cells if one.cell is not None]
+    needed = plan.graph.ancestors({key for cell in cells for key in cell.jobs})
+    kept = {key: job for key, job in plan.graph.jobs.items() if key in needed}
+    smaller = replace(plan, graph=Graph(kept, len(kept)), cells=cells)
+    why = f"left out by the budget of {asked.request.budget}"
+    return smaller, {key: why for _, one, _ in offer.left_out if one.cell for key in one.cell.jobs if key not in needed}
+
+
+def commands(asked: AskedTables) -> dict[str, str]:
+    """By table, what fills it."""
+    named = [Path(name).stem if Path(name).suffix else name for name in asked.request.tables]
+    typed = dict(zip(named, asked.request.tables, strict=True))
+    return {one.name: asked.request.command(typed.get(one.name, one.name)) for one in asked.tables.tables}
+
+
+def run_name(asked: AskedTables) -> str:
+    """As `running.run_name`; several tables are a reproduction."""
+    named = running.run_name(Asked(asked.tables.experiments))
+    return named if len(asked.tables.tables) == 1 else "reproduce" + named.removeprefix(asked.tables.tables[0].name)
+
+
+def replayed(plan: Plan, store: Store, run: str, workers: int) -> float:
+    """The makespan of the jobs that a run made, simulated with the times they took; nothing if it made none."""
+    records = journal.read(store.run_folder(run) / journal.NAME)
+    took = {one["key"]: float(one["job_seconds"]) for one in records if one["event"] == "job_done"}
+    if not took:
+        return 0.0
+    priced = forecast.Prices({key: took.get(key, 0.0) for key in plan.graph.jobs}, {})
+    return STARTING + forecast.makespan(
+        quote.orders_of(plan, priced), plan.graph.jobs.keys() - took.keys(), priced.seconds.__getitem__, workers
+    )
+
+
+def _predicted(plan: Plan, store: Store, workers: int, scale: str) -> float:
+    """Seconds until all is there: the cluster's start, and the simulated run; nothing if nothing is left to do."""
+    cached = forecast.there(plan.graph, store)
+    if cached.issuperset(plan.wanted()):
+        return 0.0
+    machine = quote.machine_of(scale)
+    priced = forecast.prices(plan.graph, store, machine)
+    spans = forecast.makespan(quote.orders_of(plan, priced), cached, priced.seconds.__getitem__, workers)
+    return STARTING * machine.start / cost.START + spans
+
+
+def _cell_json(one: MeasuredCell) -> dict[str, Any]:
+    published, cell = one.cell.published, one.cell.cell
+    return {
+        "row": one.cell.row,
+        "column": one.cell.column,
+        "status": one.status,
+        "mean": one.mean,
+        "std": one.std,
+        "n": one.n,
+        "interval": list(one.interval) if one.interval else None,
+        "published_mean": published.mean if published else None,
+        "published_std": published.std if published else None,
+        "difference": one.difference,
+        "significant": one.significant,
+        "why": one.why,
+        "jobs": list(cell.jobs) if cell else [],
+    }

@@ -1,0 +1,129 @@
+"""The commands on what a store holds: `export`, `verify`, `gc`. They start no job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from jobs.errors import BadInput
+from orchestrator.options import (
+    SCHEMA,
+    AsJson,
+    DatasetName,
+    Names,
+    Options,
+    ScaleName,
+    Seed,
+    Settings,
+    StoreRoot,
+    existing_store,
+    request_of,
+    say,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for command in (export, verify, gc):
+        app.command()(command)
+
+
+def export(
+    context: typer.Context,
+    experiments: Names = None,
+    arm: Annotated[str | None, typer.Option("--arm", help="An arm with sets, as tables call it.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="Instead of an arm: a set's key or a part of it.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Instead: a run, whose best held-out set is taken.")] = None,
+    stages: Annotated[int | None, typer.Option("--stages", help="Only the first stages.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("export"),
+    with_test: Annotated[bool, typer.Option("--with-test", help="Real test images too, whatever the licence.")] = False,
+    store: StoreRoot = None,
+    scale: ScaleName = None,
+    dataset: DatasetName = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
+    from orchestrator import exportable, exporting
+    from orchestrator.request import answer
+    from orchestrator.status import chosen_run
+
+    ways = {"experiment": experiments, "--key": key, "--run": run}
+    given = [name for name, value in ways.items() if value] or ["experiment"]
+    if len(given) > 1 or (arm and given != ["experiment"]):
+        raise BadInput("command line", given[-1], ways[given[-1]], "name an experiment with --arm, or --key, or --run")
+    options = Options.of(context)
+    opened = existing_store(options)
+    if key:
+        chain = exportable.of_key(opened, key)
+    elif run:
+        chain = exportable.best_of_run(opened, chosen_run(opened, run))
+    else:
+        chain = exportable.of_experiment(answer(request_of(experiments, options)).plan, arm)
+    made = exportable.gather(chain.prefix(stages), opened)
+    done = exporting.write(out, made, opened, with_test=with_test)
+    say(done.to_json(), done.lines(), options)
+
+
+def verify(
+    context: typer.Context,
+    key: Annotated[str | None, typer.Argument(help="A key or a part of it; all if none.", show_default=False)] = None,
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Move the damaged away, to be made anew.")] = False,
+    store: StoreRoot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every byte of the artifacts with the digests in their manifests; exit 3 if one is damaged."""
+    from orchestrator import upkeep
+
+    options = Options.of(context)
+    opened = existing_store(options)
+    checked = upkeep.complaints(opened, key or "")
+    damaged = {name: found for name, found in checked.items() if found}
+    for name, found in damaged.items() if quarantine else ():
+        opened.quarantine(name, "; ".join(found))
+    code = 3 if damaged else 0
+    lines = [Text(f"DAMAGED {name}: {'; '.join(found)}") for name, found in damaged.items()]
+    lines.append(Text(f"{len(checked) - len(damaged)} of {len(checked)} artifacts are what their manifests say"))
+    if damaged:
+        mend = "moved to the quarantine; run" if quarantine else "`--quarantine` moves them away; then run"
+        lines.append(Text(f"{mend} the experiment again, which makes them anew"))
+    document = {"schema": SCHEMA, "exit": code, "checked": len(checked), "damaged": damaged, "quarantined": quarantine}
+    say(document, lines, options)
+    raise typer.Exit(code)
+
+
+def gc(
+    context: typer.Context,
+    experiments: Names = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only listed.")] = False,
+    store: StoreRoot = None,
+    scale: ScaleName = None,
+    dataset: DatasetName = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the artifacts that no run refers to, nor any experiment named here; remove them if asked."""
+    from orchestrator import upkeep
+    from orchestrator.request import answer
+
+    options = Options.of(context)
+    opened = existing_store(options)
+    wanted = answer(request_of(experiments, options)).plan.graph.jobs if experiments else ()
+    found = upkeep.unused(opened, wanted)
+    if delete:
+        upkeep.remove(opened, found)
+    size = sum(one.size for one in found)
+    lines = [Text(f"{one.key}: {one.size / 2**20:.1f} MiB") for one in found]
+    said = (
+        "removed"
+        if delete
+        else "to remove by `--delete`; what old runs used is free once their folders in runs/ are gone"
+    )
+    lines.append(Text(f"{len(found)} artifacts, {size / 2**20:.1f} MiB {said}"))
+    unused = [{"key": one.key, "bytes": one.size} for one in found]
+    say({"schema": SCHEMA, "exit": 0, "deleted": delete, "bytes": size, "unused": unused}, lines, options)

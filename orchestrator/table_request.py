@@ -1,0 +1,114 @@
+"""From what stands on the command line to the graph of tables: files, datasets as they are here, jobs.
+
+What `orchestrator.request` is to experiments. A dataset that is not here is no error: its cells say where to get it,
+and only a plan, from which nothing is run, counts them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast, get_args
+
+from jobs import tables
+from jobs.errors import BadInput
+from jobs.experiments import DatasetChoice
+from jobs.known import KNOWN
+from jobs.recipe import Scale
+from jobs.tables import Circumstances, Data, TablesPlan
+from orchestrator.request import inspected, methods_fit
+
+_BUDGET = re.compile(r"^\s*(?P<hours>\d+(\.\d+)?)\s*(gpu-?h|h|gpu-hours?|hours?)\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for; no table means all of them."""
+
+    tables: Sequence[str] = ()
+    scale: str = "paper"
+    dataset: str | None = None
+    seed: int | None = None
+    budget: str | None = None
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Where datasets lie, by name."""
+
+    def seconds(self) -> float | None:
+        """The budget in seconds of worker time.
+
+        Raises:
+            BadInput: it is not written as a number of hours.
+        """
+        if self.budget is None:
+            return None
+        found = _BUDGET.match(self.budget)
+        if found is None:
+            raise BadInput("command line", "--budget", self.budget, "write hours of one worker, as 40gpu-h")
+        return float(found["hours"]) * 3600.0
+
+    def command(self, table: str) -> str:
+        """What fills one table under the same circumstances."""
+        words = ["python -m orchestrator.launch reproduce", table, "--scale", self.scale]
+        words += ["--dataset", self.dataset] if self.dataset is not None else []
+        words += ["--seed", str(self.seed)] if self.seed is not None else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class AskedTables:
+    """The tables as they will be filled, and the graph that fills them."""
+
+    request: Request
+    tables: TablesPlan
+    absent: tuple[str, ...]
+    """The datasets that are not here, each with where to get it."""
+
+
+def ask(request: Request, imagined: bool = False) -> AskedTables:
+    """The tables asked for, with their one graph.
+
+    Args:
+        request: what the user said.
+        imagined: plan with datasets that are not here, too, by their published facts; such a graph must not be run.
+
+    Raises:
+        BadInput: no such table, scale or dataset; a file that does not validate.
+    """
+    if request.scale not in get_args(Scale):
+        raise BadInput("command line", "--scale", request.scale, f"must be one of {', '.join(get_args(Scale))}")
+    files = [tables.load(name) for name in dict.fromkeys(request.tables or tables.names())]
+    data, instead = _data(tables.datasets(files), request)
+    under = Circumstances(
+        scale=cast(Scale, request.scale),
+        seeds=(request.seed or 0,),
+        data=data,
+        instead=instead,
+        imagined=imagined,
+    )
+    filled = tables.fill(files, under)
+    if not imagined:
+        methods_fit(filled.plan, "jobs/tables")
+    return AskedTables(request, filled, tuple(one.absent for one in data.values() if one.absent))
+
+
+def _data(names: Sequence[str], request: Request) -> tuple[dict[str, Data], str]:
+    """The datasets by the name that tables use, and the one that stands in for all others, if one does."""
+    if request.dataset is None:
+        return {name: _found(name, request) for name in names}, ""
+    by_path = "/" in request.dataset or request.dataset.startswith(".")
+    path = request.dataset if by_path else request.data.get(request.dataset)
+    choice = DatasetChoice(name="auto" if by_path else request.dataset, path=path)
+    name = Path(request.dataset).name if by_path else request.dataset
+    return {name: Data(choice, inspected(choice, "command line"))}, name
+
+
+def _found(name: str, request: Request) -> Data:
+    choice = DatasetChoice(name=name, path=request.data.get(name))
+    try:
+        return Data(choice, inspected(choice, "cluster.yaml"))
+    except BadInput as error:
+        if name not in KNOWN:
+            raise
+        return Data(choice, KNOWN[name], f"{name}: {error.mend} (cluster.yaml, data.{name})")

@@ -1,0 +1,317 @@
+"""The tables as data, and the graph that fills them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs import tables
+from jobs.errors import BadInput
+from jobs.experiments import DatasetChoice
+from jobs.known import KNOWN, KnownFacts
+from jobs.recipe import Scale
+from jobs.specs import EvaluateSpec
+from jobs.tables import Circumstances, Data, Published, TableCell, TablesPlan, fill, load, walk
+
+PAPER = Path(__file__).resolve().parents[3] / "shared" / "science" / "paper_tables.yaml"
+DATASETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "Tiny-ImageNet": "tiny-imagenet"}
+DIGITS = KnownFacts("digits", 1, 8, 8, tuple("0123456789"), (131,) * 10)
+
+
+def everything() -> list[tables.TableFile]:
+    return [load(name) for name in tables.names()]
+
+
+def papers(absent: str = "") -> dict[str, Data]:
+    """The paper's datasets by their published facts."""
+    return {name: Data(DatasetChoice(name=name), KNOWN[name], absent) for name in DATASETS.values()}
+
+
+@cache
+def filled(*names: str, scale: Scale = "paper") -> TablesPlan:
+    return fill([load(name) for name in names], Circumstances(scale=scale, data=papers()))
+
+
+@cache
+def rehearsed(*names: str, scale: Scale = "tiny") -> TablesPlan:
+    """The tables with digits in the place of all datasets."""
+    data = {"digits": Data(DatasetChoice(name="digits"), DIGITS)}
+    return fill([load(name) for name in names], Circumstances(scale=scale, data=data, instead="digits"))
+
+
+def at(plan: TablesPlan, name: str, row: str, column: str) -> TableCell:
+    (found,) = (cell for table, cell in walk(plan.tables) if (table.name, cell.row, cell.column) == (name, row, column))
+    return found
+
+
+def jobs(plan: TablesPlan, name: str, row: str, column: str) -> tuple[str, ...]:
+    cell = at(plan, name, row, column).cell
+    assert cell is not None
+    return cell.jobs
+
+
+# The published numbers.
+
+
+def test_there_is_a_file_for_every_table_and_figure_in_the_papers_order() -> None:
+    assert tables.names() == [
+        *(f"table{number}" for number in range(1, 8)),
+        *("tableA8", "tableA9", "sectionA3_2", "figure1", "figure3", "figure4", "figureA5"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("26.0 ± 1.2", Published(26.0, 1.2)), (88.1, Published(88.1, None)), ("-", Published(None, None))],
+)
+def test_a_number_is_read_as_it_is_printed(text: object, number: Published) -> None:
+    assert Published.read(text) == number
+
+
+@pytest.mark.parametrize("text", ["26", "26.0 +- 1.2", "", None, "26.0 ± 1.2 "])
+def test_what_is_no_printed_number_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="is not a published number"):
+        Published.read(text)
+
+
+def stages(cell: dict[str, Any]) -> str:
+    return "1 stage" if cell["num_stages_P"] == 1 else f"{cell['num_stages_P']} stages"
+
+
+def full_in(*columns: str) -> Callable[[dict[str, Any], str], Iterator[tuple[str, str]]]:
+    """A full-data number stands in all of these columns, other numbers in that of their images per class."""
+
+    def places(cell: dict[str, Any], name: str) -> Iterator[tuple[str, str]]:
+        if cell["training_mode"] == "full_data":
+            yield from ((name, column) for column in columns)
+        else:
+            yield name, str(cell["total_ipc"])
+
+    return places
+
+
+def places_of(table: str, cell: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The rows and columns in which a cell of the paper's data must stand."""
+    match table:
+        case "table1":
+            ipcs = [cell["total_ipc"]] if cell["total_ipc"] else [10, 50]
+            yield from ((cell["method"], f"{cell['dataset']}, {ipc}") for ipc in ipcs)
+        case "table2":
+            yield cell["method"], f"{cell['total_ipc']}, {cell['eval_architecture']}"
+        case "table3":
+            label = "" if cell["num_stages_P"] == 1 else f", {cell['training_label']}"
+            yield stages(cell) + label, cell["base_method"]
+        case "table4":
+            variants = {"without_transition": "w/o transition", "without_conditioning": "w/o conditioning"}
+            yield stages(cell), variants.get(cell["synthesis_mode"], "PDD")
+        case "table5":
+            yield cell["method"], f"{cell['num_stages_P']} x {cell['per_stage_ipc']}"
+        case "table6":
+            yield stages(cell), "all images" if cell["filter"] == "none" else "partition"
+        case "table7":
+            yield cell["method"], f"{cell['classes_seen']} classes"
+        case "tableA8":
+            yield from full_in("50")(cell, cell["method"])
+        case "tableA9":
+            yield from full_in("10", "50")(cell, cell["method"])
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's numbers (../shared/science/paper_tables.yaml) are absent")
+def test_the_published_numbers_are_those_of_the_paper_cell_by_cell() -> None:
+    paper = yaml.safe_load(PAPER.read_text())
+    for name, table in paper["tables"].items():
+        file = load(name.replace("_", ""))
+        given = {(row, column): file.number(row, column) for row in file.rows for column in file.columns}
+        expected = {
+            place: Published(cell["mean"], cell["std"])
+            for cell in table["cells"]
+            for place in places_of(file.name, cell)
+        }
+        assert given == expected, name
+    frozen = paper["other_reported"]["section_A3_2_update_frozen"]
+    assert load("sectionA3_2").number("PDD+MTT, earlier sets move", "50") == Published(frozen["mean"], frozen["std"])
+    for panel in paper["other_reported"]["figure_3"]["panels"]:
+        line = {load("figure3").number(f"{panel['dataset']}, full data", f"stage {stage}") for stage in range(1, 6)}
+        assert line == {Published(panel["full_data"], None)}
+
+
+# The files.
+
+
+def write(tmp_path: Path, **changes: Any) -> str:
+    document: dict[str, Any] = {
+        "name": "mine",
+        "title": "Mine",
+        "caption": "Random images of CIFAR-10.",
+        "common": {"dataset": "cifar10", "method": "random"},
+        "columns": {"1": {"ipc": 1}, "2": {"ipc": 2}},
+        "rows": {"Random": {}},
+        "published": {"Random": ["14.4 ± 2.0", "-"]},
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(document | changes, allow_unicode=True))
+    return str(path)
+
+
+def test_adding_a_table_is_adding_a_file(tmp_path: Path) -> None:
+    assert tables.is_table(write(tmp_path)) and tables.is_table("table1") and not tables.is_table("quickstart")
+    plan = fill([load(write(tmp_path))], Circumstances(data=papers()))
+    (table,) = plan.tables
+    assert [(one.column, one.published) for one in table.cells] == [
+        ("1", Published(14.4, 2.0)),
+        ("2", Published(None, None)),
+    ]
+    assert {job.kind for job in plan.plan.graph} == {"dataset", "select", "evaluate"}
+    assert len(plan.by_table["mine"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"published": {"Herding": ["1.0", "2.0"]}}, "published must have the rows"),
+        ({"published": {"Random": ["1.0"]}}, "a number for each column"),
+        ({"published": {"Random": ["1.0", "two"]}}, "'two' is not a published number"),
+        ({"rows": {"Random": {"steges": 2}}}, "unknown field"),
+        ({"rows": {"Random": {"stages": 2}}, "columns": {"1": {"ipc": 3}, "2": {"ipc": 2}}}, "2 stages cannot share 3"),
+        ({"kind": "chart"}, "kind is 'chart'"),
+    ],
+)
+def test_a_file_that_cannot_work_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(complaint)):
+        fill([load(write(tmp_path, **changes))], Circumstances(data=papers()))
+
+
+def test_a_table_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
+    with pytest.raises(BadInput, match="table1, table2"):
+        load("table99")
+
+
+# The graph.
+
+
+@pytest.mark.parametrize("scale", ["tiny", "small"])
+def test_every_cell_of_every_table_has_jobs_with_digits_in_the_place_of_all_datasets(scale: Scale) -> None:
+    plan = rehearsed(*tables.names(), scale=scale)
+    assert {one.absent for _, one in walk(plan.tables) if one.cell is None} == set()
+    assert {one.cell.scale for _, one in walk(plan.tables) if one.cell} == {scale}
+
+
+@pytest.mark.slow
+def test_every_cell_of_every_table_has_jobs_at_the_papers_scale() -> None:
+    plan = filled(*tables.names())
+    assert [(table.name, one) for table, one in walk(plan.tables) if one.cell is None] == []
+
+
+def test_every_job_is_behind_a_cell_and_nothing_but_parents_holds_a_job_back() -> None:
+    plan = rehearsed(*tables.names())
+    wanted = {key for keys in plan.by_table.values() for key in keys}
+    assert set(plan.plan.wanted()) == wanted
+    assert plan.plan.graph.ancestors(wanted) == set(plan.plan.graph.jobs)
+    assert (plan.plan.exclusive, plan.plan.limits) == ({}, {})
+
+
+def test_the_same_networks_fill_cells_of_several_tables() -> None:
+    plan = filled("table1", "table3", "table5", "figure1")
+    last = jobs(plan, "table1", "PDD+MTT", "CIFAR-10, 50")
+    assert last == jobs(plan, "table3", "5 stages, P", "MTT") == jobs(plan, "figure1", "PDD+MTT", "stage 5")
+    assert jobs(plan, "table1", "MTT", "CIFAR-10, 10") == jobs(plan, "table3", "1 stage", "MTT")
+    assert jobs(plan, "table5", "PDD+MTT", "5 x 2") == jobs(plan, "table1", "PDD+MTT", "CIFAR-10, 10")
+    assert jobs(plan, "table3", "3 stages, P", "MTT") == jobs(plan, "figure1", "PDD+MTT", "stage 3")
+    assert jobs(plan, "table1", "Full Data", "CIFAR-10, 10") == jobs(plan, "table1", "Full Data", "CIFAR-10, 50")
+
+
+def test_table_2_trains_other_networks_on_the_sets_of_table_1() -> None:
+    plan = filled("table1", "table2")
+    for method in ("MTT", "PDD+MTT", "IDC", "PDD+IDC"):
+        ours, theirs = jobs(plan, "table1", method, "CIFAR-10, 10"), jobs(plan, "table2", method, "10, ResNet-10")
+        assert not set(ours) & set(theirs)
+        sets = {plan.plan.graph[key].parents["sets"] for key in (*ours, *theirs)}
+        assert len(sets) == 1
+
+
+def test_table_2_has_batch_norm_for_idc_and_instance_norm_for_mtt() -> None:
+    plan = filled("table2")
+    for method, architecture, norm in (("IDC", "idc_resnet18", "batch"), ("PDD+MTT", "resnet18", "instance")):
+        (spec, *_) = (plan.plan.graph[key].spec for key in jobs(plan, "table2", method, "50, ResNet-18"))
+        assert isinstance(spec, EvaluateSpec)
+        network = spec.network
+        assert (network.architecture, network.norm, network.width) == (architecture, norm, None)
+
+
+def test_each_cell_averages_as_many_networks_as_the_paper() -> None:
+    plan = filled("table1", "table7")
+    assert len(jobs(plan, "table1", "DC", "CIFAR-100, 10")) == 5
+    assert len(jobs(plan, "table7", "Herding", "60 classes")) == 5 * 3
+
+
+def test_the_phases_of_table_7_follow_each_other() -> None:
+    plan = filled("table7")
+    seen = []
+    for phase in range(1, 6):
+        spec = plan.plan.graph[jobs(plan, "table7", "DSA", f"{20 * phase} classes")[0]].spec
+        assert isinstance(spec, EvaluateSpec)
+        seen.append(len({label for group in spec.phases for label in group}))
+    assert seen == [20, 40, 60, 80, 100]
+
+
+# What is not there, and what stands in.
+
+
+def test_a_dataset_that_is_absent_leaves_its_cells_without_jobs_and_with_the_reason() -> None:
+    data = papers() | {"cifar100": replace(papers()["cifar100"], absent="fetch it")}
+    plan = fill([load("table1")], Circumstances(data=data))
+    assert at(plan, "table1", "Random", "CIFAR-100, 10") == TableCell(
+        "Random", "CIFAR-100, 10", Published(14.6, 0.5), None, "fetch it"
+    )
+    assert at(plan, "table1", "Random", "CIFAR-10, 10").cell is not None
+    assert not any("cifar100" in key for key in plan.plan.graph.jobs)
+
+
+def test_a_plan_may_count_with_an_absent_dataset_and_says_so_in_the_cell() -> None:
+    plan = fill([load("tableA8")], Circumstances(data=papers("fetch it"), imagined=True))
+    cells = [one for _, one in walk(plan.tables)]
+    assert all(one.cell is not None and one.absent == "fetch it" for one in cells)
+
+
+def test_every_caption_says_which_dataset_stands_in() -> None:
+    plan = rehearsed("table1", "table5")
+    assert [table.dataset_note for table in plan.tables] == [
+        "measured on digits, which stands in for cifar10, cifar100, tiny-imagenet",
+        "measured on digits, which stands in for cifar10",
+    ]
+    assert {one.cell.dataset for _, one in walk(plan.tables) if one.cell} == {"digits"}
+    assert filled("table5").tables[0].dataset_note == ""
+
+
+def test_with_one_dataset_for_all_the_columns_that_only_differ_in_it_are_the_same_jobs() -> None:
+    plan = rehearsed("table1")
+    assert jobs(plan, "table1", "DM", "CIFAR-10, 50") == jobs(plan, "table1", "DM", "Tiny-ImageNet, 50")
+
+
+def test_a_class_that_has_too_few_images_gives_as_many_as_it_has_and_a_note_says_so() -> None:
+    """131 images of a class, 13 of them held out: 118 in 5 stages are 23 in each."""
+    plan = rehearsed("figure3", scale="small")
+    cell = at(plan, "figure3", "CIFAR-10, 50 per stage", "stage 2").cell
+    assert cell is not None and (cell.ipc_per_stage, cell.stage, cell.stages) == (23, 2, 5)
+    assert [note for note in plan.tables[0].notes if "118" in note] == [
+        "5 x 50 images per class are 5 x 23 here: a class has 118"
+    ]
+
+
+def test_the_facts_of_known_datasets_add_up() -> None:
+    images = {name: sum(facts.train_per_class) for name, facts in KNOWN.items()}
+    assert images == {
+        "cifar10": 50_000,
+        "cifar100": 50_000,
+        "tiny-imagenet": 100_000,
+        "fashion-mnist": 60_000,
+        "mnist": 60_000,
+    }
+    assert all(len(facts.class_names) == len(facts.train_per_class) for facts in KNOWN.values())

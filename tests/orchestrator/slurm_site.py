@@ -1,0 +1,153 @@
+"""Our command line beside a real SLURM, as its users have it; and what the tests look at while a run goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator import journal
+from tests.orchestrator.minislurm import MiniSlurm, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 900.0
+"""Seconds a run may take on a machine that does much else."""
+EXPERIMENT = {
+    "name": "live",
+    "dataset": "digits",
+    "scale": "tiny",
+    "networks": 1,
+    "arms": [{"method": "mtt", "stages": 2, "ipc_per_stage": 1}],
+}
+ITERATIONS = {"LIVE": 300, "LONG": 3000}
+"""The experiments that the words LIVE and LONG stand for: iterations of each stage."""
+
+
+@dataclass
+class Site:
+    """A login node; its store lies where all nodes see it."""
+
+    slurm: MiniSlurm
+    folder: Path
+
+    def cluster_file(self, **fields: Any) -> Path:
+        """Write the cluster file that the next commands use."""
+        head = {"cpus": 1, "memory": "1G", **fields.pop("head", {})}
+        spec = {"kind": "slurm", "partition": "main", "minutes": 30, "max_workers": 2, "memory": "5G", "head": head}
+        path = self.folder / "cluster.yaml"
+        local = {"kind": "local", "workers": 2}
+        path.write_text(yaml.safe_dump({"clusters": {"slurm": {**spec, **fields}, "local": local}}))
+        return path
+
+    def on_slurm(self) -> tuple[str, ...]:
+        """The words for a command on SLURM."""
+        return "--cluster-file", str(self.folder / "cluster.yaml"), "--cluster", "slurm"
+
+    def here(self) -> tuple[str, ...]:
+        """The words for a command on this machine."""
+        return "--cluster-file", str(self.folder / "cluster.yaml"), "--cluster", "local"
+
+    def start(self, *words: str, store: str = "store") -> subprocess.Popen[str]:
+        """`pdd` with these words."""
+        for word, iterations in ITERATIONS.items():
+            document = EXPERIMENT | {"set": {"distil.iterations": iterations}}
+            (self.folder / f"{word}.yaml").write_text(yaml.safe_dump(document))
+        words = tuple(str(self.folder / f"{word}.yaml") if word in ITERATIONS else word for word in words)
+        common = ("--store", str(self.folder / store), "--json")
+        with open(self.folder / "errors.txt", "a") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.launch", *words, *common],
+                cwd=ROOT,
+                env=self.slurm.environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def pdd(self, *words: str, store: str = "store", code: int = 0) -> dict[str, Any]:
+        """The same, to its end."""
+        return self.end(self.start(*words, store=store), code)
+
+    def end(self, started: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+        """The document of a command, when it has ended with this code."""
+        out, _ = started.communicate(timeout=PATIENCE)
+        assert started.returncode == code, self.errors()[-3000:]
+        document: dict[str, Any] = json.loads(out)
+        return document
+
+    def errors(self) -> str:
+        """What all commands said to people."""
+        return (self.folder / "errors.txt").read_text()
+
+    # What a run does.
+
+    def records(self, *names: str) -> list[journal.Record]:
+        """The records of all runs, of these events."""
+        paths = sorted((self.folder / "store" / "runs").glob("*/journal.jsonl"))
+        found = [record for path in paths for record in journal.read(path)]
+        return [record for record in found if not names or record["event"] in names]
+
+    def stages(self) -> list[journal.Record]:
+        """The beginnings of stages, the latest last."""
+        return [record for record in self.records("job_started") if record["kind"] == "distil"]
+
+    def wait_for_stage(self) -> None:
+        """Until a stage is being distilled and has saved once."""
+        checkpoints = self.folder / "store" / "checkpoints"
+        wait_until(lambda: self.stages() and any(path.is_file() for path in checkpoints.rglob("*")), PATIENCE)
+
+    def stage_node(self) -> str:
+        """The node on which the latest stage began."""
+        return str(self.stages()[-1]["host"])
+
+    def jobs(self, name: str, state: str = "RUNNING", node: str = "") -> list[str]:
+        """The SLURM jobs in this state whose names end so, of all nodes or of one."""
+        rows = [row.split("|") for row in self.queue("%i|%j|%T|%N").split()]
+        return [i for i, named, now, on in rows if named.endswith(name) and now == state and node in ("", on)]
+
+    def queue(self, columns: str = "%i") -> str:
+        """What SLURM holds."""
+        return self.slurm.run("squeue", "--noheader", "--array", "--format", columns).strip()
+
+    def ended(self, run: str, role: str) -> list[str]:
+        """How each start of a run's jobs of a role ended, as the accounting remembers it."""
+        name, columns = f"pdd-{run}-{role}", "JobName%90,State%20"
+        rows = self.slurm.run("sacct", "--allocations", "--duplicates", "--noheader", "--format", columns).splitlines()
+        return [row.split()[1] for row in rows if row.split()[0] == name]
+
+    def left(self) -> list[str]:
+        """What a run has left: jobs in the queue, processes of ours, folders on the nodes."""
+        found = [f"job {row}" for row in self.queue("%i %j").splitlines()]
+        found += [f"process {pid}" for word in ("ray", "orchestrator") for pid in processes(word)]
+        return found + [str(path) for path in Path("/tmp").glob("pdd-node-*")]
+
+
+def seconds_at(record: journal.Record) -> float:
+    """When a record was written, in seconds since 1970."""
+    return datetime.fromisoformat(record["t"].replace("Z", "+00:00")).astimezone(UTC).timestamp()
+
+
+def digests(document: dict[str, Any]) -> dict[str, str]:
+    """The artifacts of a run, by key."""
+    return {artifact["key"]: artifact["digest"] for artifact in document["artifacts"]}
+
+
+def processes(word: str, job: str = "", node: str = "") -> dict[int, dict[str, str]]:
+    """Living processes of SLURM's jobs with this word on their command line, each with its environment."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, pairs = (path / "cmdline").read_bytes(), (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        environment = dict(pair.decode(errors="replace").partition("=")[::2] for pair in pairs if pair)
+        of_job = environment.get("SLURM_JOB_NAME", "").endswith(job) and "SLURM_JOB_ID" in environment
+        if word.encode() in command and of_job and node in ("", environment.get("SLURMD_NODENAME")):
+            found[int(path.name)] = environment
+    return found

@@ -1,0 +1,137 @@
+"""The HTML reports in a real browser: nothing leaves the file, nothing complains, nothing runs over the edge."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator import report
+from tests.orchestrator import tables_sample
+from tests.orchestrator.chromium import Tab, chromium, program
+from tests.orchestrator.test_report import COMMAND, half_done
+from workers.store import Store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PHONE, DESK = 390, 1280
+WIDEST = """
+    [...document.querySelectorAll('body *')].filter(one => !one.closest('.scroller') || one.matches('.scroller'))
+        .map(one => one.getBoundingClientRect().right).reduce((a, b) => Math.max(a, b), 0)
+"""
+"""The right edge of whatever does not stand in a box of its own."""
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    executable = program()
+    if executable is None:
+        pytest.skip("no chromium; apt-get install chromium provides it")
+    with chromium(executable, tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The report of tables and that of a plain experiment."""
+    folder = tmp_path_factory.mktemp("pages")
+    tables = tables_sample.write(folder / "tables", scale="paper")
+    store = Store.open(folder / "store")
+    plan, _ = half_done(store)
+    run = report.write(folder / "run", plan, store, None, COMMAND)
+    return {
+        kind: next(path for path in made if path.suffix == ".html") for kind, made in (("tables", tables), ("run", run))
+    }
+
+
+@pytest.fixture(params=["tables", "run"])
+def page(request: pytest.FixtureRequest, pages: dict[str, Path]) -> Path:
+    return pages[request.param]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_no_request_leaves_the_file_and_the_console_stays_empty(tab: Tab, page: Path, width: int, scheme: str) -> None:
+    tab.open(page, width, media={"prefers-color-scheme": scheme})
+    assert [url for url in tab.requests() if not url.startswith("data:")] == [page.as_uri()]
+    assert tab.complaints() == []
+    assert tab.value("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+
+
+@pytest.mark.parametrize("width", [320, PHONE, DESK])
+def test_nothing_runs_over_the_edge_even_with_all_folds_open(tab: Tab, page: Path, width: int) -> None:
+    tab.open(page, width)
+    tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert tab.value("document.documentElement.scrollWidth") <= tab.value("innerWidth") == width
+    assert tab.value(WIDEST) <= width + 0.5
+
+
+def test_on_a_phone_the_column_that_stays_in_sight_leaves_room_for_the_others(tab: Tab, page: Path) -> None:
+    tab.open(page, PHONE)
+    tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    widths = "[...document.querySelectorAll('tbody th')].map(one => one.getBoundingClientRect().width)"
+    assert max(tab.value(widths)) < PHONE / 2
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_a_screenshot_shows_a_margin_free_of_ink(tab: Tab, page: Path, width: int) -> None:
+    tab.open(page, width)
+    with Image.open(io.BytesIO(tab.screenshot())) as shot:
+        assert shot.width == width
+        right = shot.convert("RGB").crop((width - 12, 0, width, shot.height))
+        assert right.getcolors() is not None and len(right.getcolors() or []) == 1
+        assert len(shot.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_the_dark_scheme_is_dark_and_its_words_can_be_read(tab: Tab, page: Path) -> None:
+    for scheme in ("light", "dark"):
+        tab.open(page, DESK, media={"prefers-color-scheme": scheme})
+        ground = brightness(tab.value("getComputedStyle(document.body).backgroundColor"))
+        words = brightness(tab.value("getComputedStyle(document.body).color"))
+        assert (ground < 0.1) == (scheme == "dark")
+        assert (max(ground, words) + 0.05) / (min(ground, words) + 0.05) > 7
+
+
+def brightness(colour: str) -> float:
+    """The relative luminance (WCAG) of `rgb(r, g, b)`."""
+    parts = [int(part) / 255 for part in colour[4:-1].split(",")]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_the_keyboard_skips_to_the_content_and_sees_where_it_is(tab: Tab, page: Path) -> None:
+    tab.open(page, DESK)
+    tab.press("Tab")
+    assert tab.value("document.activeElement.textContent") == "Skip to the content"
+    assert tab.value("document.activeElement.getBoundingClientRect().top") >= 0
+    assert tab.value("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    tab.press("Enter")
+    assert tab.value("document.activeElement.id") == "content"
+    tab.press("Tab")
+    assert tab.value("document.activeElement.closest('main') !== null")
+
+
+def test_every_anchor_leads_somewhere_that_can_be_seen(tab: Tab, page: Path) -> None:
+    tab.open(page, PHONE)
+    lost = """[...document.querySelectorAll('a[href]')].map(one => one.getAttribute('href'))
+        .filter(href => !href.startsWith('#') || !document.getElementById(href.slice(1)))"""
+    assert tab.value(lost) == []
+
+
+def test_a_link_to_a_job_unfolds_the_list_it_stands_in(tab: Tab, pages: dict[str, Path]) -> None:
+    tab.open(pages["tables"], DESK)
+    tab.value("location.hash = document.querySelector('#jobs th[id]').id")
+    tab.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert tab.value("document.querySelector('#jobs details').open")
+
+
+def test_the_page_prints(tab: Tab, page: Path) -> None:
+    tab.open(page, DESK, media={"prefers-color-scheme": "dark"})
+    printed = tab.pdf()
+    assert printed.startswith(b"%PDF") and len(printed) > 5000
+    tab.ask("Emulation.setEmulatedMedia", media="print")
+    assert tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.value("getComputedStyle(document.querySelector('nav')).display") == "none"

@@ -1,0 +1,263 @@
+"""A run and a sweep are handed over to a SLURM that only pretends; a sweep's second launch meets the first."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jobs.errors import BadInput
+from orchestrator import drive, journal, running, submission, sweeping
+from orchestrator.cluster import Place, SlurmClusterSpec, choose
+from orchestrator.driver import About
+from orchestrator.journal import Journal
+from orchestrator.lent import POINTER, Lent
+from orchestrator.request import Request, answer
+from orchestrator.slurm import NotSubmitted
+from orchestrator.status import status
+from orchestrator.sweep_report import Row
+from orchestrator.sweeping import AskedSweep, seconds_driven
+from tests.orchestrator.test_slurm import Programs
+from workers.store import Store
+
+BASE = {
+    "dataset": "digits",
+    "scale": "tiny",
+    "networks": 1,
+    "architectures": ["convnet"],
+    "arms": [{"method": "mtt", "ipc_per_stage": 1, "prefixes": "last"}],
+}
+SPEC = SlurmClusterSpec(kind="slurm")
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """A SLURM that takes everything and holds nothing."""
+    made = Programs(tmp_path / "bin", monkeypatch)
+    made.say("sbatch", "Submitted batch job 41")
+    made.write("squeue", "")
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> AskedSweep:
+    space = {"stages": {"path": "arms.0.stages", "grid": [1, 2]}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "base", **BASE}))
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump({"name": "s", "base": str(tmp_path / "base.yaml"), "space": space}))
+    return sweeping.ask(str(file), Request(seed=3, settings=("distil.iterations=4",)))
+
+
+@pytest.fixture
+def launch(programs: Programs, asked: AskedSweep, store: Store) -> Callable[..., Any]:
+    def launch(follow: bool = False) -> Any:
+        place = Place("slurm", SPEC, str(store.root))
+        return sweeping.run_on_slurm(asked, store, place, command="again", quiet=True, follow=follow)
+
+    return launch
+
+
+def held(programs: Programs, run: str, role: str = "head", state: str = "RUNNING") -> None:
+    programs.write("squeue", f'case "$*" in *"pdd-{run}-{role} "*) echo "41|pdd-{run}-{role}|{state}|None|n|";; esac')
+
+
+def events(store: Store, run: str) -> list[str]:
+    return [record["event"] for record in journal.read(store.run_folder(run) / journal.NAME)]
+
+
+def begin(book: Journal, run: str) -> None:
+    about = vars(About(run=run, store="")) | {"experiments": []}
+    book.write("run_began", **about, jobs={"distil": 2}, pid=1, host="n")
+
+
+def test_the_head_is_told_of_a_sweep_that_stands_alone(
+    launch: Callable[..., Any], asked: AskedSweep, store: Store, tmp_path: Path
+) -> None:
+    run = launch()
+    assert run == asked.run_name()
+    lent = Lent.of(store, run)
+    assert lent is not None
+    order = json.loads((lent.folder / "order.json").read_text())
+    (tmp_path / "base.yaml").unlink()
+    (tmp_path / "s.yaml").unlink()
+    told = sweeping.ask(order["sweep"], Request())
+    assert [one.stages for one in told.trials] == [one.stages for one in asked.trials]
+    assert told.trials[0].experiment.seeds == (3,)
+    (record,) = journal.read(store.run_folder(run) / journal.NAME)
+    assert record["jobs"]["distil"] == 2 and record["experiments"] == ["s"]  # what the trials share is counted once
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_the_driver_does_what_the_order_says(
+    launch: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch, swept: bool
+) -> None:
+    called: list[str] = []
+
+    def note(what: str) -> Callable[..., Any]:
+        def run(asked: Any, store: Store, place: Place, **said: Any) -> Any:
+            called.append(f"{what} {said['name']} {said['cluster'].name}")
+            return type("Done", (), {"exit": 3})
+
+        return run
+
+    monkeypatch.setattr(sweeping, "run", note("sweep"))
+    monkeypatch.setattr(running, "run", note("run"))
+    monkeypatch.setenv("PDD_NODE_TOKEN", "token")
+    if swept:
+        name = launch()
+    else:
+        request, place = Request(experiments=("tiny",)), Place("slurm", SPEC, str(store.root))
+        name = running.run_on_slurm(request, answer(request), store, place, command="", quiet=True, follow=False)
+    lent = Lent.of(store, name)
+    assert lent is not None
+    assert drive.drive(lent.folder, "a:1", "a") == 3
+    assert called == [f"{'sweep' if swept else 'run'} {name} pdd-{name}-worker"]
+
+
+def test_a_second_launch_of_a_sweep_that_goes_on_submits_nothing(
+    launch: Callable[..., Any], programs: Programs, store: Store
+) -> None:
+    run = launch()
+    token = (store.run_folder(run) / "slurm" / "token").read_text()
+    held(programs, run, state="PENDING")
+    assert launch() == run
+    assert len(programs.calls("sbatch")) == 1 and events(store, run) == ["submitted"]
+    assert (store.run_folder(run) / "slurm" / "token").read_text() == token
+
+
+def test_a_queue_that_does_not_answer_submits_no_second_head(
+    launch: Callable[..., Any], programs: Programs, store: Store
+) -> None:
+    run = launch()
+    programs.say("squeue", "slurm_load_jobs error", code=1)
+    with pytest.raises(NotSubmitted, match="unknown"):
+        launch()
+    assert len(programs.calls("sbatch")) == 1 and events(store, run) == ["submitted"]
+
+
+def test_a_sweep_whose_head_is_gone_is_submitted_again_with_another_token(
+    launch: Callable[..., Any], programs: Programs, store: Store
+) -> None:
+    run = launch()
+    token = (store.run_folder(run) / "slurm" / "token").read_text()
+    (store.run_folder(run) / "trials").mkdir()
+    assert launch() == run
+    assert len(programs.calls("sbatch")) == 2 and events(store, run) == ["submitted"] * 2
+    assert (store.run_folder(run) / "slurm" / "token").read_text() != token
+    assert (store.run_folder(run) / "trials").is_dir()
+    assert f"--name pdd-{run}-worker" in programs.calls("scancel")[0]
+
+
+def test_a_refusal_of_slurm_leaves_an_earlier_sweep_and_says_why(
+    launch: Callable[..., Any], programs: Programs, store: Store
+) -> None:
+    run = launch()
+    with Journal.open(store.run_folder(run)) as book:
+        begin(book, run)
+        book.write("job_done", key="k", kind="distil", slot="s", job_seconds=7.0)
+        book.write("run_ended", exit=130, why="cancelled", counts={})
+    programs.write("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    with pytest.raises(NotSubmitted, match="invalid partition"):
+        launch()
+    assert events(store, run) == ["submitted", "run_began", "job_done", "run_ended", "submitted", "run_ended"]
+    found = status(store, run)
+    assert (found.state, found.exit) == ("ended", 1) and "invalid partition" in found.why
+    assert not (store.run_folder(run) / "slurm").exists()
+    programs.say("sbatch", "Submitted batch job 42")
+    assert launch() == run
+
+
+def test_a_refusal_of_a_first_submission_leaves_nothing(
+    launch: Callable[..., Any], programs: Programs, store: Store
+) -> None:
+    programs.write("sbatch", "echo 'sbatch: error: no' >&2; exit 1")
+    with pytest.raises(NotSubmitted):
+        launch()
+    assert list((store.root / "runs").iterdir()) == []
+
+
+def test_while_one_launch_submits_another_of_the_same_run_waits(store: Store) -> None:
+    home = store.run_folder("r")
+    with submission._one_at_a_time(home):
+        with (home / ".submitting").open("rb+") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (home / ".submitting").open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+ROW = Row(
+    number=2,
+    values={"stages": 2},
+    state="done",
+    why="",
+    stages=2,
+    ipc_per_stage=1,
+    metrics=({"held_out": 30.0}, {"held_out": 40.0}),
+    seconds=9.0,
+    marginal_seconds=4.0,
+    rank=1,
+)
+
+
+def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
+    launch: Callable[..., Any], asked: AskedSweep, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launch()
+    monkeypatch.setattr(submission, "submit", lambda *_, **__: None)  # it is there already
+    with Journal.open(store.run_folder(run)) as book:
+        begin(book, run)
+        book.write("job_done", key="distil-1", kind="distil", slot="s", job_seconds=7.0)
+        book.write("run_ended", exit=0, why="all done", counts={})
+    report = store.run_folder(run) / "report"
+    report.mkdir()
+    document = {"trials": [ROW.to_json()], "files": [str(report / "sweep.md")]}
+    (report / sweeping.DOCUMENT).write_text(json.dumps(document))
+    done = launch(follow=True)
+    assert done.exit == 0 and list(done.rows) == [ROW] and done.files == [report / "sweep.md"]
+    assert done.counts["done"] == 1
+    said = done.to_json()
+    assert said["trials"] == [ROW.to_json()] and [one["ipc_total"] for one in said["results"]] == [2]
+    assert any("sweep.md" in str(line) for line in done.lines())
+
+
+def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
+    launch: Callable[..., Any], asked: AskedSweep, store: Store
+) -> None:
+    run, last = launch(), {"exit": 130, "why": "cancelled", "seconds": 2.0}
+    done = sweeping.told(asked, store, Place("slurm", SPEC, str(store.root)), run, "again", last)
+    assert (done.exit, done.rows, done.files) == (130, [], [])
+    assert "cancelled; nothing is lost, go on with: again" in str(list(done.lines())[-1])
+
+
+def test_a_sweep_that_slurm_has_is_not_driven_here_and_one_it_had_is(
+    launch: Callable[..., Any], programs: Programs, asked: AskedSweep, store: Store
+) -> None:
+    run, here = launch(), choose(None, "local", str(store.root), 1)
+    held(programs, run)
+    with pytest.raises(BadInput, match="SLURM has it .*pdd cancel"):
+        sweeping.run(asked, store, here, command="")
+    assert events(store, run) == ["submitted"]
+    programs.write("squeue", "")
+    sweeping._take_back(store, run)
+    assert not (store.run_folder(run) / POINTER).exists()
+
+
+def test_the_wall_time_of_a_launch_is_that_of_all_its_drivers() -> None:
+    def records(*pairs: tuple[str, float]) -> list[journal.Record]:
+        return [{"event": event, "seconds": seconds} for event, seconds in pairs]
+
+    before = (("run_began", 0.0), ("run_ended", 50.0))
+    sessions = (("run_began", 0.0), ("job_done", 9.0), ("run_ended", 10.0), ("run_began", 0.0), ("job_done", 4.0))
+    assert seconds_driven(records(*before, ("submitted", 0.0), *sessions)) == 14.0
+    assert seconds_driven(records(*before, ("submitted", 0.0))) == 0.0
+    assert seconds_driven(records(*before)) == 0.0

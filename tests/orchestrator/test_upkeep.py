@@ -1,0 +1,200 @@
+"""Checking and clearing a store, and the commands `export`, `verify` and `gc` as they are typed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import BadInput
+from orchestrator import launch, upkeep
+from orchestrator.journal import Journal
+from orchestrator.request import Request, answer
+from tests.workers.workshop import Workshop
+from workers.claims import Claims
+from workers.store import Store
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """All that the first two arms of the experiment `tiny` need, made without a run."""
+    folder = tmp_path_factory.mktemp("upkeep")
+    workshop = Workshop(Store.open(folder / "store"), answer(Request(experiments=("tiny",))).plan)
+    for job in workshop.plan.graph:
+        if job.kind != "full":
+            workshop.make(job)
+    return workshop
+
+
+@pytest.fixture
+def workshop(made: Workshop, tmp_path: Path) -> Workshop:
+    """A copy to spoil."""
+    return made.copy(tmp_path)
+
+
+def journal(workshop: Workshop, run: str, keys: list[str], *, ended: bool = True) -> None:
+    """A run that found these keys."""
+    with Journal.open(workshop.store.run_folder(run)) as book:
+        about = {"run": run, "command": "", "experiments": ["tiny"], "store": "", "jobs": {}, "workers": 1}
+        book.write("run_began", **about, versions={}, pid=1, host="elsewhere")
+        for key in keys:
+            book.write("job_cached", key=key)
+        if ended:
+            book.write("run_ended", exit=0, why="done", seconds=1.0, counts={})
+
+
+def spoil(workshop: Workshop) -> str:
+    """Flip one bit of the first set; its key."""
+    key = workshop.job("distil").key
+    path = workshop.store.path(key, "set.arrow")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return key
+
+
+# Without the command line.
+
+
+def test_a_flipped_bit_is_complained_about_and_nothing_else(workshop: Workshop) -> None:
+    key = spoil(workshop)
+    found = upkeep.complaints(workshop.store)
+    assert set(found) == set(workshop.store.keys())
+    assert [name for name, complaints in found.items() if complaints] == [key]
+    assert list(upkeep.complaints(workshop.store, "dataset-")) == [workshop.job("dataset").key]
+    with pytest.raises(BadInput, match="no artifact's key"):
+        upkeep.complaints(workshop.store, "nothing-like-it")
+
+
+def test_what_no_run_names_is_unused_with_its_size(workshop: Workshop) -> None:
+    found = upkeep.unused(workshop.store)
+    assert {one.key for one in found} == set(workshop.store.keys())
+    sizes = {one.key: one.size for one in found}
+    files = workshop.store.path(workshop.job("distil").key, "set.arrow").parent.iterdir()
+    assert sizes[workshop.job("distil").key] == sum(f.stat().st_size for f in files if f.name != "manifest.json")
+
+
+def test_what_a_run_names_is_in_use_with_all_its_ancestors(workshop: Workshop) -> None:
+    set_two = workshop.job("distil", stage=2)
+    journal(workshop, "some", [set_two.key])
+    unused = {one.key for one in upkeep.unused(workshop.store)}
+    assert unused == set(workshop.store.keys()) - workshop.plan.graph.ancestors([set_two.key])
+    assert unused
+
+
+def test_what_is_being_computed_or_wanted_is_in_use(workshop: Workshop) -> None:
+    set_one, select = workshop.job("distil"), workshop.job("select")
+    with Claims(workshop.store.root).take(set_one.key, "some") as held:  # type: ignore[union-attr]
+        assert held is not None
+        unused = {one.key for one in upkeep.unused(workshop.store, [select.key])}
+    assert unused == set(workshop.store.keys()) - workshop.plan.graph.ancestors([set_one.key, select.key])
+
+
+def test_only_the_unused_are_removed(workshop: Workshop) -> None:
+    set_two = workshop.job("distil", stage=2)
+    journal(workshop, "some", [set_two.key])
+    upkeep.remove(workshop.store, upkeep.unused(workshop.store))
+    assert set(workshop.store.keys()) == workshop.plan.graph.ancestors([set_two.key])
+    assert all(workshop.store.has(key) for key in workshop.store.keys())
+    assert list((workshop.store.root / "tmp").iterdir()) == []
+
+
+def test_nothing_is_removed_while_a_run_goes_on(workshop: Workshop) -> None:
+    journal(workshop, "some", [], ended=False)
+    before = set(workshop.store.keys())
+    with pytest.raises(BadInput, match="run is 'some': is running"):
+        upkeep.remove(workshop.store, upkeep.unused(workshop.store))
+    assert set(workshop.store.keys()) == before
+
+
+# As typed.
+
+
+@dataclass(frozen=True)
+class Said:
+    exit: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@pytest.fixture
+def type_in(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Said]:
+    """Types a command about the store."""
+
+    def type_in(*words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["pdd", *words, "--store", str(workshop.store.root)])
+        with pytest.raises(SystemExit) as ended:
+            launch.main()
+        said = capsys.readouterr()
+        return Said(int(ended.value.code or 0), said.out, said.err)
+
+    monkeypatch.chdir(tmp_path)
+    return type_in
+
+
+def test_export_writes_the_folder_and_says_it_as_one_document(type_in: Callable[..., Said], tmp_path: Path) -> None:
+    said = type_in("export", "tiny", "--arm", "pdd+mtt", "--out", "mine", "--json")
+    assert said.exit == 0 and said.out.count("\n") == 1
+    document = said.document
+    assert (document["schema"], document["exit"], document["scale"]) == (1, 0, "tiny")
+    assert document["folder"] == str(tmp_path / "mine") and document["stages"] == 2 and document["images"] == 20
+    assert {*document["accuracy"]} == {"stage", "architecture", "mode", "mean", "std", "n"}
+    assert all((tmp_path / "mine" / name).is_file() for name in document["files"])
+    again = type_in("export", "tiny", "--arm", "pdd+mtt", "--out", "mine")
+    assert again.exit == 2 and "--out" in again.err and "is there already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export", "tiny"], "--arm is None"),
+        (["export", "tiny", "--arm", "nope"], "PDD+MTT, 2 stages of 1 image per class"),
+        (["export", "tiny", "--arm", "pdd+mtt", "--seed", "7"], "not made yet"),
+        (["export", "tiny", "--key", "distil"], "or --key, or --run"),
+        (["export", "--key", "distil", "--arm", "MTT"], "or --key, or --run"),
+        (["export", "--run", "nope"], "run is 'nope'"),
+        (["verify", "nothing-like-it"], "no artifact's key"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line_and_nothing_is_written(
+    type_in: Callable[..., Said], tmp_path: Path, words: list[str], told: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    said = type_in(*words)
+    assert (said.exit, said.out) == (2, "") and said.err.count("\n") == 1
+    assert told in said.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_verify_ends_with_3_and_moves_the_damaged_away_if_asked(
+    type_in: Callable[..., Said], workshop: Workshop
+) -> None:
+    assert type_in("verify").exit == 0
+    key = spoil(workshop)
+    said = type_in("verify", "--json")
+    assert said.exit == said.document["exit"] == 3 and list(said.document["damaged"]) == [key]
+    assert workshop.store.has(key), "the sizes are right"
+    assert type_in("verify", "--quarantine").exit == 3
+    assert not workshop.store.has(key) and type_in("verify").exit == 0
+
+
+def test_gc_only_lists_until_it_is_told_to_delete(type_in: Callable[..., Said], workshop: Workshop) -> None:
+    before = set(workshop.store.keys())
+    assert type_in("gc", "tiny", "--json").document["unused"] == [], "the experiment wants all of them"
+    said = type_in("gc", "--json").document
+    assert {one["key"] for one in said["unused"]} == before and not said["deleted"]
+    assert set(workshop.store.keys()) == before
+    assert type_in("gc", "--delete", "--json").document["deleted"]
+    assert list(workshop.store.keys()) == []

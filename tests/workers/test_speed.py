@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import torch
+
+from workers import speed
+
+
+def test_an_epoch_takes_time_and_no_random_number_of_others() -> None:
+    before = torch.get_rng_state()
+    assert 0 < speed.epoch_seconds(0.05) < 60
+    assert torch.equal(torch.get_rng_state(), before)

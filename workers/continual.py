@@ -1,0 +1,51 @@
+"""Class-incremental learning: sets of several phases become sets of the whole label space (Table 7; facts 5.8).
+
+A phase distils or selects from its own classes, whose labels count from 0 there. After phase p a new network is trained
+on the images of phases 1..p under the classes' own ids, with a head for all classes, and tested on the classes seen
+(the setting of DM's code).
+
+Ours, because the paper does not say how stages and phases meet: the sets of all phases are put together stage by
+stage, so that a progressive evaluation meets the first stage of every phase, then the first two, and so on. The step
+size of such a link is the mean of those its phases learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+import torch
+
+from workers import synthetic
+from workers.dataset import Split
+from workers.synthetic import SyntheticSet
+
+
+def by_stage(sets: Sequence[SyntheticSet], phases: Sequence[Sequence[int]]) -> list[SyntheticSet]:
+    """One set per stage, of all phases.
+
+    Args:
+        sets: S_1..S_P of the first phase, then those of the second, and so on; labels count inside their phase.
+        phases: the class ids of each phase, by the phase's own labels.
+
+    Returns:
+        S_1..S_P with labels of the whole label space.
+    """
+    stages = len(sets) // len(phases)
+    relabelled = [
+        replace(one, labels=torch.tensor(phases[number // stages])[one.labels]) for number, one in enumerate(sets)
+    ]
+    return [_together(relabelled[stage::stages]) for stage in range(stages)]
+
+
+def of_classes(split: Split, phases: Sequence[Sequence[int]]) -> Split:
+    """The images of the classes of these phases."""
+    seen = torch.tensor([label for phase in phases for label in phase], device=split.labels.device)
+    own = torch.isin(split.labels, seen)
+    return Split(split.images[own], split.labels[own])
+
+
+def _together(parts: Sequence[SyntheticSet]) -> SyntheticSet:
+    learned = [one.step_size for one in parts if one.step_size is not None]
+    return replace(synthetic.union(parts), step_size=fmean(learned) if learned else None)

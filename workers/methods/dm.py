@@ -1,0 +1,78 @@
+"""DM, distribution matching (Zhao & Bilen, WACV 2023; facts 7.3).
+
+Nothing is trained and nothing is differentiated twice: an iteration takes a fresh network, embeds a batch of real
+images and all synthetic images of each class, pulls the two mean embeddings together, and makes one image step. The
+embedding is the flattened last map, before the linear layer.
+
+The published networks are random. Under PDD they have been through S_1, S_1+S_2, ... (facts 7.6); since no training
+is matched, the paper finds small gains there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jobs.specs import Augmentation, Count, Frozen
+from workers.formation import decode
+from workers.methods.base import Method, Pixels, Stage
+from workers.methods.gradient import require_finite, rows_by_class, siamese
+from workers.networks import Network
+from workers.students import augmentation_of
+
+
+class DmSettings(Frozen):
+    """DM's own numbers."""
+
+    batch_real: Count
+    """Real images of a class in a match."""
+    augmentation: Augmentation = "none"
+    """Of both sides of a match, by one draw for each class."""
+
+
+class DistributionMatching(Method):
+    """DM in one stage; see `workers.methods.base.Method`. It keeps no state between iterations."""
+
+    Settings = DmSettings
+
+    def __init__(self, stage: Stage, settings: Frozen) -> None:
+        super().__init__(stage, settings)
+        assert isinstance(settings, DmSettings)
+        self._batch_real = settings.batch_real
+        self._augmentation = augmentation_of(settings.augmentation, "dc")
+        self._real = rows_by_class(stage.train.labels, stage.classes)
+
+    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+        """One network, one image step; the loss is summed over the classes, the graph is one class's at a time."""
+        network, union = self.stage.starts.network(iteration), pixels.union
+        gradient, loss = torch.zeros_like(union), 0.0
+        for label, own in enumerate(rows_by_class(pixels.labels, self.stage.classes)):
+            distance, gradient[own] = self._match(network, union[own], label, generator)
+            loss += distance
+        pixels.descend(gradient, iteration)
+        return require_finite(pixels, iteration, loss)
+
+    def _match(self, network: Network, stored: Tensor, label: int, generator: torch.Generator) -> tuple[float, Tensor]:
+        """The distance of one class and its gradient with respect to the class's stored images."""
+        stored.requires_grad_()
+        real = self.stage.train.images[random_rows(self._real[label], self._batch_real, generator)]
+        pair = siamese(self._augmentation, real, decode(stored, self.stage.spec.factor), generator)
+        distance = mean_distance(network, *pair)
+        (gradient,) = torch.autograd.grad(distance, stored)
+        return float(distance.detach()), gradient
+
+
+def mean_distance(network: Network, real: Tensor, synthetic: Tensor) -> Tensor:
+    """Squared distance of the mean embeddings of a class's real [m, C, H, W] and synthetic images [n, C, H, W].
+
+    The paper's equation 5 for one network and one class; differentiable with respect to the synthetic images.
+    """
+    with torch.no_grad():
+        target = network.embed(real).mean(0)
+    return (network.embed(synthetic).mean(0) - target).square().sum()
+
+
+def random_rows(members: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """At most `size` of a class's rows, drawn without replacement and anew every time."""
+    chosen = torch.randperm(len(members), generator=generator)[:size]
+    return members[chosen.to(members.device)]

@@ -1,0 +1,169 @@
+"""Gradient matching: DC (Zhao et al., ICLR 2021) and DSA (Zhao & Bilen, ICML 2021), facts 7.1 and 7.2.
+
+For a network theta and a class c, real images of c pull its weights by the gradient of their cross-entropy. Synthetic
+images are good when theirs pulls alike:
+
+    loss = sum over c of D(grad_theta CE(f(A(T_c))), grad_theta CE(f(A(S_c)))),
+
+D being a distance by weight tensor and A an augmentation drawn once for both. One iteration takes a new network and
+goes `outer` times through: one image step for all classes together, then some epochs of training on the synthetic set,
+so that later image steps meet networks that have learned. DC and DSA are one class: DC has no augmentation; DSA
+augments both sides of a match alike (*siamese*) and the network's training image by image.
+
+Under PDD the network comes from its chain, the class's frozen images stand in S_c and in the training set, and the new
+images alone descend. What IDC and DREAM share with this (`gradient_distance`, `siamese`, `rows_by_class`) stands here.
+
+Left out: the running statistics that DC refreshes from real images before each image step of batch-norm networks; all
+of the paper's distillations use instance norm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jobs.errors import Diverged
+from jobs.specs import Augmentation, Count, Frozen, Positive, SgdSpec
+from workers import augmentation as augmentations
+from workers.methods.base import Method, Pixels, Stage
+from workers.networks import Network
+from workers.students import augmentation_of, fit, trainer_for
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Of the synthetic and the real gradient of one weight tensor, as a number."""
+COSINE_EPS = 1e-6
+
+
+class NetworkTraining(SgdSpec):
+    """How the matching network is trained between image steps; here the learning rate is no option."""
+
+    lr: Positive
+
+
+class GradientSettings(Frozen):
+    """DC's and DSA's own numbers; `training.epochs` is the published inner loop."""
+
+    outer: Count
+    """Image steps an iteration, each with all classes."""
+    batch_real: Count
+    """Real images of a class in a match."""
+    augmentation: Augmentation = "none"
+    """Of both sides of a match; `none` is DC."""
+    training: NetworkTraining
+    """Between image steps, on the synthetic set."""
+
+
+def cosine_distance(synthetic: Tensor, real: Tensor) -> Tensor:
+    """Sum over output units of 1 - cos of their weights' gradients (DC; facts 7.1).
+
+    A convolution's weights [out, in, k, k] count as [out, in * k * k].
+    """
+    a, b = synthetic.flatten(1), real.flatten(1)
+    cosines: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + COSINE_EPS)
+    return (1 - cosines).sum()
+
+
+def gradient_distance(
+    network: nn.Module, weights: Sequence[Tensor], distance: Distance, real: Tensor, synthetic: Tensor, label: int
+) -> Tensor:
+    """How differently real and synthetic images [n, C, H, W] of one class pull the weights; [].
+
+    Differentiable with respect to the synthetic images. Each side's cross-entropy is the mean over its images.
+    """
+    wanted = _pull(network, weights, real, label, create_graph=False)
+    pulled = _pull(network, weights, synthetic, label, create_graph=True)
+    return torch.stack([distance(ours, theirs) for ours, theirs in zip(pulled, wanted, strict=True)]).sum()
+
+
+def _pull(
+    network: nn.Module, weights: Sequence[Tensor], images: Tensor, label: int, *, create_graph: bool
+) -> tuple[Tensor, ...]:
+    labels = torch.full((len(images),), label, device=images.device)
+    return torch.autograd.grad(F.cross_entropy(network(images), labels), weights, create_graph=create_graph)
+
+
+def siamese(
+    augmentation: augmentations.Augmentation | None, real: Tensor, synthetic: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Both batches [n, C, H, W] under one draw, shared by all of their images."""
+    if augmentation is None:
+        return real, synthetic
+    height, width = real.shape[2:]
+    draw = augmentation.draw(1, (height, width), generator, siamese=True)
+    return augmentation.apply(real, draw), augmentation.apply(synthetic, draw)
+
+
+def rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
+    """For each class the indices int64 of its rows, ascending, on the labels' device."""
+    return [torch.nonzero(labels == label).flatten() for label in range(classes)]
+
+
+def require_finite(pixels: Pixels, iteration: int, loss: float) -> float:
+    """The loss, if it and the images are finite numbers.
+
+    Raises:
+        Diverged: they are not.
+    """
+    if not (math.isfinite(loss) and bool(pixels.new.isfinite().all())):
+        mend = "lower distil.image.lr"
+        raise Diverged(f"iteration {iteration}: matching loss {loss:g} or the images are not finite: {mend}")
+    return loss
+
+
+class GradientMatching(Method):
+    """DC or DSA in one stage; see `workers.methods.base.Method`."""
+
+    Settings = GradientSettings
+
+    def __init__(self, stage: Stage, settings: Frozen) -> None:
+        super().__init__(stage, settings)
+        assert isinstance(settings, GradientSettings)
+        self._settings = settings
+        self._augmentation = augmentation_of(settings.augmentation, "dc")
+        self._real = rows_by_class(stage.train.labels, stage.classes)
+
+    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+        """One network from its start to its end; returns the mean loss of a class."""
+        settings = self._settings
+        network = self.stage.starts.network(iteration)
+        trainer = trainer_for(network, settings.training, generator)
+        rows = rows_by_class(pixels.labels, self.stage.classes)
+        losses = []
+        for step in range(settings.outer):
+            if step:
+                fit(trainer, pixels.union, pixels.labels, settings.training)
+            losses.append(self._image_step(pixels, network, rows, iteration, generator))
+        return require_finite(pixels, iteration, float(torch.stack(losses).mean()))
+
+    def _image_step(
+        self, pixels: Pixels, network: Network, rows: Sequence[Tensor], iteration: int, generator: torch.Generator
+    ) -> Tensor:
+        """One descent along the gradient of the loss summed over classes; the graph is one class's at a time."""
+        union = pixels.union
+        gradient, losses = torch.zeros_like(union), []
+        for label, own in enumerate(rows):
+            loss, gradient[own] = self._match(network, union[own], label, generator)
+            losses.append(loss)
+        pixels.descend(gradient, iteration)
+        return torch.stack(losses).mean()
+
+    def _match(
+        self, network: Network, synthetic: Tensor, label: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The distance of one class and its gradient with respect to the class's synthetic images."""
+        synthetic.requires_grad_()
+        real = self.stage.train.images[self._real_batch(label, generator)]
+        pair = siamese(self._augmentation, real, synthetic, generator)
+        weights = [parameter for parameter in network.parameters() if parameter.dim() > 1]
+        loss = gradient_distance(network, weights, cosine_distance, *pair, label)
+        (gradient,) = torch.autograd.grad(loss, synthetic)
+        return loss.detach(), gradient
+
+    def _real_batch(self, label: int, generator: torch.Generator) -> Tensor:
+        own = self._real[label]
+        chosen = torch.randperm(len(own), generator=generator)[: self._settings.batch_real]
+        return own[chosen.to(own.device)]

@@ -1,0 +1,184 @@
+"""IDC, efficient data parameterisation with gradient matching (Kim et al., ICML 2022; facts 6.1).
+
+Three changes to `workers.methods.gradient`. A stored image holds factor * factor training images, and the match goes
+through their decoding (`workers.formation`). The matching network trains on real images, so that it goes on learning
+while the images are poor. And each class takes an image step of its own: matched are the convolutions' weights alone,
+by plain distance and not by angle.
+
+One iteration takes a new network through `rounds` rounds of an image step for every class and some hundred real images
+of training. Pixels live in [0, 1]; the new ones are clamped when an iteration begins. Under PDD the class's frozen
+images are decoded with the new ones.
+
+What differs from the published code: the network is not trained once more after the last round, when it is dropped; the
+frozen images are not clamped again (facts 6.2), since nothing may move them; images are drawn, not the first of their
+class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.errors import BadInput
+from jobs.specs import Augmentation, Count, Frozen
+from workers.formation import decode
+from workers.methods.base import Arrays, Method, Pixels, Stage
+from workers.methods.gradient import (
+    Distance,
+    NetworkTraining,
+    gradient_distance,
+    require_finite,
+    rows_by_class,
+    siamese,
+)
+from workers.networks import Network
+from workers.preprocess import Zca
+from workers.students import augmentation_of, fit, trainer_for
+from workers.training import Trainer
+
+
+class IdcSettings(Frozen):
+    """IDC's own numbers; `training.epochs` passes are made over the real images of a round, one as published."""
+
+    rounds: Count
+    """Image steps of each class an iteration: the published inner loop."""
+    batch_real: Count
+    """Real images of a class in a match."""
+    max_synthetic: Count = 128
+    """Decoded images of a class in a match at most; of more a random part."""
+    distance: Literal["l1", "l2"] = "l2"
+    augmentation: Augmentation = "none"
+    """Of both sides of a match, in IDC's combination."""
+    n_data: Count
+    """Real images on which the network trains between rounds, rounded up to whole batches."""
+    training: NetworkTraining
+
+
+DISTANCES: dict[str, Distance] = {
+    "l1": lambda synthetic, real: (synthetic - real).abs().sum(),
+    "l2": lambda synthetic, real: (synthetic - real).square().sum(),
+}
+"""Of one convolution's gradients: the sum of absolute or of squared differences."""
+
+
+class Endless:
+    """Some indices in random order, pass after pass without an end.
+
+    Attributes:
+        rest: int64 [r], what is left of the current pass; all that `take` depends on.
+    """
+
+    def __init__(self, members: Tensor) -> None:
+        self._members = members
+        self.rest = members[:0]
+
+    def take(self, count: int, generator: torch.Generator) -> Tensor:
+        """The next `count` indices, or all if there are fewer; a rest that is too short is dropped."""
+        count = min(count, len(self._members))
+        if len(self.rest) < count:
+            order = torch.randperm(len(self._members), generator=generator)
+            self.rest = self._members[order.to(self._members.device)]
+        taken, self.rest = self.rest[:count], self.rest[count:]
+        return taken
+
+
+class FormationMatching(Method):
+    """IDC in one stage; see `workers.methods.base.Method`."""
+
+    Settings: ClassVar[type[Frozen]] = IdcSettings
+    space = "unit"
+
+    def __init__(self, stage: Stage, settings: Frozen) -> None:
+        super().__init__(stage, settings)
+        assert isinstance(settings, IdcSettings)
+        _require_pixels(stage)
+        self._settings = settings
+        self._augmentation = augmentation_of(settings.augmentation, "idc")
+        self._real = rows_by_class(stage.train.labels, stage.classes)
+        self._classes = [Endless(own) for own in self._real]
+        self._all = Endless(torch.arange(len(stage.train), device=stage.train.labels.device))
+
+    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+        """One network from its start to its end; returns the mean loss of a class."""
+        pixels.new.clamp_(0.0, 1.0)
+        network = self.stage.starts.network(iteration)
+        trainer = trainer_for(network, self._settings.training, generator)
+        rows = rows_by_class(pixels.labels, self.stage.classes)
+        losses = []
+        for number in range(self._settings.rounds):
+            if number:
+                self._train(trainer, generator)
+            real = self._real_batches(network, number, generator)
+            for label, own in enumerate(rows):
+                losses.append(self._class_step(pixels, network, real[label], own, label, iteration, generator))
+        return require_finite(pixels, iteration, float(torch.stack(losses).mean()))
+
+    def _real_batches(self, network: Network, number: int, generator: torch.Generator) -> Sequence[Tensor]:
+        """For each class the indices of the real images of round `number`."""
+        return [stream.take(self._settings.batch_real, generator) for stream in self._classes]
+
+    def _class_step(
+        self,
+        pixels: Pixels,
+        network: Network,
+        real: Tensor,
+        own: Tensor,
+        label: int,
+        iteration: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One descent for one class; the other classes' images have no gradient and go on by their momentum."""
+        union = pixels.union
+        gradient = torch.zeros_like(union)
+        loss, gradient[own] = self._match(network, self.stage.train.images[real], union[own], label, generator)
+        pixels.descend(gradient, iteration)
+        return loss
+
+    def _match(
+        self, network: Network, real: Tensor, stored: Tensor, label: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The distance of one class and its gradient with respect to its stored images, which are in [0, 1]."""
+        stored.requires_grad_()
+        pair = siamese(self._augmentation, real, self._decoded(stored, generator), generator)
+        convolutions = [parameter for parameter in network.parameters() if parameter.dim() == 4]
+        loss = gradient_distance(network, convolutions, DISTANCES[self._settings.distance], *pair, label)
+        (gradient,) = torch.autograd.grad(loss, stored)
+        return loss.detach(), gradient
+
+    def _decoded(self, stored: Tensor, generator: torch.Generator) -> Tensor:
+        """The training images in stored ones, in the training space, `max_synthetic` at most."""
+        images = decode(stored, self.stage.spec.factor)
+        if len(images) > self._settings.max_synthetic:
+            chosen = torch.randperm(len(images), generator=generator)[: self._settings.max_synthetic]
+            images = images[chosen.to(images.device)]
+        return self.stage.transform.normalise(images)
+
+    def _train(self, trainer: Trainer, generator: torch.Generator) -> None:
+        """Go on training the matching network, on the next real images of the endless stream."""
+        training, train = self._settings.training, self.stage.train
+        batches = math.ceil(self._settings.n_data / training.batch_size)
+        index = torch.cat([self._all.take(training.batch_size, generator) for _ in range(batches)])
+        fit(trainer, train.images[index], train.labels[index], training)
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """What is left of the current passes over each class and over all real images."""
+        streams = {"all": self._all, **{f"class/{label}": stream for label, stream in enumerate(self._classes)}}
+        return {name: stream.rest.cpu().numpy().copy() for name, stream in streams.items()}, {}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
+        """Go back to a `state`."""
+        self._all.rest = torch.tensor(arrays["all"], device=self._all.rest.device)
+        for label, stream in enumerate(self._classes):
+            stream.rest = torch.tensor(arrays[f"class/{label}"], device=stream.rest.device)
+
+
+def _require_pixels(stage: Stage) -> None:
+    """Decoding a whitened image is not whitening a decoded one; with a mean and a deviation it is the same."""
+    if isinstance(stage.transform, Zca):
+        place = f"stage {stage.spec.stage} of {stage.spec.method}"
+        raise BadInput(place, "dataset.normalise", "zca", "take measured or the dataset's constants: it decodes pixels")
