@@ -129,8 +129,11 @@ def sweep(
     from workers.store import Store
 
     options = Options.of(context)
-    request = Request(scale=options.scale, dataset=options.dataset, seed=options.seed, settings=options.settings)
-    asked, place, command = sweeping.ask(name, request), options.place(), command_line()
+    place, command = options.place(), command_line()
+    request = Request(
+        scale=options.scale, dataset=options.dataset, seed=options.seed, settings=options.settings, data=place.data
+    )
+    asked = sweeping.ask(name, request)
     opened, quiet, fail_fast = Store.open(place.store), options.quiet, options.fail_fast
     done: sweeping.DoneSweep | str
     if place.cluster.kind == "slurm":

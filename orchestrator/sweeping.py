@@ -97,6 +97,10 @@ def ask(name: str, request: Request) -> AskedSweep:
     check_searcher(sweep, place)
     base = experiments.load(sweep.base)[2] if isinstance(sweep.base, str) else sweep.base
     base = overridden({"name": sweep.name, **base}, request)
+    dataset = base.get("dataset")
+    named = {"name": dataset} if isinstance(dataset, str) else dict(dataset or {})
+    if named.get("path") is None and named.get("name") in request.data:
+        base["dataset"] = named | {"path": request.data[named["name"]]}
     values = listed(sweep, place)
     if sweep.searcher == "optuna":
         values = values[:1]

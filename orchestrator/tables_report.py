@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.tables import Published, Table, TablesPlan
-from orchestrator import lineage
+from orchestrator import origins
 from orchestrator.cells import csv_of, parquet_of
 from orchestrator.markdown import markdown
 from orchestrator.measured import LEVEL, STANDINGS, MeasuredCell
@@ -121,7 +121,7 @@ def page_of(
         timing(tables.plan, store, records, predicted, linked=True, replayed=replayed),
         provenance(command, FILES),
         environment(tables.plan, store, records),
-        lineage.of_jobs(tables, store),
+        origins.of_jobs(tables, store),
     ]
     return Page(TITLE, LEAD, _facts(tables.tables, measured, records), tuple(sections))
 
@@ -185,7 +185,7 @@ def _section(table: Table, cells: Sequence[MeasuredCell], tables: TablesPlan, st
     why = tuple(Note(_why(number, cells, text), _note(table, number)) for text, number in reasons.items())
     blocks: list[Block] = [*shown, numbers, *notes(table.notes)]
     blocks += [Notes(why)] if why else []
-    behind = Fold(f"Commands and lineage of {table.title}", (lineage.of_cells(table, cells),), f"{table.name}-lineage")
+    behind = Fold(f"Commands and lineage of {table.title}", (origins.of_cells(table, cells),), f"{table.name}-lineage")
     group = "Tables" if table.kind == "table" else "Figures"
     return Section(table.name, table.title, (*blocks, behind), group)
 

@@ -447,6 +447,16 @@ def test_a_class_with_fewer_images_than_are_asked_for_is_named(method: str) -> N
     assert plan_of({**arm, "ipc_per_stage": 4}, facts=facts).cells
 
 
+def test_a_class_with_fewer_images_than_one_stage_starts_from_is_named() -> None:
+    facts = replace(FakeFacts(), train_per_class=(40, 30, 60))
+    error = refusal({"method": "idc", "ipc_per_stage": 8}, facts=facts)
+    assert error.mend == (
+        "8 images per class start from 32 real ones (4 in each), but class 'one' has 27 training images after the "
+        "held-out split; ask for fewer or add images"
+    )
+    assert plan_of({"method": "idc", "ipc_per_stage": 6}, facts=facts).cells
+
+
 def test_images_that_are_not_square_are_refused() -> None:
     error = refusal(pdd(1), facts=replace(FakeFacts(), width=9))
     assert str(error) == "exam.yaml: dataset is '8x9': crop or pad the images to squares"

@@ -189,6 +189,12 @@ def test_the_command_line_changes_the_base_of_every_trial(tmp_path: Path) -> Non
     assert {spec.iterations for spec in specs} == {4}  # type: ignore[attr-defined]
 
 
+def test_the_base_finds_its_dataset_where_the_cluster_file_says(tmp_path: Path) -> None:
+    path = file_of(tmp_path, space={"step_size": STEP_SIZE | {"grid": [0.05]}})
+    with pytest.raises(BadInput, match="nowhere"):
+        sweeping.ask(str(path), Request(dataset="cifar10", data={"cifar10": str(tmp_path / "nowhere")}))
+
+
 @pytest.mark.parametrize("name", ["stages_x_ipc", "random"])
 def test_the_shipped_sweeps_can_run(name: str) -> None:
     asked = sweeping.ask(name, Request())
