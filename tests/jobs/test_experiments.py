@@ -522,7 +522,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     error = caught.value
     assert (error.place, error.field, error.value) == ("command line", "experiment", "quickstar")
     assert (
-        error.mend.startswith("must be a YAML file or one of ablations, anchor_random,") and "quickstart" in error.mend
+        error.mend.startswith("must be a YAML file or one of ablations, anchor_distilled,")
+        and "quickstart" in error.mend
     )
 
 

@@ -343,6 +343,7 @@ def test_a_run_that_nobody_follows_is_asked_after_and_cancelled(site: Site) -> N
     wait_until(lambda: not site.queue(), 240)
     found = site.pdd("status", run)
     assert (found["state"], found["exit"]) == ("ended", 130)
+    assert any(line.startswith("head: 1 submitted, 0 requeued") for line in found["slurm"])  # from the accounting
 
 
 def test_the_doctor_finds_what_the_cluster_does_not_have(site: Site) -> None:
