@@ -73,11 +73,12 @@ class Lent:
             line
             for role, held in parts.items()
             for line in ([f"{role}: SLURM does not say"] if held is None else [f"{role} {j.sentence()}" for j in held])
-        ] + [
-            f"{role}: {spoken_use(used)}"
-            for role in (self.head_role, "worker")
-            if (used := self.queue.used(name_of(self.run, role)))
-        ]
+        ] + self.uses()
+
+    def uses(self) -> list[str]:
+        """What the jobs of each role took: starts, time in the queue, GPU-hours; nothing without accounting."""
+        roles: tuple[Role, ...] = (self.head_role, "worker")
+        return [f"{role}: {spoken_use(used)}" for role in roles if (used := self.queue.used(name_of(self.run, role)))]
 
     def cancel(self, store: Store) -> None:
         """End the jobs of a run that no driver drives at the moment; a driver hears the wish and ends them itself."""
@@ -86,6 +87,12 @@ class Lent:
         if waits or not _driven(journal.read(store.run_folder(self.run) / journal.NAME)):
             self.queue.cancel_all(name_of(self.run, self.head_role))
             self.queue.cancel_all(name_of(self.run, "worker"))
+
+
+def uses_of(store: Store, run: str | None) -> list[str]:
+    """What a run took of SLURM, for its report; nothing of a run that was elsewhere."""
+    lent = None if run is None else Lent.of(store, run)
+    return [] if lent is None else lent.uses()
 
 
 def _driven(records: list[Record]) -> bool:

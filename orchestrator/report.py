@@ -67,7 +67,14 @@ STAGE_CAPTION = (
 )
 
 
-def write(folder: Path, plan: Plan, store: Store, journal_records: Iterable[Record] | None, command: str) -> list[Path]:
+def write(
+    folder: Path,
+    plan: Plan,
+    store: Store,
+    journal_records: Iterable[Record] | None,
+    command: str,
+    slurm: Sequence[str] = (),
+) -> list[Path]:
     """Write the report of what the store has for a plan, over an earlier report in the same folder.
 
     Args:
@@ -76,6 +83,7 @@ def write(folder: Path, plan: Plan, store: Store, journal_records: Iterable[Reco
         store: where artifacts are looked up; missing ones become notes.
         journal_records: the run's journal, for timing and reasons of failures; None if there is none.
         command: the exact command line, to be run again.
+        slurm: what the run took of SLURM, in sentences.
 
     Returns:
         The files written, `report.md` first.
@@ -84,17 +92,24 @@ def write(folder: Path, plan: Plan, store: Store, journal_records: Iterable[Reco
 
     records = list(journal_records or ())
     results = collect(plan, store, failures(records))
-    page = page_of(results, plan, store, records, command)
+    page = page_of(results, plan, store, records, command, slurm)
     files = {REPORT: markdown(page).encode(), HTML: html(page).encode()}
     files |= {picture.name: picture.png for picture in page.pictures()}
     return put(folder, files | {"results.json": _json(results), "results.parquet": _parquet(results)})
 
 
-def page_of(results: Sequence[Result], plan: Plan, store: Store, records: Sequence[Record], command: str) -> Page:
+def page_of(
+    results: Sequence[Result],
+    plan: Plan,
+    store: Store,
+    records: Sequence[Record],
+    command: str,
+    slurm: Sequence[str] = (),
+) -> Page:
     """The report before it is set: results by experiment, differences, stages, time, and how to run it again."""
     sections = [_experiment(group, plan, store) for group in by_experiment(results)]
     sections += [*_contrasts(contrasts(plan, store)), *_stages(stage_results(plan, store))]
-    sections += [timing(plan, store, records), provenance(command, (*made_with(plan, store), *FILES))]
+    sections += [timing(plan, store, records, slurm=slurm), provenance(command, (*made_with(plan, store), *FILES))]
     title = ", ".join(dict.fromkeys(result.experiment for result in results))
     return Page(title, "", (), tuple(sections))
 

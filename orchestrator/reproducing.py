@@ -20,6 +20,7 @@ from jobs.experiments import Plan
 from jobs.graph import Graph
 from orchestrator import forecast, journal, quote, running
 from orchestrator.cluster import Place
+from orchestrator.lent import uses_of
 from orchestrator.measured import STANDINGS, MeasuredCell, measure
 from orchestrator.planning import duration
 from orchestrator.ray_cluster import Cluster
@@ -179,7 +180,9 @@ def write_report(
 
     records = journal.read(store.run_folder(run) / journal.NAME) if run is not None else []
     found = measure(asked.tables, store, failures(records), commands(asked), left_out)
-    return tables_report.write(folder, asked.tables, found, store, records, command, predicted, again)
+    return tables_report.write(
+        folder, asked.tables, found, store, records, command, predicted, again, uses_of(store, run)
+    )
 
 
 def bought(asked: AskedTables, store: Store) -> tuple[Plan, dict[str, str]]:

@@ -26,7 +26,7 @@ from orchestrator import driver, journal, report, results
 from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec
 from orchestrator.forecast import prices, uninterrupted
 from orchestrator.journal import Journal, Record
-from orchestrator.lent import Lent
+from orchestrator.lent import Lent, uses_of
 from orchestrator.lent import follow as follow_to_end
 from orchestrator.plan import Allowances
 from orchestrator.planning import duration, orders_of
@@ -321,7 +321,7 @@ def write_report(folder: Path, plan: Plan, store: Store, run: str | None, comman
     records: list[Record] | None = None
     if run is not None:
         records = journal.read(store.run_folder(run) / journal.NAME)
-    return report.write(folder, plan, store, records, command)
+    return report.write(folder, plan, store, records, command, uses_of(store, run))
 
 
 def latest_run(asked: Asked, store: Store) -> str | None:

@@ -30,6 +30,7 @@ def timing(
     predicted: float | None = None,
     linked: bool = False,
     replayed: float | None = None,
+    slurm: Sequence[str] = (),
 ) -> Section:
     """Who worked when, by the run's journal; without one, what the artifacts took when they were made.
 
@@ -40,6 +41,7 @@ def timing(
         predicted: the makespan in seconds that was expected before the run.
         linked: whether the page has an anchor for every job (`job_anchor`).
         replayed: the makespan that is expected now that the times of the jobs are measured.
+        slurm: what the run took of SLURM, in sentences.
     """
     timeline = Timeline.of(records, {job.key: getattr(job.spec, "stage", 0) for job in plan.graph})
     if not timeline.spans:
@@ -49,6 +51,7 @@ def timing(
     blocks: list[Block] = [Prose(_said(timeline))]
     if predicted is not None:
         blocks.append(Prose(_compared(predicted, timeline.seconds, replayed)))
+    blocks += [Prose(f"SLURM, {line}.") for line in slurm]
     blocks.append(_seconds_table([(span.kind, span.end - span.start) for span in timeline.spans]))
     blocks.append(_gantt(timeline.spans, set(critical)))
     if critical:

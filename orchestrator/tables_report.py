@@ -81,6 +81,7 @@ def write(
     command: str,
     predicted: float | None = None,
     replayed: float | None = None,
+    slurm: Sequence[str] = (),
 ) -> list[Path]:
     """Write the report over an earlier one in the same folder.
 
@@ -93,13 +94,14 @@ def write(
         command: the exact command line, to be run again.
         predicted: the makespan in seconds that was expected before the run.
         replayed: the one that is expected with the times that the run's jobs took.
+        slurm: what the run took of SLURM, in sentences.
 
     Returns:
         The files written, `report.md` first.
     """
     from orchestrator.hypertext import html
 
-    page = page_of(tables, measured, store, list(records or ()), command, predicted, replayed)
+    page = page_of(tables, measured, store, list(records or ()), command, predicted, replayed, slurm)
     files = {REPORT: markdown(page).encode(), HTML: html(page).encode()}
     files |= {picture.name: picture.png for picture in page.pictures()}
     return put(folder, files | {"cells.csv": csv_of(tables, measured), "cells.parquet": parquet_of(tables, measured)})
@@ -113,12 +115,13 @@ def page_of(
     command: str,
     predicted: float | None = None,
     replayed: float | None = None,
+    slurm: Sequence[str] = (),
 ) -> Page:
     """The report before it is set."""
     sections = [
         _overview(tables.tables, measured),
         *(_section(table, measured[table.name], tables, store) for table in tables.tables),
-        timing(tables.plan, store, records, predicted, linked=True, replayed=replayed),
+        timing(tables.plan, store, records, predicted, linked=True, replayed=replayed, slurm=slurm),
         provenance(command, FILES),
         environment(tables.plan, store, records),
         origins.of_jobs(tables, store),

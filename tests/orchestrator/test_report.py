@@ -243,8 +243,9 @@ def test_timing_and_gantt_come_from_the_journal(store: Store, tmp_path: Path) ->
         ("job_done", 9.0, job),
         ("run_ended", 10.0, {}),
     )
-    written = write(tmp_path / "report", plan, store, records, COMMAND)
+    written = write(tmp_path / "report", plan, store, records, COMMAND, ("worker: 2 submitted, 1 requeued",))
     page = written[0].read_text()
+    assert "SLURM, worker: 2 submitted, 1 requeued." in page
     assert "The run took 10 s on 1 worker slot, busy 80% of the time." in page
     assert "| distil | 1 | 8.0 | 8.00 | 8.00 |" in page
     assert "gantt.png" in {path.name for path in written}

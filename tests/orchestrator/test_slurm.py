@@ -206,6 +206,19 @@ ENDED = ("run_ended", {"exit": 0, "why": "1 done", "counts": {}})
 STOPPED = ("run_ended", {"exit": 130, "why": "cancelled", "counts": {}})
 
 
+def test_the_report_hears_what_the_jobs_took_of_slurm_and_nothing_without_accounting(
+    programs: Programs, store: Store
+) -> None:
+    assert lent.uses_of(store, None) == [] and lent.uses_of(store, "elsewhere") == []
+    began(store)
+    line = "{0}|pdd-r-{0}|COMPLETED|2026-11-24T05:00:00|2026-11-24T05:00:10|60|cpu=1"
+    programs.say("sacct", "\n".join(line.format(role) for role in ("head", "worker")))
+    took = "1 submitted, 0 requeued, 10 s queued, 60 s run"
+    assert lent.uses_of(store, "r") == [f"head: {took}", f"worker: {took}"]
+    programs.say("sacct", "Slurm accounting storage is disabled", code=1)
+    assert lent.uses_of(store, "r") == []
+
+
 def test_following_tells_what_happens_and_returns_the_last_word(programs: Programs, store: Store) -> None:
     said: list[str] = []
     run = began(store, ("note", {"text": "hello"}), ENDED)
