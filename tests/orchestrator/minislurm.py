@@ -35,9 +35,11 @@ def why_not() -> str:
     missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (apt-get install slurm-wlm slurmdbd munge mariadb-server iproute2)"
-    trial = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "true"]
-    if subprocess.run(trial, capture_output=True).returncode != 0:
-        return "namespaces are not allowed here"
+    trial = "ip link add trial type bridge && ip link add one type veth peer name other"
+    spaces = ("--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc")
+    tried = subprocess.run(["unshare", *spaces, "sh", "-c", trial], capture_output=True, env={"PATH": path})
+    if tried.returncode != 0:
+        return f"namespaces or virtual networks are not allowed here: {tried.stderr.decode().strip()}"
     return ""
 
 
