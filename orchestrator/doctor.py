@@ -7,36 +7,24 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from jobs.errors import BadInput
+from orchestrator import site
 from orchestrator.cluster import Place
+from orchestrator.finding import PACKAGES, Finding
 from orchestrator.ray_cluster import LONGEST_FOLDER
 from workers.store import Store
 
-PACKAGES = ("torch", "torchvision", "ray", "submitit", "pyarrow", "numpy")
 _FREE_GIB = 5
 _SHM_GIB = 0.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: whether it is well, what was found, and what to do if it is not."""
-
-    name: str
-    well: bool
-    found: str
-    mend: str = ""
 
 
 def examine(place: Place) -> list[Finding]:
     """All checks of the local machine, cheap ones first; for SLURM also those of the cluster, by a job of seconds."""
     here = [_python(), *_packages()]
     if place.cluster.kind == "slurm":
-        from orchestrator import site  # which builds on this module
-
         return [*here, *_store(place.store), *site.examine(place)]
     return [*here, _cores(place), _temporary_folder(), _shared_memory(), *_store(place.store)]
 

@@ -22,7 +22,7 @@ from typing import Any
 from jobs.errors import BadInput
 from orchestrator import batch
 from orchestrator.cluster import Place, SlurmClusterSpec
-from orchestrator.doctor import PACKAGES, Finding
+from orchestrator.finding import PACKAGES, Finding
 from orchestrator.node import address_of, private_folder
 from orchestrator.rendezvous import CODE, versions, write_private
 from orchestrator.squeue import Queue, outside_a_job

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from jobs.sweep import Dimension, Scalar, Sweep
 from orchestrator.pictures import png
-from orchestrator.sweep_report import Row
+from orchestrator.sweep_rows import Row
 
 __all__ = ["heat_map", "parallel_coordinates", "png"]
 

@@ -36,7 +36,8 @@ from orchestrator.request import Request, overridden
 from orchestrator.state import State
 from orchestrator.status import status
 from orchestrator.sweep import DESK, TuneCluster, check_searcher
-from orchestrator.sweep_report import Row
+from orchestrator.sweep_rows import Row
+from orchestrator.sweep_rows import rows as rows_of
 from orchestrator.trials import Trial, Trials, make_trial, merge
 from workers.store import Store
 
@@ -238,7 +239,7 @@ def _reported(
     asked: AskedSweep, trials: Trials, outcome: driver.Outcome, store: Store, name: str, command: str, workers: int
 ) -> DoneSweep:
     best = _together(one.trial for one in trials.winners())
-    rows = sweep_report.rows(list(trials.standings.values()), trials.winners(), store)
+    rows = rows_of(list(trials.standings.values()), trials.winners(), store)
     folder = store.run_folder(name) / "report"
     files = sweep_report.write(folder, asked.sweep, rows, trials.winners(), command)
     if best.cells:

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator import doctor
 from orchestrator.cluster import LocalClusterSpec, Place
-from orchestrator.doctor import Finding, examine
+from orchestrator.doctor import examine
+from orchestrator.finding import Finding
 
 
 def findings(root: Path | str, workers: int = 1) -> dict[str, Finding]:

@@ -20,7 +20,7 @@ from orchestrator.lent import POINTER, Lent
 from orchestrator.request import Request, answer
 from orchestrator.slurm import NotSubmitted
 from orchestrator.status import status
-from orchestrator.sweep_report import Row
+from orchestrator.sweep_rows import Row
 from orchestrator.sweeping import AskedSweep, seconds_driven
 from tests.orchestrator.test_slurm import Programs
 from workers.store import Store

@@ -18,7 +18,8 @@ from jobs.sweep import Sweep
 from orchestrator import sweep_pictures
 from orchestrator.desk import Answered
 from orchestrator.request import planned
-from orchestrator.sweep_report import Row, rows, table, write
+from orchestrator.sweep_report import table, write
+from orchestrator.sweep_rows import Row, rows
 from orchestrator.trials import Standing, make_trial
 from tests.orchestrator.test_trials import BASE
 from workers.store import Store

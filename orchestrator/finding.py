@@ -1,0 +1,18 @@
+"""What a check of a machine or a cluster found (`orchestrator.doctor`, `orchestrator.site`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PACKAGES = ("torch", "torchvision", "ray", "submitit", "pyarrow", "numpy")
+"""Whose versions are looked at, here and on a node."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: whether it is well, what was found, and what to do if it is not."""
+
+    name: str
+    well: bool
+    found: str
+    mend: str = ""
