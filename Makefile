@@ -2,7 +2,8 @@
 #
 #   make venv     .venv with the project and its tools
 #   make demo     the quickstart on this machine: no GPU, no download of data
-#   make test     every test but those on a real SLURM          PYTEST_WORKERS=N for N processes (2)
+#   make test     every test but the two kinds below            PYTEST_WORKERS=N for N processes (2)
+#   make long     the tests that take minutes: all methods, the report in a browser, exported sets trained again
 #   make quick    the tests not marked slow
 #   make slurm    the tests on a real SLURM of four nodes, started here (root and Debian's packages; minutes)
 #   make check    ruff, mypy and the direction of imports
@@ -14,7 +15,7 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST_WORKERS ?= 2
 PYTEST := .venv/bin/python -m pytest -q
 
-.PHONY: help venv demo test quick slurm check lint types arrows clean
+.PHONY: help venv demo test long quick slurm check lint types arrows clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -39,11 +40,14 @@ demo: venv
 	.venv/bin/python -m orchestrator.launch
 
 # Several tests at once on few cores: one thread each, or they fight.
-test quick slurm arrows: export OMP_NUM_THREADS = 1
-test quick slurm arrows: export MKL_NUM_THREADS = 1
+test long quick slurm arrows: export OMP_NUM_THREADS = 1
+test long quick slurm arrows: export MKL_NUM_THREADS = 1
 
 test: venv
-	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slurm"
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slurm and not long"
+
+long: venv
+	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m long
 
 quick: venv
 	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slow"

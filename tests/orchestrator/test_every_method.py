@@ -11,7 +11,7 @@ import yaml
 from jobs.recipe import Setting, methods, resolve
 from tests.orchestrator.shell import Ended, shell_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 LABELS = {
     "cafe": "CAFE",

@@ -184,6 +184,7 @@ IDC = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("numbers", [PAPER, IDC], ids=["zca and dsa", "multi-formation and cutmix"])
 def test_the_program_repeats_richer_protocols_too(numbers: dict[str, Any], tmp_path: Path) -> None:
     workshop = evaluated(tmp_path, TWO_STAGES, set=numbers)
@@ -193,6 +194,7 @@ def test_the_program_repeats_richer_protocols_too(numbers: dict[str, Any], tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_quickstarts_set_trains_strangers_within_one_standard_deviation_of_its_card(tmp_path: Path) -> None:
     arm = {"method": "mtt", "stages": 2, "ipc_per_stage": 2, "set": {}}

@@ -15,7 +15,7 @@ from tests.orchestrator.chromium import Tab, chromium, program
 from tests.orchestrator.test_report import COMMAND, half_done
 from workers.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 PHONE, DESK = 390, 1280
 WIDEST = """
