@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, cast
 
@@ -39,8 +40,8 @@ from orchestrator.options import (
     Verbose,
     Workers,
     asked_of,
+    carry_out,
     command_line,
-    ended,
     existing_store,
     people,
     request_of,
@@ -129,21 +130,14 @@ def sweep(
     from workers.store import Store
 
     options = Options.of(context)
-    place, command = options.place(), command_line()
+    place = options.place()
     request = Request(
         scale=options.scale, dataset=options.dataset, seed=options.seed, settings=options.settings, data=place.data
     )
     asked = sweeping.ask(name, request)
-    opened, quiet, fail_fast = Store.open(place.store), options.quiet, options.fail_fast
-    done: sweeping.DoneSweep | str
-    if place.cluster.kind == "slurm":
-        follow = not options.detach
-        done = sweeping.run_on_slurm(
-            asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast, follow=follow
-        )
-    else:
-        done = sweeping.run(asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast)
-    ended(done, opened, options)
+    opened = Store.open(place.store)
+    on_slurm = partial(sweeping.run_on_slurm, asked, opened, place)
+    carry_out(partial(sweeping.run, asked, opened, place), on_slurm, place, opened, options)
 
 
 @app.command()
@@ -317,16 +311,9 @@ def _run(experiments: list[str] | None, options: Options) -> None:
     from orchestrator import running
 
     asked, opened = asked_of(experiments, options)
-    place, command, quiet, fail_fast = options.place(), command_line(), options.quiet, options.fail_fast
-    done: running.Done | str
-    if place.cluster.kind == "slurm":
-        request, follow = request_of(experiments, options), not options.detach
-        done = running.run_on_slurm(
-            request, asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast, follow=follow
-        )
-    else:
-        done = running.run(asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast)
-    ended(done, opened, options)
+    place = options.place()
+    on_slurm = partial(running.run_on_slurm, request_of(experiments, options), asked, opened, place)
+    carry_out(partial(running.run, asked, opened, place), on_slurm, place, opened, options)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,6 +121,18 @@ def say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> Non
     console = Console()
     for line in lines:
         console.print(line, soft_wrap=isinstance(line, Text))
+
+
+def carry_out(
+    here: Callable[..., Any], on_slurm: Callable[..., Any], place: Place, opened: Any, options: Options
+) -> None:
+    """Run what is asked for, where the cluster says, and end with what came of it."""
+    said = {"command": command_line(), "quiet": options.quiet, "fail_fast": options.fail_fast}
+    if place.cluster.kind == "slurm":
+        done = on_slurm(**said, follow=not options.detach)
+    else:
+        done = here(**said)
+    ended(done, opened, options)
 
 
 def ended(done: Any, opened: Any, options: Options) -> None:

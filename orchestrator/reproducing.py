@@ -122,9 +122,7 @@ def run(
         watch=watch,
         write=write,
     )
-    messages = {one["key"]: f"{one['reason']}: {one['message']}" for one in done.failures}
-    found = measure(asked.tables, store, messages, commands(asked), left_out)
-    return DoneTables(done, asked, found, predicted, replayed(plan, store, done.run, workers))
+    return _filled(done, asked, plan, left_out, predicted)
 
 
 def run_on_slurm(
@@ -160,9 +158,15 @@ def run_on_slurm(
     )
     if isinstance(done, str):
         return done
-    messages = {one["key"]: f"{one['reason']}: {one['message']}" for one in done.failures}
-    found = measure(asked.tables, store, messages, commands(asked), left_out)
-    return DoneTables(done, asked, found, predicted, replayed(plan, store, done.run, place.cluster.count()))
+    return _filled(done, asked, plan, left_out, predicted)
+
+
+def _filled(
+    done: running.Done, asked: AskedTables, plan: Plan, left_out: Mapping[str, str], predicted: float
+) -> DoneTables:
+    """The tables as the run left them."""
+    found = measure(asked.tables, done.store, running.messages_of(done.failures), commands(asked), left_out)
+    return DoneTables(done, asked, found, predicted, replayed(plan, done.store, done.run, done.workers))
 
 
 def write_report(

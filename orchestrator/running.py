@@ -62,10 +62,7 @@ class Done:
     @cached_property
     def results(self) -> list[results.Result]:
         """One per cell."""
-        return results.collect(self.plan, self.store, self._messages())
-
-    def _messages(self) -> dict[str, str]:
-        return {one["key"]: f"{one['reason']}: {one['message']}" for one in self.failures}
+        return results.collect(self.plan, self.store, messages_of(self.failures))
 
     def to_json(self) -> dict[str, Any]:
         """The interface of `run --json`."""
@@ -314,6 +311,11 @@ def failures_of(state: State) -> list[dict[str, str]]:
         for key, job in state.jobs.items()
         if job.status is Status.FAILED
     ]
+
+
+def messages_of(failures: Iterable[dict[str, str]]) -> dict[str, str]:
+    """What the failed jobs died of, by key, for the cells that they leave empty."""
+    return {one["key"]: f"{one['reason']}: {one['message']}" for one in failures}
 
 
 def write_report(folder: Path, plan: Plan, store: Store, run: str | None, command: str) -> list[Path]:

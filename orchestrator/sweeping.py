@@ -133,7 +133,7 @@ class DoneSweep:
 
     def to_json(self) -> dict[str, Any]:
         """The interface of `sweep --json`: as `run --json`, and the trials."""
-        messages = {one["key"]: f"{one['reason']}: {one['message']}" for one in self.failures}
+        messages = running.messages_of(self.failures)
         return {
             "schema": 1,
             "run": self.run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +25,8 @@ from orchestrator.options import (
     StoreRoot,
     Verbose,
     Workers,
+    carry_out,
     command_line,
-    ended,
     say,
 )
 
@@ -67,18 +68,11 @@ def reproduce(
     options = Options.of(context)
     if not names and not everything:
         raise BadInput("command line", "table", None, f"name some of {', '.join(tables.names())}, or say --all")
-    place, command = options.place(), command_line()
+    place = options.place()
     asked = table_request.ask(_request(names, everything, budget, options))
-    opened, quiet, fail_fast = Store.open(place.store), options.quiet, options.fail_fast
-    done: reproducing.DoneTables | str
-    if place.cluster.kind == "slurm":
-        follow = not options.detach
-        done = reproducing.run_on_slurm(
-            asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast, follow=follow
-        )
-    else:
-        done = reproducing.run(asked, opened, place, command=command, quiet=quiet, fail_fast=fail_fast)
-    ended(done, opened, options)
+    opened = Store.open(place.store)
+    on_slurm = partial(reproducing.run_on_slurm, asked, opened, place)
+    carry_out(partial(reproducing.run, asked, opened, place), on_slurm, place, opened, options)
 
 
 def are_tables(names: list[str] | None, everything: bool) -> bool:

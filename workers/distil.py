@@ -35,6 +35,7 @@ from workers.chain import Starts
 from workers.dataset import Split
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, Method, Pixels, Stage
+from workers.methods.by_class import rows_by_class
 from workers.networks import Network, load_flat
 from workers.selection import random_per_class
 from workers.students import build_network, fit, trainer_for
@@ -255,7 +256,7 @@ class StageRun:
         train = self.data.train
         if self.spec.init == "real":
             return random_per_class(train.labels, count, generator)
-        members = [torch.nonzero(train.labels == label).flatten() for label in range(self.data.classes)]
+        members = rows_by_class(train.labels, self.data.classes)
         if any(len(own) < count for own in members):
             raise ValueError(f"a class has {min(map(len, members))} images, fewer than {count} clusters")
         network = self.starts.network(0)

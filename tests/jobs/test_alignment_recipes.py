@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from jobs.recipe import DistilNumbers, Recipe, Setting, resolve
 
@@ -23,16 +21,6 @@ def distil(method: str, dataset: str = "cifar10", stages: int = 1, scale: Any = 
     numbers = recipe(method, dataset, stages, scale).distil
     assert numbers is not None
     return numbers
-
-
-@pytest.fixture(scope="module")
-def facts(shared: Path) -> dict[str, Any]:
-    """The numbers collected from the papers and their code."""
-    file = shared / "science" / "hyperparameters.yaml"
-    if not file.is_file():
-        pytest.skip(f"no file {file}")
-    collected: dict[str, Any] = yaml.safe_load(file.read_text())
-    return collected
 
 
 def test_dm_has_its_published_numbers(facts: dict[str, Any]) -> None:

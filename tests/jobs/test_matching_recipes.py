@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from jobs.recipe import Recipe, Setting, resolve
 
@@ -36,16 +34,6 @@ def numbers(method: str, dataset: str = "CIFAR-10", stages: int = 1, ipc: int = 
     distil = paper(method, dataset, stages, ipc).distil
     assert distil is not None
     return distil.settings
-
-
-@pytest.fixture(scope="module")
-def facts(shared: Path) -> dict[str, Any]:
-    """The numbers collected from the papers and their code."""
-    file = shared / "science" / "hyperparameters.yaml"
-    if not file.is_file():
-        pytest.skip(f"no file {file}")
-    collected: dict[str, Any] = yaml.safe_load(file.read_text())
-    return collected
 
 
 @pytest.mark.parametrize("method", ["dc", "dsa"])

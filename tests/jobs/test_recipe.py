@@ -343,16 +343,6 @@ def test_a_fixed_number_of_epochs_holds_for_every_prefix() -> None:
 # ------------------------------------------- published numbers (shared/science/hyperparameters.yaml)
 
 
-@pytest.fixture(scope="module")
-def facts(shared: Path) -> dict[str, Any]:
-    """The numbers collected from the papers and their code, for the published settings."""
-    file = shared / "science" / "hyperparameters.yaml"
-    if not file.is_file():
-        pytest.skip(f"no file {file}")
-    collected: dict[str, Any] = yaml.safe_load(file.read_text())
-    return collected
-
-
 def matching(recipe: Recipe, classes: int, ipc: int) -> dict[str, Any]:
     """The numbers of the matching step under the names of the collected facts."""
     assert recipe.distil is not None

@@ -17,7 +17,8 @@ from workers.dataset import Split
 from workers.formation import decode
 from workers.methods import dm, method_named
 from workers.methods.base import Pixels, Stage
-from workers.methods.dm import DistributionMatching, DmSettings, mean_distance, random_rows
+from workers.methods.by_class import random_rows
+from workers.methods.dm import DistributionMatching, DmSettings, mean_distance
 from workers.networks import Network, build
 from workers.preprocess import Affine
 from workers.synthetic import SyntheticSet

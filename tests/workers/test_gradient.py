@@ -14,13 +14,12 @@ from tests.workers.matched import CLASSES, SGD, after, generator, images, pixels
 from workers.augmentation import Augmentation
 from workers.methods import base, gradient, method_named, settings_for
 from workers.methods.base import Pixels, Stage
+from workers.methods.by_class import rows_by_class, siamese
 from workers.methods.gradient import (
     GradientMatching,
     GradientSettings,
     cosine_distance,
     gradient_distance,
-    rows_by_class,
-    siamese,
 )
 from workers.networks import Network, flatten
 from workers.students import fit, trainer_for

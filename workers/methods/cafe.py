@@ -32,8 +32,7 @@ from jobs.errors import BadInput
 from jobs.specs import Augmentation, Count, Frozen, NonNegative, Positive
 from workers.formation import decode
 from workers.methods.base import Method, Pixels, Stage
-from workers.methods.dm import random_rows
-from workers.methods.gradient import require_finite, rows_by_class, siamese
+from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.networks import ConvNet, Network
 from workers.students import augmentation_of
 from workers.synthetic import SyntheticSet

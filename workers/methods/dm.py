@@ -16,7 +16,7 @@ from torch import Tensor
 from jobs.specs import Augmentation, Count, Frozen
 from workers.formation import decode
 from workers.methods.base import Method, Pixels, Stage
-from workers.methods.gradient import require_finite, rows_by_class, siamese
+from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.networks import Network
 from workers.students import augmentation_of
 
@@ -70,9 +70,3 @@ def mean_distance(network: Network, real: Tensor, synthetic: Tensor) -> Tensor:
     with torch.no_grad():
         target = network.embed(real).mean(0)
     return (network.embed(synthetic).mean(0) - target).square().sum()
-
-
-def random_rows(members: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """At most `size` of a class's rows, drawn without replacement and anew every time."""
-    chosen = torch.randperm(len(members), generator=generator)[:size]
-    return members[chosen.to(members.device)]

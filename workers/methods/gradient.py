@@ -11,7 +11,7 @@ so that later image steps meet networks that have learned. DC and DSA are one cl
 augments both sides of a match alike (*siamese*) and the network's training image by image.
 
 Under PDD the network comes from its chain, the class's frozen images stand in S_c and in the training set, and the new
-images alone descend. What IDC and DREAM share with this (`gradient_distance`, `siamese`, `rows_by_class`) stands here.
+images alone descend. `gradient_distance` serves IDC and DREAM too.
 
 Left out: the running statistics that DC refreshes from real images before each image step of batch-norm networks; all
 of the paper's distillations use instance norm.
@@ -19,17 +19,15 @@ of the paper's distillations use instance norm.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.errors import Diverged
 from jobs.specs import Augmentation, Count, Frozen, Positive, SgdSpec
-from workers import augmentation as augmentations
 from workers.methods.base import Method, Pixels, Stage
+from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.networks import Network
 from workers.students import augmentation_of, fit, trainer_for
 
@@ -86,34 +84,6 @@ def _pull(
     return torch.autograd.grad(F.cross_entropy(network(images), labels), weights, create_graph=create_graph)
 
 
-def siamese(
-    augmentation: augmentations.Augmentation | None, real: Tensor, synthetic: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Both batches [n, C, H, W] under one draw, shared by all of their images."""
-    if augmentation is None:
-        return real, synthetic
-    height, width = real.shape[2:]
-    draw = augmentation.draw(1, (height, width), generator, siamese=True)
-    return augmentation.apply(real, draw), augmentation.apply(synthetic, draw)
-
-
-def rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
-    """For each class the indices int64 of its rows, ascending, on the labels' device."""
-    return [torch.nonzero(labels == label).flatten() for label in range(classes)]
-
-
-def require_finite(pixels: Pixels, iteration: int, loss: float) -> float:
-    """The loss, if it and the images are finite numbers.
-
-    Raises:
-        Diverged: they are not.
-    """
-    if not (math.isfinite(loss) and bool(pixels.new.isfinite().all())):
-        mend = "lower distil.image.lr"
-        raise Diverged(f"iteration {iteration}: matching loss {loss:g} or the images are not finite: {mend}")
-    return loss
-
-
 class GradientMatching(Method):
     """DC or DSA in one stage; see `workers.methods.base.Method`."""
 
@@ -156,14 +126,9 @@ class GradientMatching(Method):
     ) -> tuple[Tensor, Tensor]:
         """The distance of one class and its gradient with respect to the class's synthetic images."""
         synthetic.requires_grad_()
-        real = self.stage.train.images[self._real_batch(label, generator)]
+        real = self.stage.train.images[random_rows(self._real[label], self._settings.batch_real, generator)]
         pair = siamese(self._augmentation, real, synthetic, generator)
         weights = [parameter for parameter in network.parameters() if parameter.dim() > 1]
         loss = gradient_distance(network, weights, cosine_distance, *pair, label)
         (gradient,) = torch.autograd.grad(loss, synthetic)
         return loss.detach(), gradient
-
-    def _real_batch(self, label: int, generator: torch.Generator) -> Tensor:
-        own = self._real[label]
-        chosen = torch.randperm(len(own), generator=generator)[: self._settings.batch_real]
-        return own[chosen.to(own.device)]

@@ -28,14 +28,8 @@ from jobs.errors import BadInput
 from jobs.specs import Augmentation, Count, Frozen
 from workers.formation import decode
 from workers.methods.base import Arrays, Method, Pixels, Stage
-from workers.methods.gradient import (
-    Distance,
-    NetworkTraining,
-    gradient_distance,
-    require_finite,
-    rows_by_class,
-    siamese,
-)
+from workers.methods.by_class import require_finite, rows_by_class, siamese
+from workers.methods.gradient import Distance, NetworkTraining, gradient_distance
 from workers.networks import Network
 from workers.preprocess import Zca
 from workers.students import augmentation_of, fit, trainer_for
