@@ -91,7 +91,7 @@ def write_exact(path: Path, made: SyntheticSet) -> None:
     metadata = {
         "shape": shape,
         "step_size": "" if made.step_size is None else made.step_size.hex(),
-        "factor": str(made.factor),
+        **({} if made.factor == 1 else {"factor": str(made.factor)}),  # without tiles the bytes are as they were before
     }
     size = images[0].numel()
     pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.numpy().ravel()), size)
