@@ -5,7 +5,7 @@ be done. It takes no part in any result, and where a job of the same size was me
 instead. Counted are convolutions and classifiers, two FLOPs a multiply-add, a forward and backward pass as
 three forward passes, and what a base method does by the numbers in its settings. Tiny networks are bound by
 the number of calls and not by arithmetic, so every layer of every step costs a fixed time as well. Left out:
-norms, augmentation, clustering, tests, reading and writing.
+norms, augmentation, tests, reading and writing.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ Signature = tuple[Kind, str]
 """What jobs of the same size have in common, though not their seeds; see `signature`."""
 
 RATE = 4.0e10
-"""FLOP/s where no rate is given. It and the next three fit the quickstart on one core, mostly to a fifth."""
+"""FLOP/s where no rate is given. It and the next five fit all tables on digits at small and at tiny: most kinds of jobs
+to a quarter, their sum to a few percent."""
 CALL = 0.7e-3
 """Seconds that one layer costs in one SGD step, however small it is."""
 INNER_CALL = 3.4e-3
 """The same in one inner step of a student, which is differentiated twice."""
-START = 0.1
+MATCHED_CALL = 0.7
+"""What a layer's call costs in a match of gradients, by one in an inner step."""
+CLUSTERING_CALLS = 15
+"""The k-means of one class, by a layer's calls in SGD steps."""
+START = 0.04
 """Seconds to load the parents and to write the artifact."""
 LIGHT = 1.0e6
 """FLOPs of what only moves images about: `dataset`, and `select` where no features are looked at."""
@@ -231,6 +236,10 @@ class _Match:
         """A step that is differentiated again, which is twice as much as the step."""
         return Effort(9 * self.forward * images, inner_calls=self.layers)
 
+    def matched(self, images: int) -> Effort:
+        """The same for the images alone: no chain of weights to be carried through, so a layer's call is shorter."""
+        return Effort(9 * self.forward * images, inner_calls=MATCHED_CALL * self.layers)
+
 
 def _trajectory(match: _Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
@@ -241,7 +250,7 @@ def _trajectory(match: _Match, settings: Settings) -> Effort:
 def _gradient(match: _Match, settings: Settings) -> Effort:
     """DC, DSA: a match for every class in each of the image steps, training on the synthetic set between them."""
     training, outer = settings.get("training", {}), settings.get("outer", 1)
-    one_class = match.step(match.real_of_class(settings)) + match.twice(match.own)
+    one_class = match.step(match.real_of_class(settings)) + match.matched(match.own)
     epoch = match.steps(match.union, training.get("batch_size", 256))
     return one_class.times(match.classes * outer) + epoch.times((outer - 1) * training.get("epochs", 1))
 
@@ -250,15 +259,16 @@ def _formation(match: _Match, settings: Settings) -> Effort:
     """IDC: a match for every class in each of the rounds, training on real images between them."""
     training, rounds = settings.get("training", {}), settings.get("rounds", 1)
     synthetic = min(match.own, settings.get("max_synthetic", match.own))
-    one_class = match.step(match.real_of_class(settings)) + match.twice(synthetic)
+    one_class = match.step(match.real_of_class(settings)) + match.matched(synthetic)
     epoch = match.steps(settings.get("n_data", match.real), training.get("batch_size", 256))
     return one_class.times(match.classes * rounds) + epoch.times((rounds - 1) * training.get("epochs", 1))
 
 
 def _representatives(match: _Match, settings: Settings) -> Effort:
-    """DREAM: IDC, and the embeddings of all real images whenever they are clustered; k-means itself is nothing."""
+    """DREAM: IDC, and the embeddings of all real images whenever they are clustered, class by class."""
     clusterings = math.ceil(settings.get("rounds", 1) / settings.get("recluster_every", 1))
-    return _formation(match, settings) + match.seen(match.real).times(clusterings)
+    clustering = match.seen(match.real) + Effort(0.0, calls=CLUSTERING_CALLS * match.classes)
+    return _formation(match, settings) + clustering.times(clusterings)
 
 
 def _distribution(match: _Match, settings: Settings) -> Effort:

@@ -15,7 +15,7 @@ from typing import Literal
 from jobs import cost
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
-from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec, FullSpec
+from jobs.specs import DistilSpec, ExpertsSpec
 from orchestrator import events
 from orchestrator.plan import Plan
 from orchestrator.state import Course, State, Status, decide
@@ -75,28 +75,11 @@ def there(graph: Graph, store: Store) -> set[str]:
     return {key for key in graph.jobs.keys() & set(store.keys()) if store.has(key)}
 
 
-def core_here() -> cost.Machine:
-    """A core of this machine, as fast as it was for one second."""
+def core_here(workers: int) -> cost.Machine:
+    """A core of this machine, as fast as it was for a moment with as many workers at once."""
     from workers import speed  # takes torch along
 
-    graph = Graph()
-    channels, height, width = speed.SHAPE
-    data = graph.add(
-        DatasetSpec(
-            name="probe",
-            fingerprint="",
-            channels=channels,
-            height=height,
-            width=width,
-            classes=speed.CLASSES,
-            train_images=speed.IMAGES,
-            normalise="unit",
-            validation_per_class=0,
-        )
-    )
-    key = graph.add(FullSpec(network=speed.NETWORK, training=speed.TRAINING, index=0), {"dataset": [data]})
-    thought = cost.estimate(cost.effort(graph[key], graph)) - cost.START
-    return cost.CORE.slower(speed.epoch_seconds() / thought)
+    return cost.CORE.slower(speed.slowness(workers))
 
 
 def _corrections(taken: Mapping[str, float], estimated: Mapping[str, float]) -> dict[str, float]:

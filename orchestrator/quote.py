@@ -189,7 +189,7 @@ def quote(
     """Everything `plan` says of tables; `budget` in seconds of worker time, `machine` by default the scale's."""
     plan, graph = tables.plan, tables.plan.graph
     scale = next((table.scale for table in tables.tables), "paper")
-    machine = machine or machine_of(scale)
+    machine = machine or machine_of(scale, workers)
     priced = forecast.prices(graph, store, machine)
     seconds = priced.seconds
     orders = orders_of(plan, priced)
@@ -225,9 +225,9 @@ def quote(
     )
 
 
-def machine_of(scale: str) -> cost.Machine:
+def machine_of(scale: str, workers: int) -> cost.Machine:
     """What a worker is thought to be: the published scale is for GPUs, the others are for cores such as this one."""
-    return cost.GPU if scale == "paper" else forecast.core_here()
+    return cost.GPU if scale == "paper" else forecast.core_here(workers)
 
 
 def orders_of(plan: Plan, priced: forecast.Prices, **limits: Any) -> Orders:
@@ -342,7 +342,7 @@ def _witnesses(running: Sequence[str], priced: forecast.Prices) -> dict[str, tup
 def _assumed(machine: cost.Machine) -> str:
     if machine.name == cost.GPU.name:
         return f"estimates assume {machine.rate / 1e12:g} TFLOP/s, reported of an RTX 3090; no GPU was measured"
-    return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as one here did for a second"
+    return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as one here did for a moment"
 
 
 def _purchase_json(bought: Purchase | None) -> dict[str, Any] | None:

@@ -234,7 +234,7 @@ def _predicted(plan: Plan, store: Store, workers: int, scale: str) -> float:
     cached = forecast.there(plan.graph, store)
     if cached.issuperset(plan.wanted()):
         return 0.0
-    machine = quote.machine_of(scale)
+    machine = quote.machine_of(scale, workers)
     priced = forecast.prices(plan.graph, store, machine)
     spans = forecast.makespan(quote.orders_of(plan, priced), cached, priced.seconds.__getitem__, workers)
     return STARTING * machine.start / cost.START + spans

@@ -87,12 +87,11 @@ def test_each_price_says_where_it_comes_from(tmp_path: Path) -> None:
 def test_the_papers_scale_is_priced_for_a_gpu_and_reduced_ones_for_a_core_as_fast_as_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The calibrated core does the 10 steps of the probe in 3.7 ms each; one that takes 74 ms is half as fast."""
-    assert machine_of("paper") == cost.GPU
-    monkeypatch.setattr(speed, "epoch_seconds", lambda: 0.074)
-    here = machine_of("tiny")
-    assert here.name == cost.CORE.name and here.call == pytest.approx(2 * cost.CALL, rel=0.05)
-    assert here.rate == pytest.approx(cost.RATE / 2, rel=0.05)
+    assert machine_of("paper", 256) == cost.GPU
+    monkeypatch.setattr(speed, "slowness", lambda workers: float(workers))
+    assert machine_of("tiny", 1) == cost.CORE
+    half = machine_of("tiny", 2)
+    assert (half.rate, half.call, half.start) == (cost.RATE / 2, 2 * cost.CALL, 2 * cost.START)
 
 
 def test_a_budget_names_what_it_completes_and_what_it_leaves_out(tmp_path: Path) -> None:

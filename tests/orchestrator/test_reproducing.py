@@ -100,7 +100,7 @@ def test_a_run_of_several_tables_is_a_reproduction_and_one_of_one_has_its_name()
 def test_a_budget_leaves_whole_cells_out_and_with_them_their_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quote, "machine_of", lambda scale: cost.CORE)
+    monkeypatch.setattr(quote, "machine_of", lambda scale, workers: cost.CORE)
     store = Store.open(tmp_path)
     whole, none = bought(rehearsal("table5"), store)
     assert none == {} and len(whole.cells) == 4

@@ -315,6 +315,25 @@ def test_a_sweep_has_the_metrics_of_one_here_and_a_second_launch_joins_the_first
     assert again["jobs"]["done"] == 0 and again["trials"] == done["trials"]
 
 
+def test_tables_have_the_cells_of_a_run_here_though_the_driver_was_killed(site: Site) -> None:
+    words = ("reproduce", "table5", "figure4", "--scale", "tiny", "--dataset", "digits")
+    here = site.pdd(*words, *site.here(), store="here")
+    going = site.start(*words, *site.on_slurm())
+    wait_until(lambda: site.records("job_done"), PATIENCE)
+    _kill_driver(site)
+    done = site.end(going)
+    assert (done["exit"], len(site.records("run_began"))) == (0, 2)
+    assert {cell["status"] for table in done["tables"].values() for cell in table} == {"measured"}
+    for same in ("tables", "results"):
+        assert done[same] == here[same]
+    assert digests(done) == digests(here)
+    report = Path(done["report"]).read_text()
+    assert "another dataset stands in for the paper's" in report and "Predicted before the run" in report
+    assert sorted(record["key"] for record in site.records("job_done")) == sorted(digests(done))
+    assert site.left() == []
+    assert site.pdd(*words, *site.on_slurm())["jobs"]["done"] == 0
+
+
 def _requeue_gang(site: Site) -> None:
     site.slurm.run("scontrol", "requeue", site.jobs("-gang")[0])
 
