@@ -38,6 +38,8 @@ LEVELS = 5
 stages are cut by the rank of the score into so many parts."""
 REDUCED: Mapping[Scale, Mapping[str, Any]] = {"tiny": {"dataset.train_per_class": 150}}
 """Recipe numbers for tables of a scale: `tiny` keeps fewer images than the 50 of a class that tables ask for."""
+LEAST_TILE = 8
+"""Pixels of a side below which a tile of a stored image (multi-formation) is too coarse to train on."""
 
 Kind = Literal["table", "curve", "pictures"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -338,21 +340,37 @@ class _Filler:
         asked = arm.ipc_per_stage
         if asked is None:
             return arm
-        setting = Setting(
-            scale=self.under.scale,
-            dataset=data.choice.name,
-            size=data.facts.height,
-            stages=arm.stages,
-            ipc_per_stage=asked,
-            protocol=arm.protocol,
-        )
-        numbers = resolve(arm.method, setting, arm.set, name, REDUCED.get(self.under.scale)).recipe
+        numbers = self.numbers(arm, asked, data, name)
+        notes.extend(_coarse(arm.method, numbers, data.facts.height))
         _, kept = split(data.facts, numbers.dataset.validation_fraction, numbers.dataset.train_per_class)
         fits = max(1, min(min(kept) // arm.stages, min(kept) // _real_in_one(numbers)))
         if fits >= asked:
             return arm
         notes.append(f"{arm.stages} x {asked} images per class are {arm.stages} x {fits} here: a class has {min(kept)}")
         return arm.model_copy(update={"ipc_per_stage": fits})
+
+    def numbers(self, arm: Arm, ipc: int, data: Data, name: str) -> Recipe:
+        """The recipe's numbers for an arm of so many images per class and stage."""
+        setting = Setting(
+            scale=self.under.scale,
+            dataset=data.choice.name,
+            size=data.facts.height,
+            stages=arm.stages,
+            ipc_per_stage=ipc,
+            protocol=arm.protocol,
+        )
+        return resolve(arm.method, setting, arm.set, name, REDUCED.get(self.under.scale)).recipe
+
+
+def _coarse(method: str, numbers: Recipe, side: int) -> Iterator[str]:
+    """A note where a stored image is cut into tiles too small to show what is in an image."""
+    factor = numbers.distil.factor if numbers.distil is not None else 1
+    tile = side // factor
+    if factor > 1 and tile < LEAST_TILE:
+        yield (
+            f"{method.upper()} keeps {factor**2} images of {tile} x {tile} pixels in one of {side} x {side}; networks "
+            "trained on images so coarse know little of the test images, so these numbers are no measure of the method."
+        )
 
 
 def _real_in_one(numbers: Recipe) -> int:

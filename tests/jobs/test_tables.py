@@ -305,6 +305,18 @@ def test_a_class_that_has_too_few_images_gives_as_many_as_it_has_and_a_note_says
     ]
 
 
+def test_tiles_too_coarse_to_train_on_are_noted_where_they_are_used() -> None:
+    """Digits have 8 x 8 pixels, CIFAR-10 has 32 x 32; IDC and DREAM keep four images in one."""
+    said = "keeps 4 images of 4 x 4 pixels in one of 8 x 8"
+    rehearsal = rehearsed("table2", "tableA9", "table5")
+    assert [[note.split(" keeps")[0] for note in table.notes if said in note] for table in rehearsal.tables] == [
+        ["IDC"],
+        ["DREAM"],
+        [],
+    ]
+    assert not any("pixels in one of" in note for table in filled("table2").tables for note in table.notes)
+
+
 def test_the_facts_of_known_datasets_add_up() -> None:
     images = {name: sum(facts.train_per_class) for name, facts in KNOWN.items()}
     assert images == {
