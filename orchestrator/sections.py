@@ -141,16 +141,18 @@ def _said(timeline: Timeline) -> str:
 
 def _compared(predicted: float, measured: float, replayed: float | None) -> str:
     said = (
-        f"Predicted before the run: {duration(predicted)}; measured: {duration(measured)}{_off(measured, predicted)}."
+        f"Predicted before the run: {duration(predicted)}{_off(predicted, measured)}; measured: {duration(measured)}."
     )
     if replayed:
-        now = f"{duration(replayed)}{_off(measured, replayed)}"
+        now = f"{duration(replayed)}{_off(replayed, measured)}"
         said += f" With the times that its jobs took, the same simulation predicts {now}."
     return said
 
 
-def _off(measured: float, predicted: float) -> str:
-    return f" ({(measured - predicted) / predicted:+.0%} against the prediction)" if predicted else ""
+def _off(predicted: float, measured: float) -> str:
+    if not predicted or not measured:
+        return ""
+    return f" ({abs(predicted / measured - 1):.0%} {'more' if predicted > measured else 'less'} than measured)"
 
 
 def _made_earlier(found: Sequence[Manifest]) -> list[Block]:

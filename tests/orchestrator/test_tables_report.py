@@ -141,7 +141,7 @@ def test_every_cell_has_its_command_and_leads_to_its_jobs_and_they_to_theirs(rea
 def test_the_run_tells_predicted_and_measured_time_and_its_critical_path(read: Reader) -> None:
     text = read.by_id("timing").text
     assert "The run took 10 s on 1 worker slot, busy 80% of the time." in text
-    assert "Predicted before the run: 8.0 s; measured: 10 s (+25% against the prediction)." in text
+    assert "Predicted before the run: 8.0 s (20% less than measured); measured: 10 s." in text
     assert "Critical path: 1 jobs, 8.0 s" in text
 
 
