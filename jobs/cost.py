@@ -238,7 +238,8 @@ class _Match:
 
     def matched(self, images: int) -> Effort:
         """The same for the images alone: no chain of weights to be carried through, so a layer's call is shorter."""
-        return Effort(9 * self.forward * images, inner_calls=MATCHED_CALL * self.layers)
+        twice = self.twice(images)
+        return replace(twice, inner_calls=MATCHED_CALL * twice.inner_calls)
 
 
 def _trajectory(match: _Match, settings: Settings) -> Effort:
