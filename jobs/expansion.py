@@ -3,7 +3,7 @@
 Decided here: which networks are trained for an arm, and what is refused before anything starts. Every prefix of a
 distillation is evaluated, so a run that stops early still fills its rows. In class-incremental learning each phase is
 a dataset of its own, and networks are trained after every phase (Table 7; facts 5.8). The jobs behind the networks
-are an arm's `jobs.lineage`.
+are an arm's `jobs.arm_jobs`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from jobs.arm_jobs import Lineage, Phases
 from jobs.errors import BadInput
-from jobs.experiments import SELECTIONS, Arm, Cell, Continual, Experiment, Plan
+from jobs.experiment import SELECTIONS, Arm, Cell, Continual, Experiment, Plan
 from jobs.facts import Facts, deepest_convnet
-from jobs.lineage import Lineage, Phases
 from jobs.recipe import Recipe, Resolved, Setting, flat, resolve
 from jobs.specs import Architecture, Mode
 

@@ -101,7 +101,7 @@ class ScoresNumbers(Frozen):
     increment: Count = 3
     """Width of a partition: stage i has the scores [increment * (i-1), increment * i) (Table 6)."""
     levels: Count | None = None
-    """Instead: scores are ranks in so many levels, and stage i has the i-th one; see `jobs.experiments.Partition`."""
+    """Instead: scores are ranks in so many levels, and stage i has the i-th one; see `jobs.experiment.Partition`."""
 
     def bounds(self, stage: int) -> tuple[int, int]:
         """The scores of a stage's images: at least the first number, below the second."""

@@ -6,7 +6,7 @@ runs and is the same on every machine: draws come from the sweep's own seed, and
 never made.
 
 What it leaves out: when a trial runs and whether it is ended early (`orchestrator.sweep`), and what a trial's
-experiment consists of (`jobs.experiments`).
+experiment consists of (`jobs.experiment`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.tables import Published, Table, TablesPlan
+from jobs.table import Published, Table, TablesPlan
 from orchestrator.measured import MeasuredCell
 
 _WORDS, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()

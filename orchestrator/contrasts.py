@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from jobs.experiments import Cell, Plan
+from jobs.experiment import Cell, Plan
 from orchestrator.results import Reader, label, manifest_of
 
 LEAST = 3

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.experiments import Plan
+from jobs.experiment import Plan
 from jobs.graph import Job
 from jobs.keys import differences
 from workers.store import Store

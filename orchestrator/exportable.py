@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.errors import BadInput, Damaged
-from jobs.experiments import Cell, Plan
+from jobs.experiment import Cell, Plan
 from jobs.keys import kind_of
 from jobs.recipe import flat
 from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.tables import Table
+from jobs.table import Table
 from orchestrator.measured import MeasuredCell
 from orchestrator.pictures import COLOURS, empty_figure
 from orchestrator.results import Result, label

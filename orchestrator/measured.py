@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.tables import NETWORKS, Published, Table, TableCell, TablesPlan
+from jobs.table import NETWORKS, Published, Table, TableCell, TablesPlan
 from orchestrator.results import Reader, manifest_of
 
 Standing = Literal["measured", "partial", "failed", "not run"]

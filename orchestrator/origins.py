@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.graph import Job
-from jobs.tables import Table, TablesPlan
+from jobs.table import Table, TablesPlan
 from orchestrator.measured import MeasuredCell
 from orchestrator.page import Entry, Fold, Grid, Line, Prose, Section, entry
 from orchestrator.results import manifest_of

@@ -25,7 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from jobs.experiments import Cell, Plan
+from jobs.experiment import Cell, Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from orchestrator.results import Reader, label, manifest_of

@@ -19,9 +19,9 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from jobs import cost
-from jobs.experiments import Plan
+from jobs.experiment import Plan
 from jobs.keys import kind_of
-from jobs.tables import Table, TableCell, TablesPlan, walk
+from jobs.table import Table, TableCell, TablesPlan, walk
 from orchestrator import budget as budgets
 from orchestrator import forecast
 from orchestrator.plan import Plan as Orders

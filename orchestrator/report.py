@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from jobs.experiments import SELECTIONS, Plan
+from jobs.experiment import SELECTIONS, Plan
 from orchestrator.contrasts import Contrast, contrasts
 from orchestrator.markdown import markdown
 from orchestrator.page import Beside, Block, Grid, Page, Picture, Section, notes, slug

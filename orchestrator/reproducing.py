@@ -16,7 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from jobs import cost
-from jobs.experiments import Plan
+from jobs.experiment import Plan
 from jobs.graph import Graph
 from orchestrator import forecast, journal, quote, running
 from orchestrator.cluster import Place

@@ -17,7 +17,7 @@ import yaml
 from jobs.documents import set_path, validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
-from jobs.experiments import DatasetChoice, Experiment, Plan, load
+from jobs.experiment import DatasetChoice, Experiment, Plan, load
 from jobs.graph import Job
 from jobs.recipe import Recipe
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from jobs.errors import Damaged
-from jobs.experiments import SELECTIONS, Cell, Plan
+from jobs.experiment import SELECTIONS, Cell, Plan
 from jobs.graph import Job
 from jobs.specs import DistilSpec, EvaluateSpec
 from workers.store import Manifest

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.errors import BadInput
-from jobs.experiments import Plan
+from jobs.experiment import Plan
 from jobs.keys import kind_of
 from orchestrator import driver, journal, report, results
 from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec

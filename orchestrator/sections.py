@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from jobs.experiments import Plan
+from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.specs import SPECS
 from orchestrator.page import Block, Command, Entry, Fold, Grid, Line, Picture, Prose, Section

@@ -18,7 +18,7 @@ from typing import Any, cast
 from rich.table import Table
 from rich.text import Text
 
-from jobs import experiments
+from jobs import experiment
 from jobs.errors import BadInput
 from jobs.sweep import Sweep, Values, listed, load
 from orchestrator import driver, journal, results, running, sweep_report
@@ -96,7 +96,7 @@ def ask(name: str, request: Request) -> AskedSweep:
     """
     sweep, place = load(name)
     check_searcher(sweep, place)
-    base = experiments.load(sweep.base)[2] if isinstance(sweep.base, str) else sweep.base
+    base = experiment.load(sweep.base)[2] if isinstance(sweep.base, str) else sweep.base
     base = overridden({"name": sweep.name, **base}, request)
     dataset = base.get("dataset")
     named = {"name": dataset} if isinstance(dataset, str) else dict(dataset or {})
@@ -127,7 +127,7 @@ class DoneSweep:
     failures: list[dict[str, str]]
     """The failed jobs: key, kind, reason, message, log."""
     rows: Sequence[Row]
-    winners: experiments.Plan = field(repr=False)
+    winners: experiment.Plan = field(repr=False)
     """The winners' jobs and cells."""
     files: Sequence[Path]
 
@@ -337,9 +337,9 @@ def _take_back(store: Store, name: str) -> None:
     (store.run_folder(name) / POINTER).unlink()
 
 
-def _together(trials: Iterable[Trial]) -> experiments.Plan:
+def _together(trials: Iterable[Trial]) -> experiment.Plan:
     """The jobs and cells of these trials as one plan."""
-    plan = experiments.Plan()
+    plan = experiment.Plan()
     for trial in trials:
         merge(plan, trial.plan)
         plan.cells += trial.plan.cells

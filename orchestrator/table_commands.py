@@ -61,13 +61,13 @@ def reproduce(
     verbose: Verbose = False,
 ) -> None:
     """Fill the paper's tables and figures: one graph, one run, one report beside the published numbers."""
-    from jobs import tables
+    from jobs import table
     from orchestrator import reproducing, table_request
     from workers.store import Store
 
     options = Options.of(context)
     if not names and not everything:
-        raise BadInput("command line", "table", None, f"name some of {', '.join(tables.names())}, or say --all")
+        raise BadInput("command line", "table", None, f"name some of {', '.join(table.names())}, or say --all")
     place = options.place()
     asked = table_request.ask(_request(names, everything, budget, options))
     opened = Store.open(place.store)
@@ -81,9 +81,9 @@ def are_tables(names: list[str] | None, everything: bool) -> bool:
     Raises:
         BadInput: both are.
     """
-    from jobs import tables
+    from jobs import table
 
-    found = [name for name in names or () if tables.is_table(name)]
+    found = [name for name in names or () if table.is_table(name)]
     if found and len(found) < len(names or ()):
         raise BadInput("command line", "experiments", ", ".join(names or ()), "name experiments or tables, not both")
     return everything or bool(found)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
 
-from jobs import tables
+from jobs import table as tables
 from jobs.errors import BadInput
-from jobs.experiments import DatasetChoice
+from jobs.experiment import DatasetChoice
 from jobs.known import KNOWN
 from jobs.recipe import Scale
-from jobs.tables import Circumstances, Data, TablesPlan
+from jobs.table import Circumstances, Data, TablesPlan
 from orchestrator.request import inspected, methods_fit
 
 _BUDGET = re.compile(r"^\s*(?P<hours>\d+(\.\d+)?)\s*(gpu-?h|h|gpu-hours?|hours?)\s*$", re.IGNORECASE)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from jobs.tables import Published, Table, TablesPlan
+from jobs.table import Published, Table, TablesPlan
 from orchestrator import origins
 from orchestrator.cells import csv_of, parquet_of
 from orchestrator.markdown import markdown

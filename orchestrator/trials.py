@@ -20,7 +20,7 @@ import yaml
 
 from jobs.documents import set_path, validate
 from jobs.errors import BadInput
-from jobs.experiments import Experiment, Plan
+from jobs.experiment import Experiment, Plan
 from jobs.graph import Job
 from jobs.recipe import Recipe
 from jobs.specs import DistilSpec

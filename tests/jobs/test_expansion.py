@@ -13,7 +13,7 @@ import pytest
 
 from jobs.expansion import class_order
 from jobs.specs import DatasetSpec, DistilSpec, EvaluateSpec, SelectSpec
-from tests.jobs.test_experiments import FakeFacts, pdd, plan_of, refusal, specs
+from tests.jobs.test_experiment import FakeFacts, pdd, plan_of, refusal, specs
 
 SIX = FakeFacts(class_names=tuple("abcdef"), train_per_class=(40, 50, 60, 40, 50, 60))
 CONTINUAL: dict[str, Any] = {"phases": 3, "orders": 2}

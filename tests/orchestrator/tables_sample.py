@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.experiments import Plan
-from jobs.tables import Published, Table, TableCell, TablesPlan
+from jobs.experiment import Plan
+from jobs.table import Published, Table, TableCell, TablesPlan
 from orchestrator import tables_report
 from orchestrator.measured import MeasuredCell
 from tests.orchestrator.test_report import half_done, journal

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.experiments import FOLDER
+from jobs.experiment import FOLDER
 from orchestrator import launch
 from orchestrator.cluster import FILE
 from orchestrator.journal import NAME, Journal

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.experiments import DatasetChoice
+from jobs.experiment import DatasetChoice
 from jobs.known import KNOWN
-from jobs.tables import Circumstances, Data, Published, TablesPlan, fill, load
+from jobs.table import Circumstances, Data, Published, TablesPlan, fill, load
 from orchestrator.measured import MeasuredCell, differs, interval, measure
 from workers.store import Store
 

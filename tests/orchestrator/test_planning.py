@@ -8,7 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from jobs.experiments import FOLDER
+from jobs.experiment import FOLDER
 from orchestrator.planning import Forecast, duration, forecast
 from orchestrator.request import Asked, Request, answer
 from workers.store import Store

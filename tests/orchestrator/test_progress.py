@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.experiments import Plan
+from jobs.experiment import Plan
 from orchestrator.plan import Plan as CorePlan
 from orchestrator.progress import (
     Bar,

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jobs import cost
-from jobs.experiments import DatasetChoice
+from jobs.experiment import DatasetChoice
 from jobs.known import KnownFacts
-from jobs.tables import Circumstances, Data, TablesPlan, fill, load
+from jobs.table import Circumstances, Data, TablesPlan, fill, load
 from orchestrator.quote import Quote, machine_of, quote
 from workers import speed
 from workers.store import Store

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from jobs.experiments import Arm, Plan
+from jobs.experiment import Arm, Plan
 from orchestrator.report import console_table, write
 from orchestrator.results import collect
 from orchestrator.timeline import Timeline, failures

@@ -14,7 +14,7 @@ import pytest
 
 from jobs import cost
 from jobs.errors import BadInput
-from jobs.tables import walk
+from jobs.table import walk
 from orchestrator import drive, journal, launch, quote, reproducing
 from orchestrator.cluster import Place, SlurmClusterSpec
 from orchestrator.lent import Lent

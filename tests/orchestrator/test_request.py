@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from jobs.experiments import FOLDER, Experiment
+from jobs.experiment import FOLDER, Experiment
 from jobs.specs import DistilSpec, ExpertsSpec, FullSpec
 from orchestrator import request
 from orchestrator.request import Asked, Request, answer

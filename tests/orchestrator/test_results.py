@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.expansion import expand
-from jobs.experiments import Arm, Cell, Experiment, Plan
+from jobs.experiment import Arm, Cell, Experiment, Plan
 from orchestrator.results import (
     Result,
     artifacts,

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from jobs.documents import validate
-from jobs.experiments import Experiment
+from jobs.experiment import Experiment
 from jobs.sweep import Sweep
 from orchestrator import sweep_pictures
 from orchestrator.desk import Answered

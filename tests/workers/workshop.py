@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from jobs.expansion import expand
-from jobs.experiments import Experiment, Plan
+from jobs.experiment import Experiment, Plan
 from jobs.graph import Job
 from workers import dataset, sources, synthetic
 from workers.bench import Bench

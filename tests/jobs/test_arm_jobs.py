@@ -1,4 +1,4 @@
-"""`jobs.lineage`: each baseline and ablation is exactly these jobs, told these numbers, on these parents."""
+"""`jobs.arm_jobs`: each baseline and ablation is exactly these jobs, told these numbers, on these parents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from jobs.graph import Job
 from jobs.specs import DistilSpec, EvaluateSpec, ExpertsSpec, ForgettingSpec, SelectSpec
-from tests.jobs.test_experiments import pdd, plan_of, refusal, specs
+from tests.jobs.test_experiment import pdd, plan_of, refusal, specs
 
 
 def jobs(plan: Any, kind: type) -> list[Job]:

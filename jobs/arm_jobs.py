@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from jobs.experiments import Arm, Experiment, Plan
+from jobs.experiment import Arm, Experiment, Plan
 from jobs.facts import Facts, split
 from jobs.recipe import Recipe, Resolved, class_of
 from jobs.specs import (

@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
-from jobs.experiments import Arm, Cell, DatasetChoice, Experiment, Plan
+from jobs.experiment import Arm, Cell, DatasetChoice, Experiment, Plan
 from jobs.facts import Facts, split
 from jobs.recipe import Recipe, Scale, Setting, resolve
 from jobs.specs import Architecture, Count, Frozen, Index, Mode

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import tables
+from jobs import table as tables
 from jobs.errors import BadInput
-from jobs.experiments import DatasetChoice
+from jobs.experiment import DatasetChoice
 from jobs.known import KNOWN, KnownFacts
 from jobs.recipe import Scale
 from jobs.specs import EvaluateSpec
-from jobs.tables import Circumstances, Data, Published, TableCell, TablesPlan, fill, load, walk
+from jobs.table import Circumstances, Data, Published, TableCell, TablesPlan, fill, load, walk
 
 PAPER = Path(__file__).resolve().parents[3] / "shared" / "science" / "paper_tables.yaml"
 DATASETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "Tiny-ImageNet": "tiny-imagenet"}

@@ -2,7 +2,7 @@
 
 An experiment names a dataset, a scale, architectures, and *arms*: a selection baseline, a distillation with its
 stages and images per class, or full-data training, each perhaps as one of the paper's ablations. How an arm becomes
-jobs is in `jobs.expansion` and `jobs.lineage`.
+jobs is in `jobs.expansion` and `jobs.arm_jobs`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`jobs.experiments`: what a user writes becomes exactly these jobs, cells and groups, or is refused."""
+"""`jobs.experiment`: what a user writes becomes exactly these jobs, cells and groups, or is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from jobs.documents import validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
-from jobs.experiments import FOLDER, QUICKSTART, Cell, Experiment, Plan, load
+from jobs.experiment import FOLDER, QUICKSTART, Cell, Experiment, Plan, load
 from jobs.graph import Job
 from jobs.specs import DatasetSpec, DistilSpec, EvaluateSpec, ExpertsSpec, FullSpec, SelectSpec
 
