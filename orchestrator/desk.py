@@ -25,7 +25,7 @@ from typing import Any
 
 from jobs.errors import PddError
 from jobs.sweep import Values
-from workers.files import make_folder, names_in, write_file
+from workers.store.files import make_folder, names_in, write_file
 
 POLL_SECONDS = 0.1
 

@@ -15,7 +15,7 @@ from orchestrator import site
 from orchestrator.cluster import Place
 from orchestrator.finding import PACKAGES, Finding
 from orchestrator.ray_cluster import LONGEST_FOLDER
-from workers.store import Store
+from workers.store.store import Store
 
 _FREE_GIB = 5
 _SHM_GIB = 0.5

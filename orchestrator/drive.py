@@ -19,7 +19,7 @@ from orchestrator.ray_cluster import AttachedCluster
 from orchestrator.rendezvous import Rendezvous
 from orchestrator.request import Request, answer
 from orchestrator.state import State
-from workers.store import Store
+from workers.store.store import Store
 
 
 def drive(folder: Path, head: str, address: str) -> int:

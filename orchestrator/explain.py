@@ -13,7 +13,7 @@ from typing import Any
 from jobs.experiment import Plan
 from jobs.graph import Job
 from jobs.keys import differences
-from workers.store import Store
+from workers.store.store import Store
 
 
 @dataclass(frozen=True)

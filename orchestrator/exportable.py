@@ -23,7 +23,7 @@ from jobs.recipe import flat
 from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
 from orchestrator import journal, results
 from orchestrator.explain import sources_of
-from workers.store import Manifest, Store
+from workers.store.store import Manifest, Store
 
 _FOUND_IN_JOURNAL = ("job_done", "job_found", "job_cached")
 _SET_KINDS = ("distil", "select")

@@ -35,8 +35,8 @@ from orchestrator import card, pictures
 from orchestrator.exportable import Exportable, Measured
 from workers import dataset as datasets
 from workers import synthetic
-from workers.files import sha256_of
-from workers.store import Manifest, Store
+from workers.store.files import sha256_of
+from workers.store.store import Manifest, Store
 
 CARD, GRID, PROVENANCE = "README.md", "grid.png", "provenance.json"
 

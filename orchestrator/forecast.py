@@ -19,7 +19,7 @@ from jobs.specs import DistilSpec, ExpertsSpec
 from orchestrator import events
 from orchestrator.plan import Plan
 from orchestrator.state import Course, State, Status, decide
-from workers.store import Store
+from workers.store.store import Store
 
 WORKERS = (1, 4, 16, 64)
 """The sizes for which `plan` prints a makespan."""

@@ -127,7 +127,7 @@ def sweep(
     """Try many experiments that differ in a few fields, and find the best by held-out accuracy."""
     from orchestrator import sweeping
     from orchestrator.request import Request
-    from workers.store import Store
+    from workers.store.store import Store
 
     options = Options.of(context)
     place = options.place()

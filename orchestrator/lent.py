@@ -18,7 +18,7 @@ from orchestrator.batch import Queued, Role, name_of, spoken_use
 from orchestrator.desk import spoken
 from orchestrator.journal import Record
 from orchestrator.squeue import Queue
-from workers.store import Store
+from workers.store.store import Store
 
 POINTER = "slurm.json"
 """In a run's folder: where its SLURM jobs meet."""

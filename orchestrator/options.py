@@ -79,7 +79,7 @@ class Options:
 def asked_of(experiments: list[str] | None, options: Options) -> tuple[Any, Any]:
     """The request answered and the store opened; everything that can be refused is refused here."""
     from orchestrator.request import answer
-    from workers.store import Store
+    from workers.store.store import Store
 
     answered = answer(request_of(experiments, options))
     return answered, Store.open(options.place().store)
@@ -105,7 +105,7 @@ def existing_store(options: Options) -> Any:
     Raises:
         BadInput: there is none; reading commands make no folders.
     """
-    from workers.store import Store
+    from workers.store.store import Store
 
     root = options.place().store
     if not (Store(root).root / "runs").is_dir():

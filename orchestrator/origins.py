@@ -14,7 +14,7 @@ from orchestrator.measured import MeasuredCell
 from orchestrator.page import Entry, Fold, Grid, Line, Prose, Section, entry
 from orchestrator.results import manifest_of
 from orchestrator.sections import RUN_GROUP, job_anchor
-from workers.store import Store
+from workers.store.store import Store
 
 
 def of_cells(table: Table, cells: Sequence[MeasuredCell]) -> Grid:

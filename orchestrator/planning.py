@@ -15,7 +15,7 @@ from orchestrator import forecast as forecasts
 from orchestrator.plan import Plan as Orders
 from orchestrator.request import Asked
 from orchestrator.timeline import duration as duration
-from workers.store import Store
+from workers.store.store import Store
 
 _HOUR = 3600.0
 

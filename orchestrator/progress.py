@@ -30,8 +30,8 @@ from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from orchestrator.results import Reader, label, manifest_of
 from orchestrator.state import BAD, OPEN, WHOLE, State, Status
-from workers.claims import Claim
-from workers.store import Manifest
+from workers.store.claims import Claim
+from workers.store.store import Manifest
 
 BEFORE_STAGES = ("dataset", "forgetting", "select")
 STAGED = ("experts", "distil")

@@ -26,7 +26,7 @@ from orchestrator import budget as budgets
 from orchestrator import forecast
 from orchestrator.plan import Plan as Orders
 from orchestrator.planning import duration
-from workers.store import Store
+from workers.store.store import Store
 
 SIZES = (1, 4, 16, 64, 256)
 """The numbers of workers for which a makespan is simulated."""

@@ -43,7 +43,7 @@ from orchestrator.results import (
 )
 from orchestrator.sections import image_grid, made_with, provenance, put, timing
 from orchestrator.timeline import Record, failures
-from workers.store import Store
+from workers.store.store import Store
 
 REPORT, HTML = "report.md", "report.html"
 FILES = (

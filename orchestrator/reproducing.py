@@ -28,7 +28,7 @@ from orchestrator.request import Asked
 from orchestrator.state import State
 from orchestrator.table_request import AskedTables
 from orchestrator.timeline import failures
-from workers.store import Store
+from workers.store.store import Store
 
 STARTING = 6.0
 """Seconds from a run's begin until its workers take their first jobs: Ray's start and the import of torch."""

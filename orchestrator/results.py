@@ -22,7 +22,7 @@ from jobs.errors import Damaged
 from jobs.experiment import SELECTIONS, Cell, Plan
 from jobs.graph import Job
 from jobs.specs import DistilSpec, EvaluateSpec
-from workers.store import Manifest
+from workers.store.store import Manifest
 
 SCALES = {
     "paper": "scale: paper: the published settings; `explain` prints each number with its source",

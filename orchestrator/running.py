@@ -36,8 +36,8 @@ from orchestrator.ray_pool import RayPool
 from orchestrator.request import Asked, Request
 from orchestrator.state import State, Status
 from orchestrator.status import runs, status
-from workers.claims import Claim, Claims
-from workers.store import Store
+from workers.store.claims import Claim, Claims
+from workers.store.store import Store
 
 
 @dataclass(frozen=True)

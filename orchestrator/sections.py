@@ -17,7 +17,7 @@ from jobs.specs import SPECS
 from orchestrator.page import Block, Command, Entry, Fold, Grid, Line, Picture, Prose, Section
 from orchestrator.results import manifest_of
 from orchestrator.timeline import Record, Span, Timeline, duration
-from workers.store import Manifest, Store
+from workers.store.store import Manifest, Store
 
 PICTURES = "set.parquet"
 RUN_GROUP = "Run"

@@ -39,7 +39,7 @@ from orchestrator.node import Node, Offer, start_child, wait_for
 from orchestrator.rendezvous import Head, Rendezvous, difference, versions
 from orchestrator.squeue import Queue, outside_a_job
 from workers.shift import Shift
-from workers.store import Store
+from workers.store.store import Store
 
 LOOK = 0.5
 """Seconds between two looks of a job at its children."""

@@ -21,8 +21,8 @@ from jobs.keys import kind_of
 from orchestrator import journal
 from orchestrator.journal import Record
 from orchestrator.lent import Lent
-from workers.claims import Claim, Claims
-from workers.store import Store
+from workers.store.claims import Claim, Claims
+from workers.store.store import Store
 
 STATES = ("blocked", "ready", "running", "done", "cached", "failed", "skipped")
 _STATUS_OF = {

@@ -29,7 +29,7 @@ from orchestrator.journal import Journal
 from orchestrator.lent import POINTER, Lent
 from orchestrator.rendezvous import Rendezvous, write_private
 from orchestrator.request import Request
-from workers.store import Store
+from workers.store.store import Store
 
 if TYPE_CHECKING:
     from orchestrator.table_request import Request as TablesRequest

@@ -15,7 +15,7 @@ from typing import Any
 from jobs.sweep import Values
 from orchestrator.results import manifest_of
 from orchestrator.trials import Standing, jobs_up_to
-from workers.store import Store
+from workers.store.store import Store
 
 
 @dataclass(frozen=True)

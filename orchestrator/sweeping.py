@@ -39,7 +39,7 @@ from orchestrator.sweep import DESK, TuneCluster, check_searcher
 from orchestrator.sweep_rows import Row
 from orchestrator.sweep_rows import rows as rows_of
 from orchestrator.trials import Trial, Trials, make_trial, merge
-from workers.store import Store
+from workers.store.store import Store
 
 DOCUMENT = "sweep.json"
 """In the report: what `sweep --json` prints, for whoever follows from elsewhere."""

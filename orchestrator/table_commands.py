@@ -63,7 +63,7 @@ def reproduce(
     """Fill the paper's tables and figures: one graph, one run, one report beside the published numbers."""
     from jobs import table
     from orchestrator import reproducing, table_request
-    from workers.store import Store
+    from workers.store.store import Store
 
     options = Options.of(context)
     if not names and not everything:
@@ -92,7 +92,7 @@ def are_tables(names: list[str] | None, everything: bool) -> bool:
 def plan_tables(names: list[str] | None, everything: bool, budget: str | None, options: Options) -> None:
     """Show what tables would compute, share and take; datasets that are not here are planned with, too."""
     from orchestrator import quote, table_request
-    from workers.store import Store
+    from workers.store.store import Store
 
     place, request = options.place(), _request(names, everything, budget, options)
     asked = table_request.ask(request, imagined=True)
@@ -103,7 +103,7 @@ def plan_tables(names: list[str] | None, everything: bool, budget: str | None, o
 def report_tables(names: list[str] | None, everything: bool, out: Path, options: Options) -> None:
     """Write the report of what the store has for tables."""
     from orchestrator import reproducing, table_request
-    from workers.store import Store
+    from workers.store.store import Store
 
     asked, opened = table_request.ask(_request(names, everything, None, options)), Store.open(options.place().store)
     paths = reproducing.write_report(out, asked, opened, None, command_line())

@@ -44,7 +44,7 @@ from orchestrator.page import (
 from orchestrator.results import manifest_of
 from orchestrator.sections import environment, image_grid, provenance, put, timing
 from orchestrator.timeline import Record, Timeline, duration
-from workers.store import Store
+from workers.store.store import Store
 
 REPORT, HTML = "report.md", "report.html"
 TITLE = "Progressive dataset distillation: tables and figures, measured"

@@ -31,7 +31,7 @@ from orchestrator.journal import Journal
 from orchestrator.plan import Plan as Orders
 from orchestrator.request import assign, planned
 from orchestrator.state import BAD, WHOLE, State, Status
-from workers.store import Store
+from workers.store.store import Store
 
 HOUR = 3600.0
 

@@ -16,8 +16,8 @@ from jobs.errors import BadInput
 from orchestrator import journal
 from orchestrator.results import manifest_of
 from orchestrator.status import runs, status
-from workers.claims import Claims
-from workers.store import Store
+from workers.store.claims import Claims
+from workers.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_a_cluster_library_is_imported_only_where_it_is_allowed(library: str, al
 
 
 def test_the_store_imports_without_torch() -> None:
-    assert brought_along(ROOT, ["workers.store"], {"torch"}) == {}
+    assert brought_along(ROOT, ["workers.store.store"], {"torch"}) == {}
 
 
 @pytest.fixture

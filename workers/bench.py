@@ -18,10 +18,10 @@ import torch
 from jobs.errors import Yielded
 from jobs.graph import Job
 from jobs.keys import seed_from
-from workers.checkpoints import Checkpoints
 from workers.process import device_of_choice
 from workers.shift import Shift
-from workers.store import Store
+from workers.store.checkpoints import Checkpoints
+from workers.store.store import Store
 
 _LOOK_SECONDS = 0.5
 """How often the stop file is looked for: often enough for a person, rare enough for a network file system."""

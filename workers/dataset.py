@@ -29,7 +29,7 @@ from jobs.errors import BadInput
 from jobs.specs import DatasetSpec
 from workers import preprocess, sources
 from workers.bench import Bench
-from workers.store import Store
+from workers.store.store import Store
 
 SPLITS = ("train", "validation", "test")
 TRANSFORM = "transform.npz"

@@ -28,7 +28,7 @@ from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
 from jobs.specs import DistilSpec
 from workers import dataset as datasets
-from workers import forgetting, formation, synthetic, trajectories
+from workers import forgetting, formation, synthetic
 from workers.bench import Bench
 from workers.centroids import representatives
 from workers.chain import Starts
@@ -38,6 +38,7 @@ from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import rows_by_class
 from workers.networks import Network, load_flat
 from workers.selection import random_per_class
+from workers.store import trajectories
 from workers.students import build_network, fit, trainer_for
 from workers.synthetic import SyntheticSet
 from workers.training import accuracy

@@ -22,12 +22,12 @@ from jobs.graph import Job
 from jobs.specs import Kind
 from workers import dataset, distil, evaluation, experts, forgetting, selection
 from workers.bench import Bench
-from workers.checkpoints import Checkpoints
-from workers.claims import Claims, Held
-from workers.files import make_folder
 from workers.process import device_of_choice
 from workers.shift import Shift
-from workers.store import Store
+from workers.store.checkpoints import Checkpoints
+from workers.store.claims import Claims, Held
+from workers.store.files import make_folder
+from workers.store.store import Store
 
 Work = Callable[[Bench, Path], dict[str, Any]]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from workers import formation
 from workers.preprocess import Affine, Zca
-from workers.store import Store
+from workers.store.store import Store
 
 EXACT = "set.arrow"
 PICTURES = "set.parquet"

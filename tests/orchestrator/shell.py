@@ -21,7 +21,7 @@ from typing import Any
 
 from orchestrator import journal
 from orchestrator.journal import Record
-from workers.store import Manifest, Store
+from workers.store.store import Manifest, Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 800.0

@@ -12,7 +12,7 @@ from orchestrator import tables_report
 from orchestrator.measured import MeasuredCell
 from tests.orchestrator.test_report import half_done, journal
 from tests.orchestrator.test_results import cell_of
-from workers.store import Store
+from workers.store.store import Store
 
 COMMAND = "pdd reproduce sample --scale tiny --dataset digits"
 EVIL = "<script>alert('x')</script> & \"quotes\""

@@ -14,7 +14,7 @@ from orchestrator.card import Contents
 from orchestrator.exportable import Chain, Exportable, Measured
 from workers import networks, preprocess
 from workers.augmentation import Augmentation, cutmix
-from workers.store import Manifest
+from workers.store.store import Manifest
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.contrasts import contrasts, paired
 from orchestrator.report import write
 from tests.orchestrator.test_results import demo_plan, put
-from workers.store import Store
+from workers.store.store import Store
 
 
 def test_paired_is_students_t_on_the_differences() -> None:

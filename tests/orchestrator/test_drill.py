@@ -23,8 +23,8 @@ import pytest
 from jobs.keys import kind_of
 from orchestrator.journal import Record
 from tests.orchestrator.shell import Shell, shell_in, wait_for
-from workers.claims import Claim, Claims
-from workers.store import Store
+from workers.store.claims import Claim, Claims
+from workers.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from orchestrator.explain import Explanation, explain, sources_of
 from orchestrator.request import Asked, Request, answer
-from workers.store import Store
+from workers.store.store import Store
 
 
 def tiny(*settings: str) -> Asked:

@@ -11,7 +11,7 @@ from jobs.graph import Graph
 from orchestrator.forecast import makespan, prices, to_run
 from orchestrator.plan import Plan
 from orchestrator.request import Request, answer
-from workers.store import Store
+from workers.store.store import Store
 
 
 def plan_of(parents: Mapping[str, str], seconds: Mapping[str, float], wanted: str = "", **fields: Any) -> Plan:

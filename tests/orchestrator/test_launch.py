@@ -19,7 +19,7 @@ from orchestrator import launch
 from orchestrator.cluster import FILE
 from orchestrator.journal import NAME, Journal
 from tests.orchestrator.shell import shell_in
-from workers.store import Store
+from workers.store.store import Store
 
 
 @dataclass(frozen=True)

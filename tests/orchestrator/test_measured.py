@@ -10,7 +10,7 @@ from jobs.experiment import DatasetChoice
 from jobs.known import KNOWN
 from jobs.table import Circumstances, Data, Published, TablesPlan, fill, load
 from orchestrator.measured import MeasuredCell, differs, interval, measure
-from workers.store import Store
+from workers.store.store import Store
 
 
 def tables(instead: str = "", absent: str = "") -> TablesPlan:

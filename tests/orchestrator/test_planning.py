@@ -11,7 +11,7 @@ from rich.console import Console
 from jobs.experiment import FOLDER
 from orchestrator.planning import Forecast, duration, forecast
 from orchestrator.request import Asked, Request, answer
-from workers.store import Store
+from workers.store.store import Store
 
 
 def tiny(*settings: str) -> Asked:

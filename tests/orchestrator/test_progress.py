@@ -23,8 +23,8 @@ from orchestrator.progress import (
 )
 from orchestrator.state import JobState, State, Status
 from tests.orchestrator.test_results import cell_of, demo_plan, put
-from workers.claims import Claim
-from workers.store import Store
+from workers.store.claims import Claim
+from workers.store.store import Store
 
 
 @pytest.fixture

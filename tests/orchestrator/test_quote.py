@@ -13,7 +13,7 @@ from jobs.known import KnownFacts
 from jobs.table import Circumstances, Data, TablesPlan, fill, load
 from orchestrator.quote import Quote, machine_of, quote
 from workers import speed
-from workers.store import Store
+from workers.store.store import Store
 
 DIGITS = KnownFacts("digits", 1, 8, 8, tuple("0123456789"), (131,) * 10)
 

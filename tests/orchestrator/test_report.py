@@ -23,7 +23,7 @@ from orchestrator.timeline import Timeline, failures
 from tests.orchestrator.test_results import cell_of, demo_plan, measure, put
 from workers import synthetic
 from workers.preprocess import Affine
-from workers.store import Store
+from workers.store.store import Store
 from workers.synthetic import SyntheticSet
 
 ROOT = Path(__file__).resolve().parents[2]

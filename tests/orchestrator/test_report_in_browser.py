@@ -13,7 +13,7 @@ from orchestrator import report
 from tests.orchestrator import tables_sample
 from tests.orchestrator.chromium import Tab, chromium, program
 from tests.orchestrator.test_report import COMMAND, half_done
-from workers.store import Store
+from workers.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 

@@ -22,7 +22,7 @@ from orchestrator.reproducing import STARTING, bought, commands, run_name
 from orchestrator.table_request import AskedTables, Request, ask
 from tests.orchestrator.shell import Ended, Shell, shell_in
 from tests.orchestrator.test_slurm import Programs
-from workers.store import Store
+from workers.store.store import Store
 
 
 def rehearsal(*names: str, **changes: Any) -> AskedTables:

@@ -19,7 +19,7 @@ from orchestrator.results import (
     stage_results,
     tabulate,
 )
-from workers.store import Store
+from workers.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from orchestrator.request import Request, answer
 from orchestrator.status import status
 from tests.orchestrator.schedule import before_their_parents, overtaken, too_many_at_once
 from tests.orchestrator.shell import Ended, Shell, shell_in
-from workers.store import Store
+from workers.store.store import Store
 
 pytestmark = pytest.mark.timeout(900)
 

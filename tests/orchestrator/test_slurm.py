@@ -21,7 +21,7 @@ from orchestrator.lent import HeadGone, Lent
 from orchestrator.rendezvous import ALL, Head, Rendezvous, difference, versions
 from orchestrator.slurm import NotSubmitted
 from orchestrator.squeue import Queue, ask, outside_a_job
-from workers.store import Store
+from workers.store.store import Store
 
 SPEC = SlurmClusterSpec(kind="slurm", max_workers=10)
 

@@ -15,8 +15,8 @@ from jobs.errors import BadInput
 from orchestrator import status as standing
 from orchestrator.journal import NAME, RECORDS, Journal, Record
 from orchestrator.status import RunStatus, chosen_run, from_records, log_of, runs
-from workers.claims import Claim, Claims
-from workers.store import Store
+from workers.store.claims import Claim, Claims
+from workers.store.store import Store
 
 ORIGIN: dict[str, Any] = {
     "run": "r", "command": "pdd run tiny", "experiments": ["tiny"], "store": "s", "workers": 2, "versions": {},

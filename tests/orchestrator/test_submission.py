@@ -23,7 +23,7 @@ from orchestrator.status import status
 from orchestrator.sweep_rows import Row
 from orchestrator.sweeping import AskedSweep, seconds_driven
 from tests.orchestrator.test_slurm import Programs
-from workers.store import Store
+from workers.store.store import Store
 
 BASE = {
     "dataset": "digits",

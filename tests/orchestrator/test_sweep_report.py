@@ -22,7 +22,7 @@ from orchestrator.sweep_report import table, write
 from orchestrator.sweep_rows import Row, rows
 from orchestrator.trials import Standing, make_trial
 from tests.orchestrator.test_trials import BASE
-from workers.store import Store
+from workers.store.store import Store
 
 GRID = {
     "stages": {"path": "arms.0.stages", "grid": [1, 2]},

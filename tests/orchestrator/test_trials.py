@@ -24,7 +24,7 @@ from orchestrator.plan import Allowances
 from orchestrator.pool import InProcessPool
 from orchestrator.request import Request, answer
 from orchestrator.trials import Trials, jobs_up_to, make_trial
-from workers.store import Store
+from workers.store.store import Store
 
 BASE: dict[str, Any] = {
     "name": "base",

@@ -16,8 +16,8 @@ from orchestrator import launch, upkeep
 from orchestrator.journal import Journal
 from orchestrator.request import Request, answer
 from tests.workers.workshop import Workshop
-from workers.claims import Claims
-from workers.store import Store
+from workers.store.claims import Claims
+from workers.store.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from workers import dataset, preprocess, sources
 from workers.bench import Bench
 from workers.execute import perform
 from workers.sources import Source
-from workers.store import Store
+from workers.store.store import Store
 
 
 @pytest.fixture(scope="module")

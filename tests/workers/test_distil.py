@@ -23,7 +23,7 @@ from workers.execute import perform
 from workers.matching import ENGINES
 from workers.methods import mtt
 from workers.networks import flatten
-from workers.store import Store
+from workers.store.store import Store
 from workers.synthetic import EXACT, SyntheticSet
 from workers.training import Trainer
 

@@ -20,12 +20,12 @@ from jobs.specs import SPECS
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers import execute as module
 from workers.bench import Bench
-from workers.claims import Claims
 from workers.execute import Ended, execute
-from workers.files import full_disk_explained
-from workers.store import Store
+from workers.store.claims import Claims
+from workers.store.files import full_disk_explained
+from workers.store.store import Store
+from workers.store.trajectories import TRAJECTORIES
 from workers.synthetic import EXACT
-from workers.trajectories import TRAJECTORIES
 
 RUN = "run1"
 

@@ -21,9 +21,9 @@ from workers.bench import Bench
 from workers.execute import perform
 from workers.forgetting import COUNTS, partitioned, read_counts
 from workers.networks import Network, build, flatten, load_flat
+from workers.store.trajectories import CORRECTNESS, read_correctness
 from workers.synthetic import SyntheticSet
 from workers.training import Optimiser, Schedule, Trainer, accuracy
-from workers.trajectories import CORRECTNESS, read_correctness
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from workers.bench import Bench
 from workers.distil import StageRun
 from workers.forgetting import COUNTS, count_events, levels_of, read_counts, write_counts
 from workers.networks import build
+from workers.store.trajectories import CORRECTNESS, read_correctness
 from workers.training import Optimiser, Schedule, Trainer
-from workers.trajectories import CORRECTNESS, read_correctness
 
 STREAM = np.array(
     # presentations 1 to 4, downwards; one image a column

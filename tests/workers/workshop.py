@@ -16,9 +16,9 @@ from workers import dataset, sources, synthetic
 from workers.bench import Bench
 from workers.dataset import Dataset
 from workers.execute import perform
-from workers.store import Manifest, Store
+from workers.store.store import Manifest, Store
+from workers.store.trajectories import TRAJECTORIES, Trajectories
 from workers.synthetic import SyntheticSet
-from workers.trajectories import TRAJECTORIES, Trajectories
 
 CPU = torch.device("cpu")
 ONE_STAGE = {"method": "mtt", "ipc_per_stage": 1}

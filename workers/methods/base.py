@@ -22,8 +22,8 @@ from workers.chain import Starts
 from workers.dataset import Split
 from workers.networks import Network
 from workers.preprocess import Affine, Zca
+from workers.store.trajectories import Trajectories
 from workers.synthetic import SyntheticSet
-from workers.trajectories import Trajectories
 
 Arrays = dict[str, NDArray[Any]]
 _BUFFERS = {"new": "optimiser/", "earlier": "earlier_optimiser/"}

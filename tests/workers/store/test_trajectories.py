@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from workers.trajectories import CORRECTNESS, TRAJECTORIES, Trajectories, read_correctness, write
+from workers.store.trajectories import CORRECTNESS, TRAJECTORIES, Trajectories, read_correctness, write
 
 EPOCHS, SIZE = 3, 17
 

@@ -1,4 +1,4 @@
-"""`workers.store`: whole or absent, whatever is killed; damage found; the first writer wins."""
+"""`workers.store.store`: whole or absent, whatever is killed; damage found; the first writer wins."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 from jobs.errors import BadInput, Damaged
-from workers.claims import Process
-from workers.store import FileRecord, Manifest, Store, digest_of
+from workers.store.claims import Process
+from workers.store.store import FileRecord, Manifest, Store, digest_of
 
 KEY = "distil-demo-0123456789abcdef"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 ENDLESS_WRITER = """
 import itertools, sys
@@ -174,7 +174,7 @@ def test_opening_finds_out_that_nothing_can_be_written(tmp_path: Path, monkeypat
     def read_only(path: Path, content: bytes) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr("workers.store.write_file", read_only)
+    monkeypatch.setattr("workers.store.store.write_file", read_only)
     with pytest.raises(BadInput, match="Read-only file system"):
         Store.open(tmp_path / "store")
 
@@ -489,7 +489,7 @@ def test_many_threads_that_find_the_same_damage_end_with_one_whole_artifact(stor
 
 def test_looking_in_the_store_imports_neither_torch_nor_pyarrow() -> None:
     program = (
-        "import sys, workers.store, workers.claims, workers.checkpoints\n"
+        "import sys, workers.store.store, workers.store.claims, workers.store.checkpoints\n"
         "print({'torch', 'pyarrow', 'ray'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

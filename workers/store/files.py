@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from workers.claims import Process
+from workers.store.claims import Process
 
 
 def make_folder(path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.files import full_disk_explained, make_folder, sha256_of, sync_folder, temporary_path
+from workers.store.files import full_disk_explained, make_folder, sha256_of, sync_folder, temporary_path
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""`workers.claims`: the living keep what they claim, the dead are succeeded by exactly one."""
+"""`workers.store.claims`: the living keep what they claim, the dead are succeeded by exactly one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from workers.claims import Claim, Claims, Held, Process
+from workers.store.claims import Claim, Claims, Held, Process
 
 KEY = "distil-demo-0123456789abcdef"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 HOLDER = """
 import sys, time

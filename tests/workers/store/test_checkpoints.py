@@ -1,4 +1,4 @@
-"""`workers.checkpoints`: bit for bit, the last two, and a torn one is not believed."""
+"""`workers.store.checkpoints`: bit for bit, the last two, and a torn one is not believed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from workers.checkpoints import Checkpoints
-from workers.store import Store
+from workers.store.checkpoints import Checkpoints
+from workers.store.store import Store
 
 KEY = "distil-demo-0123456789abcdef"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 ENDLESS_SAVER = """
 import itertools, sys

@@ -3,7 +3,7 @@
     objects/<kind>/<key>/    one artifact: data files and manifest.json
     quarantine/              damaged artifacts, each with a why.txt
     tmp/                     what is being written, named after the process that writes it
-    claims/  checkpoints/    see `workers.claims` and `workers.checkpoints`
+    claims/  checkpoints/    see `workers.store.claims` and `workers.store.checkpoints`
     runs/<run>/              journals and logs of a run
 
 TRUTH: an artifact is what its manifest says it is. It is written in a temporary folder and fsynced, the
@@ -13,7 +13,7 @@ digests. What does not match is moved to the quarantine and is absent from then 
 system is raised, not taken for damage. Files are 0600, folders 0700, and nothing is pickled.
 
 Left out: what the data files contain, when to compute, and stores that are not local folders. That this one
-is local is known to `workers.files`, to the last section and to the renames in `Store.quarantine` and
+is local is known to `workers.store.files`, to the last section and to the renames in `Store.quarantine` and
 `Store._publish`; there a store on pyarrow.fs would differ.
 """
 
@@ -42,8 +42,8 @@ from uuid import uuid4
 
 from jobs.errors import BadInput, Damaged
 from jobs.keys import kind_of
-from workers.claims import Process
-from workers.files import (
+from workers.store.claims import Process
+from workers.store.files import (
     full_disk_explained,
     make_folder,
     names_in,
