@@ -31,7 +31,7 @@ from jobs.errors import BadInput
 from orchestrator import reaper
 from orchestrator.ray_cluster import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
 from orchestrator.rendezvous import write_private
-from workers.shift import Shift
+from workers.runtime.time_limit import Shift
 
 PREFIX = "pdd-node-"
 OWNER = "owner"

@@ -23,7 +23,7 @@ from orchestrator.events import LeaveReason
 from orchestrator.pool import EXECUTE, Answer, Joined, Left, PoolBroken, PoolEvent, Said, perform, resolve
 from orchestrator.ray_cluster import SLOT, Cluster, NodeUse, brief
 from orchestrator.rendezvous import versions as our_versions
-from workers.shift import Shift
+from workers.runtime.time_limit import Shift
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the list of nodes."""
@@ -233,7 +233,7 @@ class SlotWorker:
 
 def _settle_on_machine() -> None:
     try:
-        prepare = resolve("workers.process.prepare_process")
+        prepare = resolve("workers.runtime.process.prepare_process")
     except ModuleNotFoundError:  # a node that runs something else than our jobs, as the tests do
         return
     prepare()

@@ -38,7 +38,7 @@ from orchestrator.driver import HEAD_MOVES, STOP, StopFile
 from orchestrator.node import Node, Offer, start_child, wait_for
 from orchestrator.rendezvous import Head, Rendezvous, difference, versions
 from orchestrator.squeue import Queue, outside_a_job
-from workers.shift import Shift
+from workers.runtime.time_limit import Shift
 from workers.store.store import Store
 
 LOOK = 0.5

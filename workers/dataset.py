@@ -28,7 +28,7 @@ from torch import Tensor
 from jobs.errors import BadInput
 from jobs.specs import DatasetSpec
 from workers import preprocess, sources
-from workers.bench import Bench
+from workers.runtime.context import Bench
 from workers.store.store import Store
 
 SPLITS = ("train", "validation", "test")

@@ -29,7 +29,6 @@ from jobs.keys import seed_from
 from jobs.specs import DistilSpec
 from workers import dataset as datasets
 from workers import forgetting, formation, synthetic
-from workers.bench import Bench
 from workers.centroids import representatives
 from workers.chain import Starts
 from workers.dataset import Split
@@ -37,6 +36,7 @@ from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import rows_by_class
 from workers.networks import Network, load_flat
+from workers.runtime.context import Bench
 from workers.selection import random_per_class
 from workers.store import trajectories
 from workers.students import build_network, fit, trainer_for

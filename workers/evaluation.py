@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 from jobs.specs import EvaluateSpec, FullSpec, Mode
 from workers import continual, synthetic
 from workers import dataset as datasets
-from workers.bench import Bench
 from workers.dataset import Dataset
 from workers.networks import Network, load_flat
+from workers.runtime.context import Bench
 from workers.store import trajectories
 from workers.students import build_network, fit, trainer_for
 from workers.synthetic import SyntheticSet

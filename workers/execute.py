@@ -21,9 +21,9 @@ from jobs.errors import BadInput, Damaged, Diverged, Yielded
 from jobs.graph import Job
 from jobs.specs import Kind
 from workers import dataset, distil, evaluation, experts, forgetting, selection
-from workers.bench import Bench
-from workers.process import device_of_choice
-from workers.shift import Shift
+from workers.runtime.context import Bench
+from workers.runtime.process import device_of_choice
+from workers.runtime.time_limit import Shift
 from workers.store.checkpoints import Checkpoints
 from workers.store.claims import Claims, Held
 from workers.store.files import make_folder

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from jobs.specs import ExpertsSpec
 from workers import dataset as datasets
 from workers import forgetting, synthetic
-from workers.bench import Bench
 from workers.chain import learned_from, link
 from workers.dataset import Dataset, Split
 from workers.networks import Network, flatten, load_flat
+from workers.runtime.context import Bench
 from workers.store import trajectories
 from workers.students import build_network, fit, trainer_for
 from workers.training import EpochStats, accuracy

@@ -24,9 +24,9 @@ from torch import Tensor
 from jobs.specs import NetworkSpec, SelectSpec
 from workers import dataset as datasets
 from workers import forgetting, synthetic
-from workers.bench import Bench
 from workers.dataset import Dataset
 from workers.networks import load_flat
+from workers.runtime.context import Bench
 from workers.store import trajectories
 from workers.students import build_network
 from workers.synthetic import SyntheticSet

@@ -18,8 +18,8 @@ from jobs.graph import Job
 from jobs.specs import DatasetSpec
 from tests.workers.workshop import CPU, ONE_STAGE, TWO_STAGES, Workshop, changed, plan_of
 from workers import dataset, preprocess, sources
-from workers.bench import Bench
 from workers.execute import perform
+from workers.runtime.context import Bench
 from workers.sources import Source
 from workers.store.store import Store
 

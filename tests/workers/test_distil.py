@@ -17,12 +17,12 @@ from jobs.errors import Diverged, Yielded
 from jobs.graph import Job
 from tests.workers.workshop import PUBLISHED, THREE_STAGES, TWO_STAGES, Workshop, changed
 from workers import distil, synthetic
-from workers.bench import Bench
 from workers.distil import HISTORY, StageRun
 from workers.execute import perform
 from workers.matching import ENGINES
 from workers.methods import mtt
 from workers.networks import flatten
+from workers.runtime.context import Bench
 from workers.store.store import Store
 from workers.synthetic import EXACT, SyntheticSet
 from workers.training import Trainer
@@ -156,7 +156,7 @@ def again(bench: Bench) -> list[int]:
 def test_a_stage_that_yields_goes_on_bit_for_bit(
     form: str, iteration: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.bench._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("workers.runtime.context._LOOK_SECONDS", 0.0)
     origin: Workshop = request.getfixturevalue(form)
     job = origin.job("distil", stage=2)
     undisturbed = origin.store.manifest(job.key)

@@ -13,10 +13,10 @@ from jobs.errors import Yielded
 from jobs.specs import ImageOptimiserSpec
 from tests.workers.workshop import Workshop
 from workers import distil, synthetic
-from workers.bench import Bench
 from workers.distil import StageRun
 from workers.execute import perform
 from workers.methods.base import Pixels
+from workers.runtime.context import Bench
 from workers.synthetic import EARLIER, SyntheticSet
 
 ARM: dict[str, Any] = {"method": "mtt", "stages": 3, "ipc_per_stage": 1, "earlier_rate": 0.1}

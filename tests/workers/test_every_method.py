@@ -11,9 +11,9 @@ import torch
 from jobs.graph import Job
 from tests.workers.workshop import Workshop, changed
 from workers import chain, experts, synthetic
-from workers.bench import Bench
 from workers.distil import StageRun
 from workers.execute import perform
+from workers.runtime.context import Bench
 from workers.synthetic import EXACT, SyntheticSet
 
 METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa")

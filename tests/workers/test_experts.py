@@ -17,10 +17,10 @@ from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
 from workers import experts
 from workers.augmentation import Augmentation
-from workers.bench import Bench
 from workers.execute import perform
 from workers.forgetting import COUNTS, partitioned, read_counts
 from workers.networks import Network, build, flatten, load_flat
+from workers.runtime.context import Bench
 from workers.store.trajectories import CORRECTNESS, read_correctness
 from workers.synthetic import SyntheticSet
 from workers.training import Optimiser, Schedule, Trainer, accuracy
@@ -191,7 +191,7 @@ def starts_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_cohort_that_yields_keeps_its_finished_experts_and_ends_the_same(
     stage: int, together: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.bench._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("workers.runtime.context._LOOK_SECONDS", 0.0)
     workshop, job = together.copy(tmp_path), together.job("experts", stage=stage)
     workshop.store.quarantine(job.key, "to be made again")
     bench = workshop.bench(job)

@@ -16,10 +16,10 @@ from jobs.keys import seed_from
 from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import ONE_STAGE, Workshop, changed
 from workers import forgetting
-from workers.bench import Bench
 from workers.distil import StageRun
 from workers.forgetting import COUNTS, count_events, levels_of, read_counts, write_counts
 from workers.networks import build
+from workers.runtime.context import Bench
 from workers.store.trajectories import CORRECTNESS, read_correctness
 from workers.training import Optimiser, Schedule, Trainer
 

@@ -13,9 +13,9 @@ from jobs.expansion import expand
 from jobs.experiment import Experiment, Plan
 from jobs.graph import Job
 from workers import dataset, sources, synthetic
-from workers.bench import Bench
 from workers.dataset import Dataset
 from workers.execute import perform
+from workers.runtime.context import Bench
 from workers.store.store import Manifest, Store
 from workers.store.trajectories import TRAJECTORIES, Trajectories
 from workers.synthetic import SyntheticSet

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from workers.process import device_of_choice, keep_freed_pages, prepare_process
+from workers.runtime.process import device_of_choice, keep_freed_pages, prepare_process
 
 
 @pytest.fixture(autouse=True)

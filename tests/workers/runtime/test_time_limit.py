@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from workers import shift
-from workers.shift import Shift
+from workers.runtime import time_limit
+from workers.runtime.time_limit import Shift
 
 
 def test_without_its_variables_a_shift_never_ends() -> None:
@@ -47,7 +47,7 @@ def test_a_shift_is_over_when_its_time_is_or_when_it_is_ended(tmp_path: Path) ->
 def test_work_begins_only_if_it_fits_or_the_shift_is_fresh(
     began: float, ends: float, seconds: float, room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shift.time, "time", lambda: 1000.0)
+    monkeypatch.setattr(time_limit.time, "time", lambda: 1000.0)
     assert Shift(1000.0 + began, 1000.0 + ends).has_room_for(seconds) is room
 
 

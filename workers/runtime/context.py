@@ -18,8 +18,8 @@ import torch
 from jobs.errors import Yielded
 from jobs.graph import Job
 from jobs.keys import seed_from
-from workers.process import device_of_choice
-from workers.shift import Shift
+from workers.runtime.process import device_of_choice
+from workers.runtime.time_limit import Shift
 from workers.store.checkpoints import Checkpoints
 from workers.store.store import Store
 
