@@ -1,6 +1,6 @@
 """What must be known of a dataset before a graph can be made, and what can be asked of such a dataset.
 
-`workers.sources.inspect` finds the facts out; this package only reads them, so any object with these fields
+`workers.data.sources.inspect` finds the facts out; this package only reads them, so any object with these fields
 will do. Left out: the images.
 """
 

@@ -21,8 +21,8 @@ from jobs.keys import seed_from
 from jobs.specs import NetworkSpec
 from orchestrator.exportable import Exportable, Measured
 from orchestrator.results import SCALES
-from workers.preprocess import Affine, Zca
-from workers.sources import LICENCES
+from workers.data.preprocess import Affine, Zca
+from workers.data.sources import LICENCES
 from workers.students import schedule_of
 
 UNKNOWN_SCALE = "scale: not known, since the set was exported by its key; never take it for a reproduction of the paper"

@@ -33,8 +33,8 @@ from torch import Tensor
 from jobs.errors import BadInput
 from orchestrator import card, pictures
 from orchestrator.exportable import Exportable, Measured
-from workers import dataset as datasets
-from workers import synthetic
+from workers.data import dataset as datasets
+from workers.data import synthetic_set
 from workers.store.files import sha256_of
 from workers.store.store import Manifest, Store
 
@@ -137,7 +137,7 @@ def _fill(folder: Path, made: Exportable, store: Store, with_test: bool) -> card
     key = made.dataset.key
     transform = datasets.read_transform(store.path(key, datasets.TRANSFORM))
     tested, answers, class_names = datasets.read_split(store.path(key, "test.arrow"))
-    sets = synthetic.newest(store, [one.key for one in made.sets])
+    sets = synthetic_set.newest(store, [one.key for one in made.sets])
     stages = [_Stage(*one.expanded(), one.step_size) for one in sets]
     pixels = [(transform.inverse(one.images), one.labels) for one in stages]
     _write_pictures(folder / "data" / "train.parquet", pixels, class_names, first=1)
@@ -164,7 +164,7 @@ def _write_pictures(
     path: Path, stages: Sequence[tuple[Tensor, Tensor]], class_names: Sequence[str], *, first: int
 ) -> None:
     """Pixels in [0, 1] and labels, stage after stage; `stage` counts from `first`, 0 being real images."""
-    tables = [synthetic.picture_table(images, labels, class_names) for images, labels in stages]
+    tables = [synthetic_set.picture_table(images, labels, class_names) for images, labels in stages]
     numbers = np.repeat(np.arange(first, first + len(tables)), [len(table) for table in tables])
     table = pa.concat_tables(tables).append_column("stage", pa.array(numbers, pa.int64()))
     described = json.loads(tables[0].schema.metadata[b"huggingface"])

@@ -21,7 +21,7 @@ from jobs.experiment import DatasetChoice, Experiment, Plan, load
 from jobs.graph import Job
 from jobs.recipe import Recipe
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
-from workers import sources
+from workers.data import sources
 
 QUICKSTART = "quickstart"
 
@@ -164,7 +164,7 @@ def inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
 
 def methods_fit(plan: Plan, place: str) -> None:
     """The base methods' own numbers and the names of normalisations, which `jobs` cannot know."""
-    from workers import preprocess  # with what follows it takes torch along, which a plan of tables does without
+    from workers.data import preprocess  # with what follows it takes torch along, which a plan of tables does without
     from workers.methods import method_named, settings_for
 
     known = {"measured", "unit", "zca", *preprocess.CONSTANTS}

@@ -18,8 +18,8 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from workers.data.preprocess import Affine, Zca
 from workers.networks import Network
-from workers.preprocess import Affine, Zca
 
 BATCH = 512
 """Images embedded at a time."""

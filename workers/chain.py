@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from jobs.specs import TransitionSpec
-from workers import synthetic
+from workers.data import synthetic_set
+from workers.data.synthetic_set import SyntheticSet
 from workers.networks import Network, flatten, load_flat
 from workers.students import fit, trainer_for
-from workers.synthetic import SyntheticSet
 
 Beat = Callable[[], None]
 """Called after every epoch; may raise to break off."""
@@ -25,7 +25,7 @@ Beat = Callable[[], None]
 
 def learned_from(sets: Sequence[SyntheticSet], spec: TransitionSpec) -> SyntheticSet:
     """What the link behind S_1..S_k is trained on: their union, or without conditioning S_k alone (facts 5.6)."""
-    return synthetic.union(sets if spec.on == "union" else sets[-1:])
+    return synthetic_set.union(sets if spec.on == "union" else sets[-1:])
 
 
 def link(

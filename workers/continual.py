@@ -17,9 +17,9 @@ from statistics import fmean
 
 import torch
 
-from workers import synthetic
-from workers.dataset import Split
-from workers.synthetic import SyntheticSet
+from workers.data import synthetic_set
+from workers.data.dataset import Split
+from workers.data.synthetic_set import SyntheticSet
 
 
 def by_stage(sets: Sequence[SyntheticSet], phases: Sequence[Sequence[int]]) -> list[SyntheticSet]:
@@ -48,4 +48,4 @@ def of_classes(split: Split, phases: Sequence[Sequence[int]]) -> Split:
 
 def _together(parts: Sequence[SyntheticSet]) -> SyntheticSet:
     learned = [one.step_size for one in parts if one.step_size is not None]
-    return replace(synthetic.union(parts), step_size=fmean(learned) if learned else None)
+    return replace(synthetic_set.union(parts), step_size=fmean(learned) if learned else None)

@@ -27,11 +27,13 @@ from torch import Tensor
 from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
 from jobs.specs import DistilSpec
-from workers import dataset as datasets
-from workers import forgetting, formation, synthetic
+from workers import forgetting
 from workers.centroids import representatives
 from workers.chain import Starts
-from workers.dataset import Split
+from workers.data import dataset as datasets
+from workers.data import multi_formation, synthetic_set
+from workers.data.dataset import Split
+from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import rows_by_class
@@ -40,7 +42,6 @@ from workers.runtime.context import Bench
 from workers.selection import random_per_class
 from workers.store import trajectories
 from workers.students import build_network, fit, trainer_for
-from workers.synthetic import SyntheticSet
 from workers.training import accuracy
 
 HISTORY = "history.parquet"
@@ -76,8 +77,8 @@ class StageRun:
         self.bench, self.spec = bench, bench.job.spec
         whole = datasets.load(bench.store, bench.parent("dataset"), bench.device)
         self.data = forgetting.partitioned(bench, whole, self.spec.partition, least=self.spec.ipc * self.spec.factor**2)
-        self.earlier = synthetic.newest(bench.store, bench.parents("sets"))
-        self.before = _on(synthetic.union(self.earlier), bench.device) if self.earlier else None
+        self.earlier = synthetic_set.newest(bench.store, bench.parents("sets"))
+        self.before = _on(synthetic_set.union(self.earlier), bench.device) if self.earlier else None
         self.starts = self._starts()
         self.method = self._method()
         matched = self._learning(self.before) if self.before is not None and self.spec.conditioning else None
@@ -115,7 +116,7 @@ class StageRun:
         earlier = self.before
         if self._moving is not None:
             earlier = self._in_training_space(self._moving, earlier.labels, None)
-        return synthetic.union([earlier, new])
+        return synthetic_set.union([earlier, new])
 
     @property
     def _moving(self) -> Tensor | None:
@@ -245,7 +246,7 @@ class StageRun:
             images = torch.randn((len(labels), *self.data.shape), generator=generator).to(self.bench.device)
         else:
             chosen = self._first_real(self.spec.ipc * self.spec.factor**2, generator)
-            images = formation.compose(self.data.train.images[chosen.to(self.bench.device)], self.spec.factor)
+            images = multi_formation.compose(self.data.train.images[chosen.to(self.bench.device)], self.spec.factor)
         return SyntheticSet(images, labels, None, self.spec.factor)
 
     def _first_real(self, count: int, generator: torch.Generator) -> Tensor:
@@ -294,9 +295,9 @@ def distil(bench: Bench, folder: Path) -> dict[str, Any]:
         bench.report(run.iteration / run.spec.iterations, _note(run))
         if stopping:
             raise Yielded(f"{bench.job.key}: asked to stop at iteration {run.iteration}")
-    synthetic.write(folder, run.result(), run.data.transform, run.data.class_names)
+    synthetic_set.write(folder, run.result(), run.data.transform, run.data.class_names)
     if (earlier := run.earlier_result()) is not None:
-        synthetic.write_exact(folder / synthetic.EARLIER, earlier)
+        synthetic_set.write_exact(folder / synthetic_set.EARLIER, earlier)
     _write_history(folder / HISTORY, run.history)
     judged = run.spec.choice.by != "last"
     return {

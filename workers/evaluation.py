@@ -23,14 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.specs import EvaluateSpec, FullSpec, Mode
-from workers import continual, synthetic
-from workers import dataset as datasets
-from workers.dataset import Dataset
+from workers import continual
+from workers.data import dataset as datasets
+from workers.data import synthetic_set
+from workers.data.dataset import Dataset
+from workers.data.synthetic_set import SyntheticSet
 from workers.networks import Network, load_flat
 from workers.runtime.context import Bench
 from workers.store import trajectories
 from workers.students import build_network, fit, trainer_for
-from workers.synthetic import SyntheticSet
 from workers.training import EpochStats, accuracy
 
 RESULT = "result.parquet"
@@ -39,10 +40,10 @@ RESULT = "result.parquet"
 def links(sets: Sequence[SyntheticSet], mode: Mode) -> list[SyntheticSet]:
     """What the network is trained on, one after another: the three modes of Table 3."""
     if mode == "union":
-        return [synthetic.union(sets)]
+        return [synthetic_set.union(sets)]
     if mode == "sequential":
         return list(sets)
-    return [synthetic.union(sets[: stage + 1]) for stage in range(len(sets))]
+    return [synthetic_set.union(sets[: stage + 1]) for stage in range(len(sets))]
 
 
 def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _sets(bench: Bench, spec: EvaluateSpec) -> list[SyntheticSet]:
     keys, chains = bench.parents("sets"), max(1, len(spec.phases))
     size = len(keys) // chains
     parts = (keys[number * size : (number + 1) * size] for number in range(chains))
-    return [one for part in parts for one in synthetic.newest(bench.store, part)]
+    return [one for part in parts for one in synthetic_set.newest(bench.store, part)]
 
 
 def _network(bench: Bench, spec: EvaluateSpec, data: Dataset) -> Network:

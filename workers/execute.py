@@ -20,7 +20,8 @@ import torch
 from jobs.errors import BadInput, Damaged, Diverged, Yielded
 from jobs.graph import Job
 from jobs.specs import Kind
-from workers import dataset, distil, evaluation, experts, forgetting, selection
+from workers import distil, evaluation, experts, forgetting, selection
+from workers.data import dataset
 from workers.runtime.context import Bench
 from workers.runtime.process import device_of_choice
 from workers.runtime.time_limit import Shift

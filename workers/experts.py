@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.specs import ExpertsSpec
-from workers import dataset as datasets
-from workers import forgetting, synthetic
+from workers import forgetting
 from workers.chain import learned_from, link
-from workers.dataset import Dataset, Split
+from workers.data import dataset as datasets
+from workers.data import synthetic_set
+from workers.data.dataset import Dataset, Split
 from workers.networks import Network, flatten, load_flat
 from workers.runtime.context import Bench
 from workers.store import trajectories
@@ -60,7 +61,7 @@ def start_of(bench: Bench, data: Dataset, number: int) -> Network:
     assert spec.transition is not None
     chain = trajectories.Trajectories([bench.store.path(bench.parent("chain"), trajectories.TRAJECTORIES)])
     load_flat(network, chain.parameters(number, 0).to(bench.device))
-    earlier = learned_from(synthetic.newest(bench.store, bench.parents("sets")), spec.transition)
+    earlier = learned_from(synthetic_set.newest(bench.store, bench.parents("sets")), spec.transition)
     generator = bench.generator("transition", name)
     link(network, earlier, spec.transition, generator, lambda: bench.yield_if_asked("during a transition"))
     return network

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from jobs.errors import BadInput
 from jobs.specs import ForgettingSpec, NeverLearned
-from workers import dataset as datasets
-from workers.dataset import Dataset, Split
+from workers.data import dataset as datasets
+from workers.data.dataset import Dataset, Split
 from workers.runtime.context import Bench
 from workers.store import trajectories
 from workers.students import build_network, fit, trainer_for

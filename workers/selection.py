@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.specs import NetworkSpec, SelectSpec
-from workers import dataset as datasets
-from workers import forgetting, synthetic
-from workers.dataset import Dataset
+from workers import forgetting
+from workers.data import dataset as datasets
+from workers.data import synthetic_set
+from workers.data.dataset import Dataset
+from workers.data.synthetic_set import SyntheticSet
 from workers.networks import load_flat
 from workers.runtime.context import Bench
 from workers.store import trajectories
 from workers.students import build_network
-from workers.synthetic import SyntheticSet
 
 INDICES = "indices.parquet"
 BATCH = 512
@@ -107,7 +108,7 @@ def select(bench: Bench, folder: Path) -> dict[str, Any]:
     index = _chosen(bench, spec, data)
     where = index.to(bench.device)
     chosen = SyntheticSet(data.train.images[where].cpu(), data.train.labels[where].cpu(), None)
-    synthetic.write(folder, chosen, data.transform, data.class_names)
+    synthetic_set.write(folder, chosen, data.transform, data.class_names)
     pq.write_table(pa.table({"index": index.numpy()}), folder / INDICES)
     return {"images": len(index)}
 

@@ -24,8 +24,8 @@ from orchestrator import exportable, exporting
 from orchestrator.exportable import Exportable
 from orchestrator.journal import NAME, Journal
 from tests.workers.workshop import ONE_STAGE, TWO_STAGES, Workshop
-from workers import dataset, formation, synthetic
-from workers.synthetic import EXACT
+from workers.data import dataset, multi_formation, synthetic_set
+from workers.data.synthetic_set import EXACT
 
 RANDOM = {"method": "random", "ipc_per_stage": 1}
 
@@ -97,7 +97,7 @@ def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: exp
 def test_exact_pixels_are_those_of_the_store_bit_for_bit(exported: exporting.Exported, workshop: Workshop) -> None:
     table = pq.read_table(exported.folder / "exact" / "train.parquet")
     pixels = np.array(table.column("pixels").to_pylist(), dtype=np.float32).reshape(-1, 1, 8, 8)
-    stored = [synthetic.read(workshop.store.path(key, EXACT)) for key in exported.keys]
+    stored = [synthetic_set.read(workshop.store.path(key, EXACT)) for key in exported.keys]
     assert np.array_equal(pixels, torch.cat([one.images for one in stored]).numpy())
     assert table.column("label").to_pylist() == torch.cat([one.labels for one in stored]).tolist()
 
@@ -154,7 +154,7 @@ def test_the_card_says_scale_accuracies_step_sizes_keys_sources_and_licence(
     assert "scale: tiny" in card and "not a reproduction" in card
     for key in exported.keys:
         assert f"`{key}`" in card
-        assert f"{synthetic.read(workshop.store.path(key, EXACT)).step_size:.6g}" in card
+        assert f"{synthetic_set.read(workshop.store.path(key, EXACT)).step_size:.6g}" in card
     assert "| distil.iterations | 6 | ours: seconds, for tests |" in card
     assert "CC BY 4.0" in card and "{{" not in card and "{%" not in card
 
@@ -257,17 +257,17 @@ def test_multi_formation_images_come_decoded(workshop: Workshop, tmp_path: Path)
     copy = workshop.copy(tmp_path)
     key = made_of(copy, "MTT").chain.sets[0]
     folder = copy.store.path(key, EXACT).parent
-    stored = synthetic.read(folder)
+    stored = synthetic_set.read(folder)
     transform = dataset.read_transform(copy.store.path(copy.job("dataset").key, dataset.TRANSFORM))
     shutil.rmtree(folder)
-    doubled = synthetic.SyntheticSet(stored.images, stored.labels, stored.step_size, factor=2)
+    doubled = synthetic_set.SyntheticSet(stored.images, stored.labels, stored.step_size, factor=2)
     job = copy.plan.graph[key]
     with copy.store.put(key, "distil", job.canonical()["spec"], job.parents, device="cpu") as place:
-        synthetic.write(place, doubled, transform, tuple("0123456789"))
+        synthetic_set.write(place, doubled, transform, tuple("0123456789"))
     done = exporting.write(tmp_path / "out", made_of(copy, "MTT"), copy.store)
     table = pq.read_table(done.folder / "exact" / "train.parquet")
     pixels = torch.tensor(table.column("pixels").to_pylist()).view(-1, 1, 8, 8)
-    assert torch.equal(pixels, formation.decode(stored.images, 2)) and done.images == 40
+    assert torch.equal(pixels, multi_formation.decode(stored.images, 2)) and done.images == 40
     assert table.column("label").to_pylist() == [label for label in range(10) for _ in range(4)]
     assert "| S_1 | 1 | convnet" in (done.folder / "README.md").read_text(), "stored images a class"
 

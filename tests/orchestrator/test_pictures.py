@@ -10,9 +10,9 @@ from PIL import Image
 
 from orchestrator import pictures
 from orchestrator.pictures import MOST_COLUMNS, PictureSet, Span
-from workers import synthetic
-from workers.preprocess import Affine
-from workers.synthetic import SyntheticSet
+from workers.data import synthetic_set
+from workers.data.preprocess import Affine
+from workers.data.synthetic_set import SyntheticSet
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -36,8 +36,8 @@ def test_the_grid_reads_what_the_workers_write(tmp_path: Path) -> None:
     images = torch.zeros(3, 1, 8, 8)
     images[2] = 1.0
     transform = Affine(torch.zeros(1), torch.ones(1))
-    synthetic.write(tmp_path, SyntheticSet(images, torch.tensor([0, 0, 1]), 0.02), transform, ["zero", "one"])
-    read = pictures.read_pictures(tmp_path / synthetic.PICTURES)
+    synthetic_set.write(tmp_path, SyntheticSet(images, torch.tensor([0, 0, 1]), 0.02), transform, ["zero", "one"])
+    read = pictures.read_pictures(tmp_path / synthetic_set.PICTURES)
     assert (read.labels, read.class_names) == ([0, 0, 1], ("zero", "one"))
     assert [image.getextrema() for image in read.images] == [(0, 0), (0, 0), (255, 255)]
 

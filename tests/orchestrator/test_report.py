@@ -21,10 +21,10 @@ from orchestrator.report import console_table, write
 from orchestrator.results import collect
 from orchestrator.timeline import Timeline, failures
 from tests.orchestrator.test_results import cell_of, demo_plan, measure, put
-from workers import synthetic
-from workers.preprocess import Affine
+from workers.data import synthetic_set
+from workers.data.preprocess import Affine
+from workers.data.synthetic_set import SyntheticSet
 from workers.store.store import Store
-from workers.synthetic import SyntheticSet
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "python -m orchestrator.launch run demo --seed 3"
@@ -41,7 +41,7 @@ def put_set(store: Store, plan: Plan, key: str, extra: Mapping[str, object]) -> 
     job = plan.graph[key]
     spec = job.canonical()["spec"]
     with store.put(key, job.kind, spec, job.parents, device="cpu", seconds=2.5, extra=extra) as folder:
-        synthetic.write(folder, made, Affine(torch.zeros(1), torch.ones(1)), ["zero", "one", "two"])
+        synthetic_set.write(folder, made, Affine(torch.zeros(1), torch.ones(1)), ["zero", "one", "two"])
 
 
 def half_done(store: Store) -> tuple[Plan, str]:

@@ -12,7 +12,7 @@ from jobs.experiment import FOLDER, Experiment
 from jobs.specs import DistilSpec, ExpertsSpec, FullSpec
 from orchestrator import request
 from orchestrator.request import Asked, Request, answer
-from workers.sources import Facts
+from workers.data.sources import Facts
 
 CIFAR10 = Facts(
     layout="cifar10",

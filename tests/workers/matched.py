@@ -10,11 +10,11 @@ import torch
 
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, TransitionSpec
 from workers.chain import Starts
-from workers.dataset import Split
+from workers.data.dataset import Split
+from workers.data.preprocess import Affine, Zca
+from workers.data.synthetic_set import SyntheticSet
 from workers.methods.base import Method, Pixels, Stage
 from workers.networks import Network, build
-from workers.preprocess import Affine, Zca
-from workers.synthetic import SyntheticSet
 
 CLASSES, SIDE = 3, 8
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)

@@ -9,11 +9,11 @@ import torch
 
 from jobs.errors import Yielded
 from jobs.specs import TransitionSpec
-from workers import synthetic
 from workers.chain import Starts
+from workers.data import synthetic_set
+from workers.data.synthetic_set import SyntheticSet
 from workers.networks import Network, build, flatten
 from workers.students import fit, trainer_for
-from workers.synthetic import SyntheticSet
 
 SPEC = TransitionSpec(epochs=2, lr=0.1, momentum=0.9, batch_size=3)
 
@@ -47,7 +47,7 @@ def test_without_earlier_sets_or_without_a_transition_a_start_is_random() -> Non
 
 def test_a_chain_goes_through_the_growing_unions_with_a_fresh_optimiser_each() -> None:
     expected, generator, earlier = network(1), seeded(1, 3), sets(2)
-    for union in (earlier[0], synthetic.union(earlier)):
+    for union in (earlier[0], synthetic_set.union(earlier)):
         fit(trainer_for(expected, SPEC, generator), union.images, union.labels, SPEC)
     assert torch.equal(flatten(starts().network(1)), flatten(expected))
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from jobs.errors import Diverged, Yielded
 from jobs.graph import Job
 from tests.workers.workshop import PUBLISHED, THREE_STAGES, TWO_STAGES, Workshop, changed
-from workers import distil, synthetic
+from workers import distil
+from workers.data import synthetic_set
+from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.distil import HISTORY, StageRun
 from workers.execute import perform
 from workers.matching import ENGINES
@@ -24,7 +26,6 @@ from workers.methods import mtt
 from workers.networks import flatten
 from workers.runtime.context import Bench
 from workers.store.store import Store
-from workers.synthetic import EXACT, SyntheticSet
 from workers.training import Trainer
 
 
@@ -61,7 +62,7 @@ def choosing(job: Job, **choice: Any) -> Job:
 
 
 def result(store: Store, job: Job) -> SyntheticSet:
-    return synthetic.read(store.path(job.key, EXACT))
+    return synthetic_set.read(store.path(job.key, EXACT))
 
 
 # Frozen images
@@ -376,7 +377,7 @@ def test_the_result_hangs_on_the_content_of_the_earlier_set(made: Workshop, tmp_
     for number, experts_too in enumerate((False, True)):
         workshop = without(without(made.copy(tmp_path / str(number)), first), second)
         with workshop.store.put(first.key, "distil", {}, {}, device="cpu") as folder:
-            synthetic.write(folder, nudged, workshop.data().transform, [str(n) for n in range(10)])
+            synthetic_set.write(folder, nudged, workshop.data().transform, [str(n) for n in range(10)])
         for job in workshop.jobs("experts", stage=2) if experts_too else []:
             before = workshop.store.manifest(job.key).digest
             assert without(workshop, job).make(job).digest != before

@@ -12,12 +12,13 @@ import torch
 from jobs.errors import Yielded
 from jobs.specs import ImageOptimiserSpec
 from tests.workers.workshop import Workshop
-from workers import distil, synthetic
+from workers import distil
+from workers.data import synthetic_set
+from workers.data.synthetic_set import EARLIER, SyntheticSet
 from workers.distil import StageRun
 from workers.execute import perform
 from workers.methods.base import Pixels
 from workers.runtime.context import Bench
-from workers.synthetic import EARLIER, SyntheticSet
 
 ARM: dict[str, Any] = {"method": "mtt", "stages": 3, "ipc_per_stage": 1, "earlier_rate": 0.1}
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)
@@ -71,20 +72,20 @@ def test_a_stage_stores_the_earlier_images_as_it_left_them(made: Workshop) -> No
     first, second, third = made.jobs("distil")
     assert EARLIER not in made.store.manifest(first.key).files
     before = made.synthetic(first)
-    moved = synthetic.read(made.store.path(second.key, EARLIER))
+    moved = synthetic_set.read(made.store.path(second.key, EARLIER))
     assert moved.labels.tolist() == before.labels.tolist()
     change = (moved.images - before.images).abs().max()
     assert 0 < change < 0.5 * (made.synthetic(second).images - moved.images).abs().max()
-    assert len(synthetic.read(made.store.path(third.key, EARLIER))) == 2 * len(before)
+    assert len(synthetic_set.read(made.store.path(third.key, EARLIER))) == 2 * len(before)
 
 
 def test_what_reads_a_prefix_reads_the_newest_images_with_the_step_sizes_they_were_learned_with(made: Workshop) -> None:
     stages = made.jobs("distil")
     keys = [job.key for job in stages]
     own = [made.synthetic(job) for job in stages]
-    assert torch.equal(synthetic.newest(made.store, keys[:1])[0].images, own[0].images)
-    second, third = (synthetic.read(made.store.path(key, EARLIER)).images for key in keys[1:])
-    two, three = synthetic.newest(made.store, keys[:2]), synthetic.newest(made.store, keys)
+    assert torch.equal(synthetic_set.newest(made.store, keys[:1])[0].images, own[0].images)
+    second, third = (synthetic_set.read(made.store.path(key, EARLIER)).images for key in keys[1:])
+    two, three = synthetic_set.newest(made.store, keys[:2]), synthetic_set.newest(made.store, keys)
     assert torch.equal(torch.cat([one.images for one in two]), torch.cat([second, own[1].images]))
     assert torch.equal(torch.cat([one.images for one in three]), torch.cat([third, own[2].images]))
     assert [one.step_size for one in three] == [one.step_size for one in own]

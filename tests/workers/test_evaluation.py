@@ -17,11 +17,11 @@ from jobs.keys import seed_from
 from jobs.specs import EvaluateSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
 from workers import evaluation as evaluating
+from workers.data.synthetic_set import SyntheticSet
 from workers.evaluation import RESULT, evaluate, links
 from workers.execute import perform
 from workers.networks import Network, build, flatten
 from workers.runtime.context import Bench
-from workers.synthetic import SyntheticSet
 from workers.training import EpochStats, Optimiser, Schedule, Trainer, accuracy
 
 EIGHT_EPOCHS = {"evaluate.epochs": 8, "evaluate.epochs_total": None}

@@ -10,11 +10,12 @@ import torch
 
 from jobs.graph import Job
 from tests.workers.workshop import Workshop, changed
-from workers import chain, experts, synthetic
+from workers import chain, experts
+from workers.data import synthetic_set
+from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.distil import StageRun
 from workers.execute import perform
 from workers.runtime.context import Bench
-from workers.synthetic import EXACT, SyntheticSet
 
 METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa")
 
@@ -82,7 +83,7 @@ def test_one_pixel_of_the_first_set_changes_the_second_one(made: Workshop, tmp_p
     for job in (first, second):
         workshop.store.quarantine(job.key, "to be made again")
     with workshop.store.put(first.key, "distil", {}, {}, device="cpu") as folder:
-        synthetic.write(folder, nudged, workshop.data().transform, [str(number) for number in range(10)])
+        synthetic_set.write(folder, nudged, workshop.data().transform, [str(number) for number in range(10)])
     workshop.make(second)
     assert not torch.equal(workshop.synthetic(second).images, made.synthetic(second).images)
 

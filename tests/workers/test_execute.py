@@ -19,13 +19,13 @@ from jobs.graph import Job
 from jobs.specs import SPECS
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers import execute as module
+from workers.data.synthetic_set import EXACT
 from workers.execute import Ended, execute
 from workers.runtime.context import Bench
 from workers.store.claims import Claims
 from workers.store.files import full_disk_explained
 from workers.store.store import Store
 from workers.store.trajectories import TRAJECTORIES
-from workers.synthetic import EXACT
 
 RUN = "run1"
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from jobs.errors import BadInput, Diverged
 from tests.workers.matched import AFFINE, CLASSES, SGD, SIDE, after, generator, images, pixels, random_network, resumed
 from tests.workers.matched import stage as any_stage
-from workers import preprocess
 from workers.augmentation import Augmentation
-from workers.formation import decode
+from workers.data import preprocess
+from workers.data.multi_formation import decode
 from workers.methods import idc, method_named
 from workers.methods.base import Pixels, Stage
 from workers.methods.idc import DISTANCES, Endless, FormationMatching, IdcSettings

@@ -12,13 +12,13 @@ import torch
 from jobs.expansion import expand
 from jobs.experiment import Experiment, Plan
 from jobs.graph import Job
-from workers import dataset, sources, synthetic
-from workers.dataset import Dataset
+from workers.data import dataset, sources, synthetic_set
+from workers.data.dataset import Dataset
+from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
 from workers.runtime.context import Bench
 from workers.store.store import Manifest, Store
 from workers.store.trajectories import TRAJECTORIES, Trajectories
-from workers.synthetic import SyntheticSet
 
 CPU = torch.device("cpu")
 ONE_STAGE = {"method": "mtt", "ipc_per_stage": 1}
@@ -106,7 +106,7 @@ class Workshop:
     def synthetic(self, job: Job) -> SyntheticSet:
         """What a `distil` or `select` job makes."""
         self.make(job)
-        return synthetic.read(self.store.path(job.key, synthetic.EXACT))
+        return synthetic_set.read(self.store.path(job.key, synthetic_set.EXACT))
 
     def trajectories(self, job: Job) -> Trajectories:
         """What an `experts` job makes."""

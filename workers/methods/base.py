@@ -19,11 +19,11 @@ from torch import Tensor
 
 from jobs.specs import DistilSpec, Frozen, ImageOptimiserSpec
 from workers.chain import Starts
-from workers.dataset import Split
+from workers.data.dataset import Split
+from workers.data.preprocess import Affine, Zca
+from workers.data.synthetic_set import SyntheticSet
 from workers.networks import Network
-from workers.preprocess import Affine, Zca
 from workers.store.trajectories import Trajectories
-from workers.synthetic import SyntheticSet
 
 Arrays = dict[str, NDArray[Any]]
 _BUFFERS = {"new": "optimiser/", "earlier": "earlier_optimiser/"}

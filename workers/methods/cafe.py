@@ -30,12 +30,12 @@ from torch.nn import functional as F
 
 from jobs.errors import BadInput
 from jobs.specs import Augmentation, Count, Frozen, NonNegative, Positive
-from workers.formation import decode
+from workers.data.multi_formation import decode
+from workers.data.synthetic_set import SyntheticSet
 from workers.methods.base import Method, Pixels, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.networks import ConvNet, Network
 from workers.students import augmentation_of
-from workers.synthetic import SyntheticSet
 from workers.training import Optimiser, Schedule, Trainer, accuracy
 
 Pair = tuple[Tensor, Tensor]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jobs.specs import Augmentation, Count, Frozen
-from workers.formation import decode
+from workers.data.multi_formation import decode
 from workers.methods.base import Method, Pixels, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.networks import Network

@@ -1,9 +1,9 @@
 """IDC, efficient data parameterisation with gradient matching (Kim et al., ICML 2022; facts 6.1).
 
 Three changes to `workers.methods.gradient`. A stored image holds factor * factor training images, and the match goes
-through their decoding (`workers.formation`). The matching network trains on real images, so that it goes on learning
-while the images are poor. And each class takes an image step of its own: matched are the convolutions' weights alone,
-by plain distance and not by angle.
+through their decoding (`workers.data.multi_formation`). The matching network trains on real images, so that it goes on
+learning while the images are poor. And each class takes an image step of its own: matched are the convolutions' weights
+alone, by plain distance and not by angle.
 
 One iteration takes a new network through `rounds` rounds of an image step for every class and some hundred real images
 of training. Pixels live in [0, 1]; the new ones are clamped when an iteration begins. Under PDD the class's frozen
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from jobs.errors import BadInput
 from jobs.specs import Augmentation, Count, Frozen
-from workers.formation import decode
+from workers.data.multi_formation import decode
+from workers.data.preprocess import Zca
 from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import require_finite, rows_by_class, siamese
 from workers.methods.gradient import Distance, NetworkTraining, gradient_distance
 from workers.networks import Network
-from workers.preprocess import Zca
 from workers.students import augmentation_of, fit, trainer_for
 from workers.training import Trainer
 

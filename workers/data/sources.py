@@ -10,7 +10,7 @@ dataset's own folder, the layout and the columns. It does not depend on where th
 when it was written, nor on files that are not read. It is over the files as they are: unpacking a .gz changes
 it.
 
-Left out: normalisation (`workers.preprocess`), cutting off a validation split, and keeping the result (the
+Left out: normalisation (`workers.data.preprocess`), cutting off a validation split, and keeping the result (the
 store).
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workers.layouts import (
+from workers.data.array_files import (
     CIFAR_FOLDERS,
     DEBIAN_FASHION_MNIST,
     IDX_FOLDERS,
@@ -40,8 +40,8 @@ from workers.layouts import (
     open_digits,
     open_idx,
 )
-from workers.pictures import in_threads, is_class_tree, is_tiny_archive, open_folder, open_tiny
-from workers.shards import open_parquet, parquet_files
+from workers.data.image_files import in_threads, is_class_tree, is_tiny_archive, open_folder, open_tiny
+from workers.data.parquet_files import open_parquet, parquet_files
 
 __all__ = ["LAYOUTS", "LICENCES", "Arrays", "Facts", "Source", "fingerprint_files", "inspect", "read"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.preprocess import CONSTANTS, ZCA_EPS, Affine, Zca, arrays, fit_affine, fit_zca, from_arrays, make
+from workers.data.preprocess import CONSTANTS, ZCA_EPS, Affine, Zca, arrays, fit_affine, fit_zca, from_arrays, make
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_whitening_joins_the_channels() -> None:
 
 def test_the_fit_does_not_depend_on_the_chunks(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fit_zca(images)
-    monkeypatch.setattr("workers.preprocess._CHUNK", 7)
+    monkeypatch.setattr("workers.data.preprocess._CHUNK", 7)
     assert torch.equal(fit_zca(images).whiten, whole.whiten)
 
 

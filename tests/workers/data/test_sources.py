@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.errors import BadInput
-from workers import sources
-from workers.layouts import every_fourth_of_class
-from workers.shards import split_of
-from workers.sources import Arrays, Facts, Source, fingerprint_files, inspect, read
+from workers.data import sources
+from workers.data.array_files import every_fourth_of_class
+from workers.data.parquet_files import split_of
+from workers.data.sources import Arrays, Facts, Source, fingerprint_files, inspect, read
 
 Pixels = NDArray[np.uint8]
 

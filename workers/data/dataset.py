@@ -27,7 +27,7 @@ from torch import Tensor
 
 from jobs.errors import BadInput
 from jobs.specs import DatasetSpec
-from workers import preprocess, sources
+from workers.data import preprocess, sources
 from workers.runtime.context import Bench
 from workers.store.store import Store
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from workers.preprocess import Affine, fit_zca
-from workers.sources import Source, inspect
-from workers.synthetic import EXACT, PICTURES, SyntheticSet, read, to_uint8, union, write
+from workers.data.preprocess import Affine, fit_zca
+from workers.data.sources import Source, inspect
+from workers.data.synthetic_set import EXACT, PICTURES, SyntheticSet, read, to_uint8, union, write
 
 IDENTITY = Affine(torch.zeros(1), torch.ones(1))
 NAMES = ["zero", "one", "zwei, drei"]

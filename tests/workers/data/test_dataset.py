@@ -17,10 +17,10 @@ from jobs.errors import BadInput
 from jobs.graph import Job
 from jobs.specs import DatasetSpec
 from tests.workers.workshop import CPU, ONE_STAGE, TWO_STAGES, Workshop, changed, plan_of
-from workers import dataset, preprocess, sources
+from workers.data import dataset, preprocess, sources
+from workers.data.sources import Source
 from workers.execute import perform
 from workers.runtime.context import Bench
-from workers.sources import Source
 from workers.store.store import Store
 
 

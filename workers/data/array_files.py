@@ -4,8 +4,8 @@ A layout is a way of laying a dataset out on disk. Opening one yields the labels
 so that checking a dataset costs little and only reading it costs a decode. Here live the nouns shared by all
 layouts and the three layouts without image compression: scikit-learn's digits, the idx files of the MNIST
 family, and the Python pickles of CIFAR. Compressed pictures (Parquet, class folders, Tiny-ImageNet) are in
-`workers.pictures`; which layout a path has, and whether its labels make sense, is decided in
-`workers.sources`.
+`workers.data.image_files`; which layout a path has, and whether its labels make sense, is decided in
+`workers.data.sources`.
 
 The CIFAR archives are pickles from outside, and a pickle may name any function to call. They are read by an
 unpickler that resolves exactly three names, those that rebuild a numpy array; all else is refused before it
@@ -62,7 +62,7 @@ _CIFAR_FILES = {
 class Source:
     """Where the user says the images are.
 
-    `layout` is one of `workers.sources.LAYOUTS`; `path` a folder or file, None for what needs none. The two
+    `layout` is one of `workers.data.sources.LAYOUTS`; `path` a folder or file, None for what needs none. The two
     fields name Parquet columns and are ignored by layouts without columns. `place` is the file or option the
     user wrote this in; every refusal starts with it.
     """

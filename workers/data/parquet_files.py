@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.layouts import Labels, Opened, Source, Split
-from workers.pictures import Encoded, EncodedPictures
+from workers.data.array_files import Labels, Opened, Source, Split
+from workers.data.image_files import Encoded, EncodedPictures
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")

@@ -1,9 +1,9 @@
 """Compressed pictures, and the layouts that keep them as files: class folders and the Tiny-ImageNet archive.
 
-Wherever compressed pictures lie, here or in Parquet (`workers.shards`), a split of them is `EncodedPictures`:
-a sequence of named encoded images. Checking one reads the header of every picture (and the checksums, where
-the format has them) but decodes none; a picture cut short behind a sound header is therefore found by the
-decode alone, and refused then. Both name the file or the row.
+Wherever compressed pictures lie, here or in Parquet (`workers.data.parquet_files`), a split of them is
+`EncodedPictures`: a sequence of named encoded images. Checking one reads the header of every picture (and the
+checksums, where the format has them) but decodes none; a picture cut short behind a sound header is therefore found by
+the decode alone, and refused then. Both name the file or the row.
 
 Decided here: a dataset is grey only if every picture is, so one grey JPEG among colour ones becomes RGB,
 never the other way round. Pictures are not resized: whoever distils them should choose how. Sixteen-bit and
@@ -25,7 +25,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from workers.layouts import Bytes, Opened, Shape, Source, Split
+from workers.data.array_files import Bytes, Opened, Shape, Source, Split
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -60,7 +60,7 @@ class EncodedPictures:
     colour: bool = False
 
     def shape(self) -> Shape:
-        """Read every header; see `workers.layouts.Pictures`."""
+        """Read every header; see `workers.data.array_files.Pictures`."""
         first: tuple[int, int] | None = None
         colour = self.colour
         for name, size, mode in in_threads(self._header, self.encoded()):
@@ -74,7 +74,7 @@ class EncodedPictures:
         return 3 if colour else 1, height, width
 
     def pixels(self, shape: Shape) -> Bytes:
-        """Decode every picture; see `workers.layouts.Pictures`."""
+        """Decode every picture; see `workers.data.array_files.Pictures`."""
         pixels = np.empty((self.count, *shape), dtype=np.uint8)
         mode = "RGB" if shape[0] == 3 else "L"
 

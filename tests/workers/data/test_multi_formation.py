@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workers.formation import compose, decode
-from workers.synthetic import SyntheticSet, union
+from workers.data.multi_formation import compose, decode
+from workers.data.synthetic_set import SyntheticSet, union
 
 
 def drawn(*shape: int) -> torch.Tensor:

@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from workers import formation
-from workers.preprocess import Affine, Zca
+from workers.data import multi_formation
+from workers.data.preprocess import Affine, Zca
 from workers.store.store import Store
 
 EXACT = "set.arrow"
@@ -36,7 +36,7 @@ class SyntheticSet:
     """Images float32 [n, C, H, W] in the training space, labels int64 [n], and their learned step size.
 
     `step_size` is None for sets of real images, which are trained at the recipe's learning rate. With a `factor` f
-    above 1 each image holds f*f training images (`workers.formation`).
+    above 1 each image holds f*f training images (`workers.data.multi_formation`).
     """
 
     images: Tensor
@@ -49,7 +49,7 @@ class SyntheticSet:
 
     def expanded(self) -> tuple[Tensor, Tensor]:
         """What a network is trained on: images float32 [n * f * f, C, H, W] and labels int64 [n * f * f]."""
-        return formation.decode(self.images, self.factor), self.labels.repeat_interleave(self.factor**2)
+        return multi_formation.decode(self.images, self.factor), self.labels.repeat_interleave(self.factor**2)
 
 
 def union(sets: Sequence[SyntheticSet]) -> SyntheticSet:
