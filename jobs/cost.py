@@ -347,7 +347,7 @@ def _set_sizes(job: Job, graph: Graph) -> list[int]:
 
 
 def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> Iterator[int]:
-    """Multiply-adds of each convolution and of the classifier of `workers.networks`, for one image."""
+    """Multiply-adds of each convolution and of the classifier of `workers.training.networks`, for one image."""
     return _convnet(network, data) if network.architecture == "convnet" else _resnet(network, data)
 
 

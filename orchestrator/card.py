@@ -23,7 +23,7 @@ from orchestrator.exportable import Exportable, Measured
 from orchestrator.results import SCALES
 from workers.data.preprocess import Affine, Zca
 from workers.data.sources import LICENCES
-from workers.students import schedule_of
+from workers.training.students import schedule_of
 
 UNKNOWN_SCALE = "scale: not known, since the set was exported by its key; never take it for a reproduction of the paper"
 UNKNOWN_LICENCE = "unknown: see your source"

@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from workers.data.preprocess import Affine, Zca
-from workers.networks import Network
+from workers.training.networks import Network
 
 BATCH = 512
 """Images embedded at a time."""

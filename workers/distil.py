@@ -29,7 +29,6 @@ from jobs.keys import seed_from
 from jobs.specs import DistilSpec
 from workers import forgetting
 from workers.centroids import representatives
-from workers.chain import Starts
 from workers.data import dataset as datasets
 from workers.data import multi_formation, synthetic_set
 from workers.data.dataset import Split
@@ -37,12 +36,13 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import rows_by_class
-from workers.networks import Network, load_flat
 from workers.runtime.context import Bench
 from workers.selection import random_per_class
 from workers.store import trajectories
-from workers.students import build_network, fit, trainer_for
-from workers.training import accuracy
+from workers.training.networks import Network, load_flat
+from workers.training.students import build_network, fit, trainer_for
+from workers.training.trainer import accuracy
+from workers.training.transition import Starts
 
 HISTORY = "history.parquet"
 

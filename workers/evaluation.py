@@ -28,11 +28,11 @@ from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
-from workers.networks import Network, load_flat
 from workers.runtime.context import Bench
 from workers.store import trajectories
-from workers.students import build_network, fit, trainer_for
-from workers.training import EpochStats, accuracy
+from workers.training.networks import Network, load_flat
+from workers.training.students import build_network, fit, trainer_for
+from workers.training.trainer import EpochStats, accuracy
 
 RESULT = "result.parquet"
 

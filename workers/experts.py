@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from jobs.specs import ExpertsSpec
 from workers import forgetting
-from workers.chain import learned_from, link
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset, Split
-from workers.networks import Network, flatten, load_flat
 from workers.runtime.context import Bench
 from workers.store import trajectories
-from workers.students import build_network, fit, trainer_for
-from workers.training import EpochStats, accuracy
+from workers.training.networks import Network, flatten, load_flat
+from workers.training.students import build_network, fit, trainer_for
+from workers.training.trainer import EpochStats, accuracy
+from workers.training.transition import learned_from, link
 
 Trajectory = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """Snapshots [epochs + 1, parameters] and correctness [epochs, images] of one expert."""

@@ -31,8 +31,8 @@ from workers.data import dataset as datasets
 from workers.data.dataset import Dataset, Split
 from workers.runtime.context import Bench
 from workers.store import trajectories
-from workers.students import build_network, fit, trainer_for
-from workers.training import EpochStats
+from workers.training.students import build_network, fit, trainer_for
+from workers.training.trainer import EpochStats
 
 COUNTS = "counts.parquet"
 

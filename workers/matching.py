@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from workers.augmentation import Augmentation, Draw
-from workers.networks import unflatten
+from workers.training.augmentation import Augmentation, Draw
+from workers.training.networks import unflatten
 
 Engine = Literal["whole_graph", "adjoint"]
 

@@ -27,10 +27,10 @@ from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
-from workers.networks import load_flat
 from workers.runtime.context import Bench
 from workers.store import trajectories
-from workers.students import build_network
+from workers.training.networks import load_flat
+from workers.training.students import build_network
 
 INDICES = "indices.parquet"
 BATCH = 512

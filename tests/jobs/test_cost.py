@@ -139,7 +139,7 @@ def test_torch_counts_the_same_flops_for_the_networks_that_are_trained(
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
 
-    from workers.networks import build
+    from workers.training.networks import build
 
     spec = NetworkSpec.model_validate({"architecture": architecture, "width": 4})
     network = build(

@@ -12,10 +12,10 @@ from jobs.specs import DatasetSpec, DistilSpec, EvaluateSpec, NetworkSpec, SgdSp
 from orchestrator import card
 from orchestrator.card import Contents
 from orchestrator.exportable import Chain, Exportable, Measured
-from workers import networks
-from workers.augmentation import Augmentation, cutmix
 from workers.data import preprocess
 from workers.store.store import Manifest
+from workers.training import networks
+from workers.training.augmentation import Augmentation, cutmix
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 

@@ -12,8 +12,8 @@ from jobs.experiment import DatasetChoice
 from jobs.known import KnownFacts
 from jobs.table import Circumstances, Data, TablesPlan, fill, load
 from orchestrator.quote import Quote, machine_of, quote
-from workers import speed
 from workers.store.store import Store
+from workers.training import benchmark
 
 DIGITS = KnownFacts("digits", 1, 8, 8, tuple("0123456789"), (131,) * 10)
 
@@ -88,7 +88,7 @@ def test_the_papers_scale_is_priced_for_a_gpu_and_reduced_ones_for_a_core_as_fas
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert machine_of("paper", 256) == cost.GPU
-    monkeypatch.setattr(speed, "slowness", lambda workers: float(workers))
+    monkeypatch.setattr(benchmark, "slowness", lambda workers: float(workers))
     assert machine_of("tiny", 1) == cost.CORE
     half = machine_of("tiny", 2)
     assert (half.rate, half.call, half.start) == (cost.RATE / 2, 2 * cost.CALL, 2 * cost.START)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, TransitionSpec
-from workers.chain import Starts
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods.base import Method, Pixels, Stage
-from workers.networks import Network, build
+from workers.training.networks import Network, build
+from workers.training.transition import Starts
 
 CLASSES, SIDE = 3, 8
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)

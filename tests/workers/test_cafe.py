@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from jobs.errors import BadInput, Diverged
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, TransitionSpec
-from workers.chain import Starts
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import cafe, method_named, settings_for
 from workers.methods.base import Pixels, Stage
 from workers.methods.cafe import CafeSettings, FeatureAlignment, Pair, Watch, Weights, cafe_loss
-from workers.networks import ConvNet, build
+from workers.training.networks import ConvNet, build
+from workers.training.transition import Starts
 
 CLASSES, SIDE = 3, 8
 SGD = ImageOptimiserSpec(lr=0.1, momentum=0.5)

@@ -16,7 +16,7 @@ from workers.data import dataset
 from workers.data.dataset import Split
 from workers.data.synthetic_set import SyntheticSet
 from workers.evaluation import RESULT
-from workers.training import Trainer
+from workers.training.trainer import Trainer
 
 PHASES = ((2, 7), (0, 3))
 

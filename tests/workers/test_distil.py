@@ -23,10 +23,10 @@ from workers.distil import HISTORY, StageRun
 from workers.execute import perform
 from workers.matching import ENGINES
 from workers.methods import mtt
-from workers.networks import flatten
 from workers.runtime.context import Bench
 from workers.store.store import Store
-from workers.training import Trainer
+from workers.training.networks import flatten
+from workers.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from jobs.errors import Diverged
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, TransitionSpec
-from workers.chain import Starts
 from workers.data.dataset import Split
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Affine
@@ -21,7 +20,8 @@ from workers.methods import dm, method_named
 from workers.methods.base import Pixels, Stage
 from workers.methods.by_class import random_rows
 from workers.methods.dm import DistributionMatching, DmSettings, mean_distance
-from workers.networks import Network, build
+from workers.training.networks import Network, build
+from workers.training.transition import Starts
 
 CLASSES, SIDE = 3, 8
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)

@@ -20,9 +20,9 @@ from workers import evaluation as evaluating
 from workers.data.synthetic_set import SyntheticSet
 from workers.evaluation import RESULT, evaluate, links
 from workers.execute import perform
-from workers.networks import Network, build, flatten
 from workers.runtime.context import Bench
-from workers.training import EpochStats, Optimiser, Schedule, Trainer, accuracy
+from workers.training.networks import Network, build, flatten
+from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer, accuracy
 
 EIGHT_EPOCHS = {"evaluate.epochs": 8, "evaluate.epochs_total": None}
 MODES = ("progressive", "union", "sequential")

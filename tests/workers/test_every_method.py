@@ -10,12 +10,13 @@ import torch
 
 from jobs.graph import Job
 from tests.workers.workshop import Workshop, changed
-from workers import chain, experts
+from workers import experts
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.distil import StageRun
 from workers.execute import perform
 from workers.runtime.context import Bench
+from workers.training import transition
 
 METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa")
 
@@ -46,8 +47,8 @@ def links(monkeypatch: pytest.MonkeyPatch) -> list[SyntheticSet]:
         trained.append(union)
         link(network, union, *rest)
 
-    link = chain.link
-    monkeypatch.setattr(chain, "link", spy)
+    link = transition.link
+    monkeypatch.setattr(transition, "link", spy)
     monkeypatch.setattr(experts, "link", spy)
     return trained
 

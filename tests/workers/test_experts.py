@@ -16,14 +16,14 @@ from jobs.keys import seed_from
 from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
 from workers import experts
-from workers.augmentation import Augmentation
 from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
 from workers.forgetting import COUNTS, partitioned, read_counts
-from workers.networks import Network, build, flatten, load_flat
 from workers.runtime.context import Bench
 from workers.store.trajectories import CORRECTNESS, read_correctness
-from workers.training import Optimiser, Schedule, Trainer, accuracy
+from workers.training.augmentation import Augmentation
+from workers.training.networks import Network, build, flatten, load_flat
+from workers.training.trainer import Optimiser, Schedule, Trainer, accuracy
 
 
 @pytest.fixture(scope="module")

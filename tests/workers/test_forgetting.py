@@ -18,10 +18,10 @@ from tests.workers.workshop import ONE_STAGE, Workshop, changed
 from workers import forgetting
 from workers.distil import StageRun
 from workers.forgetting import COUNTS, count_events, levels_of, read_counts, write_counts
-from workers.networks import build
 from workers.runtime.context import Bench
 from workers.store.trajectories import CORRECTNESS, read_correctness
-from workers.training import Optimiser, Schedule, Trainer
+from workers.training.networks import build
+from workers.training.trainer import Optimiser, Schedule, Trainer
 
 STREAM = np.array(
     # presentations 1 to 4, downwards; one image a column

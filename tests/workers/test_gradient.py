@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from jobs.errors import BadInput, Diverged
 from tests.workers.matched import CLASSES, SGD, after, generator, images, pixels, random_network, resumed, stage
-from workers.augmentation import Augmentation
 from workers.methods import base, gradient, method_named, settings_for
 from workers.methods.base import Pixels, Stage
 from workers.methods.by_class import rows_by_class, siamese
@@ -21,8 +20,9 @@ from workers.methods.gradient import (
     cosine_distance,
     gradient_distance,
 )
-from workers.networks import Network, flatten
-from workers.students import fit, trainer_for
+from workers.training.augmentation import Augmentation
+from workers.training.networks import Network, flatten
+from workers.training.students import fit, trainer_for
 
 NUMBERS: dict[str, Any] = {"outer": 2, "batch_real": 5, "training": {"epochs": 2, "lr": 0.05, "batch_size": 4}}
 DSA = {**NUMBERS, "augmentation": "color_crop_cutout_flip_scale_rotate"}

@@ -13,14 +13,14 @@ from torch.nn import functional as F
 from jobs.errors import BadInput, Diverged
 from tests.workers.matched import AFFINE, CLASSES, SGD, SIDE, after, generator, images, pixels, random_network, resumed
 from tests.workers.matched import stage as any_stage
-from workers.augmentation import Augmentation
 from workers.data import preprocess
 from workers.data.multi_formation import decode
 from workers.methods import idc, method_named
 from workers.methods.base import Pixels, Stage
 from workers.methods.idc import DISTANCES, Endless, FormationMatching, IdcSettings
-from workers.networks import Network, flatten
-from workers.students import fit, trainer_for
+from workers.training.augmentation import Augmentation
+from workers.training.networks import Network, flatten
+from workers.training.students import fit, trainer_for
 
 NUMBERS: dict[str, Any] = {
     "rounds": 2,

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workers.augmentation import OPERATIONS, Augmentation
 from workers.matching import ENGINES, Engine, InnerBatch, Matched, Student, normalised_distance
-from workers.networks import build, flatten
+from workers.training.augmentation import OPERATIONS, Augmentation
+from workers.training.networks import build, flatten
 
 Array = NDArray[np.float64]
 EVERYTHING = Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True)

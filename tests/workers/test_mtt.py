@@ -17,7 +17,6 @@ from torch import Tensor
 from jobs.errors import BadInput, Diverged
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
 from workers import matching
-from workers.chain import Starts
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
@@ -25,9 +24,10 @@ from workers.matching import ENGINES, InnerBatch, Matched, whole_graph
 from workers.methods import base, method_named, settings_for
 from workers.methods.base import Pixels, Stage, draw_without_replacement
 from workers.methods.mtt import MttSettings, StepSize, TrajectoryMatching
-from workers.networks import build, parameter_count
 from workers.store import trajectories
 from workers.store.trajectories import Trajectories
+from workers.training.networks import build, parameter_count
+from workers.training.transition import Starts
 
 CLASSES, EXPERTS, EPOCHS = 3, 4, 5
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)

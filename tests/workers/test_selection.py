@@ -13,7 +13,6 @@ from jobs.graph import Job
 from jobs.specs import ExpertsSpec, ForgettingSpec, SelectSpec
 from tests.workers.workshop import ONE_STAGE, Workshop
 from workers.forgetting import COUNTS, read_counts
-from workers.networks import build, load_flat
 from workers.selection import (
     INDICES,
     by_features,
@@ -22,6 +21,7 @@ from workers.selection import (
     most_forgotten_per_class,
     random_per_class,
 )
+from workers.training.networks import build, load_flat
 
 LABELS = torch.tensor([1, 0, 2, 0, 1, 1, 2, 0, 0, 2])
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.specs import DistilSpec, Frozen, ImageOptimiserSpec
-from workers.chain import Starts
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet
-from workers.networks import Network
 from workers.store.trajectories import Trajectories
+from workers.training.networks import Network
+from workers.training.transition import Starts
 
 Arrays = dict[str, NDArray[Any]]
 _BUFFERS = {"new": "optimiser/", "earlier": "earlier_optimiser/"}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from jobs.errors import Diverged
-from workers.augmentation import Augmentation
 from workers.methods.base import Pixels
+from workers.training.augmentation import Augmentation
 
 
 def rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:

@@ -34,9 +34,9 @@ from workers.data.multi_formation import decode
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods.base import Method, Pixels, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
-from workers.networks import ConvNet, Network
-from workers.students import augmentation_of
-from workers.training import Optimiser, Schedule, Trainer, accuracy
+from workers.training.networks import ConvNet, Network
+from workers.training.students import augmentation_of
+from workers.training.trainer import Optimiser, Schedule, Trainer, accuracy
 
 Pair = tuple[Tensor, Tensor]
 """Real [m, C, H, W] and synthetic images [n, C, H, W] of one class."""

@@ -17,8 +17,8 @@ from jobs.specs import Augmentation, Count, Frozen
 from workers.data.multi_formation import decode
 from workers.methods.base import Method, Pixels, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
-from workers.networks import Network
-from workers.students import augmentation_of
+from workers.training.networks import Network
+from workers.training.students import augmentation_of
 
 
 class DmSettings(Frozen):

@@ -16,7 +16,7 @@ from jobs.specs import Count, Frozen
 from workers.centroids import representatives
 from workers.methods.base import Stage
 from workers.methods.idc import FormationMatching, IdcSettings
-from workers.networks import Network
+from workers.training.networks import Network
 
 
 class DreamSettings(IdcSettings):

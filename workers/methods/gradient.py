@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from jobs.specs import Augmentation, Count, Frozen, Positive, SgdSpec
 from workers.methods.base import Method, Pixels, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
-from workers.networks import Network
-from workers.students import augmentation_of, fit, trainer_for
+from workers.training.networks import Network
+from workers.training.students import augmentation_of, fit, trainer_for
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of the synthetic and the real gradient of one weight tensor, as a number."""

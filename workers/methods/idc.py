@@ -31,9 +31,9 @@ from workers.data.preprocess import Zca
 from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import require_finite, rows_by_class, siamese
 from workers.methods.gradient import Distance, NetworkTraining, gradient_distance
-from workers.networks import Network
-from workers.students import augmentation_of, fit, trainer_for
-from workers.training import Trainer
+from workers.training.networks import Network
+from workers.training.students import augmentation_of, fit, trainer_for
+from workers.training.trainer import Trainer
 
 
 class IdcSettings(Frozen):

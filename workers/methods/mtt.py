@@ -29,7 +29,7 @@ from jobs.errors import BadInput, Diverged
 from jobs.specs import Augmentation, Count, Fraction, Frozen, Index, Positive
 from workers.matching import ENGINES, Engine, InnerBatch, Matched, Student
 from workers.methods.base import Arrays, Method, Pixels, Stage, draw_without_replacement
-from workers.students import augmentation_of
+from workers.training.students import augmentation_of
 
 
 class MttSettings(Frozen):

@@ -9,11 +9,11 @@ import torch
 
 from jobs.errors import Yielded
 from jobs.specs import TransitionSpec
-from workers.chain import Starts
 from workers.data import synthetic_set
 from workers.data.synthetic_set import SyntheticSet
-from workers.networks import Network, build, flatten
-from workers.students import fit, trainer_for
+from workers.training.networks import Network, build, flatten
+from workers.training.students import fit, trainer_for
+from workers.training.transition import Starts
 
 SPEC = TransitionSpec(epochs=2, lr=0.1, momentum=0.9, batch_size=3)
 

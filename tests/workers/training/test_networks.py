@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.networks import (
+from workers.training.networks import (
     ConvNet,
     Network,
     ResNet,

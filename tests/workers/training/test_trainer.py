@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.errors import Diverged
-from workers.augmentation import Augmentation, cutmix
-from workers.networks import Network, build, flatten
-from workers.training import EpochStats, Optimiser, Schedule, Trainer, accuracy
+from workers.training.augmentation import Augmentation, cutmix
+from workers.training.networks import Network, build, flatten
+from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer, accuracy
 
 AUGMENTATION = Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True)
 SGD = Optimiser(lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -18,7 +18,7 @@ from multiprocessing.synchronize import Barrier
 import torch
 
 from jobs.specs import NetworkSpec, SgdSpec
-from workers.students import build_network, fit, trainer_for
+from workers.training.students import build_network, fit, trainer_for
 
 NETWORK = NetworkSpec(width=32, depth=2)
 TRAINING = SgdSpec(epochs=1, lr=0.01, batch_size=64)

@@ -16,8 +16,8 @@ import torch
 from jobs.specs import TransitionSpec
 from workers.data import synthetic_set
 from workers.data.synthetic_set import SyntheticSet
-from workers.networks import Network, flatten, load_flat
-from workers.students import fit, trainer_for
+from workers.training.networks import Network, flatten, load_flat
+from workers.training.students import fit, trainer_for
 
 Beat = Callable[[], None]
 """Called after every epoch; may raise to break off."""

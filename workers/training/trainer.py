@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.errors import Diverged
-from workers.augmentation import Augmentation, cutmix
+from workers.training.augmentation import Augmentation, cutmix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from jobs.specs import Family, NetworkSpec, SgdSpec
-from workers.augmentation import Augmentation
-from workers.networks import Network, build
-from workers.training import EpochStats, Optimiser, Schedule, Trainer
+from workers.training.augmentation import Augmentation
+from workers.training.networks import Network, build
+from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer
 
 
 def build_network(

@@ -17,7 +17,7 @@ What it decides:
   stride 1, because instance norm of a 1x1 map is zero whatever the input. It changes nothing for images of
   9 pixels or more.
 
-What it leaves out: training (`workers.training`) and the move to a device, which is the caller's `.to`.
+What it leaves out: training (`workers.training.trainer`) and the move to a device, which is the caller's `.to`.
 
 Sources: ConvNet of Gidaris & Komodakis as used by DC (Zhao et al., ICLR 2021) and MTT (Cazenavette et al.,
 CVPR 2022); ResNet of He et al., CVPR 2016, in the CIFAR forms of MTT and of IDC (Kim et al., ICML 2022).

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.augmentation import (
+from workers.training.augmentation import (
     Augmentation,
     Draw,
     brightness,

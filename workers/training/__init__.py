@@ -1,0 +1,1 @@
+"""Networks and how they are trained: augmentation, the SGD loop, transitions between stages."""
