@@ -28,7 +28,6 @@ from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
 from jobs.specs import DistilSpec
 from workers import forgetting
-from workers.centroids import representatives
 from workers.data import dataset as datasets
 from workers.data import multi_formation, synthetic_set
 from workers.data.dataset import Split
@@ -36,6 +35,7 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import rows_by_class
+from workers.methods.kmeans import representatives
 from workers.runtime.context import Bench
 from workers.selection import random_per_class
 from workers.store import trajectories

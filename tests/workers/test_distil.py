@@ -21,8 +21,8 @@ from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.distil import HISTORY, StageRun
 from workers.execute import perform
-from workers.matching import ENGINES
 from workers.methods import mtt
+from workers.methods.trajectory_matching import ENGINES
 from workers.runtime.context import Bench
 from workers.store.store import Store
 from workers.training.networks import flatten

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from jobs.specs import Count, Frozen
-from workers.centroids import representatives
 from workers.methods.base import Stage
 from workers.methods.idc import FormationMatching, IdcSettings
+from workers.methods.kmeans import representatives
 from workers.training.networks import Network
 
 

@@ -3,8 +3,8 @@
 Each iteration takes the next expert of a random order, an epoch t uniform in [0, max_start_epoch) (without transition
 stages start later: from min_start_epoch, facts 5.6), and pulls
 the student that starts at the expert's epoch t towards the expert's epoch t + expert_epochs
-(`workers.matching`). Images and step size learn together. Under PDD the experts of stage i are those whose
-chains went through S_1..S_{i-1}, and inner batches are drawn from the whole union.
+(`workers.methods.trajectory_matching`). Images and step size learn together. Under PDD the experts of stage i are those
+whose chains went through S_1..S_{i-1}, and inner batches are drawn from the whole union.
 
 The step size can be learned in two forms. `linear` is the published one: SGD with momentum on the number
 itself, which can turn negative or explode (at least six threads report it), so it is guarded. `log` is ours:
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
 from jobs.specs import Augmentation, Count, Fraction, Frozen, Index, Positive
-from workers.matching import ENGINES, Engine, InnerBatch, Matched, Student
 from workers.methods.base import Arrays, Method, Pixels, Stage, draw_without_replacement
+from workers.methods.trajectory_matching import ENGINES, Engine, InnerBatch, Matched, Student
 from workers.training.students import augmentation_of
 
 

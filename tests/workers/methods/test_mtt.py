@@ -16,14 +16,13 @@ from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
-from workers import matching
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
-from workers.matching import ENGINES, InnerBatch, Matched, whole_graph
-from workers.methods import base, method_named, settings_for
+from workers.methods import base, method_named, settings_for, trajectory_matching
 from workers.methods.base import Pixels, Stage, draw_without_replacement
 from workers.methods.mtt import MttSettings, StepSize, TrajectoryMatching
+from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, whole_graph
 from workers.store import trajectories
 from workers.store.trajectories import Trajectories
 from workers.training.networks import build, parameter_count
@@ -285,7 +284,7 @@ def test_a_raised_memory_level_takes_the_adjoint_with_the_same_result(stage: Sta
     results = []
     for level in (0, 1):
         method, canvas = TrajectoryMatching(_with(stage, memory_level=level), settings()), pixels()
-        assert method._match is [matching.whole_graph, matching.adjoint][level]
+        assert method._match is [trajectory_matching.whole_graph, trajectory_matching.adjoint][level]
         losses = [method.iterate(canvas, i, draws) for draws in [generator(2)] for i in range(4)]
         results.append((losses, canvas.new))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)

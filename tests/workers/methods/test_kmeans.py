@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from tests.workers.matched import AFFINE, generator, images, random_network
-from workers import centroids
-from workers.centroids import embeddings, nearest_to_centroids, representatives
+from workers.methods import kmeans
+from workers.methods.kmeans import embeddings, nearest_to_centroids, representatives
 
 
 def test_of_each_cluster_the_row_nearest_to_its_mean_is_taken() -> None:
@@ -44,7 +44,7 @@ def test_embedding_goes_by_batches() -> None:
     whole = embeddings(network, real, AFFINE, index)
     parts = torch.cat([embeddings(network, real, AFFINE, part) for part in torch.split(index, 5)])
     torch.testing.assert_close(whole, parts)
-    assert centroids.BATCH > 0
+    assert kmeans.BATCH > 0
 
 
 def test_each_class_gives_its_own_images_as_many_as_asked_or_all() -> None:
