@@ -20,7 +20,6 @@ import torch
 from jobs.errors import BadInput, Damaged, Diverged, Yielded
 from jobs.graph import Job
 from jobs.specs import Kind
-from workers import distil, evaluation, experts, forgetting, selection
 from workers.data import dataset
 from workers.runtime.context import Bench
 from workers.runtime.process import device_of_choice
@@ -29,6 +28,7 @@ from workers.store.checkpoints import Checkpoints
 from workers.store.claims import Claims, Held
 from workers.store.files import make_folder
 from workers.store.store import Store
+from workers.tasks import distil, evaluate, experts, forgetting, select
 
 Work = Callable[[Bench, Path], dict[str, Any]]
 
@@ -36,10 +36,10 @@ WORK: dict[Kind, Work] = {
     "dataset": dataset.prepare,
     "experts": experts.train_cohort,
     "forgetting": forgetting.score,
-    "select": selection.select,
+    "select": select.select,
     "distil": distil.distil,
-    "evaluate": evaluation.evaluate,
-    "full": evaluation.train_full,
+    "evaluate": evaluate.evaluate,
+    "full": evaluate.train_full,
 }
 """What each kind of job does."""
 

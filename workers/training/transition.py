@@ -1,8 +1,8 @@
 """The transition: networks that have been through the earlier synthetic sets (paper section 4.1, facts 5.2, 6.2).
 
 A chain is a random network trained on S_1, then on S_1+S_2, and so on, each link with an optimiser of its own. Base
-methods that match experts have their chains in the experts' trajectories (`workers.experts`); the others ask `Starts`
-for networks, which in stage 1, or without a transition, are simply random.
+methods that match experts have their chains in the experts' trajectories (`workers.tasks.experts`); the others ask
+`Starts` for networks, which in stage 1, or without a transition, are simply random.
 
 Network number j is a function of the job's key and j alone, so a stage that is resumed meets the same networks.
 """

@@ -12,12 +12,12 @@ from tests.workers.matched import AFFINE, CLASSES, SGD, after, generator, images
 from tests.workers.matched import stage as any_stage
 from tests.workers.methods.test_idc import NUMBERS as IDC_NUMBERS
 from tests.workers.workshop import Workshop, changed
-from workers.distil import StageRun
 from workers.methods import method_named
 from workers.methods.base import Pixels, Stage
 from workers.methods.dream import DreamSettings, RepresentativeMatching
 from workers.methods.idc import FormationMatching
 from workers.methods.kmeans import representatives
+from workers.tasks.distil import StageRun
 
 NUMBERS: dict[str, Any] = {**IDC_NUMBERS, "recluster_every": 2, "rounds": 3}
 MEMBERS = [torch.arange(12 * label, 12 * label + 12) for label in range(CLASSES)]

@@ -10,12 +10,12 @@ import torch
 
 from jobs.graph import Job
 from tests.workers.workshop import Workshop, changed
-from workers import experts
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
-from workers.distil import StageRun
 from workers.execute import perform
 from workers.runtime.context import Bench
+from workers.tasks import experts
+from workers.tasks.distil import StageRun
 from workers.training import transition
 
 METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa")

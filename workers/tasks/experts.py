@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.specs import ExpertsSpec
-from workers import forgetting
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset, Split
 from workers.runtime.context import Bench
 from workers.store import trajectories
+from workers.tasks import forgetting
 from workers.training.networks import Network, flatten, load_flat
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import EpochStats, accuracy

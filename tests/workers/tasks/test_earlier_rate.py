@@ -12,13 +12,13 @@ import torch
 from jobs.errors import Yielded
 from jobs.specs import ImageOptimiserSpec
 from tests.workers.workshop import Workshop
-from workers import distil
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EARLIER, SyntheticSet
-from workers.distil import StageRun
 from workers.execute import perform
 from workers.methods.base import Pixels
 from workers.runtime.context import Bench
+from workers.tasks import distil
+from workers.tasks.distil import StageRun
 
 ARM: dict[str, Any] = {"method": "mtt", "stages": 3, "ipc_per_stage": 1, "earlier_rate": 0.1}
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)

@@ -12,15 +12,8 @@ import torch
 from jobs.graph import Job
 from jobs.specs import ExpertsSpec, ForgettingSpec, SelectSpec
 from tests.workers.workshop import ONE_STAGE, Workshop
-from workers.forgetting import COUNTS, read_counts
-from workers.selection import (
-    INDICES,
-    by_features,
-    herding,
-    k_center,
-    most_forgotten_per_class,
-    random_per_class,
-)
+from workers.tasks.forgetting import COUNTS, read_counts
+from workers.tasks.select import INDICES, by_features, herding, k_center, most_forgotten_per_class, random_per_class
 from workers.training.networks import build, load_flat
 
 LABELS = torch.tensor([1, 0, 2, 0, 1, 1, 2, 0, 0, 2])

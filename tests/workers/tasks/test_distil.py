@@ -16,15 +16,15 @@ from torch import Tensor
 from jobs.errors import Diverged, Yielded
 from jobs.graph import Job
 from tests.workers.workshop import PUBLISHED, THREE_STAGES, TWO_STAGES, Workshop, changed
-from workers import distil
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
-from workers.distil import HISTORY, StageRun
 from workers.execute import perform
 from workers.methods import mtt
 from workers.methods.trajectory_matching import ENGINES
 from workers.runtime.context import Bench
 from workers.store.store import Store
+from workers.tasks import distil
+from workers.tasks.distil import HISTORY, StageRun
 from workers.training.networks import flatten
 from workers.training.trainer import Trainer
 

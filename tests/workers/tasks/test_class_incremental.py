@@ -11,11 +11,11 @@ import torch
 
 from jobs.specs import DatasetSpec, EvaluateSpec
 from tests.workers.workshop import CPU, Workshop
-from workers.continual import by_stage, of_classes
 from workers.data import dataset
 from workers.data.dataset import Split
 from workers.data.synthetic_set import SyntheticSet
-from workers.evaluation import RESULT
+from workers.tasks.class_incremental import by_stage, of_classes
+from workers.tasks.evaluate import RESULT
 from workers.training.trainer import Trainer
 
 PHASES = ((2, 7), (0, 3))

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.specs import NetworkSpec, SelectSpec
-from workers import forgetting
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
 from workers.runtime.context import Bench
 from workers.store import trajectories
+from workers.tasks import forgetting
 from workers.training.networks import load_flat
 from workers.training.students import build_network
 

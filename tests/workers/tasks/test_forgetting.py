@@ -15,11 +15,11 @@ from jobs.graph import Job
 from jobs.keys import seed_from
 from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import ONE_STAGE, Workshop, changed
-from workers import forgetting
-from workers.distil import StageRun
-from workers.forgetting import COUNTS, count_events, levels_of, read_counts, write_counts
 from workers.runtime.context import Bench
 from workers.store.trajectories import CORRECTNESS, read_correctness
+from workers.tasks import forgetting
+from workers.tasks.distil import StageRun
+from workers.tasks.forgetting import COUNTS, count_events, levels_of, read_counts, write_counts
 from workers.training.networks import build
 from workers.training.trainer import Optimiser, Schedule, Trainer
 

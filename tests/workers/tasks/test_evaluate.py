@@ -16,11 +16,11 @@ from jobs.graph import Job
 from jobs.keys import seed_from
 from jobs.specs import EvaluateSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
-from workers import evaluation as evaluating
 from workers.data.synthetic_set import SyntheticSet
-from workers.evaluation import RESULT, evaluate, links
 from workers.execute import perform
 from workers.runtime.context import Bench
+from workers.tasks import evaluate as evaluating
+from workers.tasks.evaluate import RESULT, evaluate, links
 from workers.training.networks import Network, build, flatten
 from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer, accuracy
 
@@ -216,7 +216,7 @@ def test_nothing_but_the_test_split_is_tested_on(made: Workshop, monkeypatch: py
         tested.append(images)
         return [30.0, 20.0][len(tested) - 1]
 
-    monkeypatch.setattr("workers.evaluation.accuracy", accuracy_of)
+    monkeypatch.setattr("workers.tasks.evaluate.accuracy", accuracy_of)
     job = changed(evaluation(made, 2, "progressive"), index=7)
     assert made.make(job).extra == {"accuracy": 20.0, "curve": [30.0, 20.0]}  # the last, not the best
     assert len(tested) == 2 and all(images is made.data().test.images for images in tested)

@@ -7,7 +7,7 @@ Sequential: S_1 alone, then S_2 alone, and so on. The network's weights are rand
 the paper says; the reference code starts all of them from one stored expert, which is `start: expert`.
 
 In class-incremental learning (Table 7) the sets of all phases so far are put together stage by stage
-(`workers.continual`), and the test asks about the classes seen so far.
+(`workers.tasks.class_incremental`), and the test asks about the classes seen so far.
 
 The test split is read here and in `full`, and nowhere else unless the reference's choice is asked for by
 name.
@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.specs import EvaluateSpec, FullSpec, Mode
-from workers import continual
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
 from workers.runtime.context import Bench
 from workers.store import trajectories
+from workers.tasks import class_incremental
 from workers.training.networks import Network, load_flat
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import EpochStats, accuracy
@@ -53,7 +53,7 @@ def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
     data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
     sets, test = _sets(bench, spec), data.test
     if spec.phases:
-        sets, test = continual.by_stage(sets, spec.phases), continual.of_classes(test, spec.phases)
+        sets, test = class_incremental.by_stage(sets, spec.phases), class_incremental.of_classes(test, spec.phases)
     chain = links(sets, spec.mode)
     network = _network(bench, spec, data)
     rates = [spec.training.lr if spec.training.lr is not None else link.step_size for link in chain]

@@ -27,7 +27,6 @@ from torch import Tensor
 from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
 from jobs.specs import DistilSpec
-from workers import forgetting
 from workers.data import dataset as datasets
 from workers.data import multi_formation, synthetic_set
 from workers.data.dataset import Split
@@ -37,8 +36,9 @@ from workers.methods.base import Arrays, Method, Pixels, Stage
 from workers.methods.by_class import rows_by_class
 from workers.methods.kmeans import representatives
 from workers.runtime.context import Bench
-from workers.selection import random_per_class
 from workers.store import trajectories
+from workers.tasks import forgetting
+from workers.tasks.select import random_per_class
 from workers.training.networks import Network, load_flat
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import accuracy

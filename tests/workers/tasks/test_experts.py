@@ -15,12 +15,12 @@ from jobs.graph import Job
 from jobs.keys import seed_from
 from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
-from workers import experts
 from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
-from workers.forgetting import COUNTS, partitioned, read_counts
 from workers.runtime.context import Bench
 from workers.store.trajectories import CORRECTNESS, read_correctness
+from workers.tasks import experts
+from workers.tasks.forgetting import COUNTS, partitioned, read_counts
 from workers.training.augmentation import Augmentation
 from workers.training.networks import Network, build, flatten, load_flat
 from workers.training.trainer import Optimiser, Schedule, Trainer, accuracy
