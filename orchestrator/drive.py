@@ -18,7 +18,7 @@ from orchestrator.fleet import SlurmFleet, open_jobs
 from orchestrator.ray_cluster import AttachedCluster
 from orchestrator.rendezvous import Rendezvous
 from orchestrator.request import Request, answer
-from orchestrator.state import State
+from orchestrator.scheduler.scheduler import State
 from workers.store.store import Store
 
 

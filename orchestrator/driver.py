@@ -2,7 +2,7 @@
 
 The driver holds no truth. What is done is what lies in the store; a new driver asks the store and goes on
 from there, so this process may be killed at any moment. It decides nothing either: that is
-`orchestrator.state`.
+`orchestrator.scheduler.scheduler`.
 
 A run is stopped by a file, `stop` in the run's folder: `cancel` writes it, and so does the driver on
 SIGINT, SIGTERM or a first failure under fail-fast. Workers look at it, save a checkpoint and yield; the
@@ -26,12 +26,12 @@ from typing import Any, Protocol
 
 from jobs.graph import Graph
 from jobs.keys import kind_of
-from orchestrator import events
-from orchestrator.events import Action, AskYield, Event, Finish, Note, Start
 from orchestrator.journal import Journal, JournalLost
-from orchestrator.plan import Plan
 from orchestrator.pool import Answer, Joined, Left, Pool, PoolEvent, Said
-from orchestrator.state import State, Status, decide
+from orchestrator.scheduler import events
+from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
+from orchestrator.scheduler.schedule import Plan
+from orchestrator.scheduler.scheduler import State, Status, decide
 
 PATIENCE = 1.0
 """Seconds the pool may wait before it lets the driver look at the stop file and the clock."""

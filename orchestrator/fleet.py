@@ -20,8 +20,8 @@ from orchestrator.node import JOB
 from orchestrator.pool import PoolBroken
 from orchestrator.ray_cluster import AttachedCluster, Care, NodeUse, PlainNodes
 from orchestrator.rendezvous import ALL, Rendezvous
+from orchestrator.scheduler.scheduler import State, Status
 from orchestrator.squeue import Queue
-from orchestrator.state import State, Status
 
 ASK_EVERY = 5.0
 """Seconds between two looks at SLURM's queue."""

@@ -1,8 +1,8 @@
 """What a run will take, before it is started: measured seconds, the critical path, the makespan.
 
-The makespan is not a formula: the same decision core that runs for real (`orchestrator.state`) is fed made-up
-completions at their estimated times, so the forecast waits, orders and limits as the run will. One `Course` takes all
-of a forecast's events, which makes twenty thousand jobs a matter of a second.
+The makespan is not a formula: the same decision core that runs for real (`orchestrator.scheduler.scheduler`) is fed
+made-up completions at their estimated times, so the forecast waits, orders and limits as the run will. One `Course`
+takes all of a forecast's events, which makes twenty thousand jobs a matter of a second.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jobs import cost
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
-from orchestrator import events
-from orchestrator.plan import Plan
-from orchestrator.state import Course, State, Status, decide
+from orchestrator.scheduler import events
+from orchestrator.scheduler.schedule import Plan
+from orchestrator.scheduler.scheduler import Course, State, Status, decide
 from workers.store.store import Store
 
 WORKERS = (1, 4, 16, 64)

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from jobs.keys import kind_of
 from orchestrator import forecast as forecasts
-from orchestrator.plan import Plan as Orders
 from orchestrator.request import Asked
+from orchestrator.scheduler.schedule import Plan as Orders
 from orchestrator.timeline import duration as duration
 from workers.store.store import Store
 

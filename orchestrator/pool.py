@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from jobs.errors import PddError
-from orchestrator.events import FailReason, LeaveReason
+from orchestrator.scheduler.events import FailReason, LeaveReason
 
 EXECUTE = "workers.execute.execute"
 """What a worker calls to do a job; tests name another function."""

@@ -29,7 +29,7 @@ from jobs.experiment import Cell, Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from orchestrator.results import Reader, label, manifest_of
-from orchestrator.state import BAD, OPEN, WHOLE, State, Status
+from orchestrator.scheduler.scheduler import BAD, OPEN, WHOLE, State, Status
 from workers.store.claims import Claim
 from workers.store.store import Manifest
 

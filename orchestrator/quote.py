@@ -24,8 +24,8 @@ from jobs.keys import kind_of
 from jobs.table import Table, TableCell, TablesPlan, walk
 from orchestrator import budget as budgets
 from orchestrator import forecast
-from orchestrator.plan import Plan as Orders
 from orchestrator.planning import duration
+from orchestrator.scheduler.schedule import Plan as Orders
 from workers.store.store import Store
 
 SIZES = (1, 4, 16, 64, 256)

@@ -19,10 +19,10 @@ from math import ceil
 from typing import Any
 
 from jobs.graph import Job
-from orchestrator.events import LeaveReason
 from orchestrator.pool import EXECUTE, Answer, Joined, Left, PoolBroken, PoolEvent, Said, perform, resolve
 from orchestrator.ray_cluster import SLOT, Cluster, NodeUse, brief
 from orchestrator.rendezvous import versions as our_versions
+from orchestrator.scheduler.events import LeaveReason
 from workers.runtime.time_limit import Shift
 
 LOOK_EVERY = 1.0

@@ -25,7 +25,7 @@ from orchestrator.measured import STANDINGS, MeasuredCell, measure
 from orchestrator.planning import duration
 from orchestrator.ray_cluster import Cluster
 from orchestrator.request import Asked
-from orchestrator.state import State
+from orchestrator.scheduler.scheduler import State
 from orchestrator.table_request import AskedTables
 from orchestrator.timeline import failures
 from workers.store.store import Store

@@ -28,13 +28,13 @@ from orchestrator.forecast import prices, uninterrupted
 from orchestrator.journal import Journal, Record
 from orchestrator.lent import Lent, uses_of
 from orchestrator.lent import follow as follow_to_end
-from orchestrator.plan import Allowances
 from orchestrator.planning import duration, orders_of
 from orchestrator.progress import Progress
 from orchestrator.ray_cluster import Cluster, ForeignCluster, LocalCluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.request import Asked, Request
-from orchestrator.state import State, Status
+from orchestrator.scheduler.schedule import Allowances
+from orchestrator.scheduler.scheduler import State, Status
 from orchestrator.status import runs, status
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store

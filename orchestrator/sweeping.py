@@ -27,13 +27,13 @@ from orchestrator.desk import Desk
 from orchestrator.forecast import uninterrupted
 from orchestrator.journal import Journal, Record
 from orchestrator.lent import POINTER, Lent
-from orchestrator.plan import Allowances
 from orchestrator.planning import duration
 from orchestrator.ray_cluster import Cluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.rendezvous import write_private
 from orchestrator.request import Request, overridden
-from orchestrator.state import State
+from orchestrator.scheduler.schedule import Allowances
+from orchestrator.scheduler.scheduler import State
 from orchestrator.status import status
 from orchestrator.sweep import DESK, TuneCluster, check_searcher
 from orchestrator.sweep_rows import Row

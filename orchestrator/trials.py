@@ -28,9 +28,9 @@ from jobs.sweep import Sweep, Values
 from orchestrator import forecast
 from orchestrator.desk import Answered, Desk, Wish, spoken, trial_id
 from orchestrator.journal import Journal
-from orchestrator.plan import Plan as Orders
 from orchestrator.request import assign, planned
-from orchestrator.state import BAD, WHOLE, State, Status
+from orchestrator.scheduler.schedule import Plan as Orders
+from orchestrator.scheduler.scheduler import BAD, WHOLE, State, Status
 from workers.store.store import Store
 
 HOUR = 3600.0

@@ -16,7 +16,7 @@ from typing import Any
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import SelectSpec
-from orchestrator.plan import Plan
+from orchestrator.scheduler.schedule import Plan
 
 WORKS, FAILS, RAISES, SLEEPS, WAITS_FOR_STOP, CRASHES_ONCE, CRASHES, PRINTS, BUSY_ONCE, TELLS = range(10)
 

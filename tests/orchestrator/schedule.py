@@ -16,7 +16,7 @@ from math import inf
 
 from jobs.keys import kind_of
 from orchestrator.journal import Record
-from orchestrator.urgency import AGEING_AFTER
+from orchestrator.scheduler.ready_queue import AGEING_AFTER
 
 Keys = Sequence[str]
 ENDINGS = frozenset({"job_done", "job_found", "job_busy", "job_yielded", "job_failed"})

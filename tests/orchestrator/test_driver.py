@@ -13,9 +13,9 @@ import pytest
 from jobs.graph import Graph
 from orchestrator.driver import About, Outcome, run
 from orchestrator.journal import Journal, JournalLost, Record, read
-from orchestrator.plan import Allowances, Plan
 from orchestrator.pool import Answer, InProcessPool, Joined, Left, PoolEvent, Said
-from orchestrator.state import WHOLE, State
+from orchestrator.scheduler.schedule import Allowances, Plan
+from orchestrator.scheduler.scheduler import WHOLE, State
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 

@@ -10,13 +10,13 @@ import pytest
 
 from orchestrator.batch import COLUMNS, Queued
 from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.events import Began
 from orchestrator.fleet import SlurmFleet, open_jobs
 from orchestrator.pool import PoolBroken
 from orchestrator.ray_cluster import AttachedCluster, NodeUse
 from orchestrator.rendezvous import Rendezvous
+from orchestrator.scheduler.events import Began
+from orchestrator.scheduler.scheduler import State, Status, decide
 from orchestrator.squeue import Queue
-from orchestrator.state import State, Status, decide
 from tests.orchestrator.fakes import WORKS, graph_of, plan_of
 
 NAME = "pdd-r-worker"

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from jobs.experiment import Plan
-from orchestrator.plan import Plan as CorePlan
 from orchestrator.progress import (
     Bar,
     Progress,
@@ -21,7 +20,8 @@ from orchestrator.progress import (
     snapshot,
     summary,
 )
-from orchestrator.state import JobState, State, Status
+from orchestrator.scheduler.schedule import Plan as CorePlan
+from orchestrator.scheduler.scheduler import JobState, State, Status
 from tests.orchestrator.test_results import cell_of, demo_plan, put
 from workers.store.claims import Claim
 from workers.store.store import Store

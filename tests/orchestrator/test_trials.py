@@ -20,9 +20,9 @@ from orchestrator import driver
 from orchestrator.desk import Answered, Desk, TrialFailed, Wish
 from orchestrator.driver import About, Outcome
 from orchestrator.journal import Journal, Record, read
-from orchestrator.plan import Allowances
 from orchestrator.pool import InProcessPool
 from orchestrator.request import Request, answer
+from orchestrator.scheduler.schedule import Allowances
 from orchestrator.trials import Trials, jobs_up_to, make_trial
 from workers.store.store import Store
 

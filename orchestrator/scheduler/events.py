@@ -1,7 +1,7 @@
 """What can happen to a run, and what the driver can be asked to do about it.
 
-Events go into `orchestrator.state.decide`, actions come out of it. Both are plain values: an event says what
-happened and when (seconds since the run began), an action what the caller must carry out. Neither knows how.
+Events go into `orchestrator.scheduler.scheduler.decide`, actions come out of it. Both are plain values: an event says
+what happened and when (seconds since the run began), an action what the caller must carry out. Neither knows how.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.plan import Plan
+from orchestrator.scheduler.schedule import Plan
 
 LeaveReason = Literal["crashed", "memory", "preempted", "lost"]
 FailReason = Literal["bug", "diverged", "memory", "input", "disk", "parent", "crashed"]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from orchestrator.urgency import AGEING_AFTER, Urgency
+from orchestrator.scheduler.ready_queue import AGEING_AFTER, Urgency
 
 
 def queue(path: dict[str, float], **since: float) -> Urgency:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import events
-from orchestrator.events import Action, AskYield, Event, Finish, Note, Start
-from orchestrator.plan import Allowances, Plan
-from orchestrator.state import (
+from orchestrator.scheduler import events
+from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
+from orchestrator.scheduler.schedule import Allowances, Plan
+from orchestrator.scheduler.scheduler import (
     BAD,
     OPEN,
     TRANSITIONS,

@@ -1,7 +1,7 @@
 """The life of one job in a run: where it can stand, what can happen to it, and what follows from that.
 
-The legal moves are data (`TRANSITIONS`); the decision core (`orchestrator.state`) only looks them up, so the table is
-the whole truth about what follows what.
+The legal moves are data (`TRANSITIONS`); the decision core (`orchestrator.scheduler.scheduler`) only looks them up, so
+the table is the whole truth about what follows what.
 """
 
 from __future__ import annotations

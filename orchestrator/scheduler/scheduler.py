@@ -2,7 +2,7 @@
 
 Two rules keep this file honest. It does no I/O: no clock, file, Ray or randomness, so a story of events gives
 the same decisions every time and a test tells it in a few lines. And the legal moves of a job are data
-(`orchestrator.lifecycle`); the code below only looks them up.
+(`orchestrator.scheduler.job_status`); the code below only looks them up.
 
 Theory of operation
     `decide(state, event)` returns the next state and the actions that the caller must carry out; whatever
@@ -14,12 +14,11 @@ Theory of operation
     `blocked`, where the one question "are its parents whole?" is asked again; so a damaged parent is no
     special case.
 
-    An idle slot takes the ready job with the longest chain of work behind it (`orchestrator.urgency`).
+    An idle slot takes the ready job with the longest chain of work behind it (`orchestrator.scheduler.ready_queue`).
 
-    Each way to fail has its own allowance (`orchestrator.plan.Allowances`). Losing a worker to preemption or
-    a dead node is nobody's fault and is free; a job that keeps killing its worker is poison and fails; a bug
-    or a divergence would only be repeated and fails at once. A failed job takes its descendants with it, its
-    siblings go on.
+    Each way to fail has its own allowance (`orchestrator.scheduler.schedule.Allowances`). Losing a worker to preemption
+    or a dead node is nobody's fault and is free; a job that keeps killing its worker is poison and fails; a bug or a
+    divergence would only be repeated and fails at once. A failed job takes its descendants with it, its siblings go on.
 
     The work is done by a `Course`, a state that moves. `decide` makes one, lets it take the event and throws it
     away, so its caller has two values to compare and a bad event does no harm. A forecast lets one course take
@@ -36,11 +35,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from orchestrator import events
-from orchestrator.events import Action, Event, FailReason, Finish
-from orchestrator.lifecycle import BAD, OPEN, TRANSITIONS, WHOLE, IllegalTransition, JobState, Status, Step
-from orchestrator.plan import Plan
-from orchestrator.urgency import Urgency
+from orchestrator.scheduler import events
+from orchestrator.scheduler.events import Action, Event, FailReason, Finish
+from orchestrator.scheduler.job_status import BAD, OPEN, TRANSITIONS, WHOLE, IllegalTransition, JobState, Status, Step
+from orchestrator.scheduler.ready_queue import Urgency
+from orchestrator.scheduler.schedule import Plan
 
 __all__ = ["BAD", "OPEN", "TRANSITIONS", "WHOLE", "IllegalTransition", "JobState", "Status", "Step"]
 __all__ += ["Course", "State", "decide"]
