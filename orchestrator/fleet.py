@@ -17,9 +17,9 @@ from typing import Any
 from orchestrator.batch import Queued, name_of, workers_missing
 from orchestrator.cluster import SlurmClusterSpec
 from orchestrator.node import JOB
-from orchestrator.pool import PoolBroken
 from orchestrator.ray_cluster import AttachedCluster, Care, NodeUse, PlainNodes
 from orchestrator.rendezvous import ALL, Rendezvous
+from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.scheduler import State, Status
 from orchestrator.squeue import Queue
 

@@ -205,7 +205,7 @@ def explain(
 @app.command()
 def status(context: typer.Context, name: RunName = None, store: StoreRoot = None, as_json: AsJson = False) -> None:
     """Tell what a run is doing, from any shell that sees the store."""
-    from orchestrator import status as standing
+    from orchestrator.runs import status as standing
 
     options = Options.of(context)
     opened = existing_store(options)
@@ -222,7 +222,7 @@ def logs(
     as_json: AsJson = False,
 ) -> None:
     """Print the log of a job of a run."""
-    from orchestrator import status as standing
+    from orchestrator.runs import status as standing
 
     options = Options.of(context)
     opened = existing_store(options)
@@ -239,9 +239,9 @@ def logs(
 @app.command()
 def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None, as_json: AsJson = False) -> None:
     """Ask a run to save its work and end, from any shell that sees the store."""
-    from orchestrator import status as standing
-    from orchestrator.driver import STOP, StopFile
     from orchestrator.lent import Lent
+    from orchestrator.runs import status as standing
+    from orchestrator.runs.driver import STOP, StopFile
 
     options = Options.of(context)
     opened = existing_store(options)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator import journal
 from orchestrator.batch import Queued, Role, name_of, spoken_use
 from orchestrator.desk import spoken
-from orchestrator.journal import Record
+from orchestrator.runs import journal
+from orchestrator.runs.journal import Record
 from orchestrator.squeue import Queue
 from workers.store.store import Store
 

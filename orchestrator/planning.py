@@ -13,8 +13,8 @@ from rich.text import Text
 from jobs.keys import kind_of
 from orchestrator import forecast as forecasts
 from orchestrator.request import Asked
+from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import Plan as Orders
-from orchestrator.timeline import duration as duration
 from workers.store.store import Store
 
 _HOUR = 3600.0

@@ -27,9 +27,9 @@ from typing import Any, Literal, Protocol
 
 from jobs.errors import BadInput
 from orchestrator import reaper
-from orchestrator.pool import PoolBroken
 from orchestrator.rendezvous import difference
 from orchestrator.rendezvous import versions as our_versions
+from orchestrator.runs.pool import PoolBroken
 
 SLOT = "pdd_slot"
 """The resource a node offers once for each job it may run at a time."""

@@ -19,9 +19,9 @@ from math import ceil
 from typing import Any
 
 from jobs.graph import Job
-from orchestrator.pool import EXECUTE, Answer, Joined, Left, PoolBroken, PoolEvent, Said, perform, resolve
 from orchestrator.ray_cluster import SLOT, Cluster, NodeUse, brief
 from orchestrator.rendezvous import versions as our_versions
+from orchestrator.runs.pool import EXECUTE, Answer, Joined, Left, PoolBroken, PoolEvent, Said, perform, resolve
 from orchestrator.scheduler.events import LeaveReason
 from workers.runtime.time_limit import Shift
 
@@ -40,7 +40,7 @@ class _Slot:
 
 
 class RayPool:
-    """The pool over a cluster; see `orchestrator.pool.Pool`."""
+    """The pool over a cluster; see `orchestrator.runs.pool.Pool`."""
 
     def __init__(
         self,

@@ -41,8 +41,8 @@ from orchestrator.results import (
     stage_results,
     tabulate,
 )
+from orchestrator.runs.timeline import Record, failures
 from orchestrator.sections import image_grid, made_with, provenance, put, timing
-from orchestrator.timeline import Record, failures
 from workers.store.store import Store
 
 REPORT, HTML = "report.md", "report.html"

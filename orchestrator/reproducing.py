@@ -18,16 +18,17 @@ from rich.text import Text
 from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Graph
-from orchestrator import forecast, journal, quote, running
+from orchestrator import forecast, quote, running
 from orchestrator.cluster import Place
 from orchestrator.lent import uses_of
 from orchestrator.measured import STANDINGS, MeasuredCell, measure
 from orchestrator.planning import duration
 from orchestrator.ray_cluster import Cluster
 from orchestrator.request import Asked
+from orchestrator.runs import journal
+from orchestrator.runs.timeline import failures
 from orchestrator.scheduler.scheduler import State
 from orchestrator.table_request import AskedTables
-from orchestrator.timeline import failures
 from workers.store.store import Store
 
 STARTING = 6.0

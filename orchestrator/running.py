@@ -22,20 +22,21 @@ from rich.text import Text
 from jobs.errors import BadInput
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from orchestrator import driver, journal, report, results
+from orchestrator import report, results
 from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec
 from orchestrator.forecast import prices, uninterrupted
-from orchestrator.journal import Journal, Record
 from orchestrator.lent import Lent, uses_of
 from orchestrator.lent import follow as follow_to_end
 from orchestrator.planning import duration, orders_of
-from orchestrator.progress import Progress
 from orchestrator.ray_cluster import Cluster, ForeignCluster, LocalCluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.request import Asked, Request
+from orchestrator.runs import driver, journal
+from orchestrator.runs.journal import Journal, Record
+from orchestrator.runs.progress import Progress
+from orchestrator.runs.status import runs, status
 from orchestrator.scheduler.schedule import Allowances
 from orchestrator.scheduler.scheduler import State, Status
-from orchestrator.status import runs, status
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store
 

@@ -34,9 +34,9 @@ from jobs.errors import PddError
 from orchestrator import batch
 from orchestrator.batch import Role, name_of, visible_gpus
 from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.driver import HEAD_MOVES, STOP, StopFile
 from orchestrator.node import Node, Offer, start_child, wait_for
 from orchestrator.rendezvous import Head, Rendezvous, difference, versions
+from orchestrator.runs.driver import HEAD_MOVES, STOP, StopFile
 from orchestrator.squeue import Queue, outside_a_job
 from workers.runtime.time_limit import Shift
 from workers.store.store import Store

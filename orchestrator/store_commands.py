@@ -50,7 +50,7 @@ def export(
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
     from orchestrator import exportable, exporting
     from orchestrator.request import answer
-    from orchestrator.status import chosen_run
+    from orchestrator.runs.status import chosen_run
 
     ways = {"experiment": experiments, "--key": key, "--run": run}
     given = [name for name, value in ways.items() if value] or ["experiment"]
@@ -77,11 +77,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare every byte of the artifacts with the digests in their manifests; exit 3 if one is damaged."""
-    from orchestrator import upkeep
+    from orchestrator.runs import garbage
 
     options = Options.of(context)
     opened = existing_store(options)
-    checked = upkeep.complaints(opened, key or "")
+    checked = garbage.complaints(opened, key or "")
     damaged = {name: found for name, found in checked.items() if found}
     for name, found in damaged.items() if quarantine else ():
         opened.quarantine(name, "; ".join(found))
@@ -108,15 +108,15 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List the artifacts that no run refers to, nor any experiment named here; remove them if asked."""
-    from orchestrator import upkeep
     from orchestrator.request import answer
+    from orchestrator.runs import garbage
 
     options = Options.of(context)
     opened = existing_store(options)
     wanted = answer(request_of(experiments, options)).plan.graph.jobs if experiments else ()
-    found = upkeep.unused(opened, wanted)
+    found = garbage.unused(opened, wanted)
     if delete:
-        upkeep.remove(opened, found)
+        garbage.remove(opened, found)
     size = sum(one.size for one in found)
     lines = [Text(f"{one.key}: {one.size / 2**20:.1f} MiB") for one in found]
     said = (

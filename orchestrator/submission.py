@@ -22,13 +22,14 @@ import yaml
 
 from jobs.errors import BadInput, PddError
 from jobs.graph import Graph
-from orchestrator import journal, slurm
+from orchestrator import slurm
 from orchestrator.batch import name_of
 from orchestrator.cluster import Place, SlurmClusterSpec
-from orchestrator.journal import Journal
 from orchestrator.lent import POINTER, Lent
 from orchestrator.rendezvous import Rendezvous, write_private
 from orchestrator.request import Request
+from orchestrator.runs import journal
+from orchestrator.runs.journal import Journal
 from workers.store.store import Store
 
 if TYPE_CHECKING:

@@ -21,20 +21,21 @@ from rich.text import Text
 from jobs import experiment
 from jobs.errors import BadInput
 from jobs.sweep import Sweep, Values, listed, load
-from orchestrator import driver, journal, results, running, sweep_report
+from orchestrator import results, running, sweep_report
 from orchestrator.cluster import Place
 from orchestrator.desk import Desk
 from orchestrator.forecast import uninterrupted
-from orchestrator.journal import Journal, Record
 from orchestrator.lent import POINTER, Lent
 from orchestrator.planning import duration
 from orchestrator.ray_cluster import Cluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.rendezvous import write_private
 from orchestrator.request import Request, overridden
+from orchestrator.runs import driver, journal
+from orchestrator.runs.journal import Journal, Record
+from orchestrator.runs.status import status
 from orchestrator.scheduler.schedule import Allowances
 from orchestrator.scheduler.scheduler import State
-from orchestrator.status import status
 from orchestrator.sweep import DESK, TuneCluster, check_searcher
 from orchestrator.sweep_rows import Row
 from orchestrator.sweep_rows import rows as rows_of

@@ -42,8 +42,8 @@ from orchestrator.page import (
     notes,
 )
 from orchestrator.results import manifest_of
+from orchestrator.runs.timeline import Record, Timeline, duration
 from orchestrator.sections import environment, image_grid, provenance, put, timing
-from orchestrator.timeline import Record, Timeline, duration
 from workers.store.store import Store
 
 REPORT, HTML = "report.md", "report.html"

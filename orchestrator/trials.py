@@ -27,8 +27,8 @@ from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values
 from orchestrator import forecast
 from orchestrator.desk import Answered, Desk, Wish, spoken, trial_id
-from orchestrator.journal import Journal
 from orchestrator.request import assign, planned
+from orchestrator.runs.journal import Journal
 from orchestrator.scheduler.schedule import Plan as Orders
 from orchestrator.scheduler.scheduler import BAD, WHOLE, State, Status
 from workers.store.store import Store
@@ -133,7 +133,7 @@ class Standing:
 
 
 class Trials:
-    """The plan that grows with the trials' wishes; a `orchestrator.driver.Supply`.
+    """The plan that grows with the trials' wishes; a `orchestrator.runs.driver.Supply`.
 
     Args:
         sweep: the metric, the budget, how many winners.

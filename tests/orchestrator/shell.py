@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator import journal
-from orchestrator.journal import Record
+from orchestrator.runs import journal
+from orchestrator.runs.journal import Record
 from workers.store.store import Manifest, Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator import journal
+from orchestrator.runs import journal
 from tests.orchestrator.minislurm import MiniSlurm, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ from PIL import Image
 from jobs.errors import BadInput, Damaged
 from orchestrator import exportable, exporting
 from orchestrator.exportable import Exportable
-from orchestrator.journal import NAME, Journal
+from orchestrator.runs.journal import NAME, Journal
 from tests.workers.workshop import ONE_STAGE, TWO_STAGES, Workshop
 from workers.data import dataset, multi_formation, synthetic_set
 from workers.data.synthetic_set import EXACT

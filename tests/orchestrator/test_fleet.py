@@ -11,9 +11,9 @@ import pytest
 from orchestrator.batch import COLUMNS, Queued
 from orchestrator.cluster import SlurmClusterSpec
 from orchestrator.fleet import SlurmFleet, open_jobs
-from orchestrator.pool import PoolBroken
 from orchestrator.ray_cluster import AttachedCluster, NodeUse
 from orchestrator.rendezvous import Rendezvous
+from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.events import Began
 from orchestrator.scheduler.scheduler import State, Status, decide
 from orchestrator.squeue import Queue

@@ -19,11 +19,11 @@ import pytest
 
 from jobs.errors import BadInput
 from orchestrator import ray_cluster, reaper
-from orchestrator.driver import About, run
-from orchestrator.journal import Journal, read
-from orchestrator.pool import Answer, Joined, Left, PoolEvent
 from orchestrator.ray_cluster import LocalCluster
 from orchestrator.ray_pool import RayPool, gpu_share
+from orchestrator.runs.driver import About, run
+from orchestrator.runs.journal import Journal, read
+from orchestrator.runs.pool import Answer, Joined, Left, PoolEvent
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from jobs.experiment import Arm, Plan
 from orchestrator.report import console_table, write
 from orchestrator.results import collect
-from orchestrator.timeline import Timeline, failures
+from orchestrator.runs.timeline import Timeline, failures
 from tests.orchestrator.test_results import cell_of, demo_plan, measure, put
 from workers.data import synthetic_set
 from workers.data.preprocess import Affine

@@ -16,9 +16,9 @@ from jobs.errors import BadInput
 from orchestrator import lent, slurm
 from orchestrator.batch import name_of
 from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.journal import Journal
 from orchestrator.lent import HeadGone, Lent
 from orchestrator.rendezvous import ALL, Head, Rendezvous, difference, versions
+from orchestrator.runs.journal import Journal
 from orchestrator.slurm import NotSubmitted
 from orchestrator.squeue import Queue, ask, outside_a_job
 from workers.store.store import Store

@@ -12,14 +12,15 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from orchestrator import drive, journal, running, submission, sweeping
+from orchestrator import drive, running, submission, sweeping
 from orchestrator.cluster import Place, SlurmClusterSpec, choose
-from orchestrator.driver import About
-from orchestrator.journal import Journal
 from orchestrator.lent import POINTER, Lent
 from orchestrator.request import Request, answer
+from orchestrator.runs import journal
+from orchestrator.runs.driver import About
+from orchestrator.runs.journal import Journal
+from orchestrator.runs.status import status
 from orchestrator.slurm import NotSubmitted
-from orchestrator.status import status
 from orchestrator.sweep_rows import Row
 from orchestrator.sweeping import AskedSweep, seconds_driven
 from tests.orchestrator.test_slurm import Programs

@@ -19,8 +19,8 @@ import yaml
 from jobs.errors import BadInput
 from jobs.specs import Frozen
 from orchestrator import sweeping
-from orchestrator.journal import Record, read
 from orchestrator.request import Request
+from orchestrator.runs.journal import Record, read
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 900

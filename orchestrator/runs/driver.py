@@ -26,8 +26,8 @@ from typing import Any, Protocol
 
 from jobs.graph import Graph
 from jobs.keys import kind_of
-from orchestrator.journal import Journal, JournalLost
-from orchestrator.pool import Answer, Joined, Left, Pool, PoolEvent, Said
+from orchestrator.runs.journal import Journal, JournalLost
+from orchestrator.runs.pool import Answer, Joined, Left, Pool, PoolEvent, Said
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
 from orchestrator.scheduler.schedule import Plan

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import journal
-from orchestrator.journal import Journal, JournalLost, follow, read
+from orchestrator.runs import journal
+from orchestrator.runs.journal import Journal, JournalLost, follow, read
 
 
 def test_a_record_has_its_number_time_and_fields(tmp_path: Path) -> None:

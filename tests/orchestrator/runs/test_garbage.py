@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator import launch, upkeep
-from orchestrator.journal import Journal
+from orchestrator import launch
 from orchestrator.request import Request, answer
+from orchestrator.runs import garbage
+from orchestrator.runs.journal import Journal
 from tests.workers.workshop import Workshop
 from workers.store.claims import Claims
 from workers.store.store import Store
@@ -63,16 +64,16 @@ def spoil(workshop: Workshop) -> str:
 
 def test_a_flipped_bit_is_complained_about_and_nothing_else(workshop: Workshop) -> None:
     key = spoil(workshop)
-    found = upkeep.complaints(workshop.store)
+    found = garbage.complaints(workshop.store)
     assert set(found) == set(workshop.store.keys())
     assert [name for name, complaints in found.items() if complaints] == [key]
-    assert list(upkeep.complaints(workshop.store, "dataset-")) == [workshop.job("dataset").key]
+    assert list(garbage.complaints(workshop.store, "dataset-")) == [workshop.job("dataset").key]
     with pytest.raises(BadInput, match="no artifact's key"):
-        upkeep.complaints(workshop.store, "nothing-like-it")
+        garbage.complaints(workshop.store, "nothing-like-it")
 
 
 def test_what_no_run_names_is_unused_with_its_size(workshop: Workshop) -> None:
-    found = upkeep.unused(workshop.store)
+    found = garbage.unused(workshop.store)
     assert {one.key for one in found} == set(workshop.store.keys())
     sizes = {one.key: one.size for one in found}
     files = workshop.store.path(workshop.job("distil").key, "set.arrow").parent.iterdir()
@@ -82,7 +83,7 @@ def test_what_no_run_names_is_unused_with_its_size(workshop: Workshop) -> None:
 def test_what_a_run_names_is_in_use_with_all_its_ancestors(workshop: Workshop) -> None:
     set_two = workshop.job("distil", stage=2)
     journal(workshop, "some", [set_two.key])
-    unused = {one.key for one in upkeep.unused(workshop.store)}
+    unused = {one.key for one in garbage.unused(workshop.store)}
     assert unused == set(workshop.store.keys()) - workshop.plan.graph.ancestors([set_two.key])
     assert unused
 
@@ -91,14 +92,14 @@ def test_what_is_being_computed_or_wanted_is_in_use(workshop: Workshop) -> None:
     set_one, select = workshop.job("distil"), workshop.job("select")
     with Claims(workshop.store.root).take(set_one.key, "some") as held:  # type: ignore[union-attr]
         assert held is not None
-        unused = {one.key for one in upkeep.unused(workshop.store, [select.key])}
+        unused = {one.key for one in garbage.unused(workshop.store, [select.key])}
     assert unused == set(workshop.store.keys()) - workshop.plan.graph.ancestors([set_one.key, select.key])
 
 
 def test_only_the_unused_are_removed(workshop: Workshop) -> None:
     set_two = workshop.job("distil", stage=2)
     journal(workshop, "some", [set_two.key])
-    upkeep.remove(workshop.store, upkeep.unused(workshop.store))
+    garbage.remove(workshop.store, garbage.unused(workshop.store))
     assert set(workshop.store.keys()) == workshop.plan.graph.ancestors([set_two.key])
     assert all(workshop.store.has(key) for key in workshop.store.keys())
     assert list((workshop.store.root / "tmp").iterdir()) == []
@@ -108,7 +109,7 @@ def test_nothing_is_removed_while_a_run_goes_on(workshop: Workshop) -> None:
     journal(workshop, "some", [], ended=False)
     before = set(workshop.store.keys())
     with pytest.raises(BadInput, match="run is 'some': is running"):
-        upkeep.remove(workshop.store, upkeep.unused(workshop.store))
+        garbage.remove(workshop.store, garbage.unused(workshop.store))
     assert set(workshop.store.keys()) == before
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator import status as standing
-from orchestrator.journal import NAME, RECORDS, Journal, Record
-from orchestrator.status import RunStatus, chosen_run, from_records, log_of, runs
+from orchestrator.runs import status as standing
+from orchestrator.runs.journal import NAME, RECORDS, Journal, Record
+from orchestrator.runs.status import RunStatus, chosen_run, from_records, log_of, runs
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store
 

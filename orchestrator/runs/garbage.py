@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from jobs.errors import BadInput
-from orchestrator import journal
 from orchestrator.results import manifest_of
-from orchestrator.status import runs, status
+from orchestrator.runs import journal
+from orchestrator.runs.status import runs, status
 from workers.store.claims import Claims
 from workers.store.store import Store
 

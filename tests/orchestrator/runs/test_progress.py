@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jobs.experiment import Plan
-from orchestrator.progress import (
+from orchestrator.runs.progress import (
     Bar,
     Progress,
     best_so_far,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from jobs.graph import Graph
-from orchestrator.driver import About, Outcome, run
-from orchestrator.journal import Journal, JournalLost, Record, read
-from orchestrator.pool import Answer, InProcessPool, Joined, Left, PoolEvent, Said
+from orchestrator.runs.driver import About, Outcome, run
+from orchestrator.runs.journal import Journal, JournalLost, Record, read
+from orchestrator.runs.pool import Answer, InProcessPool, Joined, Left, PoolEvent, Said
 from orchestrator.scheduler.schedule import Allowances, Plan
 from orchestrator.scheduler.scheduler import WHOLE, State
 from tests.orchestrator import fakes

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from jobs.errors import BadInput
 from jobs.keys import kind_of
-from orchestrator import journal
-from orchestrator.journal import Record
 from orchestrator.lent import Lent
+from orchestrator.runs import journal
+from orchestrator.runs.journal import Record
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store
 

@@ -1,0 +1,1 @@
+"""One run: the driver, its pool of workers, its journal, and what can be told from it."""
