@@ -6,7 +6,7 @@ and equal keys are equal jobs: the prefixes of a chain, the pool of experts of a
 
 A dataset that is not here leaves its cells without jobs and with the reason; only a plan, from which nothing is run,
 may count them (`imagined`). `--dataset` puts one dataset in the place of all others, and every caption says so.
-Left out: what the networks reached (`orchestrator.measured`) and how it is set.
+Left out: what the networks reached (`orchestrator.results.tables`) and how it is set.
 """
 
 from __future__ import annotations

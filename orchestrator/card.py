@@ -20,7 +20,7 @@ from jobs.facts import first_map
 from jobs.keys import seed_from
 from jobs.specs import NetworkSpec
 from orchestrator.exportable import Exportable, Measured
-from orchestrator.results import SCALES
+from orchestrator.results.cells import SCALES
 from workers.data.preprocess import Affine, Zca
 from workers.data.sources import LICENCES
 from workers.training.students import schedule_of

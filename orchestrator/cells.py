@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.table import Published, Table, TablesPlan
-from orchestrator.measured import MeasuredCell
+from orchestrator.results.tables import MeasuredCell
 
 _WORDS, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
 SCHEMA = pa.schema(

@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.table import Table
-from orchestrator.measured import MeasuredCell
 from orchestrator.pictures import COLOURS, empty_figure
-from orchestrator.results import Result, label
+from orchestrator.results.cells import Result, label
+from orchestrator.results.tables import MeasuredCell
 
 _MARKERS = "os^Dv"
 _GREY = "#5F6770"

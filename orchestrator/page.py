@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from orchestrator.measured import Standing
+from orchestrator.results.tables import Standing
 
 Role = Literal["value", "measured", "published", "higher", "lower", "level", "state", "minor", "code", "link"]
 """What a line of a table's entry is: a `state` stands where a value is missing, `higher` and `lower` are differences

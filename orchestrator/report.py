@@ -9,7 +9,7 @@ A table always says its scale, what its spread is and over how many networks; a 
 why. The page shows only files beside it, so the folder can be copied anywhere. `console_table` shows
 the same table at the end of a run.
 
-Left out: measuring (`orchestrator.results`) and drawing (`orchestrator.pictures`, imported when a report is
+Left out: measuring (`orchestrator.results.cells`) and drawing (`orchestrator.pictures`, imported when a report is
 written, since matplotlib takes a while and most commands draw nothing).
 """
 
@@ -26,10 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.experiment import SELECTIONS, Plan
-from orchestrator.contrasts import Contrast, contrasts
 from orchestrator.markdown import markdown
 from orchestrator.page import Beside, Block, Grid, Page, Picture, Section, notes, slug
-from orchestrator.results import (
+from orchestrator.results.cells import (
     Chain,
     Result,
     StageResult,
@@ -41,6 +40,7 @@ from orchestrator.results import (
     stage_results,
     tabulate,
 )
+from orchestrator.results.comparisons import Contrast, contrasts
 from orchestrator.runs.timeline import Record, failures
 from orchestrator.sections import image_grid, made_with, provenance, put, timing
 from workers.store.store import Store

@@ -21,10 +21,10 @@ from jobs.graph import Graph
 from orchestrator import forecast, quote, running
 from orchestrator.cluster import Place
 from orchestrator.lent import uses_of
-from orchestrator.measured import STANDINGS, MeasuredCell, measure
 from orchestrator.planning import duration
 from orchestrator.ray_cluster import Cluster
 from orchestrator.request import Asked
+from orchestrator.results.tables import STANDINGS, MeasuredCell, measure
 from orchestrator.runs import journal
 from orchestrator.runs.timeline import failures
 from orchestrator.scheduler.scheduler import State

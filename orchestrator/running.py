@@ -22,7 +22,7 @@ from rich.text import Text
 from jobs.errors import BadInput
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from orchestrator import report, results
+from orchestrator import report
 from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec
 from orchestrator.forecast import prices, uninterrupted
 from orchestrator.lent import Lent, uses_of
@@ -31,6 +31,7 @@ from orchestrator.planning import duration, orders_of
 from orchestrator.ray_cluster import Cluster, ForeignCluster, LocalCluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.request import Asked, Request
+from orchestrator.results import cells
 from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal, Record
 from orchestrator.runs.progress import Progress
@@ -61,9 +62,9 @@ class Done:
     report: Path | None
 
     @cached_property
-    def results(self) -> list[results.Result]:
+    def results(self) -> list[cells.Result]:
         """One per cell."""
-        return results.collect(self.plan, self.store, messages_of(self.failures))
+        return cells.collect(self.plan, self.store, messages_of(self.failures))
 
     def to_json(self) -> dict[str, Any]:
         """The interface of `run --json`."""
@@ -77,7 +78,7 @@ class Done:
             "workers": self.workers,
             "jobs": self.counts,
             "results": [result.to_json() for result in self.results],
-            "artifacts": results.artifacts(self.plan, self.store),
+            "artifacts": cells.artifacts(self.plan, self.store),
             "failures": self.failures,
             "report": str(self.report) if self.report else None,
         }

@@ -15,7 +15,7 @@ from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.specs import SPECS
 from orchestrator.page import Block, Command, Entry, Fold, Grid, Line, Picture, Prose, Section
-from orchestrator.results import manifest_of
+from orchestrator.results.cells import manifest_of
 from orchestrator.runs.timeline import Record, Span, Timeline, duration
 from workers.store.store import Manifest, Store
 

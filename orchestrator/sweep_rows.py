@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.sweep import Values
-from orchestrator.results import manifest_of
+from orchestrator.results.cells import manifest_of
 from orchestrator.trials import Standing, jobs_up_to
 from workers.store.store import Store
 

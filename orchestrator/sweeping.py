@@ -21,7 +21,7 @@ from rich.text import Text
 from jobs import experiment
 from jobs.errors import BadInput
 from jobs.sweep import Sweep, Values, listed, load
-from orchestrator import results, running, sweep_report
+from orchestrator import running, sweep_report
 from orchestrator.cluster import Place
 from orchestrator.desk import Desk
 from orchestrator.forecast import uninterrupted
@@ -31,6 +31,7 @@ from orchestrator.ray_cluster import Cluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.rendezvous import write_private
 from orchestrator.request import Request, overridden
+from orchestrator.results import cells
 from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal, Record
 from orchestrator.runs.status import status
@@ -146,8 +147,8 @@ class DoneSweep:
             "jobs": self.counts,
             "metric": self.sweep.metric,
             "trials": [row.to_json() for row in self.rows],
-            "results": [one.to_json() for one in results.collect(self.winners, self.store, messages)],
-            "artifacts": results.artifacts(self.winners, self.store),
+            "results": [one.to_json() for one in cells.collect(self.winners, self.store, messages)],
+            "artifacts": cells.artifacts(self.winners, self.store),
             "failures": self.failures,
             "files": [str(path) for path in self.files],
         }

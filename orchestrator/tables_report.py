@@ -6,8 +6,8 @@
 
 A measured number never stands without its scale and dataset: the caption and every column's heading say them. What
 differs from the published number says by sign and word whether the difference is significant. A cell without a number
-says why, in a note below its table. Measuring is left to `orchestrator.measured`, setting to `orchestrator.page` and
-its two writers.
+says why, in a note below its table. Measuring is left to `orchestrator.results.tables`, setting to `orchestrator.page`
+and its two writers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from jobs.table import Published, Table, TablesPlan
 from orchestrator import origins
 from orchestrator.cells import csv_of, parquet_of
 from orchestrator.markdown import markdown
-from orchestrator.measured import LEVEL, STANDINGS, MeasuredCell
 from orchestrator.page import (
     Beside,
     Block,
@@ -41,7 +40,8 @@ from orchestrator.page import (
     entry,
     notes,
 )
-from orchestrator.results import manifest_of
+from orchestrator.results.cells import manifest_of
+from orchestrator.results.tables import LEVEL, STANDINGS, MeasuredCell
 from orchestrator.runs.timeline import Record, Timeline, duration
 from orchestrator.sections import environment, image_grid, provenance, put, timing
 from workers.store.store import Store

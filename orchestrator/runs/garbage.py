@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from jobs.errors import BadInput
-from orchestrator.results import manifest_of
+from orchestrator.results.cells import manifest_of
 from orchestrator.runs import journal
 from orchestrator.runs.status import runs, status
 from workers.store.claims import Claims

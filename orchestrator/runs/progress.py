@@ -28,7 +28,7 @@ from rich.text import Text
 from jobs.experiment import Cell, Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
-from orchestrator.results import Reader, label, manifest_of
+from orchestrator.results.cells import Reader, label, manifest_of
 from orchestrator.scheduler.scheduler import BAD, OPEN, WHOLE, State, Status
 from workers.store.claims import Claim
 from workers.store.store import Manifest

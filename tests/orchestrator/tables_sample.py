@@ -9,9 +9,9 @@ from typing import Any
 from jobs.experiment import Plan
 from jobs.table import Published, Table, TableCell, TablesPlan
 from orchestrator import tables_report
-from orchestrator.measured import MeasuredCell
+from orchestrator.results.tables import MeasuredCell
+from tests.orchestrator.results.test_cells import cell_of
 from tests.orchestrator.test_report import half_done, journal
-from tests.orchestrator.test_results import cell_of
 from workers.store.store import Store
 
 COMMAND = "pdd reproduce sample --scale tiny --dataset digits"

@@ -7,9 +7,9 @@ from PIL import Image
 
 from orchestrator import figures, pictures
 from orchestrator.figures import Bound, Curve, Panel, Point
-from orchestrator.results import Result
+from orchestrator.results.cells import Result
+from tests.orchestrator.results.test_cells import demo_plan
 from tests.orchestrator.tables_sample import measured_cells, plan_of
-from tests.orchestrator.test_results import demo_plan
 
 
 def result(architecture: str, stage: int, values: tuple[float, ...], method: str = "PDD+MTT") -> Result:

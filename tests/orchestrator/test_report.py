@@ -18,9 +18,9 @@ from rich.console import Console
 
 from jobs.experiment import Arm, Plan
 from orchestrator.report import console_table, write
-from orchestrator.results import collect
+from orchestrator.results.cells import collect
 from orchestrator.runs.timeline import Timeline, failures
-from tests.orchestrator.test_results import cell_of, demo_plan, measure, put
+from tests.orchestrator.results.test_cells import cell_of, demo_plan, measure, put
 from workers.data import synthetic_set
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet

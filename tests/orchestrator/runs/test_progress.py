@@ -22,7 +22,7 @@ from orchestrator.runs.progress import (
 )
 from orchestrator.scheduler.schedule import Plan as CorePlan
 from orchestrator.scheduler.scheduler import JobState, State, Status
-from tests.orchestrator.test_results import cell_of, demo_plan, put
+from tests.orchestrator.results.test_cells import cell_of, demo_plan, put
 from workers.store.claims import Claim
 from workers.store.store import Store
 

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from jobs.experiment import Cell, Plan
-from orchestrator.results import Reader, label, manifest_of
+from orchestrator.results.cells import Reader, label, manifest_of
 
 LEAST = 3
 """Seeds below which an interval says nothing."""

@@ -9,16 +9,7 @@ import pytest
 
 from jobs.expansion import expand
 from jobs.experiment import Arm, Cell, Experiment, Plan
-from orchestrator.results import (
-    Result,
-    artifacts,
-    by_experiment,
-    chains,
-    collect,
-    label,
-    stage_results,
-    tabulate,
-)
+from orchestrator.results.cells import Result, artifacts, by_experiment, chains, collect, label, stage_results, tabulate
 from workers.store.store import Store
 
 

@@ -9,7 +9,7 @@ import pytest
 from jobs.experiment import DatasetChoice
 from jobs.known import KNOWN
 from jobs.table import Circumstances, Data, Published, TablesPlan, fill, load
-from orchestrator.measured import MeasuredCell, differs, interval, measure
+from orchestrator.results.tables import MeasuredCell, differs, interval, measure
 from workers.store.store import Store
 
 

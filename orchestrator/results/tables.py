@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.table import NETWORKS, Published, Table, TableCell, TablesPlan
-from orchestrator.results import Reader, manifest_of
+from orchestrator.results.cells import Reader, manifest_of
 
 Standing = Literal["measured", "partial", "failed", "not run"]
 STANDINGS: tuple[Standing, ...] = ("measured", "partial", "failed", "not run")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.contrasts import contrasts, paired
 from orchestrator.report import write
-from tests.orchestrator.test_results import demo_plan, put
+from orchestrator.results.comparisons import contrasts, paired
+from tests.orchestrator.results.test_cells import demo_plan, put
 from workers.store.store import Store
 
 

@@ -1,0 +1,1 @@
+"""What was measured: cells of experiments and of tables, comparisons, statistics."""
