@@ -31,8 +31,9 @@ from rich.text import Text
 from torch import Tensor
 
 from jobs.errors import BadInput
-from orchestrator import card, pictures
+from orchestrator import card
 from orchestrator.exportable import Exportable, Measured
+from orchestrator.reports import images as pictures
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.store.files import sha256_of

@@ -181,11 +181,11 @@ def write_report(
     again: float | None = None,
 ) -> list[Path]:
     """The report of what the store has for the tables; timing and failures come from the run's journal."""
-    from orchestrator import tables_report  # takes what draws along
+    from orchestrator.reports import table_report  # takes what draws along
 
     records = journal.read(store.run_folder(run) / journal.NAME) if run is not None else []
     found = measure(asked.tables, store, failures(records), commands(asked), left_out)
-    return tables_report.write(
+    return table_report.write(
         folder, asked.tables, found, store, records, command, predicted, again, uses_of(store, run)
     )
 

@@ -22,7 +22,6 @@ from rich.text import Text
 from jobs.errors import BadInput
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from orchestrator import report
 from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec
 from orchestrator.forecast import prices, uninterrupted
 from orchestrator.lent import Lent, uses_of
@@ -30,6 +29,7 @@ from orchestrator.lent import follow as follow_to_end
 from orchestrator.planning import duration, orders_of
 from orchestrator.ray_cluster import Cluster, ForeignCluster, LocalCluster
 from orchestrator.ray_pool import RayPool
+from orchestrator.reports import experiment_report
 from orchestrator.request import Asked, Request
 from orchestrator.results import cells
 from orchestrator.runs import driver, journal
@@ -85,7 +85,7 @@ class Done:
 
     def lines(self) -> Iterator[Any]:
         """The same for people."""
-        yield report.console_table(self.results)
+        yield experiment_report.console_table(self.results)
         counted = self.counts
         jobs = ", ".join(f"{count} {name}" for name, count in counted.items() if count)
         yield Text(f"{jobs} in {duration(self.seconds)} on {self.workers} workers; run {self.run}")
@@ -325,7 +325,7 @@ def write_report(folder: Path, plan: Plan, store: Store, run: str | None, comman
     records: list[Record] | None = None
     if run is not None:
         records = journal.read(store.run_folder(run) / journal.NAME)
-    return report.write(folder, plan, store, records, command, uses_of(store, run))
+    return experiment_report.write(folder, plan, store, records, command, uses_of(store, run))
 
 
 def latest_run(asked: Asked, store: Store) -> str | None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.sweep import Dimension, Scalar, Sweep
-from orchestrator.pictures import png
+from orchestrator.reports.images import png
 from orchestrator.sweep_rows import Row
 
 __all__ = ["heat_map", "parallel_coordinates", "png"]

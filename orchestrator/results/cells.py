@@ -6,8 +6,8 @@ field prints, and `n` counts the networks that were measured, so an unfinished c
 known of it.
 
 `tabulate` arranges results as the table that every reader sees, as text. How it is set (Markdown, a
-terminal) is left to `orchestrator.report`, and where a failure's reason comes from to whoever ran the jobs
-and passes it in.
+terminal) is left to `orchestrator.reports.experiment_report`, and where a failure's reason comes from to whoever ran
+the jobs and passes it in.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from typing import Any
 
 from jobs.experiment import Plan
 from jobs.table import Published, Table, TableCell, TablesPlan
-from orchestrator import tables_report
+from orchestrator.reports import table_report
 from orchestrator.results.tables import MeasuredCell
+from tests.orchestrator.reports.test_experiment_report import half_done, journal
 from tests.orchestrator.results.test_cells import cell_of
-from tests.orchestrator.test_report import half_done, journal
 from workers.store.store import Store
 
 COMMAND = "pdd reproduce sample --scale tiny --dataset digits"
@@ -138,4 +138,4 @@ def write(folder: Path, **changes: Any) -> list[Path]:
         ("run_ended", 10.0, {}),
     )
     measured = measured_cells(tables)
-    return tables_report.write(folder / "report", tables, measured, store, records, COMMAND, predicted=8.0)
+    return table_report.write(folder / "report", tables, measured, store, records, COMMAND, predicted=8.0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.report import write
+from orchestrator.reports.experiment_report import write
 from orchestrator.results.comparisons import contrasts, paired
 from tests.orchestrator.results.test_cells import demo_plan, put
 from workers.store.store import Store

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.experiment import Arm, Plan
-from orchestrator.report import console_table, write
+from orchestrator.reports.experiment_report import console_table, write
 from orchestrator.results.cells import collect
 from orchestrator.runs.timeline import Timeline, failures
 from tests.orchestrator.results.test_cells import cell_of, demo_plan, measure, put
@@ -26,7 +26,7 @@ from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
 from workers.store.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMMAND = "python -m orchestrator.launch run demo --seed 3"
 
 
@@ -265,6 +265,6 @@ def test_a_failure_is_forgotten_when_the_job_is_tried_again() -> None:
 
 def test_importing_the_report_leaves_matplotlib_and_torch_alone() -> None:
     heavy = "{'matplotlib', 'torch', 'scipy'}"
-    code = f"import sys, orchestrator.report; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, orchestrator.reports.experiment_report; print(sorted({heavy} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "[]\n"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from jobs.graph import Job
 from jobs.table import Table, TablesPlan
-from orchestrator.page import Entry, Fold, Grid, Line, Prose, Section, entry
+from orchestrator.reports.page import Entry, Fold, Grid, Line, Prose, Section, entry
+from orchestrator.reports.sections import RUN_GROUP, job_anchor
 from orchestrator.results.cells import manifest_of
 from orchestrator.results.tables import MeasuredCell
-from orchestrator.sections import RUN_GROUP, job_anchor
 from workers.store.store import Store
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator import report
+from orchestrator.reports import experiment_report
 from tests.orchestrator import tables_sample
 from tests.orchestrator.chromium import Tab, chromium, program
-from tests.orchestrator.test_report import COMMAND, half_done
+from tests.orchestrator.reports.test_experiment_report import COMMAND, half_done
 from workers.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
@@ -41,7 +41,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tables = tables_sample.write(folder / "tables", scale="paper")
     store = Store.open(folder / "store")
     plan, _ = half_done(store)
-    run = report.write(folder / "run", plan, store, None, COMMAND)
+    run = experiment_report.write(folder / "run", plan, store, None, COMMAND)
     return {
         kind: next(path for path in made if path.suffix == ".html") for kind, made in (("tables", tables), ("run", run))
     }

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jobs.table import Table
-from orchestrator.pictures import COLOURS, empty_figure
+from orchestrator.reports.images import COLOURS, empty_figure
 from orchestrator.results.cells import Result, label
 from orchestrator.results.tables import MeasuredCell
 

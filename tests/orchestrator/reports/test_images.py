@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator import pictures
-from orchestrator.pictures import MOST_COLUMNS, PictureSet, Span
+from orchestrator.reports import images as pictures
+from orchestrator.reports.images import MOST_COLUMNS, PictureSet, Span
 from workers.data import synthetic_set
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet

@@ -8,9 +8,9 @@ import re
 import pytest
 from PIL import Image
 
-from orchestrator.hypertext import html
-from orchestrator.markdown import markdown
-from orchestrator.page import (
+from orchestrator.reports.html import html
+from orchestrator.reports.markdown import markdown
+from orchestrator.reports.page import (
     Beside,
     Block,
     Command,

@@ -1,4 +1,4 @@
-"""The report's pictures: synthetic sets by stage, and who worked when; plots of accuracies are `orchestrator.figures`.
+"""The images of a report: synthetic sets by stage, and who worked when. Accuracies are in `orchestrator.reports.plots`.
 
 Image grids are drawn pixel by pixel with Pillow, enlarged by whole factors, because a blurred 8x8 image
 hides what was learned. Plots are matplotlib `Figure` objects with a canvas of their own: there is no

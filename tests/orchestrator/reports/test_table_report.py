@@ -15,7 +15,7 @@ from PIL import Image
 from tests.orchestrator.hypertext_reader import Reader
 from tests.orchestrator.tables_sample import COMMAND, DIVERGED, EVIL, LOST, write
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +176,6 @@ def test_the_report_is_private_and_the_page_comes_first(files: dict[str, Path]) 
 
 def test_importing_the_report_leaves_matplotlib_and_torch_alone() -> None:
     heavy = "{'matplotlib', 'torch'}"
-    code = f"import sys, orchestrator.tables_report; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, orchestrator.reports.table_report; print(sorted({heavy} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "[]\n"

@@ -9,7 +9,7 @@ A table always says its scale, what its spread is and over how many networks; a 
 why. The page shows only files beside it, so the folder can be copied anywhere. `console_table` shows
 the same table at the end of a run.
 
-Left out: measuring (`orchestrator.results.cells`) and drawing (`orchestrator.pictures`, imported when a report is
+Left out: measuring (`orchestrator.results.cells`) and drawing (`orchestrator.reports.images`, imported when a report is
 written, since matplotlib takes a while and most commands draw nothing).
 """
 
@@ -26,8 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.experiment import SELECTIONS, Plan
-from orchestrator.markdown import markdown
-from orchestrator.page import Beside, Block, Grid, Page, Picture, Section, notes, slug
+from orchestrator.reports.markdown import markdown
+from orchestrator.reports.page import Beside, Block, Grid, Page, Picture, Section, notes, slug
+from orchestrator.reports.sections import image_grid, made_with, provenance, put, timing
 from orchestrator.results.cells import (
     Chain,
     Result,
@@ -42,7 +43,6 @@ from orchestrator.results.cells import (
 )
 from orchestrator.results.comparisons import Contrast, contrasts
 from orchestrator.runs.timeline import Record, failures
-from orchestrator.sections import image_grid, made_with, provenance, put, timing
 from workers.store.store import Store
 
 REPORT, HTML = "report.md", "report.html"
@@ -88,7 +88,7 @@ def write(
     Returns:
         The files written, `report.md` first.
     """
-    from orchestrator.hypertext import html
+    from orchestrator.reports.html import html
 
     records = list(journal_records or ())
     results = collect(plan, store, failures(records))
@@ -135,9 +135,9 @@ def _experiment(group: Sequence[Result], plan: Plan, store: Store) -> Section:
     anchor = f"results-{slug(name)}-{slug(group[0].dataset)}-{group[0].scale}"
     blocks: list[Block] = [Grid(f"{anchor}-table", made.header, made.rows, made.caption), *notes(made.notes)]
     if any(result.mean is not None and result.stage for result in group):
-        from orchestrator import figures, pictures
+        from orchestrator.reports import images, plots
 
-        drawn = pictures.png(figures.accuracy_by_stage(group))
+        drawn = images.png(plots.accuracy_by_stage(group))
         blocks.append(Picture(f"accuracy-{slug(name)}.png", drawn, "accuracy by stage", ACCURACY_CAPTION))
     blocks += _grids(name, plan, store)
     return Section(anchor, made.title, tuple(blocks), "Results", short=f"{name} on {group[0].dataset}")

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.page import Beside, Block, Command, Coverage, Entry, Fold, Gallery, Grid, Notes, Page, Picture, Prose
+from orchestrator.reports.page import (
+    Beside,
+    Block,
+    Command,
+    Coverage,
+    Entry,
+    Fold,
+    Gallery,
+    Grid,
+    Notes,
+    Page,
+    Picture,
+    Prose,
+)
 
 
 def markdown(page: Page) -> str:

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from orchestrator.page import Coverage, Entry, Page, Picture
+from orchestrator.reports.page import Coverage, Entry, Page, Picture
 
 TEMPLATE, STYLE = "page.html.j2", "page.css"
 
@@ -23,7 +23,7 @@ TEMPLATE, STYLE = "page.html.j2", "page.css"
 def html(page: Page) -> str:
     """The page's file as text."""
     environment = Environment(
-        loader=PackageLoader("orchestrator"),
+        loader=PackageLoader("orchestrator.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,8 +6,8 @@
 
 A measured number never stands without its scale and dataset: the caption and every column's heading say them. What
 differs from the published number says by sign and word whether the difference is significant. A cell without a number
-says why, in a note below its table. Measuring is left to `orchestrator.results.tables`, setting to `orchestrator.page`
-and its two writers.
+says why, in a note below its table. Measuring is left to `orchestrator.results.tables`, setting to
+`orchestrator.reports.page` and its two writers.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.table import Published, Table, TablesPlan
-from orchestrator import origins
-from orchestrator.cells import csv_of, parquet_of
-from orchestrator.markdown import markdown
-from orchestrator.page import (
+from orchestrator.reports import lineage
+from orchestrator.reports.markdown import markdown
+from orchestrator.reports.page import (
     Beside,
     Block,
     Coverage,
@@ -40,10 +39,11 @@ from orchestrator.page import (
     entry,
     notes,
 )
+from orchestrator.reports.sections import environment, image_grid, provenance, put, timing
+from orchestrator.reports.table_data import csv_of, parquet_of
 from orchestrator.results.cells import manifest_of
 from orchestrator.results.tables import LEVEL, STANDINGS, MeasuredCell
 from orchestrator.runs.timeline import Record, Timeline, duration
-from orchestrator.sections import environment, image_grid, provenance, put, timing
 from workers.store.store import Store
 
 REPORT, HTML = "report.md", "report.html"
@@ -99,7 +99,7 @@ def write(
     Returns:
         The files written, `report.md` first.
     """
-    from orchestrator.hypertext import html
+    from orchestrator.reports.html import html
 
     page = page_of(tables, measured, store, list(records or ()), command, predicted, replayed, slurm)
     files = {REPORT: markdown(page).encode(), HTML: html(page).encode()}
@@ -124,7 +124,7 @@ def page_of(
         timing(tables.plan, store, records, predicted, linked=True, replayed=replayed, slurm=slurm),
         provenance(command, FILES),
         environment(tables.plan, store, records),
-        origins.of_jobs(tables, store),
+        lineage.of_jobs(tables, store),
     ]
     return Page(TITLE, LEAD, _facts(tables.tables, measured, records), tuple(sections))
 
@@ -188,7 +188,7 @@ def _section(table: Table, cells: Sequence[MeasuredCell], tables: TablesPlan, st
     why = tuple(Note(_why(number, cells, text), _note(table, number)) for text, number in reasons.items())
     blocks: list[Block] = [*shown, numbers, *notes(table.notes)]
     blocks += [Notes(why)] if why else []
-    behind = Fold(f"Commands and lineage of {table.title}", (origins.of_cells(table, cells),), f"{table.name}-lineage")
+    behind = Fold(f"Commands and lineage of {table.title}", (lineage.of_cells(table, cells),), f"{table.name}-lineage")
     group = "Tables" if table.kind == "table" else "Figures"
     return Section(table.name, table.title, (*blocks, behind), group)
 
@@ -275,15 +275,15 @@ def _shown(table: Table, cells: Sequence[MeasuredCell], tables: TablesPlan, stor
         grids = tuple(_images(table, tables, store))
         return (Gallery(grids, _caption(table, cells)),) if grids else ()
     if table.kind == "curve":
-        from orchestrator import figures, pictures
+        from orchestrator.reports import images, plots
 
         drawn = tuple(
             Picture(
                 f"{table.name}-{number}.png",
-                pictures.png(figures.plot([panel])),
+                images.png(plots.plot([panel])),
                 f"{panel.title}: accuracy over images per class, with full data as a line",
             )
-            for number, panel in enumerate(figures.panels_of(table, cells), start=1)
+            for number, panel in enumerate(plots.panels_of(table, cells), start=1)
         )
         return (Gallery(drawn, _caption(table, cells)),) if drawn else ()
     return ()

@@ -1,8 +1,8 @@
 """A report as a value: its sections and what stands in them, before anybody decides how it is set.
 
 A `Page` knows tables, pictures, notes and commands, and nothing of Markdown or HTML, so the two forms of a report
-(`orchestrator.markdown`, `orchestrator.hypertext`) cannot say different things. Texts are plain text: whoever sets
-them escapes them. Anchors are unique in a page, and a link is the anchor it leads to.
+(`orchestrator.reports.markdown`, `orchestrator.reports.html`) cannot say different things. Texts are plain text:
+whoever sets them escapes them. Anchors are unique in a page, and a link is the anchor it leads to.
 """
 
 from __future__ import annotations

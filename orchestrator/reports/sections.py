@@ -1,7 +1,7 @@
 """The sections that every report ends with: how the time was spent, and how to get the same again.
 
 Both are about a plan and what a store has of it, whatever the report is of. Reports add sections of their own before
-them (`orchestrator.report`, `orchestrator.tables_report`).
+them (`orchestrator.reports.experiment_report`, `orchestrator.reports.table_report`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.specs import SPECS
-from orchestrator.page import Block, Command, Entry, Fold, Grid, Line, Picture, Prose, Section
+from orchestrator.reports.page import Block, Command, Entry, Fold, Grid, Line, Picture, Prose, Section
 from orchestrator.results.cells import manifest_of
 from orchestrator.runs.timeline import Record, Span, Timeline, duration
 from workers.store.store import Manifest, Store
@@ -102,13 +102,13 @@ def image_grid(
     classes: Collection[str] = (),
 ) -> Picture:
     """The pictures of stored sets side by side, of some classes or of all."""
-    from orchestrator import pictures
+    from orchestrator.reports import images
 
-    read = [pictures.read_pictures(store.path(key, PICTURES)) for key in sets]
+    read = [images.read_pictures(store.path(key, PICTURES)) for key in sets]
     read = [one.only(classes) for one in read] if classes else read
-    grid = pictures.grid_by_stage(read, title, headings)
+    grid = images.grid_by_stage(read, title, headings)
     said = f"images of {title}, one row per class: {', '.join(headings)}"
-    return Picture(name, pictures.png(grid), said, drawn=False)
+    return Picture(name, images.png(grid), said, drawn=False)
 
 
 def manifests(plan: Plan, store: Store) -> list[Manifest]:
@@ -174,11 +174,11 @@ def _seconds_table(measured: Sequence[tuple[str, float]]) -> Grid:
 
 
 def _gantt(spans: Sequence[Span], critical: Collection[str]) -> Picture:
-    from orchestrator import pictures
+    from orchestrator.reports import images
 
-    figure = pictures.gantt(spans, critical)
+    figure = images.gantt(spans, critical)
     caption = "Numbers in bars are stages; hatched bars ended without an artifact."
-    return Picture("gantt.png", pictures.png(figure), "which job ran when, by worker slot", caption)
+    return Picture("gantt.png", images.png(figure), "which job ran when, by worker slot", caption)
 
 
 def _path(critical: Sequence[str], took: Mapping[str, float], linked: bool) -> Block:

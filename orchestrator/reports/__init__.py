@@ -1,0 +1,1 @@
+"""Reports as pages, in Markdown and HTML, with their plots and images."""
