@@ -48,7 +48,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
-    from orchestrator import exportable, exporting
+    from orchestrator.export import chain as exportable
+    from orchestrator.export import writer
     from orchestrator.request import answer
     from orchestrator.runs.status import chosen_run
 
@@ -65,7 +66,7 @@ def export(
     else:
         chain = exportable.of_experiment(answer(request_of(experiments, options)).plan, arm)
     made = exportable.gather(chain.prefix(stages), opened)
-    done = exporting.write(out, made, opened, with_test=with_test)
+    done = writer.write(out, made, opened, with_test=with_test)
     say(done.to_json(), done.lines(), options)
 
 

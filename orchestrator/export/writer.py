@@ -1,6 +1,6 @@
 """The folder that leaves the project: pictures, exact pixels, constants, a grid, and the card that explains them.
 
-    README.md                 the card (`orchestrator.card`)
+    README.md                 the card (`orchestrator.export.card`)
     grid.png                  the pictures by class and stage
     data/train.parquet        PNG pictures in the Hugging Face layout, with a column `stage`; test.parquet beside it
     exact/train.parquet       float32 pixels of the training space; test.parquet holds uint8 pixels
@@ -31,8 +31,8 @@ from rich.text import Text
 from torch import Tensor
 
 from jobs.errors import BadInput
-from orchestrator import card
-from orchestrator.exportable import Exportable, Measured
+from orchestrator.export import card
+from orchestrator.export.chain import Exportable, Measured
 from orchestrator.reports import images as pictures
 from workers.data import dataset as datasets
 from workers.data import synthetic_set

@@ -9,9 +9,9 @@ import torch
 
 from jobs.graph import Job
 from jobs.specs import DatasetSpec, DistilSpec, EvaluateSpec, NetworkSpec, SgdSpec
-from orchestrator import card
-from orchestrator.card import Contents
-from orchestrator.exportable import Chain, Exportable, Measured
+from orchestrator.export import card
+from orchestrator.export.card import Contents
+from orchestrator.export.chain import Chain, Exportable, Measured
 from workers.data import preprocess
 from workers.store.store import Manifest
 from workers.training import networks

@@ -5,7 +5,7 @@ set, or as the best of a run. All that is said of it afterwards comes from the m
 trained on these very sets count; another seed of the arm is another chain. The best of a run is the best on held-out
 images, never on test images, and every byte that leaves is compared with its digest first.
 
-Left out: files and words (`orchestrator.exporting`, `orchestrator.card`).
+Left out: files and words (`orchestrator.export.writer`, `orchestrator.export.card`).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The card promises nothing that was not measured, names its scale, and repeats on
 same network, schedule and seeds, so that on a CPU the program prints the accuracy in the table. Words and code stand in
 `templates/`; here is what they are filled with.
 
-Left out: reading the store (`orchestrator.exportable`) and the other files (`orchestrator.exporting`).
+Left out: reading the store (`orchestrator.export.chain`) and the other files (`orchestrator.export.writer`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import yaml
 from jobs.facts import first_map
 from jobs.keys import seed_from
 from jobs.specs import NetworkSpec
-from orchestrator.exportable import Exportable, Measured
+from orchestrator.export.chain import Exportable, Measured
 from orchestrator.results.cells import SCALES
 from workers.data.preprocess import Affine, Zca
 from workers.data.sources import LICENCES
@@ -69,7 +69,7 @@ def licence_of(dataset: str) -> str:
 
 def _environment() -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("orchestrator"),
+        loader=jinja2.PackageLoader("orchestrator.export"),
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # Markdown and Python, not HTML
         trim_blocks=True,

@@ -20,8 +20,9 @@ import yaml
 from PIL import Image
 
 from jobs.errors import BadInput, Damaged
-from orchestrator import exportable, exporting
-from orchestrator.exportable import Exportable
+from orchestrator.export import chain as exportable
+from orchestrator.export import writer
+from orchestrator.export.chain import Exportable
 from orchestrator.runs.journal import NAME, Journal
 from tests.workers.workshop import ONE_STAGE, TWO_STAGES, Workshop
 from workers.data import dataset, multi_formation, synthetic_set
@@ -49,9 +50,9 @@ def made_of(workshop: Workshop, arm: str | None = "PDD+MTT", stages: int | None 
 
 
 @pytest.fixture(scope="module")
-def exported(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> exporting.Exported:
+def exported(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> writer.Exported:
     """The two stages as a folder."""
-    return exporting.write(tmp_path_factory.mktemp("out") / "set", made_of(workshop), workshop.store)
+    return writer.write(tmp_path_factory.mktemp("out") / "set", made_of(workshop), workshop.store)
 
 
 def program(folder: Path) -> str:
@@ -73,7 +74,7 @@ def run_program(folder: Path, text: str | None = None) -> tuple[float, float, in
 # The folder.
 
 
-def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: exporting.Exported) -> None:
+def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: writer.Exported) -> None:
     names = "README.md grid.png provenance.json data/train.parquet data/test.parquet exact/train.parquet"
     assert set(exported.files) == {*names.split(), "exact/test.parquet", "exact/transform.npz"}
     for path in [exported.folder, *exported.folder.rglob("*")]:
@@ -81,7 +82,7 @@ def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: exp
     assert [path.name for path in exported.folder.parent.iterdir()] == ["set"]
 
 
-def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: exporting.Exported) -> None:
+def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: writer.Exported) -> None:
     table = pq.read_table(exported.folder / "data" / "train.parquet")
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert features["image"] == {"_type": "Image"}
@@ -94,7 +95,7 @@ def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: exp
     assert test.schema.equals(table.schema) and set(test.column("stage").to_pylist()) == {0}
 
 
-def test_exact_pixels_are_those_of_the_store_bit_for_bit(exported: exporting.Exported, workshop: Workshop) -> None:
+def test_exact_pixels_are_those_of_the_store_bit_for_bit(exported: writer.Exported, workshop: Workshop) -> None:
     table = pq.read_table(exported.folder / "exact" / "train.parquet")
     pixels = np.array(table.column("pixels").to_pylist(), dtype=np.float32).reshape(-1, 1, 8, 8)
     stored = [synthetic_set.read(workshop.store.path(key, EXACT)) for key in exported.keys]
@@ -102,7 +103,7 @@ def test_exact_pixels_are_those_of_the_store_bit_for_bit(exported: exporting.Exp
     assert table.column("label").to_pylist() == torch.cat([one.labels for one in stored]).tolist()
 
 
-def test_pictures_are_the_exact_pixels_clamped_and_rounded(exported: exporting.Exported) -> None:
+def test_pictures_are_the_exact_pixels_clamped_and_rounded(exported: writer.Exported) -> None:
     exact = pq.read_table(exported.folder / "exact" / "train.parquet").column("pixels").to_pylist()
     with np.load(exported.folder / "exact" / "transform.npz", allow_pickle=False) as constants:
         pixels = np.array(exact, dtype=np.float32) * constants["std"] + constants["mean"]
@@ -111,14 +112,14 @@ def test_pictures_are_the_exact_pixels_clamped_and_rounded(exported: exporting.E
     assert np.abs(pixels.clip(0, 1) * 255 - seen).max() <= 0.5 + 1e-3
 
 
-def test_test_images_are_those_the_networks_were_tested_on(exported: exporting.Exported, workshop: Workshop) -> None:
+def test_test_images_are_those_the_networks_were_tested_on(exported: writer.Exported, workshop: Workshop) -> None:
     images, labels, _ = dataset.read_split(workshop.store.path(workshop.job("dataset").key, "test.arrow"))
     table = pq.read_table(exported.folder / "exact" / "test.parquet")
     assert np.array_equal(np.array(table.column("pixels").to_pylist()).reshape(images.shape), images.numpy())
     assert table.column("label").to_pylist() == labels.tolist() and exported.test == len(labels) == 200
 
 
-def test_provenance_names_every_ancestor_once(exported: exporting.Exported, workshop: Workshop) -> None:
+def test_provenance_names_every_ancestor_once(exported: writer.Exported, workshop: Workshop) -> None:
     document = json.loads((exported.folder / "provenance.json").read_text())
     listed = [one["key"] for one in document["artifacts"]]
     networks = [key for one in made_of(workshop).measured for key in one.keys]
@@ -127,15 +128,15 @@ def test_provenance_names_every_ancestor_once(exported: exporting.Exported, work
     assert str(workshop.store.root) not in (exported.folder / "provenance.json").read_text()
 
 
-def test_the_same_set_gives_the_same_files(exported: exporting.Exported, workshop: Workshop, tmp_path: Path) -> None:
-    again = exporting.write(tmp_path / "again", made_of(workshop), workshop.store)
+def test_the_same_set_gives_the_same_files(exported: writer.Exported, workshop: Workshop, tmp_path: Path) -> None:
+    again = writer.write(tmp_path / "again", made_of(workshop), workshop.store)
     assert again.files == exported.files
 
 
 # The card.
 
 
-def test_the_cards_header_is_what_the_hub_reads(exported: exporting.Exported) -> None:
+def test_the_cards_header_is_what_the_hub_reads(exported: writer.Exported) -> None:
     header = yaml.safe_load((exported.folder / "README.md").read_text().split("---\n")[1])
     assert header["license"] == "cc-by-4.0" and header["task_categories"] == ["image-classification"]
     files = [one["path"] for config in header["configs"] for one in config["data_files"]]
@@ -144,7 +145,7 @@ def test_the_cards_header_is_what_the_hub_reads(exported: exporting.Exported) ->
 
 
 def test_the_card_says_scale_accuracies_step_sizes_keys_sources_and_licence(
-    exported: exporting.Exported, workshop: Workshop
+    exported: writer.Exported, workshop: Workshop
 ) -> None:
     card = (exported.folder / "README.md").read_text()
     accuracies = [workshop.store.manifest(key).extra["accuracy"] for key in exported.protocol.keys]
@@ -159,7 +160,7 @@ def test_the_card_says_scale_accuracies_step_sizes_keys_sources_and_licence(
     assert "CC BY 4.0" in card and "{{" not in card and "{%" not in card
 
 
-def test_the_cards_program_repeats_the_networks_of_the_table(exported: exporting.Exported) -> None:
+def test_the_cards_program_repeats_the_networks_of_the_table(exported: writer.Exported) -> None:
     mean, std, n = run_program(exported.folder)
     assert (mean, std) == pytest.approx((exported.protocol.mean, exported.protocol.std), abs=0.006)
     assert n == len(exported.protocol.values) == 2
@@ -188,7 +189,7 @@ IDC = {
 @pytest.mark.parametrize("numbers", [PAPER, IDC], ids=["zca and dsa", "multi-formation and cutmix"])
 def test_the_program_repeats_richer_protocols_too(numbers: dict[str, Any], tmp_path: Path) -> None:
     workshop = evaluated(tmp_path, TWO_STAGES, set=numbers)
-    done = exporting.write(tmp_path / "out", made_of(workshop), workshop.store)
+    done = writer.write(tmp_path / "out", made_of(workshop), workshop.store)
     mean, std, n = run_program(done.folder)
     assert (mean, std, n) == pytest.approx((done.protocol.mean, done.protocol.std, 2), abs=0.006)
 
@@ -201,7 +202,7 @@ def test_the_quickstarts_set_trains_strangers_within_one_standard_deviation_of_i
     workshop = Workshop.open(tmp_path, scale="small", networks=3, arms=[arm])
     for job in workshop.jobs("evaluate"):
         workshop.make(job)
-    done = exporting.write(tmp_path / "out", made_of(workshop, None), workshop.store)
+    done = writer.write(tmp_path / "out", made_of(workshop, None), workshop.store)
     mean, _, n = run_program(done.folder)
     assert n == 3 and abs(mean - done.protocol.mean) <= max(done.protocol.std, 0.006)
     assert done.protocol.mean > 85, "chance is 10 percent"
@@ -215,23 +216,23 @@ def test_the_quickstarts_set_trains_strangers_within_one_standard_deviation_of_i
 
 
 def test_a_prefix_of_the_stages_is_a_set_of_its_own(workshop: Workshop, tmp_path: Path) -> None:
-    done = exporting.write(tmp_path / "out", made_of(workshop, stages=1), workshop.store)
+    done = writer.write(tmp_path / "out", made_of(workshop, stages=1), workshop.store)
     assert (done.stages, done.images, done.protocol.stage) == (1, 10, 1)
     assert "S_1 + S_2" not in (done.folder / "README.md").read_text()
 
 
 def test_real_images_say_that_they_are_real_and_use_the_recipes_rate(workshop: Workshop, tmp_path: Path) -> None:
-    done = exporting.write(tmp_path / "out", made_of(workshop, "random"), workshop.store)
+    done = writer.write(tmp_path / "out", made_of(workshop, "random"), workshop.store)
     card = (done.folder / "README.md").read_text()
     assert "real images of the training split" in card and "learned step size" not in card
     assert "RATES = [0.02]" in card and len(done.protocol.values) == 1, "every network has a draw of its own"
 
 
 def test_by_its_key_a_set_has_the_same_files_but_no_scale(
-    exported: exporting.Exported, workshop: Workshop, tmp_path: Path
+    exported: writer.Exported, workshop: Workshop, tmp_path: Path
 ) -> None:
     chain = exportable.of_key(workshop.store, exported.keys[-1][5:])
-    done = exporting.write(tmp_path / "out", exportable.gather(chain, workshop.store), workshop.store)
+    done = writer.write(tmp_path / "out", exportable.gather(chain, workshop.store), workshop.store)
     assert done.scale is None and done.protocol == exported.protocol
     assert {name for name in done.files if done.files[name] != exported.files[name]} == {"README.md"}
     card = (done.folder / "README.md").read_text()
@@ -264,7 +265,7 @@ def test_multi_formation_images_come_decoded(workshop: Workshop, tmp_path: Path)
     job = copy.plan.graph[key]
     with copy.store.put(key, "distil", job.canonical()["spec"], job.parents, device="cpu") as place:
         synthetic_set.write(place, doubled, transform, tuple("0123456789"))
-    done = exporting.write(tmp_path / "out", made_of(copy, "MTT"), copy.store)
+    done = writer.write(tmp_path / "out", made_of(copy, "MTT"), copy.store)
     table = pq.read_table(done.folder / "exact" / "train.parquet")
     pixels = torch.tensor(table.column("pixels").to_pylist()).view(-1, 1, 8, 8)
     assert torch.equal(pixels, multi_formation.decode(stored.images, 2)) and done.images == 40
@@ -278,7 +279,7 @@ def test_multi_formation_images_come_decoded(workshop: Workshop, tmp_path: Path)
 def refused(folder: Path, made: Exportable, workshop: Workshop) -> None:
     before = sorted(folder.parent.rglob("*"))
     with pytest.raises(BadInput, match="is there already"):
-        exporting.write(folder, made, workshop.store)
+        writer.write(folder, made, workshop.store)
     assert sorted(folder.parent.rglob("*")) == before
 
 
@@ -291,7 +292,7 @@ def test_a_folder_that_holds_anything_is_left_alone(workshop: Workshop, tmp_path
     refused(taken / "mine.txt", made, workshop)
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert exporting.write(empty, made, workshop.store).folder == empty
+    assert writer.write(empty, made, workshop.store).folder == empty
 
 
 def test_what_breaks_half_way_leaves_nothing(
@@ -300,9 +301,9 @@ def test_what_breaks_half_way_leaves_nothing(
     def breaks(*_: Any) -> str:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(exporting.card, "render", breaks)
+    monkeypatch.setattr(writer.card, "render", breaks)
     with pytest.raises(OSError, match="full"):
-        exporting.write(tmp_path / "out", made_of(workshop), workshop.store)
+        writer.write(tmp_path / "out", made_of(workshop), workshop.store)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -359,7 +360,7 @@ def test_a_key_that_names_no_set_or_several_is_refused(workshop: Workshop, text:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_hugging_face_library_reads_the_folder(exported: exporting.Exported, tmp_path: Path) -> None:
+def test_the_hugging_face_library_reads_the_folder(exported: writer.Exported, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     files = str(exported.folder / "data" / "train.parquet")
     read = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))["train"]

@@ -1,0 +1,1 @@
+"""A synthetic set as a folder that needs nothing of this project."""
