@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator import reproducing, running, slurm, sweeping, table_request
+from orchestrator import reproducing, running, slurm, sweeping
 from orchestrator.cluster import Place, SlurmClusterSpec
 from orchestrator.fleet import SlurmFleet, open_jobs
+from orchestrator.planning import table_requests
+from orchestrator.planning.requests import Request, answer
 from orchestrator.ray_cluster import AttachedCluster
 from orchestrator.rendezvous import Rendezvous
-from orchestrator.request import Request, answer
 from orchestrator.scheduler.scheduler import State
 from workers.store.store import Store
 
@@ -40,7 +41,7 @@ def drive(folder: Path, head: str, address: str) -> int:
         sweep = sweeping.ask(order["sweep"], Request())
         return sweeping.run(sweep, store, place, cluster=cluster, watch=demand, **said).exit
     if "tables" in order:
-        tables = table_request.ask(table_request.Request(**order["tables"]))
+        tables = table_requests.ask(table_requests.Request(**order["tables"]))
         return reproducing.run(tables, store, place, cluster=cluster, watch=demand, **said).exit
     asked = answer(Request(**order["request"]))
     return running.run(asked, store, place, cluster=cluster, watch=demand, **said).exit

@@ -126,7 +126,7 @@ def sweep(
 ) -> None:
     """Try many experiments that differ in a few fields, and find the best by held-out accuracy."""
     from orchestrator import sweeping
-    from orchestrator.request import Request
+    from orchestrator.planning.requests import Request
     from workers.store.store import Store
 
     options = Options.of(context)
@@ -160,7 +160,7 @@ def plan(
     options = Options.of(context)
     if table_commands.are_tables(experiments, everything):
         return table_commands.plan_tables(experiments, everything, budget, options)
-    from orchestrator import planning
+    from orchestrator.planning import forecast as planning
 
     asked, opened = asked_of(experiments, options)
     forecast = planning.forecast(asked, opened, options.place().cluster.count())
@@ -181,7 +181,7 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Say of every job whether it is cached and, if not, which field makes it a new one."""
-    from orchestrator import explain as explaining
+    from orchestrator.planning import explain as explaining
 
     options = Options.of(context)
     asked, opened = asked_of(experiments, options)

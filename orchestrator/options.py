@@ -78,7 +78,7 @@ class Options:
 
 def asked_of(experiments: list[str] | None, options: Options) -> tuple[Any, Any]:
     """The request answered and the store opened; everything that can be refused is refused here."""
-    from orchestrator.request import answer
+    from orchestrator.planning.requests import answer
     from workers.store.store import Store
 
     answered = answer(request_of(experiments, options))
@@ -87,7 +87,7 @@ def asked_of(experiments: list[str] | None, options: Options) -> tuple[Any, Any]
 
 def request_of(experiments: list[str] | None, options: Options) -> Any:
     """What stands on the command line, as one value."""
-    from orchestrator.request import QUICKSTART, Request
+    from orchestrator.planning.requests import QUICKSTART, Request
 
     return Request(
         experiments=tuple(experiments or (QUICKSTART,)),

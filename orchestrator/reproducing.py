@@ -18,17 +18,17 @@ from rich.text import Text
 from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Graph
-from orchestrator import forecast, quote, running
+from orchestrator import running
 from orchestrator.cluster import Place
 from orchestrator.lent import uses_of
-from orchestrator.planning import duration
+from orchestrator.planning import durations, quote
+from orchestrator.planning.requests import Asked
+from orchestrator.planning.table_requests import AskedTables
 from orchestrator.ray_cluster import Cluster
-from orchestrator.request import Asked
 from orchestrator.results.tables import STANDINGS, MeasuredCell, measure
 from orchestrator.runs import journal
-from orchestrator.runs.timeline import failures
+from orchestrator.runs.timeline import duration, failures
 from orchestrator.scheduler.scheduler import State
-from orchestrator.table_request import AskedTables
 from workers.store.store import Store
 
 STARTING = 6.0
@@ -224,20 +224,20 @@ def replayed(plan: Plan, store: Store, run: str, workers: int) -> float:
     took = {one["key"]: float(one["job_seconds"]) for one in records if one["event"] == "job_done"}
     if not took:
         return 0.0
-    priced = forecast.Prices({key: took.get(key, 0.0) for key in plan.graph.jobs}, {})
-    return STARTING + forecast.makespan(
+    priced = durations.Prices({key: took.get(key, 0.0) for key in plan.graph.jobs}, {})
+    return STARTING + durations.makespan(
         quote.orders_of(plan, priced), plan.graph.jobs.keys() - took.keys(), priced.seconds.__getitem__, workers
     )
 
 
 def _predicted(plan: Plan, store: Store, workers: int, scale: str) -> float:
     """Seconds until all is there: the cluster's start, and the simulated run; nothing if nothing is left to do."""
-    cached = forecast.there(plan.graph, store)
+    cached = durations.there(plan.graph, store)
     if cached.issuperset(plan.wanted()):
         return 0.0
     machine = quote.machine_of(scale, workers)
-    priced = forecast.prices(plan.graph, store, machine)
-    spans = forecast.makespan(quote.orders_of(plan, priced), cached, priced.seconds.__getitem__, workers)
+    priced = durations.prices(plan.graph, store, machine)
+    spans = durations.makespan(quote.orders_of(plan, priced), cached, priced.seconds.__getitem__, workers)
     return STARTING * machine.start / cost.START + spans
 
 

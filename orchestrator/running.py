@@ -23,19 +23,20 @@ from jobs.errors import BadInput
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec
-from orchestrator.forecast import prices, uninterrupted
 from orchestrator.lent import Lent, uses_of
 from orchestrator.lent import follow as follow_to_end
-from orchestrator.planning import duration, orders_of
+from orchestrator.planning.durations import prices, uninterrupted
+from orchestrator.planning.forecast import orders_of
+from orchestrator.planning.requests import Asked, Request
 from orchestrator.ray_cluster import Cluster, ForeignCluster, LocalCluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.reports import experiment_report
-from orchestrator.request import Asked, Request
 from orchestrator.results import cells
 from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal, Record
 from orchestrator.runs.progress import Progress
 from orchestrator.runs.status import runs, status
+from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import Allowances
 from orchestrator.scheduler.scheduler import State, Status
 from workers.store.claims import Claim, Claims

@@ -50,7 +50,7 @@ def export(
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
     from orchestrator.export import chain as exportable
     from orchestrator.export import writer
-    from orchestrator.request import answer
+    from orchestrator.planning.requests import answer
     from orchestrator.runs.status import chosen_run
 
     ways = {"experiment": experiments, "--key": key, "--run": run}
@@ -109,7 +109,7 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List the artifacts that no run refers to, nor any experiment named here; remove them if asked."""
-    from orchestrator.request import answer
+    from orchestrator.planning.requests import answer
     from orchestrator.runs import garbage
 
     options = Options.of(context)

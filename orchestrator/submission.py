@@ -26,14 +26,14 @@ from orchestrator import slurm
 from orchestrator.batch import name_of
 from orchestrator.cluster import Place, SlurmClusterSpec
 from orchestrator.lent import POINTER, Lent
+from orchestrator.planning.requests import Request
 from orchestrator.rendezvous import Rendezvous, write_private
-from orchestrator.request import Request
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
 from workers.store.store import Store
 
 if TYPE_CHECKING:
-    from orchestrator.table_request import Request as TablesRequest
+    from orchestrator.planning.table_requests import Request as TablesRequest
 
 What = Callable[[Path], dict[str, Any]]
 """What a head is to do: a part of its order, with the files that it names put into the run's folder."""

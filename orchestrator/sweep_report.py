@@ -22,7 +22,7 @@ import yaml
 
 from jobs.sweep import METRICS, Scalar, Sweep
 from orchestrator.desk import spoken
-from orchestrator.planning import duration
+from orchestrator.runs.timeline import duration
 from orchestrator.sweep_rows import Row
 from orchestrator.trials import Standing
 

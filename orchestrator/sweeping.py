@@ -24,17 +24,17 @@ from jobs.sweep import Sweep, Values, listed, load
 from orchestrator import running, sweep_report
 from orchestrator.cluster import Place
 from orchestrator.desk import Desk
-from orchestrator.forecast import uninterrupted
 from orchestrator.lent import POINTER, Lent
-from orchestrator.planning import duration
+from orchestrator.planning.durations import uninterrupted
+from orchestrator.planning.requests import Request, overridden
 from orchestrator.ray_cluster import Cluster
 from orchestrator.ray_pool import RayPool
 from orchestrator.rendezvous import write_private
-from orchestrator.request import Request, overridden
 from orchestrator.results import cells
 from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal, Record
 from orchestrator.runs.status import status
+from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import Allowances
 from orchestrator.scheduler.scheduler import State
 from orchestrator.sweep import DESK, TuneCluster, check_searcher

@@ -62,14 +62,15 @@ def reproduce(
 ) -> None:
     """Fill the paper's tables and figures: one graph, one run, one report beside the published numbers."""
     from jobs import table
-    from orchestrator import reproducing, table_request
+    from orchestrator import reproducing
+    from orchestrator.planning import table_requests
     from workers.store.store import Store
 
     options = Options.of(context)
     if not names and not everything:
         raise BadInput("command line", "table", None, f"name some of {', '.join(table.names())}, or say --all")
     place = options.place()
-    asked = table_request.ask(_request(names, everything, budget, options))
+    asked = table_requests.ask(_request(names, everything, budget, options))
     opened = Store.open(place.store)
     on_slurm = partial(reproducing.run_on_slurm, asked, opened, place)
     carry_out(partial(reproducing.run, asked, opened, place), on_slurm, place, opened, options)
@@ -91,27 +92,28 @@ def are_tables(names: list[str] | None, everything: bool) -> bool:
 
 def plan_tables(names: list[str] | None, everything: bool, budget: str | None, options: Options) -> None:
     """Show what tables would compute, share and take; datasets that are not here are planned with, too."""
-    from orchestrator import quote, table_request
+    from orchestrator.planning import quote, table_requests
     from workers.store.store import Store
 
     place, request = options.place(), _request(names, everything, budget, options)
-    asked = table_request.ask(request, imagined=True)
+    asked = table_requests.ask(request, imagined=True)
     offer = quote.quote(asked.tables, Store.open(place.store), place.cluster.count(), asked.absent, request.seconds())
     say(offer.to_json(), offer.lines(), options)
 
 
 def report_tables(names: list[str] | None, everything: bool, out: Path, options: Options) -> None:
     """Write the report of what the store has for tables."""
-    from orchestrator import reproducing, table_request
+    from orchestrator import reproducing
+    from orchestrator.planning import table_requests
     from workers.store.store import Store
 
-    asked, opened = table_request.ask(_request(names, everything, None, options)), Store.open(options.place().store)
+    asked, opened = table_requests.ask(_request(names, everything, None, options)), Store.open(options.place().store)
     paths = reproducing.write_report(out, asked, opened, None, command_line())
     say({"schema": SCHEMA, "files": [str(path) for path in paths]}, [Text(str(paths[0]))], options)
 
 
 def _request(names: list[str] | None, everything: bool, budget: str | None, options: Options) -> Any:
-    from orchestrator.table_request import Request
+    from orchestrator.planning.table_requests import Request
 
     if options.settings:
         mend = "tables have their numbers from their files; use `run` with an experiment, or a table's file of your own"

@@ -25,9 +25,9 @@ from jobs.graph import Job
 from jobs.recipe import Recipe
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values
-from orchestrator import forecast
 from orchestrator.desk import Answered, Desk, Wish, spoken, trial_id
-from orchestrator.request import assign, planned
+from orchestrator.planning import durations
+from orchestrator.planning.requests import assign, planned
 from orchestrator.runs.journal import Journal
 from orchestrator.scheduler.schedule import Plan as Orders
 from orchestrator.scheduler.scheduler import BAD, WHOLE, State, Status
@@ -240,7 +240,7 @@ class Trials:
 
     def _redraw(self) -> None:
         """The plan of the graph as it is now."""
-        priced = forecast.prices(self.plan.graph, self.store)
+        priced = durations.prices(self.plan.graph, self.store)
         self.orders = Orders.of(
             self.plan.graph,
             self.orders.wanted,

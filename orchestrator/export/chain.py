@@ -21,7 +21,7 @@ from jobs.experiment import Cell, Plan
 from jobs.keys import kind_of
 from jobs.recipe import flat
 from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
-from orchestrator.explain import sources_of
+from orchestrator.planning.explain import sources_of
 from orchestrator.results import cells as results
 from orchestrator.runs import journal
 from workers.store.store import Manifest, Store

@@ -15,12 +15,13 @@ import pytest
 from jobs import cost
 from jobs.errors import BadInput
 from jobs.table import walk
-from orchestrator import drive, launch, quote, reproducing
+from orchestrator import drive, launch, reproducing
 from orchestrator.cluster import Place, SlurmClusterSpec
 from orchestrator.lent import Lent
+from orchestrator.planning import quote
+from orchestrator.planning.table_requests import AskedTables, Request, ask
 from orchestrator.reproducing import STARTING, bought, commands, run_name
 from orchestrator.runs import journal
-from orchestrator.table_request import AskedTables, Request, ask
 from tests.orchestrator.shell import Ended, Shell, shell_in
 from tests.orchestrator.test_slurm import Programs
 from workers.store.store import Store

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jobs.keys import kind_of
-from orchestrator.request import Request, answer
+from orchestrator.planning.requests import Request, answer
 from orchestrator.runs.status import status
 from tests.orchestrator.schedule import before_their_parents, overtaken, too_many_at_once
 from tests.orchestrator.shell import Ended, Shell, shell_in

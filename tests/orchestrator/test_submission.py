@@ -15,7 +15,7 @@ from jobs.errors import BadInput
 from orchestrator import drive, running, submission, sweeping
 from orchestrator.cluster import Place, SlurmClusterSpec, choose
 from orchestrator.lent import POINTER, Lent
-from orchestrator.request import Request, answer
+from orchestrator.planning.requests import Request, answer
 from orchestrator.runs import journal
 from orchestrator.runs.driver import About
 from orchestrator.runs.journal import Journal

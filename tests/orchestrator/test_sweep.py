@@ -19,7 +19,7 @@ import yaml
 from jobs.errors import BadInput
 from jobs.specs import Frozen
 from orchestrator import sweeping
-from orchestrator.request import Request
+from orchestrator.planning.requests import Request
 from orchestrator.runs.journal import Record, read
 
 ROOT = Path(__file__).resolve().parents[2]

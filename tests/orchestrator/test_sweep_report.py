@@ -17,7 +17,7 @@ from jobs.experiment import Experiment
 from jobs.sweep import Sweep
 from orchestrator import sweep_pictures
 from orchestrator.desk import Answered
-from orchestrator.request import planned
+from orchestrator.planning.requests import planned
 from orchestrator.sweep_report import table, write
 from orchestrator.sweep_rows import Row, rows
 from orchestrator.trials import Standing, make_trial

@@ -17,7 +17,7 @@ from jobs.graph import Job
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values, listed
 from orchestrator.desk import Answered, Desk, TrialFailed, Wish
-from orchestrator.request import Request, answer
+from orchestrator.planning.requests import Request, answer
 from orchestrator.runs import driver
 from orchestrator.runs.driver import About, Outcome
 from orchestrator.runs.journal import Journal, Record, read

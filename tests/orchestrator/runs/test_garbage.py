@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import BadInput
 from orchestrator import launch
-from orchestrator.request import Request, answer
+from orchestrator.planning.requests import Request, answer
 from orchestrator.runs import garbage
 from orchestrator.runs.journal import Journal
 from tests.workers.workshop import Workshop

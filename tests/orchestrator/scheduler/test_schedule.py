@@ -8,7 +8,7 @@ import yaml
 
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
-from orchestrator.request import Request, answer
+from orchestrator.planning.requests import Request, answer
 from orchestrator.runs.journal import RECORDS, Record
 from orchestrator.scheduler.ready_queue import AGEING_AFTER
 from tests.orchestrator.schedule import Stay, backfills, before_their_parents, overtaken, stays, too_many_at_once

@@ -1,7 +1,7 @@
 """A quote: what tables would compute, share and take, before anything runs.
 
-Every job has a price with a witness (`orchestrator.forecast.Witness`). Prices at the published scale are GPU-hours on
-the machine that `jobs.cost` assumes, at reduced scales hours of a CPU core, and the quote says which.
+Every job has a price with a witness (`orchestrator.planning.durations.Witness`). Prices at the published scale are
+GPU-hours on the machine that `jobs.cost` assumes, at reduced scales hours of a CPU core, and the quote says which.
 
 `naive` is what it would take if every arm of every table (a method on a dataset, its stages and images per stage) were
 run by itself; `shared` what the one graph takes. `marginal` is what only that table asks for. The makespans are
@@ -22,9 +22,9 @@ from jobs import cost
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.table import Table, TableCell, TablesPlan, walk
-from orchestrator import budget as budgets
-from orchestrator import forecast
-from orchestrator.planning import duration
+from orchestrator.planning import budget as budgets
+from orchestrator.planning import durations
+from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import Plan as Orders
 from workers.store.store import Store
 
@@ -77,7 +77,7 @@ class Quote:
     shared: float
     printed: tuple[float, float]
     """Both without the cells in which the paper prints a dash: naive and shared."""
-    path: tuple[tuple[str, float, forecast.Witness], ...]
+    path: tuple[tuple[str, float, durations.Witness], ...]
     spans: Mapping[int, Span]
     witnesses: Mapping[str, tuple[int, float]]
     """By witness: jobs to run, and their seconds."""
@@ -87,7 +87,7 @@ class Quote:
     absent: tuple[str, ...] = ()
     """Datasets that are planned with and not here, each with where to get it."""
     purchase: Purchase | None = None
-    prices: forecast.Prices = field(repr=False, default_factory=lambda: forecast.Prices({}, {}))
+    prices: durations.Prices = field(repr=False, default_factory=lambda: durations.Prices({}, {}))
 
     @property
     def sharing(self) -> float:
@@ -190,11 +190,11 @@ def quote(
     plan, graph = tables.plan, tables.plan.graph
     scale = next((table.scale for table in tables.tables), "paper")
     machine = machine or machine_of(scale, workers)
-    priced = forecast.prices(graph, store, machine)
+    priced = durations.prices(graph, store, machine)
     seconds = priced.seconds
     orders = orders_of(plan, priced)
-    cached = forecast.there(graph, store)
-    running = forecast.to_run(orders, cached)
+    cached = durations.there(graph, store)
+    running = durations.to_run(orders, cached)
     todo = set(running)
     behind = _Behind(plan, todo)
     path = graph.critical_path(lambda job: seconds[job.key] if job.key in todo else 0.0) if todo else []
@@ -227,10 +227,10 @@ def quote(
 
 def machine_of(scale: str, workers: int) -> cost.Machine:
     """What a worker is thought to be: the published scale is for GPUs, the others are for cores such as this one."""
-    return cost.GPU if scale == "paper" else forecast.core_here(workers)
+    return cost.GPU if scale == "paper" else durations.core_here(workers)
 
 
-def orders_of(plan: Plan, priced: forecast.Prices, **limits: Any) -> Orders:
+def orders_of(plan: Plan, priced: durations.Prices, **limits: Any) -> Orders:
     """The driver's plan for a graph at these prices."""
     return Orders.of(plan.graph, plan.wanted(), priced.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
 
@@ -250,7 +250,7 @@ def spans(
         if size == 1:
             taken = work
         elif taken > longest * (1 + 1e-9):
-            taken = forecast.makespan(orders, there, seconds.__getitem__, size)
+            taken = durations.makespan(orders, there, seconds.__getitem__, size)
         found[size] = Span(taken, work / (size * taken) if taken else 1.0)
     return found
 
@@ -331,7 +331,7 @@ def _is_dash(table: Table, one: TableCell) -> bool:
     return table.kind == "table" and one.published is not None and one.published.mean is None
 
 
-def _witnesses(running: Sequence[str], priced: forecast.Prices) -> dict[str, tuple[int, float]]:
+def _witnesses(running: Sequence[str], priced: durations.Prices) -> dict[str, tuple[int, float]]:
     found: dict[str, tuple[int, float]] = dict.fromkeys(("measured", "corrected", "calibrated"), (0, 0.0))
     for key in running:
         jobs, seconds = found[priced.witnesses[key]]

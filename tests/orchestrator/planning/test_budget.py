@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from itertools import combinations
 
-from orchestrator.budget import Bought, choose
+from orchestrator.planning.budget import Bought, choose
 
 
 def bought(needs: list[str], budget: float, **seconds: float) -> Bought:

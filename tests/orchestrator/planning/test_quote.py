@@ -11,7 +11,7 @@ from jobs import cost
 from jobs.experiment import DatasetChoice
 from jobs.known import KnownFacts
 from jobs.table import Circumstances, Data, TablesPlan, fill, load
-from orchestrator.quote import Quote, machine_of, quote
+from orchestrator.planning.quote import Quote, machine_of, quote
 from workers.store.store import Store
 from workers.training import benchmark
 

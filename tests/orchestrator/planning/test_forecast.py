@@ -9,8 +9,9 @@ import yaml
 from rich.console import Console
 
 from jobs.experiment import FOLDER
-from orchestrator.planning import Forecast, duration, forecast
-from orchestrator.request import Asked, Request, answer
+from orchestrator.planning.forecast import Forecast, forecast
+from orchestrator.planning.requests import Asked, Request, answer
+from orchestrator.runs.timeline import duration
 from workers.store.store import Store
 
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.keys import kind_of
-from orchestrator import forecast as forecasts
-from orchestrator.request import Asked
+from orchestrator.planning import durations as forecasts
+from orchestrator.planning.requests import Asked
 from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import Plan as Orders
 from workers.store.store import Store

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.explain import Explanation, explain, sources_of
-from orchestrator.request import Asked, Request, answer
+from orchestrator.planning.explain import Explanation, explain, sources_of
+from orchestrator.planning.requests import Asked, Request, answer
 from workers.store.store import Store
 
 

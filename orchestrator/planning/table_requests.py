@@ -1,7 +1,7 @@
 """From what stands on the command line to the graph of tables: files, datasets as they are here, jobs.
 
-What `orchestrator.request` is to experiments. A dataset that is not here is no error: its cells say where to get it,
-and only a plan, from which nothing is run, counts them.
+What `orchestrator.planning.requests` is to experiments. A dataset that is not here is no error: its cells say where to
+get it, and only a plan, from which nothing is run, counts them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs.experiment import DatasetChoice
 from jobs.known import KNOWN
 from jobs.recipe import Scale
 from jobs.table import Circumstances, Data, TablesPlan
-from orchestrator.request import inspected, methods_fit
+from orchestrator.planning.requests import inspected, methods_fit
 
 _BUDGET = re.compile(r"^\s*(?P<hours>\d+(\.\d+)?)\s*(gpu-?h|h|gpu-hours?|hours?)\s*$", re.IGNORECASE)
 

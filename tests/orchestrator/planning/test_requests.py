@@ -10,8 +10,8 @@ import yaml
 from jobs.errors import BadInput
 from jobs.experiment import FOLDER, Experiment
 from jobs.specs import DistilSpec, ExpertsSpec, FullSpec
-from orchestrator import request
-from orchestrator.request import Asked, Request, answer
+from orchestrator.planning import requests
+from orchestrator.planning.requests import Asked, Request, answer
 from workers.data.sources import Facts
 
 CIFAR10 = Facts(
@@ -162,7 +162,7 @@ def test_a_method_without_its_experts_is_refused(tmp_path: Path) -> None:
 def test_the_published_settings_train_their_experts_long_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, facts: Facts, ipc: int, stages: int
 ) -> None:
-    monkeypatch.setattr(request, "inspected", lambda chosen, place: facts)
+    monkeypatch.setattr(requests, "inspected", lambda chosen, place: facts)
     mine = tmp_path / "mine.yaml"
     arm = {"method": "mtt", "stages": stages, "ipc_per_stage": ipc}
     mine.write_text(yaml.safe_dump({"name": "p", "dataset": {"name": name}, "scale": "paper", "arms": [arm]}))

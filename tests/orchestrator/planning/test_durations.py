@@ -8,8 +8,8 @@ import pytest
 
 from jobs import cost
 from jobs.graph import Graph
-from orchestrator.forecast import makespan, prices, to_run
-from orchestrator.request import Request, answer
+from orchestrator.planning.durations import makespan, prices, to_run
+from orchestrator.planning.requests import Request, answer
 from orchestrator.scheduler.schedule import Plan
 from workers.store.store import Store
 
