@@ -12,13 +12,14 @@ import sys
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator import reproducing, running, slurm, sweeping
-from orchestrator.cluster import Place, SlurmClusterSpec
-from orchestrator.fleet import SlurmFleet, open_jobs
+from orchestrator import reproducing, running, sweeping
+from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.ray_cluster import AttachedCluster
+from orchestrator.clusters.slurm import jobs
+from orchestrator.clusters.slurm.autoscaler import SlurmFleet, open_jobs
+from orchestrator.clusters.slurm.run_folder import Rendezvous
 from orchestrator.planning import table_requests
 from orchestrator.planning.requests import Request, answer
-from orchestrator.ray_cluster import AttachedCluster
-from orchestrator.rendezvous import Rendezvous
 from orchestrator.scheduler.scheduler import State
 from workers.store.store import Store
 
@@ -29,7 +30,7 @@ def drive(folder: Path, head: str, address: str) -> int:
     order = meeting.order()
     spec = SlurmClusterSpec.model_validate(order["cluster"])
     attached = AttachedCluster(head, Path(os.environ["PDD_NODE_TOKEN"]), address)
-    fleet = SlurmFleet(attached, meeting, order["run"], spec, lambda count: slurm.submit(meeting, "worker", count))
+    fleet = SlurmFleet(attached, meeting, order["run"], spec, lambda count: jobs.submit(meeting, "worker", count))
 
     def demand(state: State) -> None:
         fleet.open_jobs = open_jobs(state)

@@ -239,7 +239,7 @@ def logs(
 @app.command()
 def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None, as_json: AsJson = False) -> None:
     """Ask a run to save its work and end, from any shell that sees the store."""
-    from orchestrator.lent import Lent
+    from orchestrator.clusters.slurm.follow import Lent
     from orchestrator.runs import status as standing
     from orchestrator.runs.driver import STOP, StopFile
 
@@ -289,7 +289,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check what would stop a run here, with the mend of each finding."""
-    from orchestrator.doctor import examine
+    from orchestrator.clusters.doctor import examine
 
     options = Options.of(context)
     findings = examine(options.place())

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.errors import BadInput
-from orchestrator.cluster import Place, choose
+from orchestrator.clusters.config import Place, choose
 
 SCHEMA = 1
 people = Console(stderr=True)

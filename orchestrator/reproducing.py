@@ -19,12 +19,12 @@ from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Graph
 from orchestrator import running
-from orchestrator.cluster import Place
-from orchestrator.lent import uses_of
+from orchestrator.clusters.config import Place
+from orchestrator.clusters.ray_cluster import Cluster
+from orchestrator.clusters.slurm.follow import uses_of
 from orchestrator.planning import durations, quote
 from orchestrator.planning.requests import Asked
 from orchestrator.planning.table_requests import AskedTables
-from orchestrator.ray_cluster import Cluster
 from orchestrator.results.tables import STANDINGS, MeasuredCell, measure
 from orchestrator.runs import journal
 from orchestrator.runs.timeline import duration, failures
@@ -142,12 +142,12 @@ def run_on_slurm(
         NotSubmitted, BadInput: SLURM or the shared folder refuse.
         HeadGone: the run ended without a last word.
     """
-    from orchestrator import submission  # takes Submitit along, which a run on this machine does without
+    from orchestrator.clusters.slurm import submit  # takes Submitit along, which a run on this machine does without
 
     plan, left_out = bought(asked, store)
     predicted = _predicted(plan, store, place.cluster.count(), asked.request.scale)
     done = running.submitted(
-        submission.tables_of(asked.request),
+        submit.tables_of(asked.request),
         Asked(asked.tables.experiments, plan),
         store,
         place,

@@ -22,14 +22,14 @@ from rich.text import Text
 from jobs.errors import BadInput
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from orchestrator.cluster import LocalClusterSpec, Place, RayClusterSpec
-from orchestrator.lent import Lent, uses_of
-from orchestrator.lent import follow as follow_to_end
+from orchestrator.clusters.config import LocalClusterSpec, Place, RayClusterSpec
+from orchestrator.clusters.ray_cluster import Cluster, ForeignCluster, LocalCluster
+from orchestrator.clusters.ray_pool import RayPool
+from orchestrator.clusters.slurm.follow import Lent, uses_of
+from orchestrator.clusters.slurm.follow import follow as follow_to_end
 from orchestrator.planning.durations import prices, uninterrupted
 from orchestrator.planning.forecast import orders_of
 from orchestrator.planning.requests import Asked, Request
-from orchestrator.ray_cluster import Cluster, ForeignCluster, LocalCluster
-from orchestrator.ray_pool import RayPool
 from orchestrator.reports import experiment_report
 from orchestrator.results import cells
 from orchestrator.runs import driver, journal
@@ -196,10 +196,10 @@ def run_on_slurm(
         NotSubmitted, BadInput: SLURM or the shared folder refuse.
         HeadGone: the run ended without a last word.
     """
-    from orchestrator import submission  # takes Submitit along, which a run on this machine does without
+    from orchestrator.clusters.slurm import submit  # takes Submitit along, which a run on this machine does without
 
     return submitted(
-        submission.request_of(request),
+        submit.request_of(request),
         asked,
         store,
         place,
@@ -224,10 +224,10 @@ def submitted(
     follow: bool,
 ) -> Done | str:
     """Submit a part of an order (`submission.What`), and be there to the end of its run or not."""
-    from orchestrator import submission
+    from orchestrator.clusters.slurm import submit
 
     graph, say = asked.plan.graph, teller(quiet)
-    job = submission.submit(what, asked.names, graph, store, place, name, command=command, fail_fast=fail_fast)
+    job = submit.submit(what, asked.names, graph, store, place, name, command=command, fail_fast=fail_fast)
     say(f"run {name}: its head is SLURM job {job}")
     last = followed(store, name, say) if follow else None
     if last is None:

@@ -23,8 +23,8 @@ from typing import Any
 
 from jobs.errors import BadInput
 from jobs.sweep import ATTEMPTS, Dimension, Sweep, Values
+from orchestrator.clusters.ray_cluster import Cluster, brief
 from orchestrator.desk import Desk, Wish, trial_id
-from orchestrator.ray_cluster import Cluster, brief
 from orchestrator.runs.pool import PoolBroken
 
 FOLDER = "tune"

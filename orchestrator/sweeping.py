@@ -22,14 +22,14 @@ from jobs import experiment
 from jobs.errors import BadInput
 from jobs.sweep import Sweep, Values, listed, load
 from orchestrator import running, sweep_report
-from orchestrator.cluster import Place
+from orchestrator.clusters.config import Place
+from orchestrator.clusters.ray_cluster import Cluster
+from orchestrator.clusters.ray_pool import RayPool
+from orchestrator.clusters.slurm.follow import POINTER, Lent
+from orchestrator.clusters.slurm.run_folder import write_private
 from orchestrator.desk import Desk
-from orchestrator.lent import POINTER, Lent
 from orchestrator.planning.durations import uninterrupted
 from orchestrator.planning.requests import Request, overridden
-from orchestrator.ray_cluster import Cluster
-from orchestrator.ray_pool import RayPool
-from orchestrator.rendezvous import write_private
 from orchestrator.results import cells
 from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal, Record
@@ -281,11 +281,11 @@ def run_on_slurm(
         NotSubmitted, BadInput: SLURM or the shared folder refuse.
         HeadGone: the sweep ended without a last word.
     """
-    from orchestrator import submission  # takes Submitit along, which a sweep on this machine does without
+    from orchestrator.clusters.slurm import submit  # takes Submitit along, which a sweep on this machine does without
 
     name, say = asked.run_name(), running.teller(quiet)
-    graph, what = _together(asked.trials).graph, submission.sweep_of(asked.document())
-    job = submission.submit(what, (asked.sweep.name,), graph, store, place, name, command=command, fail_fast=fail_fast)
+    graph, what = _together(asked.trials).graph, submit.sweep_of(asked.document())
+    job = submit.submit(what, (asked.sweep.name,), graph, store, place, name, command=command, fail_fast=fail_fast)
     say(f"sweep {name}: its head is SLURM job {job}" if job else f"sweep {name} is with SLURM already")
     last = running.followed(store, name, say) if follow else None
     return name if last is None else told(asked, store, place, name, command, last)

@@ -22,8 +22,8 @@ FORBIDDEN = {
     "jobs": {"torch", "torchvision", "ray", "submitit", "pyarrow", "workers", "orchestrator"},
     "workers": {"ray", "submitit", "orchestrator"},
 }
-ALLOWED_RAY = {"orchestrator/ray_cluster.py", "orchestrator/sweep.py"}
-ALLOWED_SUBMITIT = {"orchestrator/slurm.py"}
+ALLOWED_RAY = {"orchestrator/clusters/ray_cluster.py", "orchestrator/sweep.py"}
+ALLOWED_SUBMITIT = {"orchestrator/clusters/slurm/jobs.py"}
 
 # Arguments: the tree's root, and the modules and the forbidden names as JSON lists. The tree comes first on
 # the path and answers are checked to come from it, so an installed copy cannot stand in for it.

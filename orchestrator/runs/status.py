@@ -18,7 +18,7 @@ from rich.text import Text
 
 from jobs.errors import BadInput
 from jobs.keys import kind_of
-from orchestrator.lent import Lent
+from orchestrator.clusters.slurm.follow import Lent
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
 from workers.store.claims import Claim, Claims

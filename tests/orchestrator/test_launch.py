@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.experiment import FOLDER
 from orchestrator import launch
-from orchestrator.cluster import FILE
+from orchestrator.clusters.config import FILE
 from orchestrator.runs.journal import NAME, Journal
 from tests.orchestrator.shell import shell_in
 from workers.store.store import Store

@@ -16,14 +16,14 @@ from jobs import cost
 from jobs.errors import BadInput
 from jobs.table import walk
 from orchestrator import drive, launch, reproducing
-from orchestrator.cluster import Place, SlurmClusterSpec
-from orchestrator.lent import Lent
+from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.slurm.follow import Lent
 from orchestrator.planning import quote
 from orchestrator.planning.table_requests import AskedTables, Request, ask
 from orchestrator.reproducing import STARTING, bought, commands, run_name
 from orchestrator.runs import journal
+from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from tests.orchestrator.shell import Ended, Shell, shell_in
-from tests.orchestrator.test_slurm import Programs
 from workers.store.store import Store
 
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator import lent, slurm
-from orchestrator.batch import name_of
-from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.lent import HeadGone, Lent
-from orchestrator.rendezvous import ALL, Head, Rendezvous, difference, versions
+from orchestrator.clusters.config import SlurmClusterSpec
+from orchestrator.clusters.slurm import follow, jobs
+from orchestrator.clusters.slurm.client import Queue, ask, outside_a_job
+from orchestrator.clusters.slurm.follow import HeadGone, Lent
+from orchestrator.clusters.slurm.jobs import NotSubmitted
+from orchestrator.clusters.slurm.run_folder import ALL, Head, Rendezvous, difference, versions
+from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.runs.journal import Journal
-from orchestrator.slurm import NotSubmitted
-from orchestrator.squeue import Queue, ask, outside_a_job
 from workers.store.store import Store
 
 SPEC = SlurmClusterSpec(kind="slurm", max_workers=10)
@@ -63,7 +63,7 @@ def meeting(tmp_path: Path) -> Rendezvous:
 
 def test_a_submitted_head_has_its_name_its_call_and_private_files(programs: Programs, meeting: Rendezvous) -> None:
     programs.say("sbatch", "Submitted batch job 41")
-    assert slurm.submit(meeting, "head") == ["41"]
+    assert jobs.submit(meeting, "head") == ["41"]
     text = (meeting.jobs / "41_submission.sh").read_text()
     assert "#SBATCH --job-name=pdd-r-head" in text and "#SBATCH --requeue" in text
     assert meeting.token.read_text() not in text
@@ -76,7 +76,7 @@ def test_a_submitted_head_has_its_name_its_call_and_private_files(programs: Prog
 def test_workers_are_arrays_within_the_sites_limit(programs: Programs, meeting: Rendezvous) -> None:
     programs.say("scontrol", "MaxArraySize            = 4")
     programs.write("sbatch", f'echo "Submitted batch job $(wc -l < {programs.folder}/sbatch.calls)"')
-    made = slurm.submit(meeting, "worker", 6)
+    made = jobs.submit(meeting, "worker", 6)
     assert made == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
     assert "#SBATCH --array=0-3%4" in (meeting.jobs / "1_submission.sh").read_text()
     assert "#SBATCH --array=0-1%2" in (meeting.jobs / "2_submission.sh").read_text()
@@ -85,7 +85,7 @@ def test_workers_are_arrays_within_the_sites_limit(programs: Programs, meeting: 
 def test_a_refusal_of_sbatch_is_told_in_its_own_words(programs: Programs, meeting: Rendezvous) -> None:
     programs.write("sbatch", "echo 'sbatch: error: invalid partition specified: gpux' >&2; exit 1")
     with pytest.raises(NotSubmitted, match="sbatch refuses the head: .*invalid partition specified: gpux"):
-        slurm.submit(meeting, "head")
+        jobs.submit(meeting, "head")
 
 
 def test_a_job_that_slurm_took_although_sbatch_failed_is_cancelled(programs: Programs, meeting: Rendezvous) -> None:
@@ -93,7 +93,7 @@ def test_a_job_that_slurm_took_although_sbatch_failed_is_cancelled(programs: Pro
     programs.write("squeue", f"test -e {programs.folder}/sbatch.calls && {held}; exit 0")
     programs.write("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
     with pytest.raises(NotSubmitted, match="timed out"):
-        slurm.submit(meeting, "head")
+        jobs.submit(meeting, "head")
     assert programs.calls("scancel") == ["--quiet 77"]
 
 
@@ -103,7 +103,7 @@ def test_a_job_submitted_from_inside_a_job_does_not_inherit_it(
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "99")
     monkeypatch.setenv("SLURM_CONF", "/etc/x.conf")
     programs.write("sbatch", f"env > {programs.folder}/seen; echo 'Submitted batch job 5'")
-    slurm.submit(meeting, "head")
+    jobs.submit(meeting, "head")
     seen = (programs.folder / "seen").read_text()
     assert "SLURM_CONF=/etc/x.conf" in seen and "SLURM_CPUS_PER_TASK" not in seen
     assert os.environ["SLURM_CPUS_PER_TASK"] == "99"
@@ -144,8 +144,8 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
 
 def test_a_head_is_heard_while_it_beats(meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("orchestrator.slurm.time.monotonic", lambda: now[0])
-    ear = slurm._Ear(meeting)
+    monkeypatch.setattr("orchestrator.clusters.slurm.jobs.time.monotonic", lambda: now[0])
+    ear = jobs._Ear(meeting)
     assert ear.listen() is None and not ear.silent()
     meeting.announce(Head("a:1", "s1", {}))
     now[0] = 40.0
@@ -153,7 +153,7 @@ def test_a_head_is_heard_while_it_beats(meeting: Rendezvous, monkeypatch: pytest
     now[0] = 80.0
     os.utime(meeting.head_file, (1, 1))  # a clock of another machine, far behind
     assert ear.listen() is not None and not ear.silent()
-    now[0] = 80.0 + slurm.SILENCE + 1
+    now[0] = 80.0 + jobs.SILENCE + 1
     assert ear.listen() is not None and ear.silent()
 
 
@@ -169,14 +169,14 @@ def test_a_worker_that_sees_other_gpus_than_it_was_given_refuses(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    monkeypatch.setattr("orchestrator.slurm.signal.signal", lambda *_: None)
+    monkeypatch.setattr("orchestrator.clusters.slurm.jobs.signal.signal", lambda *_: None)
     with pytest.raises(ValueError, match="0 GPUs were asked for"):
-        slurm.WorkerJob(str(meeting.folder))()
+        jobs.WorkerJob(str(meeting.folder))()
     assert "others may be working there" in meeting.refused()["8_3"]
 
 
 def test_what_is_pickled_for_a_job_is_a_path_and_nothing_else(meeting: Rendezvous) -> None:
-    job = slurm.HeadJob(str(meeting.folder))
+    job = jobs.HeadJob(str(meeting.folder))
     job.leaving = True
     assert job.__getstate__() == {"folder": str(meeting.folder), "leaving": False}
 
@@ -196,7 +196,7 @@ def began(store: Store, *events: tuple[str, dict[str, Any]]) -> Lent:
         book.write("submitted", cluster="slurm", **facts)
         for event, fields in events:
             book.write(event, **fields)
-    (home / lent.POINTER).write_text(json.dumps({"mode": "elastic", "folder": str(home / "slurm")}))
+    (home / follow.POINTER).write_text(json.dumps({"mode": "elastic", "folder": str(home / "slurm")}))
     found = Lent.of(store, "r")
     assert found is not None
     return found
@@ -209,39 +209,39 @@ STOPPED = ("run_ended", {"exit": 130, "why": "cancelled", "counts": {}})
 def test_the_report_hears_what_the_jobs_took_of_slurm_and_nothing_without_accounting(
     programs: Programs, store: Store
 ) -> None:
-    assert lent.uses_of(store, None) == [] and lent.uses_of(store, "elsewhere") == []
+    assert follow.uses_of(store, None) == [] and follow.uses_of(store, "elsewhere") == []
     began(store)
     line = "{0}|pdd-r-{0}|COMPLETED|2026-11-24T05:00:00|2026-11-24T05:00:10|60|cpu=1"
     programs.say("sacct", "\n".join(line.format(role) for role in ("head", "worker")))
     took = "1 submitted, 0 requeued, 10 s queued, 60 s run"
-    assert lent.uses_of(store, "r") == [f"head: {took}", f"worker: {took}"]
+    assert follow.uses_of(store, "r") == [f"head: {took}", f"worker: {took}"]
     programs.say("sacct", "Slurm accounting storage is disabled", code=1)
-    assert lent.uses_of(store, "r") == []
+    assert follow.uses_of(store, "r") == []
 
 
 def test_following_tells_what_happens_and_returns_the_last_word(programs: Programs, store: Store) -> None:
     said: list[str] = []
     run = began(store, ("note", {"text": "hello"}), ENDED)
-    assert lent.follow(store, run, said.append)["exit"] == 0
+    assert follow.follow(store, run, said.append)["exit"] == 0
     assert said == ["hello", "ended with 0: 1 done"]
 
 
 def test_a_stopped_run_whose_head_left_the_queue_has_ended(programs: Programs, store: Store) -> None:
-    assert lent.follow(store, began(store, STOPPED), lambda text: None)["exit"] == 130
+    assert follow.follow(store, began(store, STOPPED), lambda text: None)["exit"] == 130
 
 
 def test_a_head_that_is_gone_without_a_last_word_is_an_error(
     programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lent, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(follow, "ASK_EVERY", 0.0)
     with pytest.raises(HeadGone, match="nothing finished is lost"):
-        lent.follow(store, began(store), lambda text: None)
+        follow.follow(store, began(store), lambda text: None)
 
 
 def test_a_queue_that_does_not_answer_does_not_end_a_follower(
     programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lent, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(follow, "ASK_EVERY", 0.0)
     programs.say("squeue", "", code=1)
     run = began(store)
     rounds = [0]
@@ -256,8 +256,8 @@ def test_a_queue_that_does_not_answer_does_not_end_a_follower(
 
         return wait
 
-    monkeypatch.setattr(lent._Watch, "wait", count(lent._Watch.wait))  # type: ignore[arg-type]
-    assert lent.follow(store, run, lambda text: None)["exit"] == 0
+    monkeypatch.setattr(follow._Watch, "wait", count(follow._Watch.wait))  # type: ignore[arg-type]
+    assert follow.follow(store, run, lambda text: None)["exit"] == 0
 
 
 def test_cancelling_a_run_that_waits_takes_its_jobs_out_of_the_queue(programs: Programs, store: Store) -> None:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from orchestrator import doctor
-from orchestrator.cluster import LocalClusterSpec, Place
-from orchestrator.doctor import examine
-from orchestrator.finding import Finding
+from orchestrator.clusters import doctor
+from orchestrator.clusters.config import LocalClusterSpec, Place
+from orchestrator.clusters.doctor import examine
+from orchestrator.clusters.finding import Finding
 
 
 def findings(root: Path | str, workers: int = 1) -> dict[str, Finding]:
@@ -69,7 +69,7 @@ def test_a_temporary_folder_whose_name_is_too_long_for_sockets_is_found(
 
 def test_the_longest_temporary_folder_that_is_well_is_one_that_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own check counts the whole name of the folder that it makes."""
-    from orchestrator.ray_cluster import LONGEST_FOLDER
+    from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
 
     for length, well in ((23, True), (24, False)):
         monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (length - 1))

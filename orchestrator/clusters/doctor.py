@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 
 from jobs.errors import BadInput
-from orchestrator import site
-from orchestrator.cluster import Place
-from orchestrator.finding import PACKAGES, Finding
-from orchestrator.ray_cluster import LONGEST_FOLDER
+from orchestrator.clusters.config import Place
+from orchestrator.clusters.finding import PACKAGES, Finding
+from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
+from orchestrator.clusters.slurm import doctor
 from workers.store.store import Store
 
 _FREE_GIB = 5
@@ -25,7 +25,7 @@ def examine(place: Place) -> list[Finding]:
     """All checks of the local machine, cheap ones first; for SLURM also those of the cluster, by a job of seconds."""
     here = [_python(), *_packages()]
     if place.cluster.kind == "slurm":
-        return [*here, *_store(place.store), *site.examine(place)]
+        return [*here, *_store(place.store), *doctor.examine(place)]
     return [*here, _cores(place), _temporary_folder(), _shared_memory(), *_store(place.store)]
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.node import Node, Offer, wait_for
-from orchestrator.ray_cluster import ForeignCluster
-from orchestrator.rendezvous import versions
+from orchestrator.clusters.ray_cluster import ForeignCluster
+from orchestrator.clusters.slurm.ray_node import Node, Offer, wait_for
+from orchestrator.clusters.slurm.run_folder import versions
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 

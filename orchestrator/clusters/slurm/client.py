@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator import batch
-from orchestrator.batch import Queued, Used
+from orchestrator.clusters.slurm import sbatch
+from orchestrator.clusters.slurm.sbatch import Queued, Used
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class Queue:
     def jobs(self, name: str) -> list[Queued] | None:
         """The jobs of this name that SLURM holds; None if it does not say."""
         user = ["--user", str(os.getuid())]
-        text = self.run(["squeue", "--noheader", "--array", *user, "--name", name, "--format", batch.COLUMNS])
-        return None if text is None else batch.read_squeue(text, name)
+        text = self.run(["squeue", "--noheader", "--array", *user, "--name", name, "--format", sbatch.COLUMNS])
+        return None if text is None else sbatch.read_squeue(text, name)
 
     def cancel(self, jobs: Iterable[str]) -> bool:
         """Cancel jobs by id; whether SLURM took it. A job that is gone already is no error to it."""
@@ -78,14 +78,14 @@ class Queue:
     def used(self, name: str) -> list[Used] | None:
         """What all starts of the jobs of this name took; None without accounting."""
         options = ["--allocations", "--duplicates", "--noheader", "--parsable2", "--starttime", "now-30days"]
-        text = self.run(["sacct", *options, "--name", name, "--format", batch.SACCT_COLUMNS])
-        return None if text is None else batch.read_sacct(text, name)
+        text = self.run(["sacct", *options, "--name", name, "--format", sbatch.SACCT_COLUMNS])
+        return None if text is None else sbatch.read_sacct(text, name)
 
     def config(self) -> dict[str, str]:
         """The site's settings; empty if SLURM does not say."""
-        return batch.read_config(self.run(["scontrol", "show", "config"]) or "")
+        return sbatch.read_config(self.run(["scontrol", "show", "config"]) or "")
 
     def partition(self, name: str) -> dict[str, str] | None:
         """A partition's fields; None if there is none of this name or SLURM does not say."""
         text = self.run(["scontrol", "--oneliner", "show", "partition", name])
-        return None if text is None else batch.read_partition(text)
+        return None if text is None else sbatch.read_partition(text)

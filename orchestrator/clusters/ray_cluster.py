@@ -1,8 +1,8 @@
 """Ray clusters that a run may use, and how this process comes to know Ray: the file that imports it.
 
 `LocalCluster` starts a cluster on this machine, `AttachedCluster` joins one by its address. A cluster whose nodes are
-lent (`orchestrator.fleet`) looks after them itself: it is told what each node has to do, and says which of them to
-let go.
+lent (`orchestrator.clusters.slurm.autoscaler`) looks after them itself: it is told what each node has to do, and says
+which of them to let go.
 
 What is kept from others on the machine or the network: token authentication is always on, with a fresh
 token in a 0600 file inside a 0700 folder; a local cluster's ports listen on the loopback address; no dashboard; nothing
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from jobs.errors import BadInput
-from orchestrator import reaper
-from orchestrator.rendezvous import difference
-from orchestrator.rendezvous import versions as our_versions
+from orchestrator.clusters import reaper
+from orchestrator.clusters.slurm.run_folder import difference
+from orchestrator.clusters.slurm.run_folder import versions as our_versions
 from orchestrator.runs.pool import PoolBroken
 
 SLOT = "pdd_slot"

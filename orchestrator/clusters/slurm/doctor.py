@@ -1,7 +1,8 @@
 """The checks of `doctor --cluster slurm`: what `cluster.yaml` says against the live cluster, each with its mend.
 
 The last group runs on a node, by `srun`: whether it sees the shared folder, has the same Python, packages and code,
-and can make the folder for Ray's sockets. `python -m orchestrator.site FOLDER TEMPORARY` is what runs there.
+and can make the folder for Ray's sockets. `python -m orchestrator.clusters.slurm.doctor FOLDER TEMPORARY` is what runs
+there.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadInput
-from orchestrator import batch
-from orchestrator.cluster import Place, SlurmClusterSpec
-from orchestrator.finding import PACKAGES, Finding
-from orchestrator.node import address_of, private_folder
-from orchestrator.rendezvous import CODE, versions, write_private
-from orchestrator.squeue import Queue, outside_a_job
+from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.finding import PACKAGES, Finding
+from orchestrator.clusters.slurm import sbatch
+from orchestrator.clusters.slurm.client import Queue, outside_a_job
+from orchestrator.clusters.slurm.ray_node import address_of, private_folder
+from orchestrator.clusters.slurm.run_folder import CODE, versions, write_private
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 NODE_SECONDS = 120.0
@@ -73,7 +74,7 @@ def partition_finding(role: str, name: str, minutes: int, fields: Mapping[str, s
         return Finding(label, False, f"there is no partition {name}", "take one of `sinfo`")
     if fields.get("State", "UP") != "UP":
         return Finding(label, False, f"{name} is {fields['State']}", "take another one, or wait for the site")
-    limit = batch.minutes_of(fields.get("MaxTime", ""))
+    limit = sbatch.minutes_of(fields.get("MaxTime", ""))
     if limit is not None and minutes > limit:
         return Finding(label, False, f"{name} allows {limit:.0f} minutes", f"set minutes to {limit:.0f} or less")
     return Finding(label, True, f"{name}, {minutes} of {f'{limit:.0f}' if limit else 'any number of'} minutes")
@@ -118,7 +119,11 @@ def node_command(spec: SlurmClusterSpec, folder: Path) -> list[str]:
     }
     python = spec.python or shlex.quote(sys.executable)
     words = " ".join(map(shlex.quote, (str(folder), spec.temporary_folder, spec.interface or "")))
-    script = [*spec.setup, f"export PYTHONPATH={shlex.quote(str(CODE))}", f"{python} -P -m orchestrator.site {words}"]
+    script = [
+        *spec.setup,
+        f"export PYTHONPATH={shlex.quote(str(CODE))}",
+        f"{python} -P -m orchestrator.clusters.slurm.doctor {words}",
+    ]
     flags = [f"--{name}={value}" for name, value in options.items() if value is not None]
     return ["srun", "--nodes=1", "--ntasks=1", *flags, "bash", "-c", "\n".join(script)]
 
@@ -165,7 +170,7 @@ def node_findings(
 
 def _node_gpus(spec: SlurmClusterSpec, variable: str | None) -> Finding:
     try:
-        seen = batch.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpus)
+        seen = sbatch.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpus)
     except ValueError as error:
         return Finding("GPUs on a node", False, f"CUDA_VISIBLE_DEVICES is {variable!r}", str(error))
     return Finding("GPUs on a node", True, ", ".join(seen) or "none, none asked for")

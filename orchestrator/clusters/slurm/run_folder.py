@@ -27,7 +27,7 @@ from typing import Any
 
 from jobs.errors import BadInput
 
-CODE = Path(__file__).resolve().parents[1]
+CODE = Path(__file__).resolve().parents[3]
 """The folder in which the packages of this project lie."""
 ALL = "all"
 PACKAGES = ("jobs", "workers", "orchestrator")

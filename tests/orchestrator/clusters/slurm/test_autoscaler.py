@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.batch import COLUMNS, Queued
-from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.fleet import SlurmFleet, open_jobs
-from orchestrator.ray_cluster import AttachedCluster, NodeUse
-from orchestrator.rendezvous import Rendezvous
+from orchestrator.clusters.config import SlurmClusterSpec
+from orchestrator.clusters.ray_cluster import AttachedCluster, NodeUse
+from orchestrator.clusters.slurm.autoscaler import SlurmFleet, open_jobs
+from orchestrator.clusters.slurm.client import Queue
+from orchestrator.clusters.slurm.run_folder import Rendezvous
+from orchestrator.clusters.slurm.sbatch import COLUMNS, Queued
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.events import Began
 from orchestrator.scheduler.scheduler import State, Status, decide
-from orchestrator.squeue import Queue
 from tests.orchestrator.fakes import WORKS, graph_of, plan_of
 
 NAME = "pdd-r-worker"

@@ -1,4 +1,4 @@
-"""What a check of a machine or a cluster found (`orchestrator.doctor`, `orchestrator.site`)."""
+"""A finding: what a check of a machine or a cluster found, and how to fix it."""
 
 from __future__ import annotations
 

@@ -12,18 +12,19 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from orchestrator import drive, running, submission, sweeping
-from orchestrator.cluster import Place, SlurmClusterSpec, choose
-from orchestrator.lent import POINTER, Lent
+from orchestrator import drive, running, sweeping
+from orchestrator.clusters.config import Place, SlurmClusterSpec, choose
+from orchestrator.clusters.slurm import submit
+from orchestrator.clusters.slurm.follow import POINTER, Lent
+from orchestrator.clusters.slurm.jobs import NotSubmitted
 from orchestrator.planning.requests import Request, answer
 from orchestrator.runs import journal
 from orchestrator.runs.driver import About
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.status import status
-from orchestrator.slurm import NotSubmitted
 from orchestrator.sweep_rows import Row
 from orchestrator.sweeping import AskedSweep, seconds_driven
-from tests.orchestrator.test_slurm import Programs
+from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from workers.store.store import Store
 
 BASE = {
@@ -189,7 +190,7 @@ def test_a_refusal_of_a_first_submission_leaves_nothing(
 
 def test_while_one_launch_submits_another_of_the_same_run_waits(store: Store) -> None:
     home = store.run_folder("r")
-    with submission._one_at_a_time(home):
+    with submit._one_at_a_time(home):
         with (home / ".submitting").open("rb+") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with (home / ".submitting").open("rb+") as file:
@@ -214,7 +215,7 @@ def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
     launch: Callable[..., Any], asked: AskedSweep, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch()
-    monkeypatch.setattr(submission, "submit", lambda *_, **__: None)  # it is there already
+    monkeypatch.setattr(submit, "submit", lambda *_, **__: None)  # it is there already
     with Journal.open(store.run_folder(run)) as book:
         begin(book, run)
         book.write("job_done", key="distil-1", kind="distil", slot="s", job_seconds=7.0)

@@ -31,13 +31,13 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import DelayedSubmission
 
 from jobs.errors import PddError
-from orchestrator import batch
-from orchestrator.batch import Role, name_of, visible_gpus
-from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.node import Node, Offer, start_child, wait_for
-from orchestrator.rendezvous import Head, Rendezvous, difference, versions
+from orchestrator.clusters.config import SlurmClusterSpec
+from orchestrator.clusters.slurm import sbatch
+from orchestrator.clusters.slurm.client import Queue, outside_a_job
+from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
+from orchestrator.clusters.slurm.run_folder import Head, Rendezvous, difference, versions
+from orchestrator.clusters.slurm.sbatch import Role, name_of, visible_gpus
 from orchestrator.runs.driver import HEAD_MOVES, STOP, StopFile
-from orchestrator.squeue import Queue, outside_a_job
 from workers.runtime.time_limit import Shift
 from workers.store.store import Store
 
@@ -301,12 +301,12 @@ def _shift(spec: SlurmClusterSpec, folder: Path) -> Shift:
     """Ours ends when SLURM will tell us to go, by its word where it gives one."""
     began = time.time()
     end = float(os.environ.get("SLURM_JOB_END_TIME") or began + spec.minutes * 60)
-    return Shift(began, end - batch.lead_seconds(spec, "worker"), folder)
+    return Shift(began, end - sbatch.lead_seconds(spec, "worker"), folder)
 
 
 def _time_to_save(order: dict[str, Any]) -> float:
     """What a job may take to save its work after SIGUSR2; preemption may leave less, then SLURM cuts it short."""
-    return max(HURRY, batch.lead_seconds(SlurmClusterSpec.model_validate(order["cluster"]), "worker") * 0.7)
+    return max(HURRY, sbatch.lead_seconds(SlurmClusterSpec.model_validate(order["cluster"]), "worker") * 0.7)
 
 
 # How they are submitted.
@@ -326,11 +326,11 @@ def submit(meeting: Rendezvous, role: Role, count: int = 1, queue: Queue | None 
     spec, queue = SlurmClusterSpec.model_validate(order["cluster"]), queue or Queue()
     name = name_of(order["run"], role)
     before = queue.jobs(name)
-    executor = submitit.SlurmExecutor(meeting.jobs, batch.MANY_TIMEOUTS, python=spec.python)
-    executor.update_parameters(**batch.parameters(spec, order["run"], role, meeting.code))
+    executor = submitit.SlurmExecutor(meeting.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
+    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, meeting.code))
     made: list[str] = []
     with _clean_environment():
-        for size in batch.chunks(count, batch.largest_array(queue.config()) if count > 1 else 1):
+        for size in sbatch.chunks(count, sbatch.largest_array(queue.config()) if count > 1 else 1):
             try:
                 calls = [_CLASS[role](str(meeting.folder)) for _ in range(size)]
                 made += [job.job_id for job in executor.submit_array(calls)]
@@ -340,7 +340,7 @@ def submit(meeting: Rendezvous, role: Role, count: int = 1, queue: Queue | None 
     return made
 
 
-def _cancel_the_lost(queue: Queue, name: str, made: list[str], before: list[batch.Queued] | None) -> None:
+def _cancel_the_lost(queue: Queue, name: str, made: list[str], before: list[sbatch.Queued] | None) -> None:
     """Cancel jobs of this name that appeared although `sbatch` failed."""
     held = queue.jobs(name)
     if held is None or before is None:

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator import ray_cluster, reaper
-from orchestrator.ray_cluster import LocalCluster
-from orchestrator.ray_pool import RayPool, gpu_share
+from orchestrator.clusters import ray_cluster, reaper
+from orchestrator.clusters.ray_cluster import LocalCluster
+from orchestrator.clusters.ray_pool import RayPool, gpu_share
 from orchestrator.runs.driver import About, run
 from orchestrator.runs.journal import Journal, read
 from orchestrator.runs.pool import Answer, Joined, Left, PoolEvent
@@ -29,7 +29,7 @@ from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 
 EXECUTE = "tests.orchestrator.fakes.execute"
 RUN = "r1"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
 
@@ -409,7 +409,7 @@ def test_a_worker_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path,
 
 
 def test_ray_imported_by_somebody_else_is_refused() -> None:
-    ask = "import ray; from orchestrator.ray_cluster import LocalCluster; LocalCluster(1).open()"
+    ask = "import ray; from orchestrator.clusters.ray_cluster import LocalCluster; LocalCluster(1).open()"
     answer = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "PoolBroken: Ray was imported before" in answer.stderr
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator.batch import Queued, Role, name_of, spoken_use
+from orchestrator.clusters.slurm.client import Queue
+from orchestrator.clusters.slurm.sbatch import Queued, Role, name_of, spoken_use
 from orchestrator.desk import spoken
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
-from orchestrator.squeue import Queue
 from workers.store.store import Store
 
 POINTER = "slurm.json"

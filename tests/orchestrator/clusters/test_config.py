@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator.cluster import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, choose
+from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, choose
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def written(folder: Path, clusters: str) -> Path:

@@ -15,7 +15,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.cluster import SlurmClusterSpec
+from orchestrator.clusters.config import SlurmClusterSpec
 
 Role = Literal["head", "worker", "gang"]
 

@@ -22,12 +22,12 @@ import yaml
 
 from jobs.errors import BadInput, PddError
 from jobs.graph import Graph
-from orchestrator import slurm
-from orchestrator.batch import name_of
-from orchestrator.cluster import Place, SlurmClusterSpec
-from orchestrator.lent import POINTER, Lent
+from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.slurm import jobs
+from orchestrator.clusters.slurm.follow import POINTER, Lent
+from orchestrator.clusters.slurm.run_folder import Rendezvous, write_private
+from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.planning.requests import Request
-from orchestrator.rendezvous import Rendezvous, write_private
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
 from workers.store.store import Store
@@ -113,7 +113,7 @@ def submit(
             facts = {"run": run, "command": command, "experiments": list(names), "jobs": dict(kinds)}
             book.write("submitted", **facts, cluster=place.name)
         try:
-            (job,) = slurm.submit(meeting, "gang" if spec.mode == "gang" else "head")
+            (job,) = jobs.submit(meeting, "gang" if spec.mode == "gang" else "head")
         except PddError as error:
             shutil.rmtree(shared, ignore_errors=True)
             _forget(home, str(error) if known else "")
@@ -125,7 +125,7 @@ def _goes_on(earlier: Lent) -> bool:
     """Whether SLURM has a head of this run; of one that is gone nothing is left behind."""
     held = earlier.head()
     if held is None:
-        raise slurm.NotSubmitted(f"whether {earlier.run} goes on is unknown: SLURM's queue does not answer; try again")
+        raise jobs.NotSubmitted(f"whether {earlier.run} goes on is unknown: SLURM's queue does not answer; try again")
     if any(job.living for job in held):
         return True
     workers = name_of(earlier.run, "worker")
@@ -133,7 +133,7 @@ def _goes_on(earlier: Lent) -> bool:
     if not all(
         earlier.queue.wait_until_gone(name, GONE) for name in (name_of(earlier.run, earlier.head_role), workers)
     ):
-        raise slurm.NotSubmitted(f"jobs of an earlier head of {earlier.run} do not leave SLURM's queue; try again")
+        raise jobs.NotSubmitted(f"jobs of an earlier head of {earlier.run} do not leave SLURM's queue; try again")
     shutil.rmtree(earlier.folder, ignore_errors=True)
     return False
 

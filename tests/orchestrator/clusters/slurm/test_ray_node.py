@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator import node
-from orchestrator.node import Offer, free_ports, ray_command
+from orchestrator.clusters.slurm import ray_node
+from orchestrator.clusters.slurm.ray_node import Offer, free_ports, ray_command
 
 PORTS = (1, 2, 3, 4, 5, 6, 7)
 
@@ -53,29 +53,29 @@ def test_too_few_free_ports_are_an_error_with_the_range() -> None:
 
 
 def test_an_interface_is_asked_for_its_address_and_an_unknown_one_refused() -> None:
-    assert node.address_of("lo") == "127.0.0.1"
+    assert ray_node.address_of("lo") == "127.0.0.1"
     with pytest.raises(BadInput, match="interface is 'ib9'.* has .*lo"):
-        node.address_of("ib9")
+        ray_node.address_of("ib9")
 
 
 def test_a_private_folder_is_private_and_a_long_one_refused(tmp_path: Path) -> None:
-    made = node.private_folder("/tmp")
+    made = ray_node.private_folder("/tmp")
     assert made.stat().st_mode & 0o777 == 0o700
     made.rmdir()
     deep = tmp_path / ("x" * 60)
     deep.mkdir()
     with pytest.raises(BadInput, match="at most 18 characters"):
-        node.private_folder(str(deep))
+        ray_node.private_folder(str(deep))
     assert list(deep.iterdir()) == []
 
 
 def test_a_folder_is_swept_when_nobody_holds_it_and_only_then(tmp_path: Path) -> None:
-    held, left, new = (tmp_path / f"{node.PREFIX}{name}" for name in ("held", "left", "new"))
+    held, left, new = (tmp_path / f"{ray_node.PREFIX}{name}" for name in ("held", "left", "new"))
     for folder in (held, left, new):
         folder.mkdir()
-    descriptor = node.hold(held)
-    os.close(node.hold(left))
-    node.sweep(tmp_path)
+    descriptor = ray_node.hold(held)
+    os.close(ray_node.hold(left))
+    ray_node.sweep(tmp_path)
     assert held.exists() and new.exists() and not left.exists()
     os.close(descriptor)
 
@@ -83,13 +83,13 @@ def test_a_folder_is_swept_when_nobody_holds_it_and_only_then(tmp_path: Path) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
 def test_a_child_dies_with_the_parent_that_started_it(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from orchestrator.node import start_child\n"
+        "import sys, time; from pathlib import Path; from orchestrator.clusters.slurm.ray_node import start_child\n"
         f"child = start_child(['sleep', '600'], {{'A': 'b', 'HOME': None}}, None)\n"
         f"Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid)); time.sleep(600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(node.__file__).parents[1])
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(ray_node.__file__).parents[3])
     try:
-        assert node.wait_for((tmp_path / "pid").exists, 120)
+        assert ray_node.wait_for((tmp_path / "pid").exists, 120)
         time.sleep(0.1)
         child = int((tmp_path / "pid").read_text())
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
@@ -98,7 +98,7 @@ def test_a_child_dies_with_the_parent_that_started_it(tmp_path: Path) -> None:
         assert ignored & (1 << (signal.SIGUSR2 - 1))  # SLURM's warning would end it
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        gone = node.wait_for(lambda: not Path(f"/proc/{child}").exists() or b") Z " in _stat(child), 20)
+        gone = ray_node.wait_for(lambda: not Path(f"/proc/{child}").exists() or b") Z " in _stat(child), 20)
         assert gone
     finally:
         parent.kill()

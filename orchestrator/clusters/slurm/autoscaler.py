@@ -1,6 +1,6 @@
 """The workers of a run on SLURM: submitted while there is work for them, given back when there is none.
 
-A `Cluster` (see `orchestrator.ray_cluster`) whose nodes are lent. What it has is read from SLURM's queue
+A `Cluster` (see `orchestrator.clusters.ray_cluster`) whose nodes are lent. What it has is read from SLURM's queue
 and never remembered, so a driver that was started again takes over the workers of its predecessor. When the queue
 does not answer, nothing is submitted and nothing given up.
 """
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from orchestrator.batch import Queued, name_of, workers_missing
-from orchestrator.cluster import SlurmClusterSpec
-from orchestrator.node import JOB
-from orchestrator.ray_cluster import AttachedCluster, Care, NodeUse, PlainNodes
-from orchestrator.rendezvous import ALL, Rendezvous
+from orchestrator.clusters.config import SlurmClusterSpec
+from orchestrator.clusters.ray_cluster import AttachedCluster, Care, NodeUse, PlainNodes
+from orchestrator.clusters.slurm.client import Queue
+from orchestrator.clusters.slurm.ray_node import JOB
+from orchestrator.clusters.slurm.run_folder import ALL, Rendezvous
+from orchestrator.clusters.slurm.sbatch import Queued, name_of, workers_missing
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.scheduler import State, Status
-from orchestrator.squeue import Queue
 
 ASK_EVERY = 5.0
 """Seconds between two looks at SLURM's queue."""

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadInput
-from orchestrator import reaper
-from orchestrator.ray_cluster import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
-from orchestrator.rendezvous import write_private
+from orchestrator.clusters import reaper
+from orchestrator.clusters.ray_cluster import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
+from orchestrator.clusters.slurm.run_folder import write_private
 from workers.runtime.time_limit import Shift
 
 PREFIX = "pdd-node-"

@@ -6,7 +6,7 @@ through the store.
 
 Slots follow the living nodes that offer `pdd_slot`: a node that comes gets its actors, a node that goes
 takes its slots along, an actor that dies on a living node is replaced under a new name. Where the nodes
-come from is a `Cluster` (`orchestrator.ray_cluster`).
+come from is a `Cluster` (`orchestrator.clusters.ray_cluster`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from math import ceil
 from typing import Any
 
 from jobs.graph import Job
-from orchestrator.ray_cluster import SLOT, Cluster, NodeUse, brief
-from orchestrator.rendezvous import versions as our_versions
+from orchestrator.clusters.ray_cluster import SLOT, Cluster, NodeUse, brief
+from orchestrator.clusters.slurm.run_folder import versions as our_versions
 from orchestrator.runs.pool import EXECUTE, Answer, Joined, Left, PoolBroken, PoolEvent, Said, perform, resolve
 from orchestrator.scheduler.events import LeaveReason
 from workers.runtime.time_limit import Shift

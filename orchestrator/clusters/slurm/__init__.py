@@ -1,0 +1,1 @@
+"""A run on SLURM: its jobs, how they are submitted, followed and given back."""
