@@ -5,8 +5,8 @@ budget. `listed` turns it into trials, each a value for every dimension. Everyth
 runs and is the same on every machine: draws come from the sweep's own seed, and a trial that breaks a constraint is
 never made.
 
-What it leaves out: when a trial runs and whether it is ended early (`orchestrator.sweep`), and what a trial's
-experiment consists of (`jobs.experiment`).
+What it leaves out: when a trial runs and whether it is ended early (`orchestrator.workloads.sweep.tune`), and what a
+trial's experiment consists of (`jobs.experiment`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator import reproducing, running, sweeping
 from orchestrator.clusters.config import Place, SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster
 from orchestrator.clusters.slurm import jobs
@@ -21,6 +20,9 @@ from orchestrator.clusters.slurm.run_folder import Rendezvous
 from orchestrator.planning import table_requests
 from orchestrator.planning.requests import Request, answer
 from orchestrator.scheduler.scheduler import State
+from orchestrator.workloads import experiments
+from orchestrator.workloads import tables as reproducing
+from orchestrator.workloads.sweep import sweep as sweeping
 from workers.store.store import Store
 
 
@@ -45,7 +47,7 @@ def drive(folder: Path, head: str, address: str) -> int:
         tables = table_requests.ask(table_requests.Request(**order["tables"]))
         return reproducing.run(tables, store, place, cluster=cluster, watch=demand, **said).exit
     asked = answer(Request(**order["request"]))
-    return running.run(asked, store, place, cluster=cluster, watch=demand, **said).exit
+    return experiments.run(asked, store, place, cluster=cluster, watch=demand, **said).exit
 
 
 if __name__ == "__main__":

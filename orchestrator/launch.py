@@ -125,8 +125,8 @@ def sweep(
     verbose: Verbose = False,
 ) -> None:
     """Try many experiments that differ in a few fields, and find the best by held-out accuracy."""
-    from orchestrator import sweeping
     from orchestrator.planning.requests import Request
+    from orchestrator.workloads.sweep import sweep as sweeping
     from workers.store.store import Store
 
     options = Options.of(context)
@@ -269,7 +269,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the report of what the store has for some experiments or tables."""
-    from orchestrator import running
+    from orchestrator.workloads import experiments as running
 
     options = Options.of(context)
     if table_commands.are_tables(experiments, everything):
@@ -308,7 +308,7 @@ def doctor(
 
 def _run(experiments: list[str] | None, options: Options) -> None:
     """Run and print the table; the process ends with the run's exit code."""
-    from orchestrator import running
+    from orchestrator.workloads import experiments as running
 
     asked, opened = asked_of(experiments, options)
     place = options.place()

@@ -62,8 +62,8 @@ def reproduce(
 ) -> None:
     """Fill the paper's tables and figures: one graph, one run, one report beside the published numbers."""
     from jobs import table
-    from orchestrator import reproducing
     from orchestrator.planning import table_requests
+    from orchestrator.workloads import tables
     from workers.store.store import Store
 
     options = Options.of(context)
@@ -72,8 +72,8 @@ def reproduce(
     place = options.place()
     asked = table_requests.ask(_request(names, everything, budget, options))
     opened = Store.open(place.store)
-    on_slurm = partial(reproducing.run_on_slurm, asked, opened, place)
-    carry_out(partial(reproducing.run, asked, opened, place), on_slurm, place, opened, options)
+    on_slurm = partial(tables.run_on_slurm, asked, opened, place)
+    carry_out(partial(tables.run, asked, opened, place), on_slurm, place, opened, options)
 
 
 def are_tables(names: list[str] | None, everything: bool) -> bool:
@@ -103,12 +103,12 @@ def plan_tables(names: list[str] | None, everything: bool, budget: str | None, o
 
 def report_tables(names: list[str] | None, everything: bool, out: Path, options: Options) -> None:
     """Write the report of what the store has for tables."""
-    from orchestrator import reproducing
     from orchestrator.planning import table_requests
+    from orchestrator.workloads import tables
     from workers.store.store import Store
 
     asked, opened = table_requests.ask(_request(names, everything, None, options)), Store.open(options.place().store)
-    paths = reproducing.write_report(out, asked, opened, None, command_line())
+    paths = tables.write_report(out, asked, opened, None, command_line())
     say({"schema": SCHEMA, "files": [str(path) for path in paths]}, [Text(str(paths[0]))], options)
 
 

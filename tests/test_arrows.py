@@ -22,7 +22,7 @@ FORBIDDEN = {
     "jobs": {"torch", "torchvision", "ray", "submitit", "pyarrow", "workers", "orchestrator"},
     "workers": {"ray", "submitit", "orchestrator"},
 }
-ALLOWED_RAY = {"orchestrator/clusters/ray_cluster.py", "orchestrator/sweep.py"}
+ALLOWED_RAY = {"orchestrator/clusters/ray_cluster.py", "orchestrator/workloads/sweep/tune.py"}
 ALLOWED_SUBMITIT = {"orchestrator/clusters/slurm/jobs.py"}
 
 # Arguments: the tree's root, and the modules and the forbidden names as JSON lists. The tree comes first on

@@ -47,7 +47,7 @@ def type_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         code = ended.value.code
         return Said(code if isinstance(code, int) else 0, said.out, said.err)
 
-    monkeypatch.setattr("orchestrator.running.run", begin)
+    monkeypatch.setattr("orchestrator.workloads.experiments.run", begin)
     monkeypatch.chdir(tmp_path)
     yield type_in
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from jobs.errors import PddError
 from orchestrator.clusters.slurm.client import Queue
 from orchestrator.clusters.slurm.sbatch import Queued, Role, name_of, spoken_use
-from orchestrator.desk import spoken
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
+from orchestrator.workloads.sweep.mailbox import spoken
 from workers.store.store import Store
 
 POINTER = "slurm.json"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from orchestrator import drive, running, sweeping
+from orchestrator import drive
 from orchestrator.clusters.config import Place, SlurmClusterSpec, choose
 from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.follow import POINTER, Lent
@@ -22,8 +22,10 @@ from orchestrator.runs import journal
 from orchestrator.runs.driver import About
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.status import status
-from orchestrator.sweep_rows import Row
-from orchestrator.sweeping import AskedSweep, seconds_driven
+from orchestrator.workloads import experiments
+from orchestrator.workloads.sweep import sweep
+from orchestrator.workloads.sweep.rows import Row
+from orchestrator.workloads.sweep.sweep import AskedSweep, seconds_driven
 from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from workers.store.store import Store
 
@@ -57,14 +59,14 @@ def asked(tmp_path: Path) -> AskedSweep:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "base", **BASE}))
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump({"name": "s", "base": str(tmp_path / "base.yaml"), "space": space}))
-    return sweeping.ask(str(file), Request(seed=3, settings=("distil.iterations=4",)))
+    return sweep.ask(str(file), Request(seed=3, settings=("distil.iterations=4",)))
 
 
 @pytest.fixture
 def launch(programs: Programs, asked: AskedSweep, store: Store) -> Callable[..., Any]:
     def launch(follow: bool = False) -> Any:
         place = Place("slurm", SPEC, str(store.root))
-        return sweeping.run_on_slurm(asked, store, place, command="again", quiet=True, follow=follow)
+        return sweep.run_on_slurm(asked, store, place, command="again", quiet=True, follow=follow)
 
     return launch
 
@@ -92,7 +94,7 @@ def test_the_head_is_told_of_a_sweep_that_stands_alone(
     order = json.loads((lent.folder / "order.json").read_text())
     (tmp_path / "base.yaml").unlink()
     (tmp_path / "s.yaml").unlink()
-    told = sweeping.ask(order["sweep"], Request())
+    told = sweep.ask(order["sweep"], Request())
     assert [one.stages for one in told.trials] == [one.stages for one in asked.trials]
     assert told.trials[0].experiment.seeds == (3,)
     (record,) = journal.read(store.run_folder(run) / journal.NAME)
@@ -112,14 +114,14 @@ def test_the_driver_does_what_the_order_says(
 
         return run
 
-    monkeypatch.setattr(sweeping, "run", note("sweep"))
-    monkeypatch.setattr(running, "run", note("run"))
+    monkeypatch.setattr(sweep, "run", note("sweep"))
+    monkeypatch.setattr(experiments, "run", note("run"))
     monkeypatch.setenv("PDD_NODE_TOKEN", "token")
     if swept:
         name = launch()
     else:
         request, place = Request(experiments=("tiny",)), Place("slurm", SPEC, str(store.root))
-        name = running.run_on_slurm(request, answer(request), store, place, command="", quiet=True, follow=False)
+        name = experiments.run_on_slurm(request, answer(request), store, place, command="", quiet=True, follow=False)
     lent = Lent.of(store, name)
     assert lent is not None
     assert drive.drive(lent.folder, "a:1", "a") == 3
@@ -223,7 +225,7 @@ def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
     report = store.run_folder(run) / "report"
     report.mkdir()
     document = {"trials": [ROW.to_json()], "files": [str(report / "sweep.md")]}
-    (report / sweeping.DOCUMENT).write_text(json.dumps(document))
+    (report / sweep.DOCUMENT).write_text(json.dumps(document))
     done = launch(follow=True)
     assert done.exit == 0 and list(done.rows) == [ROW] and done.files == [report / "sweep.md"]
     assert done.counts["done"] == 1
@@ -236,7 +238,7 @@ def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
     launch: Callable[..., Any], asked: AskedSweep, store: Store
 ) -> None:
     run, last = launch(), {"exit": 130, "why": "cancelled", "seconds": 2.0}
-    done = sweeping.told(asked, store, Place("slurm", SPEC, str(store.root)), run, "again", last)
+    done = sweep.told(asked, store, Place("slurm", SPEC, str(store.root)), run, "again", last)
     assert (done.exit, done.rows, done.files) == (130, [], [])
     assert "cancelled; nothing is lost, go on with: again" in str(list(done.lines())[-1])
 
@@ -247,10 +249,10 @@ def test_a_sweep_that_slurm_has_is_not_driven_here_and_one_it_had_is(
     run, here = launch(), choose(None, "local", str(store.root), 1)
     held(programs, run)
     with pytest.raises(BadInput, match="SLURM has it .*pdd cancel"):
-        sweeping.run(asked, store, here, command="")
+        sweep.run(asked, store, here, command="")
     assert events(store, run) == ["submitted"]
     programs.write("squeue", "")
-    sweeping._take_back(store, run)
+    sweep._take_back(store, run)
     assert not (store.run_folder(run) / POINTER).exists()
 
 

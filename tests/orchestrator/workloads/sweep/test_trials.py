@@ -16,14 +16,14 @@ from jobs.errors import BadInput
 from jobs.graph import Job
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values, listed
-from orchestrator.desk import Answered, Desk, TrialFailed, Wish
 from orchestrator.planning.requests import Request, answer
 from orchestrator.runs import driver
 from orchestrator.runs.driver import About, Outcome
 from orchestrator.runs.journal import Journal, Record, read
 from orchestrator.runs.pool import InProcessPool
 from orchestrator.scheduler.schedule import Allowances
-from orchestrator.trials import Trials, jobs_up_to, make_trial
+from orchestrator.workloads.sweep.mailbox import Answered, Desk, TrialFailed, Wish
+from orchestrator.workloads.sweep.trials import Trials, jobs_up_to, make_trial
 from workers.store.store import Store
 
 BASE: dict[str, Any] = {

@@ -15,13 +15,14 @@ import pytest
 from jobs import cost
 from jobs.errors import BadInput
 from jobs.table import walk
-from orchestrator import drive, launch, reproducing
+from orchestrator import drive, launch
 from orchestrator.clusters.config import Place, SlurmClusterSpec
 from orchestrator.clusters.slurm.follow import Lent
 from orchestrator.planning import quote
 from orchestrator.planning.table_requests import AskedTables, Request, ask
-from orchestrator.reproducing import STARTING, bought, commands, run_name
 from orchestrator.runs import journal
+from orchestrator.workloads import tables as reproducing
+from orchestrator.workloads.tables import STARTING, bought, commands, run_name
 from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from tests.orchestrator.shell import Ended, Shell, shell_in
 from workers.store.store import Store

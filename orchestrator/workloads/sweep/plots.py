@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from jobs.sweep import Dimension, Scalar, Sweep
 from orchestrator.reports.images import png
-from orchestrator.sweep_rows import Row
+from orchestrator.workloads.sweep.rows import Row
 
 __all__ = ["heat_map", "parallel_coordinates", "png"]
 

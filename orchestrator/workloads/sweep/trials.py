@@ -1,9 +1,9 @@
 """The trials of a sweep on the driver's side: what each one needs, what it came to, and what the run does next.
 
-A trial is an experiment and asks for one stage at a time (`orchestrator.desk`). What it asked for becomes a target of
-the run's plan; when the stage's sets are whole the trial gets their metrics, and whoever searches may end it there. So
-a trial that is ended early has nothing running that would have to be taken back, its finished stages stay in the store,
-and jobs that several trials ask for are there once, because the graph has each key once.
+A trial is an experiment and asks for one stage at a time (`orchestrator.workloads.sweep.mailbox`). What it asked for
+becomes a target of the run's plan; when the stage's sets are whole the trial gets their metrics, and whoever searches
+may end it there. So a trial that is ended early has nothing running that would have to be taken back, its finished
+stages stay in the store, and jobs that several trials ask for are there once, because the graph has each key once.
 
 A job's place in the order comes from the whole chain of the trials that it belongs to, stages not yet asked for
 included. When the search is over, the winners' evaluations on test images become the last targets, and the plan closes.
@@ -25,12 +25,12 @@ from jobs.graph import Job
 from jobs.recipe import Recipe
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values
-from orchestrator.desk import Answered, Desk, Wish, spoken, trial_id
 from orchestrator.planning import durations
 from orchestrator.planning.requests import assign, planned
 from orchestrator.runs.journal import Journal
 from orchestrator.scheduler.schedule import Plan as Orders
 from orchestrator.scheduler.scheduler import BAD, WHOLE, State, Status
+from orchestrator.workloads.sweep.mailbox import Answered, Desk, Wish, spoken, trial_id
 from workers.store.store import Store
 
 HOUR = 3600.0

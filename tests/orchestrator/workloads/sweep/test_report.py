@@ -15,13 +15,13 @@ from PIL import Image
 from jobs.documents import validate
 from jobs.experiment import Experiment
 from jobs.sweep import Sweep
-from orchestrator import sweep_pictures
-from orchestrator.desk import Answered
 from orchestrator.planning.requests import planned
-from orchestrator.sweep_report import table, write
-from orchestrator.sweep_rows import Row, rows
-from orchestrator.trials import Standing, make_trial
-from tests.orchestrator.test_trials import BASE
+from orchestrator.workloads.sweep import plots
+from orchestrator.workloads.sweep.mailbox import Answered
+from orchestrator.workloads.sweep.report import table, write
+from orchestrator.workloads.sweep.rows import Row, rows
+from orchestrator.workloads.sweep.trials import Standing, make_trial
+from tests.orchestrator.workloads.sweep.test_trials import BASE
 from workers.store.store import Store
 
 GRID = {
@@ -144,10 +144,10 @@ def test_a_cell_of_the_heat_map_shows_the_best_finished_trial_and_brackets_for_a
         row(3, 90.0, "stopped", stages=1, ipc=1),
         row(4, 20.0, "stopped", stages=2, ipc=2),
     ]
-    figure = sweep_pictures.heat_map(made, sweep_of(), "stages", "ipc")
+    figure = plots.heat_map(made, sweep_of(), "stages", "ipc")
     (axes, _) = figure.axes
     assert {text.get_text() for text in axes.texts} == {"50", "(20)"}
     data: Any = np.ma.asarray(axes.images[0].get_array())
     assert np.ma.getmaskarray(data).tolist() == [[False, True], [True, False]]
-    with Image.open(io.BytesIO(sweep_pictures.png(figure))) as picture:
+    with Image.open(io.BytesIO(plots.png(figure))) as picture:
         assert picture.format == "PNG"

@@ -1,8 +1,8 @@
 """One sweep from a request to its results: trials, Tune, the driver, the report, the document.
 
-What `orchestrator.running` is to a run. A sweep's run has a name that follows from what is searched, so the same
-command takes up the sweep where it was left, with a larger budget too. On SLURM a sweep is driven from its head job;
-the terminal that follows reads what came of it from the report's `sweep.json`.
+What `orchestrator.workloads.experiments` is to a run. A sweep's run has a name that follows from what is searched, so
+the same command takes up the sweep where it was left, with a larger budget too. On SLURM a sweep is driven from its
+head job; the terminal that follows reads what came of it from the report's `sweep.json`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ from rich.text import Text
 from jobs import experiment
 from jobs.errors import BadInput
 from jobs.sweep import Sweep, Values, listed, load
-from orchestrator import running, sweep_report
 from orchestrator.clusters.config import Place
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import POINTER, Lent
 from orchestrator.clusters.slurm.run_folder import write_private
-from orchestrator.desk import Desk
 from orchestrator.planning.durations import uninterrupted
 from orchestrator.planning.requests import Request, overridden
 from orchestrator.results import cells
@@ -37,10 +35,13 @@ from orchestrator.runs.status import status
 from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import Allowances
 from orchestrator.scheduler.scheduler import State
-from orchestrator.sweep import DESK, TuneCluster, check_searcher
-from orchestrator.sweep_rows import Row
-from orchestrator.sweep_rows import rows as rows_of
-from orchestrator.trials import Trial, Trials, make_trial, merge
+from orchestrator.workloads import experiments
+from orchestrator.workloads.sweep import report
+from orchestrator.workloads.sweep.mailbox import Desk
+from orchestrator.workloads.sweep.rows import Row
+from orchestrator.workloads.sweep.rows import rows as rows_of
+from orchestrator.workloads.sweep.trials import Trial, Trials, make_trial, merge
+from orchestrator.workloads.sweep.tune import DESK, TuneCluster, check_searcher
 from workers.store.store import Store
 
 DOCUMENT = "sweep.json"
@@ -135,7 +136,7 @@ class DoneSweep:
 
     def to_json(self) -> dict[str, Any]:
         """The interface of `sweep --json`: as `run --json`, and the trials."""
-        messages = running.messages_of(self.failures)
+        messages = experiments.messages_of(self.failures)
         return {
             "schema": 1,
             "run": self.run,
@@ -166,7 +167,7 @@ class DoneSweep:
             yield Text(f"{self.why}; nothing is lost, go on with: {self.command}")
 
     def _table(self) -> Table:
-        header, lines = sweep_report.table(self.rows, self.sweep)
+        header, lines = report.table(self.rows, self.sweep)
         table = Table(*header, title=self.sweep.name, title_justify="left")
         for line in lines:
             table.add_row(*map(Text, line))
@@ -201,11 +202,11 @@ def run(
     desk = Desk(folder / DESK)
     at_once = sweep.at_once or min(MOST_AT_ONCE, 2 * workers)
     values = [one.values for one in asked.known] or None
-    search = TuneCluster(cluster or running.cluster_of(place), folder, sweep, values, at_once, asked.longest())
+    search = TuneCluster(cluster or experiments.cluster_of(place), folder, sweep, values, at_once, asked.longest())
     with Journal.open(folder) as book:
         past = journal.read(book.path)
         (folder / "report" / DOCUMENT).unlink(missing_ok=True)
-        trials = Trials(sweep, asked.make, desk, store, book, search, running.teller(quiet))
+        trials = Trials(sweep, asked.make, desk, store, book, search, experiments.teller(quiet))
         earlier = desk.begin_again()
         known = asked.known or [asked.make(number, one) for number, one in enumerate(earlier, start=1)]
         driven = 0.0 if cluster is None else seconds_driven(past)
@@ -229,7 +230,7 @@ def run(
                 experiments=(sweep.name,),
                 store=str(store.root),
                 workers=workers,
-                versions=running.versions(),
+                versions=experiments.versions(),
             ),
             supply=trials,
         )
@@ -243,9 +244,9 @@ def _reported(
     best = _together(one.trial for one in trials.winners())
     rows = rows_of(list(trials.standings.values()), trials.winners(), store)
     folder = store.run_folder(name) / "report"
-    files = sweep_report.write(folder, asked.sweep, rows, trials.winners(), command)
+    files = report.write(folder, asked.sweep, rows, trials.winners(), command)
     if best.cells:
-        files += running.write_report(folder / "winners", best, store, name, command)[:1]
+        files += experiments.write_report(folder / "winners", best, store, name, command)[:1]
     done = DoneSweep(
         run=name,
         command=command,
@@ -255,8 +256,8 @@ def _reported(
         exit=outcome.exit,
         why=outcome.why,
         seconds=outcome.seconds,
-        counts=running.counts_of(outcome.state),
-        failures=running.failures_of(outcome.state),
+        counts=experiments.counts_of(outcome.state),
+        failures=experiments.failures_of(outcome.state),
         rows=rows,
         winners=best,
         files=files,
@@ -283,11 +284,11 @@ def run_on_slurm(
     """
     from orchestrator.clusters.slurm import submit  # takes Submitit along, which a sweep on this machine does without
 
-    name, say = asked.run_name(), running.teller(quiet)
+    name, say = asked.run_name(), experiments.teller(quiet)
     graph, what = _together(asked.trials).graph, submit.sweep_of(asked.document())
     job = submit.submit(what, (asked.sweep.name,), graph, store, place, name, command=command, fail_fast=fail_fast)
     say(f"sweep {name}: its head is SLURM job {job}" if job else f"sweep {name} is with SLURM already")
-    last = running.followed(store, name, say) if follow else None
+    last = experiments.followed(store, name, say) if follow else None
     return name if last is None else told(asked, store, place, name, command, last)
 
 

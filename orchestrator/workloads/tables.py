@@ -1,8 +1,8 @@
 """The paper's tables as one run: priced, run, measured, reported.
 
-What `orchestrator.running` is to experiments. All tables are one graph, and one run by the same driver; a run that was
-stopped, or of which jobs failed, leaves its report like any other, and the same command goes on. With a budget the
-cells that it does not buy are left out, and say so.
+What `orchestrator.workloads.experiments` is to experiments. All tables are one graph, and one run by the same driver; a
+run that was stopped, or of which jobs failed, leaves its report like any other, and the same command goes on. With a
+budget the cells that it does not buy are left out, and say so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from rich.text import Text
 from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Graph
-from orchestrator import running
 from orchestrator.clusters.config import Place
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.slurm.follow import uses_of
@@ -29,6 +28,7 @@ from orchestrator.results.tables import STANDINGS, MeasuredCell, measure
 from orchestrator.runs import journal
 from orchestrator.runs.timeline import duration, failures
 from orchestrator.scheduler.scheduler import State
+from orchestrator.workloads import experiments
 from workers.store.store import Store
 
 STARTING = 6.0
@@ -39,7 +39,7 @@ STARTING = 6.0
 class DoneTables:
     """A run of tables that ended, and what it leaves."""
 
-    done: running.Done
+    done: experiments.Done
     asked: AskedTables
     measured: Mapping[str, Sequence[MeasuredCell]]
     predicted: float
@@ -111,7 +111,7 @@ def run(
         again = replayed(plan, store, run, workers)
         return write_report(folder, asked, store, run, command, left_out, predicted, again)
 
-    done = running.run(
+    done = experiments.run(
         Asked(asked.tables.experiments, plan),
         store,
         place,
@@ -146,7 +146,7 @@ def run_on_slurm(
 
     plan, left_out = bought(asked, store)
     predicted = _predicted(plan, store, place.cluster.count(), asked.request.scale)
-    done = running.submitted(
+    done = experiments.submitted(
         submit.tables_of(asked.request),
         Asked(asked.tables.experiments, plan),
         store,
@@ -163,10 +163,10 @@ def run_on_slurm(
 
 
 def _filled(
-    done: running.Done, asked: AskedTables, plan: Plan, left_out: Mapping[str, str], predicted: float
+    done: experiments.Done, asked: AskedTables, plan: Plan, left_out: Mapping[str, str], predicted: float
 ) -> DoneTables:
     """The tables as the run left them."""
-    found = measure(asked.tables, done.store, running.messages_of(done.failures), commands(asked), left_out)
+    found = measure(asked.tables, done.store, experiments.messages_of(done.failures), commands(asked), left_out)
     return DoneTables(done, asked, found, predicted, replayed(plan, done.store, done.run, done.workers))
 
 
@@ -214,7 +214,7 @@ def commands(asked: AskedTables) -> dict[str, str]:
 
 def run_name(asked: AskedTables) -> str:
     """As `running.run_name`; several tables are a reproduction."""
-    named = running.run_name(Asked(asked.tables.experiments))
+    named = experiments.run_name(Asked(asked.tables.experiments))
     return named if len(asked.tables.tables) == 1 else "reproduce" + named.removeprefix(asked.tables.tables[0].name)
 
 

@@ -24,8 +24,8 @@ from typing import Any
 from jobs.errors import BadInput
 from jobs.sweep import ATTEMPTS, Dimension, Sweep, Values
 from orchestrator.clusters.ray_cluster import Cluster, brief
-from orchestrator.desk import Desk, Wish, trial_id
 from orchestrator.runs.pool import PoolBroken
+from orchestrator.workloads.sweep.mailbox import Desk, Wish, trial_id
 
 FOLDER = "tune"
 DESK = "trials"
@@ -47,7 +47,7 @@ def check_searcher(sweep: Sweep, place: str) -> None:
 
 
 class TuneCluster:
-    """A cluster on which Tune runs beside the workers; a `Cluster` and a `orchestrator.trials.Search`.
+    """A cluster on which Tune runs beside the workers; a `Cluster` and a `orchestrator.workloads.sweep.trials.Search`.
 
     Args:
         cluster: where the workers are.

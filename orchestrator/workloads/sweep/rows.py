@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.sweep import Values
 from orchestrator.results.cells import manifest_of
-from orchestrator.trials import Standing, jobs_up_to
+from orchestrator.workloads.sweep.trials import Standing, jobs_up_to
 from workers.store.store import Store
 
 

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from jobs.sweep import METRICS, Scalar, Sweep
-from orchestrator.desk import spoken
 from orchestrator.runs.timeline import duration
-from orchestrator.sweep_rows import Row
-from orchestrator.trials import Standing
+from orchestrator.workloads.sweep.mailbox import spoken
+from orchestrator.workloads.sweep.rows import Row
+from orchestrator.workloads.sweep.trials import Standing
 
 PAGE = "sweep.md"
 
@@ -138,16 +138,16 @@ def _write(path: Path, content: bytes) -> Path:
 
 def _picture(sweep: Sweep, rows: Sequence[Row]) -> tuple[str, bytes, str]:
     """The name, the PNG and the caption of the picture that suits the space."""
-    from orchestrator import sweep_pictures
+    from orchestrator.workloads.sweep import plots
 
     lists = [name for name, one in sweep.space.items() if one.options]
     if len(lists) == 2 == len(sweep.space):
-        figure = sweep_pictures.heat_map(rows, sweep, lists[0], lists[1])
+        figure = plots.heat_map(rows, sweep, lists[0], lists[1])
         caption = f"{sweep.metric} by {lists[0]} and {lists[1]}; in brackets: a trial that was ended early."
-        return "heat_map.png", sweep_pictures.png(figure), caption
-    figure = sweep_pictures.parallel_coordinates(rows, sweep)
+        return "heat_map.png", plots.png(figure), caption
+    figure = plots.parallel_coordinates(rows, sweep)
     return (
         "parallel.png",
-        sweep_pictures.png(figure),
+        plots.png(figure),
         f"every trial by its values and {sweep.metric}; dashed: ended early.",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.sweep import Values
-from orchestrator.desk import Answered, Desk, TrialFailed, Wish, trial_id
+from orchestrator.workloads.sweep.mailbox import Answered, Desk, TrialFailed, Wish, trial_id
 
 VALUES: Values = {"num_stages": 2, "image_lr": 0.03, "init": "real", "drop": None}
 

@@ -1,0 +1,1 @@
+"""What can be launched: experiments, the tables of the paper, sweeps."""

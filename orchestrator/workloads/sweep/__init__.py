@@ -1,0 +1,1 @@
+"""A sweep with Ray Tune: its trials, the mailbox between Tune and the driver, its report."""
