@@ -20,8 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.errors import BadInput, PddError
-from orchestrator import store_commands, table_commands
-from orchestrator.options import (
+from orchestrator.cli import store as store_commands
+from orchestrator.cli import table_commands
+from orchestrator.cli.options import (
     SCHEMA,
     AsJson,
     ClusterName,

@@ -207,7 +207,7 @@ class HeadJob(_Job):
 
     def _drive(self, node: Node, address: str) -> int | None:
         """The driver's exit code; None if the Ray head fell."""
-        command = [sys.executable, "-P", "-m", "orchestrator.drive", self.folder, address, node.address]
+        command = [sys.executable, "-P", "-m", "orchestrator.slurm_driver", self.folder, address, node.address]
         token = {"PDD_NODE_TOKEN": str(node.folder / "token")}
         for _ in range(STARTS):
             self.driver = start_child(command, token, None)

@@ -15,7 +15,7 @@ import pytest
 from jobs import cost
 from jobs.errors import BadInput
 from jobs.table import walk
-from orchestrator import drive, launch
+from orchestrator import launch, slurm_driver
 from orchestrator.clusters.config import Place, SlurmClusterSpec
 from orchestrator.clusters.slurm.follow import Lent
 from orchestrator.planning import quote
@@ -205,7 +205,7 @@ def test_the_head_is_told_of_the_tables_and_fills_the_same_ones(
     monkeypatch.setattr(reproducing, "run", run)
     monkeypatch.setenv("PDD_NODE_TOKEN", "token")
     lent = Lent.of(store, name)
-    assert lent is not None and drive.drive(lent.folder, "a:1", "a") == 3
+    assert lent is not None and slurm_driver.drive(lent.folder, "a:1", "a") == 3
     ((told, said),) = called
     assert told.tables.by_table == asked.tables.by_table and said["name"] == name
 

@@ -161,7 +161,7 @@ def _preempt(site: Site) -> None:
 
 
 def _kill_driver(site: Site) -> None:
-    for pid in processes("orchestrator.drive"):
+    for pid in processes("orchestrator.slurm_driver"):
         os.kill(pid, signal.SIGKILL)
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from orchestrator import drive
+from orchestrator import slurm_driver
 from orchestrator.clusters.config import Place, SlurmClusterSpec, choose
 from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.follow import POINTER, Lent
@@ -124,7 +124,7 @@ def test_the_driver_does_what_the_order_says(
         name = experiments.run_on_slurm(request, answer(request), store, place, command="", quiet=True, follow=False)
     lent = Lent.of(store, name)
     assert lent is not None
-    assert drive.drive(lent.folder, "a:1", "a") == 3
+    assert slurm_driver.drive(lent.folder, "a:1", "a") == 3
     assert called == [f"{'sweep' if swept else 'run'} {name} pdd-{name}-worker"]
 
 

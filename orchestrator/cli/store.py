@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from jobs.errors import BadInput
-from orchestrator.options import (
+from orchestrator.cli.options import (
     SCHEMA,
     AsJson,
     DatasetName,

@@ -1,4 +1,4 @@
-"""The driver's process beside a Ray head in a SLURM job: `python -m orchestrator.drive FOLDER HEAD ADDRESS`.
+"""The driver's process beside a Ray head in a SLURM job: `python -m orchestrator.slurm_driver FOLDER HEAD ADDRESS`.
 
 It answers the request, fills the tables or takes up the sweep anew from the order in the run's folder, attaches to the
 head and runs to the end. The exit code is the run's; the head job starts it again if a signal kills it.
