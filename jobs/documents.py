@@ -1,6 +1,6 @@
 """Reading what a user wrote: YAML in, validated models out, every complaint a `BadInput`.
 
-Pydantic finds what is wrong; this module says it in our one form: the file, the field, the value, the mend.
+Pydantic finds what is wrong; this module says it in our one form: the file, the field, the value, the fix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadInput(str(path), "file", error.strerror, "name a readable YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(str(path), "file", _first_line(error), "mend the YAML at that place") from error
+        raise BadInput(str(path), "file", _first_line(error), "fix the YAML at that place") from error
     if not isinstance(value, dict):
         raise BadInput(str(path), "file", type(value).__name__, "write a mapping of fields to values")
     return value

@@ -7,7 +7,7 @@
         |-- Diverged         the optimisation left the numbers (NaN, step size <= 0); never retried
         `-- Yielded          not a failure: the job saved a checkpoint and stepped aside
 
-Every message names the place, the field, the value and the mend.
+Every message names the place, the field, the value and the fix.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class BadInput(PddError):
         place: the file, option or environment variable in which the value stands.
         field: the field's dotted path inside that place.
         value: the value found there.
-        mend: what to write instead, as an imperative.
+        fix: what to write instead, as an imperative.
     """
 
-    def __init__(self, place: str, field: str, value: object, mend: str) -> None:
-        self.place, self.field, self.value, self.mend = place, field, value, mend
-        super().__init__(f"{place}: {field} is {value!r}: {mend}")
+    def __init__(self, place: str, field: str, value: object, fix: str) -> None:
+        self.place, self.field, self.value, self.fix = place, field, value, fix
+        super().__init__(f"{place}: {field} is {value!r}: {fix}")
 
     def __reduce__(self) -> tuple[type[BadInput], tuple[str, str, object, str]]:
         """All four arguments, so that the error survives the way home from another process."""
-        return type(self), (self.place, self.field, self.value, self.mend)
+        return type(self), (self.place, self.field, self.value, self.fix)
 
 
 class Damaged(PddError):

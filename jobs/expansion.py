@@ -90,8 +90,8 @@ def _without_transition(resolved: Resolved, stages: int, path: str, place: str) 
         return resolved
     span, reach = distil.settings.get("max_start_epoch"), distil.settings.get("expert_epochs")
     if not (isinstance(span, int) and isinstance(reach, int)):
-        mend = "distil.settings has no max_start_epoch and expert_epochs to say which epochs a stage matches"
-        raise BadInput(place, f"{path}.transition", False, mend)
+        fix = "distil.settings has no max_start_epoch and expert_epochs to say which epochs a stage matches"
+        raise BadInput(place, f"{path}.transition", False, fix)
     needed = stages * span - 1 + reach
     if experts.real.epochs >= needed:
         return resolved
@@ -165,8 +165,8 @@ class _ArmExpansion:
         """After each phase, networks are trained on the sets of all phases so far."""
         classes = len(self.lineage.facts.class_names)
         if classes % asked.phases:
-            mend = f"must divide the {classes} classes of the dataset"
-            raise BadInput(self.place, f"{self.path}.continual.phases", asked.phases, mend)
+            fix = f"must divide the {classes} classes of the dataset"
+            raise BadInput(self.place, f"{self.path}.continual.phases", asked.phases, fix)
         lineage, selects = self.lineage, self.arm.method in SELECTIONS
         data, modes = lineage.dataset(), ("union",) if selects else self.arm.modes
         orders = [class_order(classes, asked.phases, order) for order in range(asked.orders)]
@@ -211,11 +211,11 @@ class _ArmExpansion:
         deepest = deepest_convnet(self.lineage.facts)
         for network in (self.lineage.recipe.network, *map(self.lineage.network, self.experiment.architectures)):
             if network.architecture == "convnet" and network.blocks > deepest:
-                mend = f"images of {self.lineage.facts.height} pixels allow at most {deepest} blocks"
-                raise BadInput(self.place, "set.network.depth", network.blocks, mend)
+                fix = f"images of {self.lineage.facts.height} pixels allow at most {deepest} blocks"
+                raise BadInput(self.place, "set.network.depth", network.blocks, fix)
         if self.arm.method in ("herding", "k_center") and self.lineage.recipe.network.norm == "batch":
-            mend = "use instance: an expert's snapshots hold no running statistics, which its features would need"
-            raise BadInput(self.place, "set.network.norm", "batch", mend)
+            fix = "use instance: an expert's snapshots hold no running statistics, which its features would need"
+            raise BadInput(self.place, "set.network.norm", "batch", fix)
 
     def _cell(self, architecture: Architecture, mode: str, *, stage: int, keys: list[str], phase: int = 0) -> None:
         self.lineage.plan.cells.append(

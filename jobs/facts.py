@@ -22,11 +22,11 @@ class Facts(Protocol):
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """LearnableImages."""
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """LearnableImages."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

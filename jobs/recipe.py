@@ -231,8 +231,8 @@ def resolve(
         raise BadInput(place, "method", method, f"must be one of {', '.join(methods())}")
     layers = _layers(method)
     if setting.protocol != "published" and not any("protocol" in layer.when for layer in layers):
-        mend = f"{method!r} is evaluated in one way only; leave it out"
-        raise BadInput(place, "protocol", setting.protocol, mend)
+        fix = f"{method!r} is evaluated in one way only; leave it out"
+        raise BadInput(place, "protocol", setting.protocol, fix)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     _lay(layers, setting, values, sources)
@@ -346,15 +346,15 @@ def _refuse_contradictions(recipe: Recipe, place: str) -> None:
     """What no field can see of itself."""
     evaluate, experts, distil = recipe.evaluate, recipe.experts, recipe.distil
     if (evaluate.epochs is None) == (evaluate.epochs_total is None):
-        mend = "give exactly one of evaluate.epochs and evaluate.epochs_total, set the other to null"
-        raise BadInput(place, "set.evaluate.epochs", evaluate.epochs, mend)
+        fix = "give exactly one of evaluate.epochs and evaluate.epochs_total, set the other to null"
+        raise BadInput(place, "set.evaluate.epochs", evaluate.epochs, fix)
     for name, network in evaluate.networks.items():
         if network.architecture not in (name, f"idc_{name}"):
-            field, mend = (
+            field, fix = (
                 f"set.evaluate.networks.{name}.architecture",
                 f"must be {name}, the name it stands under, or idc_{name}",
             )
-            raise BadInput(place, field, network.architecture, mend)
+            raise BadInput(place, field, network.architecture, fix)
     if experts is not None and experts.real.lr is None:
         raise BadInput(place, "set.experts.real.lr", None, "give a number; experts learn no step size")
     if recipe.scores is not None and recipe.scores.training.lr is None:
@@ -364,5 +364,5 @@ def _refuse_contradictions(recipe: Recipe, place: str) -> None:
     if distil is None and evaluate.lr is None:
         raise BadInput(place, "set.evaluate.lr", None, "give a number; no stage learns a step size here")
     if distil is not None and distil.choice.by == "validation" and not recipe.dataset.validation_fraction:
-        mend = "hold images out, or set distil.choice.by to last"
-        raise BadInput(place, "set.dataset.validation_fraction", 0.0, mend)
+        fix = "hold images out, or set distil.choice.by to last"
+        raise BadInput(place, "set.dataset.validation_fraction", 0.0, fix)

@@ -241,12 +241,12 @@ def _samples(
 
 def _contradiction(sweep: Sweep, place: str) -> BadInput:
     """Which constraint nobody satisfies alone, or that together they exclude everything."""
-    mend = "no trial of the space satisfies {}; change the space or the constraints"
+    fix = "no trial of the space satisfies {}; change the space or the constraints"
     for number, text in enumerate(sweep.constraints):
         alone = sweep.model_copy(update={"constraints": (text,), "searcher": "random", "samples": 1})
         if not _samples(alone, {}, sweep.space, random.Random(0), []):
-            return BadInput(place, f"constraints.{number}", text, mend.format("it"))
-    return BadInput(place, "constraints", list(sweep.constraints), mend.format("all of them"))
+            return BadInput(place, f"constraints.{number}", text, fix.format("it"))
+    return BadInput(place, "constraints", list(sweep.constraints), fix.format("all of them"))
 
 
 _OPERATORS: Mapping[type[ast.AST], Callable[..., Any]] = {

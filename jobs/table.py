@@ -5,8 +5,8 @@ published numbers as a grid. Nothing in it says what is shared. Every cell is ex
 and equal keys are equal jobs: the prefixes of a chain, the pool of experts of a first stage, a draw of random images.
 
 A dataset that is not here leaves its cells without jobs and with the reason; only a plan, from which nothing is run,
-may count them (`imagined`). `--dataset` puts one dataset in the place of all others, and every caption says so.
-Left out: what the networks reached (`orchestrator.results.tables`) and how it is set.
+may count them (`allow_missing_data`). `--dataset` puts one dataset in the place of all others, and every caption says
+so. Left out: what the networks reached (`orchestrator.results.tables`) and how it is set.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Circumstances:
     """By the name that tables use."""
     instead: str = ""
     """The dataset that stands in for all others, as captions name it."""
-    imagined: bool = False
+    allow_missing_data: bool = False
     """Whether datasets that are absent are planned with, too."""
 
     def of(self, dataset: str) -> Data:
@@ -147,7 +147,7 @@ class TableFile(Frozen):
     caption: str
     kind: Kind = "table"
     common: dict[str, Any] = {}
-    """What all cells are about: fields of `Wish`, `ipc` (images per class in all), and fields of an arm."""
+    """What all cells are about: fields of `CellRequest`, `ipc` (images per class in all), and fields of an arm."""
     columns: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     rows: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     published: dict[str, tuple[Any, ...]] = {}
@@ -177,7 +177,7 @@ class TableFile(Frozen):
         return Published.read(self.published[row][list(self.columns).index(column)])
 
 
-class Wish(Frozen):
+class CellRequest(Frozen):
     """What one cell is about, apart from its arm."""
 
     dataset: str
@@ -281,9 +281,9 @@ class _Filler:
         return f"measured on {self.under.instead}, which stands in for {', '.join(others)}"
 
     def entry(self, file: TableFile, row: str, column: str, notes: list[str]) -> TableCell:
-        wish, arm = _read(file, row, column)
-        published, data = file.number(row, column), self.under.of(wish.dataset)
-        if data.absent and not self.under.imagined:
+        request, arm = _read(file, row, column)
+        published, data = file.number(row, column), self.under.of(request.dataset)
+        if data.absent and not self.under.allow_missing_data:
             return TableCell(row, column, published, None, data.absent)
         arm = self.fitted(arm, data, file.name, notes)
         if arm.partition is not None and self.under.scale != "paper":
@@ -291,13 +291,13 @@ class _Filler:
                 f"At this scale the partitions are the {LEVELS} equal parts of each class by rank of the score."
             )
         try:
-            cell = self.cell(file, wish, arm, data)
+            cell = self.cell(file, request, arm, data)
         except BadInput as error:
-            return TableCell(row, column, published, None, f"{error.field}: {error.mend}")
+            return TableCell(row, column, published, None, f"{error.field}: {error.fix}")
         return TableCell(row, column, published, cell, data.absent)
 
-    def cell(self, file: TableFile, wish: Wish, arm: Arm, data: Data) -> Cell:
-        experiment = self.experiment(file, wish, arm, data)
+    def cell(self, file: TableFile, request: CellRequest, arm: Arm, data: Data) -> Cell:
+        experiment = self.experiment(file, request, arm, data)
         text = experiment.model_dump_json(exclude={"name"})
         if text not in self.made:
             self.made[text] = self.expanded(experiment, data, f"{file.name}.yaml")
@@ -305,12 +305,12 @@ class _Filler:
         made = self.made[text]
         if isinstance(made, BadInput):
             raise made
-        stage = 0 if arm.method == "full" else wish.stage or arm.stages
-        (found,) = (cell for cell in made if (cell.stage, cell.phase) == (stage, wish.phase))
+        stage = 0 if arm.method == "full" else request.stage or arm.stages
+        (found,) = (cell for cell in made if (cell.stage, cell.phase) == (stage, request.phase))
         return replace(found, experiment=file.name)
 
-    def experiment(self, file: TableFile, wish: Wish, arm: Arm, data: Data) -> Experiment:
-        changes: dict[str, Any] = {"modes": (wish.mode,), "prefixes": "all" if wish.stage else "last"}
+    def experiment(self, file: TableFile, request: CellRequest, arm: Arm, data: Data) -> Experiment:
+        changes: dict[str, Any] = {"modes": (request.mode,), "prefixes": "all" if request.stage else "last"}
         if arm.continual is not None:
             orders = min(arm.continual.orders, ORDERS[self.under.scale])
             changes["continual"] = arm.continual.model_copy(update={"orders": orders})
@@ -321,8 +321,8 @@ class _Filler:
             dataset=data.choice,
             scale=self.under.scale,
             seeds=self.under.seeds,
-            architectures=(wish.architecture,),
-            networks=min(NETWORKS[self.under.scale], wish.networks or NETWORKS[self.under.scale]),
+            architectures=(request.architecture,),
+            networks=min(NETWORKS[self.under.scale], request.networks or NETWORKS[self.under.scale]),
             arms=(arm.model_copy(update=changes),),
             set=dict(REDUCED.get(self.under.scale, {})),
         )
@@ -378,11 +378,11 @@ def _real_in_one(numbers: Recipe) -> int:
     return numbers.distil.factor**2 if numbers.distil is not None and numbers.distil.init != "noise" else 1
 
 
-def _read(file: TableFile, row: str, column: str) -> tuple[Wish, Arm]:
+def _read(file: TableFile, row: str, column: str) -> tuple[CellRequest, Arm]:
     """What a cell is about: the words of the table, of its row and of its column together."""
     said = {**file.common, **file.rows[row], **file.columns[column]}
     place = f"{file.name}.yaml"
-    about = {name: said.pop(name) for name in list(said) if name in Wish.model_fields}
+    about = {name: said.pop(name) for name in list(said) if name in CellRequest.model_fields}
     total, stages = said.pop("ipc", None), said.get("stages", 1)
     if said.get("method") == "full":
         said = {"method": "full"}
@@ -390,7 +390,7 @@ def _read(file: TableFile, row: str, column: str) -> tuple[Wish, Arm]:
         if total % stages:
             raise BadInput(place, f"rows.{row}", total, f"{stages} stages cannot share {total} images per class")
         said["ipc_per_stage"] = total // stages
-    return validate(Wish, about, place, f"rows.{row}"), validate(Arm, said, place, f"rows.{row}")
+    return validate(CellRequest, about, place, f"rows.{row}"), validate(Arm, said, place, f"rows.{row}")
 
 
 def walk(tables: Sequence[Table]) -> Iterator[tuple[Table, TableCell]]:

@@ -240,7 +240,7 @@ def logs(
 @app.command()
 def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None, as_json: AsJson = False) -> None:
     """Ask a run to save its work and end, from any shell that sees the store."""
-    from orchestrator.clusters.slurm.follow import Lent
+    from orchestrator.clusters.slurm.follow import SlurmRun
     from orchestrator.runs import status as standing
     from orchestrator.runs.driver import STOP, StopFile
 
@@ -250,8 +250,8 @@ def cancel(context: typer.Context, name: RunName = None, store: StoreRoot = None
     state = standing.status(opened, chosen).state
     if going := state in ("running", "queued"):
         StopFile(opened.run_folder(chosen) / STOP).write("cancelled")
-        if (lent := Lent.of(opened, chosen)) is not None:
-            lent.cancel(opened)
+        if (slurm_run := SlurmRun.of(opened, chosen)) is not None:
+            slurm_run.cancel(opened)
     words = "asked to save and end" if going else f"not going on ({state}), so there is nothing to cancel"
     say({"schema": SCHEMA, "run": chosen, "asked": going}, [Text(f"{chosen}: {words}")], options)
 
@@ -289,21 +289,21 @@ def doctor(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check what would stop a run here, with the mend of each finding."""
+    """Check what would stop a run here, with the fix of each finding."""
     from orchestrator.clusters.doctor import examine
 
     options = Options.of(context)
     findings = examine(options.place())
-    table = Table("check", "", "found", "mend", box=None)
+    table = Table("check", "", "found", "fix", box=None)
     for one in findings:
-        table.add_row(one.name, "ok" if one.well else "MEND", one.found, "" if one.well else one.mend)
+        table.add_row(one.name, "ok" if one.ok else "FIX", one.found, "" if one.ok else one.fix)
     document = {
         "schema": SCHEMA,
-        "well": all(one.well for one in findings),
+        "ok": all(one.ok for one in findings),
         "findings": [vars(one) for one in findings],
     }
     say(document, [table], options)
-    if not document["well"]:
+    if not document["ok"]:
         raise typer.Exit(2)
 
 
@@ -335,7 +335,7 @@ def _refuse(error: PddError, code: int) -> NoReturn:
     """End with one line for people and, with `--json`, one document for scripts."""
     message = " ".join(str(error).splitlines())
     if "--json" in sys.argv[1:]:
-        parts = ("place", "field", "value", "mend") if isinstance(error, BadInput) else ()
+        parts = ("place", "field", "value", "fix") if isinstance(error, BadInput) else ()
         named = {part: _plain(getattr(error, part)) for part in parts}
         print(json.dumps({"schema": SCHEMA, "exit": code, "error": {**named, "message": message}}))
     people.print(Text(message, style="bold"), soft_wrap=True)

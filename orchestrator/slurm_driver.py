@@ -15,8 +15,8 @@ from jobs.errors import PddError
 from orchestrator.clusters.config import Place, SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster
 from orchestrator.clusters.slurm import jobs
-from orchestrator.clusters.slurm.autoscaler import SlurmFleet, open_jobs
-from orchestrator.clusters.slurm.run_folder import Rendezvous
+from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
+from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.planning import table_requests
 from orchestrator.planning.requests import Request, answer
 from orchestrator.scheduler.scheduler import State
@@ -28,17 +28,19 @@ from workers.store.store import Store
 
 def drive(folder: Path, head: str, address: str) -> int:
     """Run the order of a folder on the cluster of a head, from the node with this address."""
-    meeting = Rendezvous(folder)
-    order = meeting.order()
+    run_folder = RunFolder(folder)
+    order = run_folder.order()
     spec = SlurmClusterSpec.model_validate(order["cluster"])
     attached = AttachedCluster(head, Path(os.environ["PDD_NODE_TOKEN"]), address)
-    fleet = SlurmFleet(attached, meeting, order["run"], spec, lambda count: jobs.submit(meeting, "worker", count))
+    autoscaler = SlurmAutoscaler(
+        attached, run_folder, order["run"], spec, lambda count: jobs.submit(run_folder, "worker", count)
+    )
 
     def demand(state: State) -> None:
-        fleet.open_jobs = open_jobs(state)
+        autoscaler.open_jobs = open_jobs(state)
 
     place, store = Place(order["cluster_name"], spec, order["store"]), Store.open(order["store"])
-    cluster = fleet if spec.mode == "elastic" else attached
+    cluster = autoscaler if spec.mode == "elastic" else attached
     said = {"command": order["command"], "fail_fast": order["fail_fast"], "name": order["run"]}
     if "sweep" in order:
         sweep = sweeping.ask(order["sweep"], Request())

@@ -1,7 +1,7 @@
 """Doing one job: claim it, work, put the artifact in place, say how it ended.
 
 This is what every way of running shares: a Ray actor, a SLURM worker and a plain Python session all call
-`execute`. It never raises for what a job does; it returns an `Ended`, because the driver decides what an
+`execute`. It never raises for what a job does; it returns an `JobResult`, because the driver decides what an
 ending means. Log lines of a job go to `runs/<run>/logs/<key>.log` in the store.
 """
 
@@ -21,16 +21,16 @@ from jobs.errors import BadInput, Damaged, Diverged, Yielded
 from jobs.graph import Job
 from jobs.specs import Kind
 from workers.data import dataset
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.runtime.process import device_of_choice
-from workers.runtime.time_limit import Shift
+from workers.runtime.time_limit import TimeLimit
 from workers.store.checkpoints import Checkpoints
 from workers.store.claims import Claims, Held
 from workers.store.files import make_folder
 from workers.store.store import Store
 from workers.tasks import distil, evaluate, experts, forgetting, select
 
-Work = Callable[[Bench, Path], dict[str, Any]]
+Work = Callable[[JobContext, Path], dict[str, Any]]
 
 WORK: dict[Kind, Work] = {
     "dataset": dataset.prepare,
@@ -47,12 +47,12 @@ _BUSY_SECONDS = 2.0
 """How long the driver should wait before it asks again for a job somebody else is doing."""
 
 
-class Ended(TypedDict, total=False):
+class JobResult(TypedDict, total=False):
     """How a job ended: `done`, `found` (already there), `busy` (someone alive has it), `yielded` or `failed`.
 
     `reason` of a failure is one of bug, diverged, memory, input, disk, parent; with `parent` the key of an
-    artifact that was damaged or gone comes along. `leaving` says that the worker's shift is over: it will do no other
-    job.
+    artifact that was damaged or gone comes along. `leaving` says that the worker's time limit is over: it will do no
+    other job.
     """
 
     status: str
@@ -66,75 +66,75 @@ class Ended(TypedDict, total=False):
     leaving: bool
 
 
-def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int = 0) -> Ended:
-    """Do the job (as `Job.to_json` wrote it) for a run, unless it is done or being done, or the shift is over."""
-    began, shift = time.monotonic(), Shift.current()
+def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int = 0) -> JobResult:
+    """Do the job (as `Job.to_json` wrote it) for a run, unless it is done or being done, or the time limit is over."""
+    began, time_limit = time.monotonic(), TimeLimit.current()
     made = Job.from_json(job)
     log = Store(store_root).run_folder(run) / "logs" / f"{made.key}.log"
     try:
-        with shift.working():
-            ended = _attempt(made, Store.open(store_root), run, memory_level, log, shift)
+        with time_limit.working():
+            ended = _attempt(made, Store.open(store_root), run, memory_level, log, time_limit)
     except Exception as error:  # the store, the claim or the log
         ended = _failure(error)
     ended["key"], ended["seconds"], ended["log"] = made.key, time.monotonic() - began, str(log)
     return ended
 
 
-def _attempt(job: Job, store: Store, run: str, memory_level: int, log: Path, shift: Shift) -> Ended:
+def _attempt(job: Job, store: Store, run: str, memory_level: int, log: Path, time_limit: TimeLimit) -> JobResult:
     if store.has(job.key):
-        return Ended(status="found")
-    if shift.over():
-        return Ended(status="yielded", message="the worker's shift is over", leaving=True)
+        return JobResult(status="found")
+    if time_limit.over():
+        return JobResult(status="yielded", message="the worker's time_limit is over", leaving=True)
     claim = Claims(store.root).take(job.key, run)
     if claim is None:
-        return Ended(status="busy", retry_after=_BUSY_SECONDS)
+        return JobResult(status="busy", retry_after=_BUSY_SECONDS)
     with claim, _logging_to(log):
         absent = next((key for key in job.parent_keys() if not store.has(key)), None)
         if absent is not None:
             return _failed("parent", f"{job.key}: parent {absent} is not in the store", parent=absent)
         if store.has(job.key):
-            return Ended(status="found")
-        return _work(job, store, run, memory_level, claim, shift)
+            return JobResult(status="found")
+        return _work(job, store, run, memory_level, claim, time_limit)
 
 
-def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held, shift: Shift) -> Ended:
-    bench = Bench(
+def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held, time_limit: TimeLimit) -> JobResult:
+    context = JobContext(
         job=job,
         store=store,
         device=device_of_choice(),
         checkpoints=Checkpoints(store.root),
         report=claim.beat,
         stop_file=store.run_folder(run) / "stop",
-        shift=shift,
+        time_limit=time_limit,
         memory_level=memory_level,
     )
     try:
-        perform(bench)
+        perform(context)
     except Yielded as error:
         logging.info("%s", error)
-        return Ended(status="yielded", message=str(error), leaving=shift.over())
+        return JobResult(status="yielded", message=str(error), leaving=time_limit.over())
     except Exception as error:
         failure, damaged = _failure(error), _damaged_parent(job, store)
         return failure if damaged is None else _failed("parent", failure["message"], parent=damaged)
-    return Ended(status="done")
+    return JobResult(status="done")
 
 
-def perform(bench: Bench) -> None:
-    """Do the job at the bench and put its artifact into the store; whatever goes wrong is raised."""
-    job = bench.job
+def perform(context: JobContext) -> None:
+    """Do the job at the context and put its artifact into the store; whatever goes wrong is raised."""
+    job = context.job
     extra: dict[str, Any] = {}
-    with bench.store.put(
+    with context.store.put(
         job.key,
         job.kind,
         job.canonical()["spec"],
         job.parents,
-        device=str(bench.device),
+        device=str(context.device),
         extra=extra,
     ) as folder:
-        extra.update(WORK[job.kind](bench, folder))
-    bench.checkpoints.drop(job.key)
+        extra.update(WORK[job.kind](context, folder))
+    context.checkpoints.drop(job.key)
     if job.kind == "experts":
-        experts.drop_checkpoints(bench)
+        experts.drop_checkpoints(context)
 
 
 def _damaged_parent(job: Job, store: Store) -> str | None:
@@ -150,7 +150,7 @@ def _damaged_parent(job: Job, store: Store) -> str | None:
     return None
 
 
-def _failure(error: Exception) -> Ended:
+def _failure(error: Exception) -> JobResult:
     """Log an error and say which reason it is."""
     logging.error("%s", "".join(traceback.format_exception(error)))
     message = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
@@ -167,8 +167,8 @@ def _failure(error: Exception) -> Ended:
     return _failed("bug", message)
 
 
-def _failed(reason: str, message: str, **more: str) -> Ended:
-    ended = Ended(status="failed", reason=reason, message=message)
+def _failed(reason: str, message: str, **more: str) -> JobResult:
+    ended = JobResult(status="failed", reason=reason, message=message)
     ended.update(more)  # type: ignore[typeddict-item]
     return ended
 

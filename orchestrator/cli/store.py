@@ -90,8 +90,8 @@ def verify(
     lines = [Text(f"DAMAGED {name}: {'; '.join(found)}") for name, found in damaged.items()]
     lines.append(Text(f"{len(checked) - len(damaged)} of {len(checked)} artifacts are what their manifests say"))
     if damaged:
-        mend = "moved to the quarantine; run" if quarantine else "`--quarantine` moves them away; then run"
-        lines.append(Text(f"{mend} the experiment again, which makes them anew"))
+        fix = "moved to the quarantine; run" if quarantine else "`--quarantine` moves them away; then run"
+        lines.append(Text(f"{fix} the experiment again, which makes them anew"))
     document = {"schema": SCHEMA, "exit": code, "checked": len(checked), "damaged": damaged, "quarantined": quarantine}
     say(document, lines, options)
     raise typer.Exit(code)

@@ -96,7 +96,7 @@ def plan_tables(names: list[str] | None, everything: bool, budget: str | None, o
     from workers.store.store import Store
 
     place, request = options.place(), _request(names, everything, budget, options)
-    asked = table_requests.ask(request, imagined=True)
+    asked = table_requests.ask(request, allow_missing_data=True)
     offer = quote.quote(asked.tables, Store.open(place.store), place.cluster.count(), asked.absent, request.seconds())
     say(offer.to_json(), offer.lines(), options)
 
@@ -116,8 +116,8 @@ def _request(names: list[str] | None, everything: bool, budget: str | None, opti
     from orchestrator.planning.table_requests import Request
 
     if options.settings:
-        mend = "tables have their numbers from their files; use `run` with an experiment, or a table's file of your own"
-        raise BadInput("command line", "--set", options.settings[0], mend)
+        fix = "tables have their numbers from their files; use `run` with an experiment, or a table's file of your own"
+        raise BadInput("command line", "--set", options.settings[0], fix)
     return Request(
         tables=tuple(names or ()) if not everything else (),
         scale=options.scale or "paper",

@@ -1,4 +1,4 @@
-"""`doctor`: what would stop a run here, each finding with its mend, before a run finds out."""
+"""`doctor`: what would stop a run here, each finding with its fix, before a run finds out."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _store(root: str) -> list[Finding]:
     try:
         store = Store.open(root)
     except BadInput as error:
-        return [Finding("store", False, str(error.value), error.mend)]
+        return [Finding("store", False, str(error.value), error.fix)]
     free = shutil.disk_usage(store.root).free / 2**30
     return [
         Finding("store", True, str(store.root)),

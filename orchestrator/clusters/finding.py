@@ -10,9 +10,9 @@ PACKAGES = ("torch", "torchvision", "ray", "submitit", "pyarrow", "numpy")
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: whether it is well, what was found, and what to do if it is not."""
+    """One check: whether it is ok, what was found, and what to do if it is not."""
 
     name: str
-    well: bool
+    ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""

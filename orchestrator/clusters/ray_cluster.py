@@ -43,7 +43,7 @@ _token: str | None = None
 
 
 @dataclass(frozen=True)
-class NodeUse:
+class NodeUsage:
     """A living node, what it offers, and how many of its slots have a job."""
 
     id: str
@@ -53,7 +53,7 @@ class NodeUse:
 
 
 @dataclass(frozen=True)
-class Care:
+class NodeActions:
     """What a cluster wants after a look at its nodes: words for people, and the ids of the nodes to let go."""
 
     say: tuple[str, ...] = ()
@@ -66,20 +66,20 @@ class Cluster(Protocol):
     def open(self) -> Any:
         """Connect this process to the cluster and return the module `ray`."""
 
-    def tend(self, nodes: Sequence[NodeUse]) -> Care:
+    def reconcile(self, nodes: Sequence[NodeUsage]) -> NodeActions:
         """Look after the nodes; called about once a second.
 
         Raises:
             PoolBroken: no node will come.
         """
 
-    def released(self, nodes: Sequence[NodeUse]) -> None:
-        """These nodes were let go, as `tend` wished: nothing runs on them and nothing more will."""
+    def released(self, nodes: Sequence[NodeUsage]) -> None:
+        """These nodes were let go, as `reconcile` wished: nothing runs on them and nothing more will."""
 
     def offers(self, resources: Mapping[str, float]) -> int:
         """The slots of a node with these resources."""
 
-    def complaint(self, versions: Mapping[str, str]) -> str:
+    def version_mismatch(self, versions: Mapping[str, str]) -> str:
         """Why a worker that has these versions must not work; empty if it may."""
 
     def close(self) -> None:
@@ -89,18 +89,18 @@ class Cluster(Protocol):
 class PlainNodes:
     """What clusters have in common whose nodes offer slots and need no care."""
 
-    def tend(self, nodes: Sequence[NodeUse]) -> Care:
+    def reconcile(self, nodes: Sequence[NodeUsage]) -> NodeActions:
         """Nothing is to be done."""
-        return Care()
+        return NodeActions()
 
-    def released(self, nodes: Sequence[NodeUse]) -> None:
+    def released(self, nodes: Sequence[NodeUsage]) -> None:
         """None ever is."""
 
     def offers(self, resources: Mapping[str, float]) -> int:
         """What the node says."""
         return int(resources.get(SLOT, 0))
 
-    def complaint(self, versions: Mapping[str, str]) -> str:
+    def version_mismatch(self, versions: Mapping[str, str]) -> str:
         """None: it runs what we run."""
         return ""
 
@@ -176,7 +176,7 @@ class AttachedCluster(PlainNodes):
             self._ray.shutdown()
 
 
-class ForeignCluster(AttachedCluster):
+class ExternalCluster(AttachedCluster):
     """A Ray cluster that somebody else keeps running: its nodes do not offer slots by themselves.
 
     Every worker says which Python, Ray and code of ours it has, and one that differs gets no job.
@@ -192,7 +192,7 @@ class ForeignCluster(AttachedCluster):
             return self.slots if resources.get("CPU", 0) else 0
         return int(resources.get("GPU", 0) or resources.get("CPU", 0))
 
-    def complaint(self, versions: Mapping[str, str]) -> str:
+    def version_mismatch(self, versions: Mapping[str, str]) -> str:
         """What differs from this process."""
         return difference(versions, our_versions())
 
@@ -219,7 +219,7 @@ def import_ray(token_file: Path | None = None) -> Any:
     import ray.util.scheduling_strategies
 
     # Ray prints what befell its workers on standard output, where --json has its one document; the pool
-    # says it as `Left`.
+    # says it as `WorkerLeft`.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     return ray
 
@@ -266,8 +266,8 @@ def _private_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="pdd-"))
     if len(str(folder / "ray")) > LONGEST_FOLDER:
         folder.rmdir()
-        mend = f"name a folder of at most {LONGEST_FOLDER - 17} characters, such as /tmp"
-        raise BadInput("environment", "TMPDIR", tempfile.gettempdir(), mend)
+        fix = f"name a folder of at most {LONGEST_FOLDER - 17} characters, such as /tmp"
+        raise BadInput("environment", "TMPDIR", tempfile.gettempdir(), fix)
     return folder
 
 

@@ -19,11 +19,21 @@ from math import ceil
 from typing import Any
 
 from jobs.graph import Job
-from orchestrator.clusters.ray_cluster import SLOT, Cluster, NodeUse, brief
+from orchestrator.clusters.ray_cluster import SLOT, Cluster, NodeUsage, brief
 from orchestrator.clusters.slurm.run_folder import versions as our_versions
-from orchestrator.runs.pool import EXECUTE, Answer, Joined, Left, PoolBroken, PoolEvent, Said, perform, resolve
+from orchestrator.runs.pool import (
+    EXECUTE,
+    JobReturned,
+    Message,
+    PoolBroken,
+    PoolEvent,
+    WorkerJoined,
+    WorkerLeft,
+    perform,
+    resolve,
+)
 from orchestrator.scheduler.events import LeaveReason
-from workers.runtime.time_limit import Shift
+from workers.runtime.time_limit import TimeLimit
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the list of nodes."""
@@ -56,7 +66,7 @@ class RayPool:
         self._actor_class: Any = None
         self._slots: dict[str, _Slot] = {}
         self._pending: dict[Any, str] = {}
-        """Ray's promises, each with the slot that owes it: a greeting, then one answer at a time."""
+        """Ray's object refs, each with the slot that owes it: a greeting, then one answer at a time."""
         self._failed_starts: Counter[str] = Counter()
         self._released: set[str] = set()
         self._started = 0
@@ -84,14 +94,14 @@ class RayPool:
             if time.monotonic() >= self._next_look:
                 found += self._look_at_nodes()
             until = min(deadline, self._next_look)
-            for promise in self._wait(0.0 if found else max(0.0, until - time.monotonic())):
-                found += self._collect(promise)
+            for object_ref in self._wait(0.0 if found else max(0.0, until - time.monotonic())):
+                found += self._collect(object_ref)
             if found or time.monotonic() >= deadline:
                 return found
 
     def close(self, grace_seconds: float) -> None:
         """Wait for running jobs, at most that long, and close the cluster."""
-        owed = [promise for promise, slot in self._pending.items() if self._slots[slot].joined]
+        owed = [object_ref for object_ref, slot in self._pending.items() if self._slots[slot].joined]
         if owed and grace_seconds > 0:
             self._ray.wait(owed, num_returns=len(owed), timeout=grace_seconds)
         self._slots.clear()
@@ -99,14 +109,14 @@ class RayPool:
         self._cluster.close()
 
     def _wait(self, seconds: float) -> list[Any]:
-        """The promises that were kept; waits for the first of them."""
+        """The object refs that were kept; waits for the first of them."""
         if not self._pending:
             time.sleep(seconds)
             return []
-        promises = list(self._pending)
-        kept, _ = self._ray.wait(promises, num_returns=1, timeout=seconds)
+        object_refs = list(self._pending)
+        kept, _ = self._ray.wait(object_refs, num_returns=1, timeout=seconds)
         if kept:
-            kept, _ = self._ray.wait(promises, num_returns=len(promises), timeout=0)
+            kept, _ = self._ray.wait(object_refs, num_returns=len(object_refs), timeout=0)
         return list(kept)
 
     def _look_at_nodes(self) -> Iterator[PoolEvent]:
@@ -129,13 +139,13 @@ class RayPool:
         """Let the cluster look after its nodes, and let go those that it wants back."""
         at_work = Counter(self._slots[name].node for name in self._pending.values() if self._slots[name].joined)
         uses = [
-            NodeUse(name, node["NodeManagerHostname"], node["Resources"], at_work[name])
+            NodeUsage(name, node["NodeManagerHostname"], node["Resources"], at_work[name])
             for name, node in nodes.items()
             if name not in self._released
         ]
-        care = self._cluster.tend(uses)
+        care = self._cluster.reconcile(uses)
         for text in care.say:
-            yield Said(text)
+            yield Message(text)
         for name in [name for name, slot in self._slots.items() if slot.node in care.release]:
             yield from self._drop(name, "preempted", "its node is given back")
         self._released |= set(care.release)
@@ -158,12 +168,12 @@ class RayPool:
         self._slots[name] = _Slot(actor, node["NodeID"], node["NodeManagerHostname"])
         self._pending[actor.greet.remote()] = name
 
-    def _collect(self, promise: Any) -> Iterator[PoolEvent]:
-        """What a kept, or broken, promise means."""
-        name = self._pending.pop(promise)
+    def _collect(self, object_ref: Any) -> Iterator[PoolEvent]:
+        """What a kept, or broken, object ref means."""
+        name = self._pending.pop(object_ref)
         slot, broken = self._slots[name], self._ray.exceptions
         try:
-            value = self._ray.get(promise)
+            value = self._ray.get(object_ref)
         except broken.OutOfMemoryError as error:  # Ray's memory monitor killed it before the kernel would
             yield from self._drop(name, "memory", brief(error))
         except broken.ActorUnavailableError as error:
@@ -172,19 +182,19 @@ class RayPool:
         except broken.RayActorError as error:
             yield from self._drop(name, self._why_dead(slot, error), brief(error))
         except broken.RayTaskError as error:
-            yield Answer(name, "failed", "", reason="bug", message=brief(error))
+            yield JobReturned(name, "failed", "", reason="bug", message=brief(error))
         except broken.RayError as error:
             yield from self._drop(name, "lost", brief(error))
         else:
             if slot.joined:
-                yield Answer(slot=name, **value)
-            elif complaint := self._cluster.complaint(value):
+                yield JobReturned(slot=name, **value)
+            elif version_mismatch := self._cluster.version_mismatch(value):
                 self._ray.kill(slot.actor)
-                yield from self._drop(name, "crashed", f"{slot.host} does not fit: {complaint}")
+                yield from self._drop(name, "crashed", f"{slot.host} does not fit: {version_mismatch}")
             else:
                 slot.joined = True
                 self._failed_starts[slot.node] = 0
-                yield Joined(name, slot.host)
+                yield WorkerJoined(name, slot.host)
 
     def _why_dead(self, slot: _Slot, error: Any) -> LeaveReason:
         if error.preempted:
@@ -194,10 +204,10 @@ class RayPool:
     def _drop(self, name: str, reason: LeaveReason, message: str) -> Iterator[PoolEvent]:
         """Forget a slot; its node is looked at again at once."""
         slot = self._slots.pop(name)
-        self._pending = {promise: owner for promise, owner in self._pending.items() if owner != name}
+        self._pending = {object_ref: owner for object_ref, owner in self._pending.items() if owner != name}
         self._next_look = 0.0
         if slot.joined:
-            yield Left(name, reason, message)
+            yield WorkerLeft(name, reason, message)
         elif reason != "lost":
             yield from self._count_failed_start(slot, message)
 
@@ -207,7 +217,7 @@ class RayPool:
             return
         if all(self._failed_starts[node] >= START_ATTEMPTS for node in self._living_nodes()):
             raise PoolBroken(f"no worker starts on {slot.host}: {message}")
-        yield Said(f"node {slot.host} is not used any more: no worker starts on it: {message}")
+        yield Message(f"node {slot.host} is not used any more: no worker starts on it: {message}")
 
 
 class SlotWorker:
@@ -222,11 +232,11 @@ class SlotWorker:
         return our_versions()
 
     def run(self, job: dict[str, Any], memory_level: int, uninterrupted: float = 0.0) -> dict[str, Any]:
-        """Do the job (see `workers.execute.execute`), unless the shift ends before its next checkpoint.
+        """Do the job (see `workers.execute.execute`), unless the time limit ends before its next checkpoint.
 
         `uninterrupted` is what it takes to get there, in seconds.
         """
-        if not Shift.current().has_room_for(uninterrupted):
+        if not TimeLimit.current().has_room_for(uninterrupted):
             return {"status": "yielded", "key": "", "leaving": True}
         return perform(self._execute, job, self._store_root, self._run, memory_level)
 

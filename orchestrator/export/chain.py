@@ -147,8 +147,8 @@ def of_experiment(plan: Plan, arm: str | None) -> Chain:
     longest = max(cells, key=lambda cell: cell.stage)
     ends = {plan.graph[cell.jobs[0]].parents["sets"] for cell in cells if cell.stage == longest.stage}
     if len(ends) > 1:
-        mend = "several arms are called so; give each a `name` of its own in the experiment, or export by --key"
-        raise BadInput("command line", "--arm", arm or wanted[0], mend)
+        fix = "several arms are called so; give each a `name` of its own in the experiment, or export by --key"
+        raise BadInput("command line", "--arm", arm or wanted[0], fix)
     (sets,) = ends
     jobs = [plan.graph[key] for cell in cells for key in cell.jobs]
     return Chain(
@@ -198,8 +198,8 @@ def best_of_run(store: Store, run: str) -> Chain:
     made = [manifest for key in sorted(keys) if (manifest := results.manifest_of(store, key)) is not None]
     scored = [one for one in made if one.extra.get("validation_accuracy") is not None]
     if not scored:
-        mend = "none of its sets was measured on held-out images; name an experiment's arm or a --key instead"
-        raise BadInput("command line", "--run", run, mend)
+        fix = "none of its sets was measured on held-out images; name an experiment's arm or a --key instead"
+        raise BadInput("command line", "--run", run, fix)
     best = max(scored, key=lambda one: float(one.extra["validation_accuracy"]))
     origin = f"the set of the run {run!r} that was best on held-out images ({best.extra['validation_accuracy']:.1f} %)"
     return replace(of_key(store, best.key), origin=origin)
@@ -215,8 +215,8 @@ def gather(chain: Chain, store: Store) -> Exportable:
     made = [store.has(key) for key in chain.sets]
     if not all(made):
         there = made.index(False)
-        mend = "run the experiment to its end first" + (f", or export what is there: --stages {there}" if there else "")
-        raise BadInput(str(store.root), f"stage {there + 1}", chain.sets[there], f"not made yet; {mend}")
+        fix = "run the experiment to its end first" + (f", or export what is there: --stages {there}" if there else "")
+        raise BadInput(str(store.root), f"stage {there + 1}", chain.sets[there], f"not made yet; {fix}")
     sets = tuple(store.manifest(key) for key in chain.sets)
     (dataset,) = sets[0].parents["dataset"]
     for key in (*chain.sets, dataset):
@@ -226,8 +226,8 @@ def gather(chain: Chain, store: Store) -> Exportable:
     if not any(one.stage == len(sets) for one in measured):
         earlier = max((one.stage for one in measured), default=0)
         also = f", or export what was measured: --stages {earlier}" if earlier else ""
-        mend = f"no network was tested on these sets yet; run the experiment to its end first{also}"
-        raise BadInput(str(store.root), f"stage {len(sets)}", chain.sets[-1], mend)
+        fix = f"no network was tested on these sets yet; run the experiment to its end first{also}"
+        raise BadInput(str(store.root), f"stage {len(sets)}", chain.sets[-1], fix)
     return Exportable(chain=chain, sets=sets, dataset=store.manifest(dataset), measured=measured)
 
 

@@ -104,8 +104,8 @@ def write(folder: Path, made: Exportable, store: Store, *, with_test: bool = Fal
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside.mkdir(mode=0o700)
     except OSError as error:
-        mend = f"give a folder that can be made ({error.strerror})"
-        raise BadInput("command line", "--out", str(folder), mend) from error
+        fix = f"give a folder that can be made ({error.strerror})"
+        raise BadInput("command line", "--out", str(folder), fix) from error
     try:
         contents = _fill(beside, made, store, with_test or made.data.name in card.MAY_TRAVEL)
         files = _sealed(beside)

@@ -25,7 +25,7 @@ WORKERS = (1, 4, 16, 64)
 """The sizes for which `plan` prints a makespan."""
 
 
-Witness = Literal["measured", "corrected", "calibrated"]
+DurationSource = Literal["measured", "corrected", "calibrated"]
 """Where a price comes from: the job itself, or one of its size, was measured in this store; or jobs of its kind were,
 and the price of its work is corrected by how far they were off; or it is its work at the calibrated rate alone."""
 
@@ -35,7 +35,7 @@ class Prices:
     """Seconds of every job by key, and where each comes from."""
 
     seconds: Mapping[str, float]
-    witnesses: Mapping[str, Witness]
+    witnesses: Mapping[str, DurationSource]
 
     def of(self, job: Job) -> float:
         """Seconds of a job on one worker."""
@@ -52,7 +52,7 @@ def prices(graph: Graph, store: Store, machine: cost.Machine = cost.CORE) -> Pri
     taken = {key: store.manifest(key).seconds for key in there(graph, store)}
     efforts = {job.key: cost.effort(job, graph) for job in graph}
     seconds = {key: cost.estimate(needed, machine) for key, needed in efforts.items()}
-    witnesses: dict[str, Witness] = dict.fromkeys(graph.jobs, "calibrated")
+    witnesses: dict[str, DurationSource] = dict.fromkeys(graph.jobs, "calibrated")
     if not taken:
         return Prices(seconds, witnesses)
     corrections = _corrections(taken, seconds)

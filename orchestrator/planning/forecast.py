@@ -12,7 +12,7 @@ from rich.text import Text
 
 from jobs.keys import kind_of
 from orchestrator.planning import durations as forecasts
-from orchestrator.planning.requests import Asked
+from orchestrator.planning.requests import ResolvedRequest
 from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import Plan as Orders
 from workers.store.store import Store
@@ -83,7 +83,7 @@ class Forecast:
         ]
 
 
-def forecast(asked: Asked, store: Store, workers: int) -> Forecast:
+def forecast(asked: ResolvedRequest, store: Store, workers: int) -> Forecast:
     """Everything `plan` says of a request, with makespans for these workers and the usual sizes."""
     graph = asked.plan.graph
     priced = forecasts.prices(graph, store)
@@ -119,13 +119,13 @@ def forecast(asked: Asked, store: Store, workers: int) -> Forecast:
     )
 
 
-def orders_of(asked: Asked, priced: forecasts.Prices, **limits: Any) -> Orders:
+def orders_of(asked: ResolvedRequest, priced: forecasts.Prices, **limits: Any) -> Orders:
     """The driver's plan for a request."""
     plan = asked.plan
     return Orders.of(plan.graph, plan.wanted(), priced.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
 
 
-def _experiments(asked: Asked, running: Sequence[str]) -> dict[str, set[str]]:
+def _experiments(asked: ResolvedRequest, running: Sequence[str]) -> dict[str, set[str]]:
     """By experiment: the jobs to run that it needs."""
     wanted: dict[str, list[str]] = {}
     for cell in asked.plan.cells:
@@ -134,7 +134,7 @@ def _experiments(asked: Asked, running: Sequence[str]) -> dict[str, set[str]]:
     return {name: asked.plan.graph.ancestors(keys) & todo for name, keys in wanted.items()}
 
 
-def _arms(asked: Asked, running: Sequence[str]) -> list[set[str]]:
+def _arms(asked: ResolvedRequest, running: Sequence[str]) -> list[set[str]]:
     """For each arm of each experiment: the jobs to run if it shared nothing with the others."""
     wanted: dict[tuple[object, ...], list[str]] = {}
     for cell in asked.plan.cells:

@@ -1,7 +1,7 @@
 """A quote: what tables would compute, share and take, before anything runs.
 
-Every job has a price with a witness (`orchestrator.planning.durations.Witness`). Prices at the published scale are
-GPU-hours on the machine that `jobs.cost` assumes, at reduced scales hours of a CPU core, and the quote says which.
+Every job has a price with a witness (`orchestrator.planning.durations.DurationSource`). Prices at the published scale
+are GPU-hours on the machine that `jobs.cost` assumes, at reduced scales hours of a CPU core, and the quote says which.
 
 `naive` is what it would take if every arm of every table (a method on a dataset, its stages and images per stage) were
 run by itself; `shared` what the one graph takes. `marginal` is what only that table asks for. The makespans are
@@ -53,7 +53,7 @@ class TablePrice:
 
 
 @dataclass(frozen=True)
-class Purchase:
+class BudgetSelection:
     """What a budget buys: its seconds, the cells to be completed, and those left out with their prices."""
 
     budget: float
@@ -77,7 +77,7 @@ class Quote:
     shared: float
     printed: tuple[float, float]
     """Both without the cells in which the paper prints a dash: naive and shared."""
-    path: tuple[tuple[str, float, durations.Witness], ...]
+    path: tuple[tuple[str, float, durations.DurationSource], ...]
     spans: Mapping[int, Span]
     witnesses: Mapping[str, tuple[int, float]]
     """By witness: jobs to run, and their seconds."""
@@ -86,7 +86,7 @@ class Quote:
     """Cells without jobs, each with the reason."""
     absent: tuple[str, ...] = ()
     """Datasets that are planned with and not here, each with where to get it."""
-    purchase: Purchase | None = None
+    purchase: BudgetSelection | None = None
     prices: durations.Prices = field(repr=False, default_factory=lambda: durations.Prices({}, {}))
 
     @property
@@ -255,14 +255,14 @@ def spans(
     return found
 
 
-def purchase(cells: Entries, behind: _Behind, seconds: Mapping[str, float], budget: float) -> Purchase:
+def purchase(cells: Entries, behind: _Behind, seconds: Mapping[str, float], budget: float) -> BudgetSelection:
     """What a budget buys of these cells, all of which have jobs."""
     needs = [behind.of(one.cell.jobs) for _, one in cells if one.cell]
     bought = budgets.choose(needs, seconds, budget)
     paid = {key for cell in bought.cells for key in needs[cell]}
     left = [number for number in range(len(cells)) if number not in set(bought.cells)]
     dear = {number: sum(seconds[key] for key in set(needs[number]) - paid) for number in left}
-    return Purchase(
+    return BudgetSelection(
         budget,
         bought.seconds,
         tuple(cells[number] for number in bought.cells),
@@ -345,7 +345,7 @@ def _assumed(machine: cost.Machine) -> str:
     return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as one here did for a moment"
 
 
-def _purchase_json(bought: Purchase | None) -> dict[str, Any] | None:
+def _purchase_json(bought: BudgetSelection | None) -> dict[str, Any] | None:
     if bought is None:
         return None
     return {
@@ -359,7 +359,7 @@ def _purchase_json(bought: Purchase | None) -> dict[str, Any] | None:
     }
 
 
-def _purchase_lines(bought: Purchase, unit: str) -> Iterator[Any]:
+def _purchase_lines(bought: BudgetSelection, unit: str) -> Iterator[Any]:
     of, cells = len(bought.cells) + len(bought.left_out), len(bought.cells)
     yield Text(f"{hours(bought.budget)} {unit} complete {cells} of {of} cells and take {hours(bought.seconds)}.")
     if bought.left_out:

@@ -41,7 +41,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ResolvedRequest:
     """The experiments as they will be run, and the plan that answers all of them."""
 
     experiments: tuple[Experiment, ...]
@@ -53,11 +53,11 @@ class Asked:
         return tuple(dict.fromkeys(one.name for one in self.experiments))
 
 
-def answer(request: Request) -> Asked:
+def answer(request: Request) -> ResolvedRequest:
     """The one graph of all experiments asked for.
 
     Raises:
-        BadInput: anything that cannot work, with its place, field, value and mend.
+        BadInput: anything that cannot work, with its place, field, value and fix.
     """
     plan = Plan()
     experiments = []
@@ -66,7 +66,7 @@ def answer(request: Request) -> Asked:
         expand(experiment, inspected(experiment.source, place), place, plan)
         methods_fit(plan, place)
         experiments.append(experiment)
-    return Asked(tuple(experiments), plan)
+    return ResolvedRequest(tuple(experiments), plan)
 
 
 def planned(experiment: Experiment, place: str) -> Plan:
@@ -150,8 +150,8 @@ def inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
         BadInput: it is not there, or something about it is wrong.
     """
     if chosen.name not in sources.LAYOUTS:
-        mend = f"must be one of {', '.join(sources.LAYOUTS)}"
-        raise BadInput(place, "dataset.name", chosen.name, mend)
+        fix = f"must be one of {', '.join(sources.LAYOUTS)}"
+        raise BadInput(place, "dataset.name", chosen.name, fix)
     path = Path(chosen.path).expanduser() if chosen.path else None
     source = sources.Source(
         layout=chosen.name, path=path, image_field=chosen.image, label_field=chosen.label, place=place
@@ -159,7 +159,7 @@ def inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
     try:
         return sources.inspect(source)
     except BadInput as error:  # an experiment has shorter names for the columns
-        raise BadInput(error.place, error.field.removesuffix("_field"), error.value, error.mend) from error
+        raise BadInput(error.place, error.field.removesuffix("_field"), error.value, error.fix) from error
 
 
 def methods_fit(plan: Plan, place: str) -> None:
@@ -174,8 +174,8 @@ def methods_fit(plan: Plan, place: str) -> None:
                 needed = method_named(spec.method).expert_epochs_needed(settings_for(spec.method, spec.settings, place))
                 _experts_reach(needed or 0, job, plan, place)
             case DatasetSpec() as spec if spec.normalise not in known:
-                mend = f"must be one of {', '.join(sorted(known))}"
-                raise BadInput(place, "dataset.normalise", spec.normalise, mend)
+                fix = f"must be one of {', '.join(sorted(known))}"
+                raise BadInput(place, "dataset.normalise", spec.normalise, fix)
 
 
 def _experts_reach(needed: int, job: Job, plan: Plan, place: str) -> None:
@@ -187,5 +187,5 @@ def _experts_reach(needed: int, job: Job, plan: Plan, place: str) -> None:
     if trained < needed:
         assert isinstance(job.spec, DistilSpec)
         field = "experts.real.epochs" if job.spec.stage == 1 else "experts.later_epochs"
-        mend = f"must be at least {needed} for the last target of {job.spec.method}; or lower its distil.settings"
-        raise BadInput(place, field, trained, mend)
+        fix = f"must be at least {needed} for the last target of {job.spec.method}; or lower its distil.settings"
+        raise BadInput(place, field, trained, fix)

@@ -57,7 +57,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class AskedTables:
+class ResolvedTables:
     """The tables as they will be filled, and the graph that fills them."""
 
     request: Request
@@ -66,12 +66,13 @@ class AskedTables:
     """The datasets that are not here, each with where to get it."""
 
 
-def ask(request: Request, imagined: bool = False) -> AskedTables:
+def ask(request: Request, allow_missing_data: bool = False) -> ResolvedTables:
     """The tables asked for, with their one graph.
 
     Args:
         request: what the user said.
-        imagined: plan with datasets that are not here, too, by their published facts; such a graph must not be run.
+        allow_missing_data: plan with datasets that are not here, too, by their published facts; such a graph must not
+        be run.
 
     Raises:
         BadInput: no such table, scale or dataset; a file that does not validate.
@@ -85,12 +86,12 @@ def ask(request: Request, imagined: bool = False) -> AskedTables:
         seeds=(request.seed or 0,),
         data=data,
         instead=instead,
-        imagined=imagined,
+        allow_missing_data=allow_missing_data,
     )
     filled = tables.fill(files, under)
-    if not imagined:
+    if not allow_missing_data:
         methods_fit(filled.plan, "jobs/tables")
-    return AskedTables(request, filled, tuple(one.absent for one in data.values() if one.absent))
+    return ResolvedTables(request, filled, tuple(one.absent for one in data.values() if one.absent))
 
 
 def _data(names: Sequence[str], request: Request) -> tuple[dict[str, Data], str]:
@@ -111,4 +112,4 @@ def _found(name: str, request: Request) -> Data:
     except BadInput as error:
         if name not in KNOWN:
             raise
-        return Data(choice, KNOWN[name], f"{name}: {error.mend} (cluster.yaml, data.{name})")
+        return Data(choice, KNOWN[name], f"{name}: {error.fix} (cluster.yaml, data.{name})")

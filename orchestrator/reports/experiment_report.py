@@ -41,7 +41,7 @@ from orchestrator.results.cells import (
     stage_results,
     tabulate,
 )
-from orchestrator.results.comparisons import Contrast, contrasts
+from orchestrator.results.comparisons import Comparison, comparisons
 from orchestrator.runs.timeline import Record, failures
 from workers.store.store import Store
 
@@ -56,8 +56,8 @@ STAGE_HEADER = (
     *("Arm", "Seed", "Stage", "Expert start", "Expert end", "Iterations", "Kept"),
     *("Matching loss", "Step size", "Held-out"),
 )
-CONTRAST_HEADER = ("Experiment", "Network", "Images per class", "Difference", "Mean", "95 % interval", "Seeds")
-CONTRAST_CAPTION = (
+COMPARISON_HEADER = ("Experiment", "Network", "Images per class", "Difference", "Mean", "95 % interval", "Seeds")
+COMPARISON_CAPTION = (
     "Percentage points of test accuracy, paired over seeds (the mean over a seed's networks); Student's t interval."
 )
 STAGE_CAPTION = (
@@ -108,7 +108,7 @@ def page_of(
 ) -> Page:
     """The report before it is set: results by experiment, differences, stages, time, and how to run it again."""
     sections = [_experiment(group, plan, store) for group in by_experiment(results)]
-    sections += [*_contrasts(contrasts(plan, store)), *_stages(stage_results(plan, store))]
+    sections += [*_comparisons(comparisons(plan, store)), *_stages(stage_results(plan, store))]
     sections += [timing(plan, store, records, slurm=slurm), provenance(command, (*made_with(plan, store), *FILES))]
     title = ", ".join(dict.fromkeys(result.experiment for result in results))
     return Page(title, "", (), tuple(sections))
@@ -163,7 +163,7 @@ def _headings(chain: Chain) -> list[str]:
     return [f"stage {number}" for number in range(1, len(chain.sets) + 1)]
 
 
-def _contrasts(found: Sequence[Contrast]) -> Iterator[Section]:
+def _comparisons(found: Sequence[Comparison]) -> Iterator[Section]:
     rows = tuple(
         (
             one.experiment,
@@ -177,7 +177,7 @@ def _contrasts(found: Sequence[Contrast]) -> Iterator[Section]:
         for one in found
     )
     if rows:
-        grid = Grid("differences-table", CONTRAST_HEADER, rows, CONTRAST_CAPTION, words=4)
+        grid = Grid("differences-table", COMPARISON_HEADER, rows, COMPARISON_CAPTION, words=4)
         yield Section("differences", "Paired differences", (grid,), "Results")
 
 

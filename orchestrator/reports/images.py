@@ -41,7 +41,7 @@ MOST_COLUMNS = 20
 """Of all stages together: wider grids do not fit a page."""
 
 _GAP, _STAGE_GAP, _MARGIN, _LETTERS = 3, 22, 12, 15
-"""Pixels: between images, between stages, around the picture, and the height of its letters."""
+"""LearnableImages: between images, between stages, around the picture, and the height of its letters."""
 
 
 class PictureSet(NamedTuple):

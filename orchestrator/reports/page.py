@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from orchestrator.results.tables import Standing
+from orchestrator.results.tables import CellStatus
 
 Role = Literal["value", "measured", "published", "higher", "lower", "level", "state", "minor", "code", "link"]
 """What a line of a table's entry is: a `state` stands where a value is missing, `higher` and `lower` are differences
@@ -45,7 +45,7 @@ class Entry:
 class Coverage:
     """An entry that is drawn as a bar: how many cells there are of each standing."""
 
-    counts: tuple[tuple[Standing, int], ...]
+    counts: tuple[tuple[CellStatus, int], ...]
 
     @property
     def total(self) -> int:
@@ -57,8 +57,8 @@ class Coverage:
         """In words: `12 measured, 3 not run`."""
         return ", ".join(f"{count} {standing}" for standing, count in self.counts if count) or "no cells"
 
-    def bars(self) -> Iterator[tuple[Standing, float, float]]:
-        """Standing, left edge and width of every bar, in percent of the whole."""
+    def bars(self) -> Iterator[tuple[CellStatus, float, float]]:
+        """CellStatus, left edge and width of every bar, in percent of the whole."""
         left = 0.0
         for standing, count in self.counts:
             width = 100 * count / self.total if self.total else 0.0

@@ -29,7 +29,7 @@ def timing(
     records: Sequence[Record],
     predicted: float | None = None,
     linked: bool = False,
-    replayed: float | None = None,
+    predicted_from_measured: float | None = None,
     slurm: Sequence[str] = (),
 ) -> Section:
     """Who worked when, by the run's journal; without one, what the artifacts took when they were made.
@@ -40,7 +40,7 @@ def timing(
         records: the journal.
         predicted: the makespan in seconds that was expected before the run.
         linked: whether the page has an anchor for every job (`job_anchor`).
-        replayed: the makespan that is expected now that the times of the jobs are measured.
+        predicted_from_measured: the makespan that is expected now that the times of the jobs are measured.
         slurm: what the run took of SLURM, in sentences.
     """
     timeline = Timeline.of(records, {job.key: getattr(job.spec, "stage", 0) for job in plan.graph})
@@ -50,7 +50,7 @@ def timing(
     critical = [key for key in plan.graph.critical_path(lambda job: took.get(job.key, 0.0)) if key in took]
     blocks: list[Block] = [Prose(_said(timeline))]
     if predicted is not None:
-        blocks.append(Prose(_compared(predicted, timeline.seconds, replayed)))
+        blocks.append(Prose(_compared(predicted, timeline.seconds, predicted_from_measured)))
     blocks += [Prose(f"SLURM, {line}.") for line in slurm]
     blocks.append(_seconds_table([(span.kind, span.end - span.start) for span in timeline.spans]))
     blocks.append(_gantt(timeline.spans, set(critical)))
@@ -139,12 +139,12 @@ def _said(timeline: Timeline) -> str:
     return f"The run took {timeline.seconds:.0f} s on {slots}, busy {timeline.busy:.0%} of the time{again}."
 
 
-def _compared(predicted: float, measured: float, replayed: float | None) -> str:
+def _compared(predicted: float, measured: float, predicted_from_measured: float | None) -> str:
     said = (
         f"Predicted before the run: {duration(predicted)}{_off(predicted, measured)}; measured: {duration(measured)}."
     )
-    if replayed:
-        now = f"{duration(replayed)}{_off(replayed, measured)}"
+    if predicted_from_measured:
+        now = f"{duration(predicted_from_measured)}{_off(predicted_from_measured, measured)}"
         said += f" With the times that its jobs took, the same simulation predicts {now}."
     return said
 

@@ -42,7 +42,7 @@ from orchestrator.reports.page import (
 from orchestrator.reports.sections import environment, image_grid, provenance, put, timing
 from orchestrator.reports.table_data import csv_of, parquet_of
 from orchestrator.results.cells import manifest_of
-from orchestrator.results.tables import LEVEL, STANDINGS, MeasuredCell
+from orchestrator.results.tables import CELL_STATUSES, LEVEL, MeasuredCell
 from orchestrator.runs.timeline import Record, Timeline, duration
 from workers.store.store import Store
 
@@ -80,7 +80,7 @@ def write(
     records: Iterable[Record] | None,
     command: str,
     predicted: float | None = None,
-    replayed: float | None = None,
+    predicted_from_measured: float | None = None,
     slurm: Sequence[str] = (),
 ) -> list[Path]:
     """Write the report over an earlier one in the same folder.
@@ -93,7 +93,7 @@ def write(
         records: the run's journal; None if there is none.
         command: the exact command line, to be run again.
         predicted: the makespan in seconds that was expected before the run.
-        replayed: the one that is expected with the times that the run's jobs took.
+        predicted_from_measured: the one that is expected with the times that the run's jobs took.
         slurm: what the run took of SLURM, in sentences.
 
     Returns:
@@ -101,7 +101,7 @@ def write(
     """
     from orchestrator.reports.html import html
 
-    page = page_of(tables, measured, store, list(records or ()), command, predicted, replayed, slurm)
+    page = page_of(tables, measured, store, list(records or ()), command, predicted, predicted_from_measured, slurm)
     files = {REPORT: markdown(page).encode(), HTML: html(page).encode()}
     files |= {picture.name: picture.png for picture in page.pictures()}
     return put(folder, files | {"cells.csv": csv_of(tables, measured), "cells.parquet": parquet_of(tables, measured)})
@@ -114,14 +114,22 @@ def page_of(
     records: Sequence[Record],
     command: str,
     predicted: float | None = None,
-    replayed: float | None = None,
+    predicted_from_measured: float | None = None,
     slurm: Sequence[str] = (),
 ) -> Page:
     """The report before it is set."""
     sections = [
         _overview(tables.tables, measured),
         *(_section(table, measured[table.name], tables, store) for table in tables.tables),
-        timing(tables.plan, store, records, predicted, linked=True, replayed=replayed, slurm=slurm),
+        timing(
+            tables.plan,
+            store,
+            records,
+            predicted,
+            linked=True,
+            predicted_from_measured=predicted_from_measured,
+            slurm=slurm,
+        ),
         provenance(command, FILES),
         environment(tables.plan, store, records),
         lineage.of_jobs(tables, store),
@@ -157,7 +165,7 @@ def _overview(tables: Sequence[Table], measured: Measured) -> Section:
 def _overview_row(table: Table, cells: Sequence[MeasuredCell], tested: bool) -> tuple[str | Entry | Coverage, ...]:
     counted = Counter(one.status for one in cells)
     signs = Counter(_role(one) for one in cells if one.difference is not None)
-    coverage = Coverage(tuple((standing, counted[standing]) for standing in STANDINGS))
+    coverage = Coverage(tuple((standing, counted[standing]) for standing in CELL_STATUSES))
     link = entry(Line(table.title, "link", table.name))
     compared = [str(signs[role] or "") for role in ("higher", "lower", "level")] if tested else []
     return (link, coverage, f"{counted['measured']} of {len(cells)}", *compared)

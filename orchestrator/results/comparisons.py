@@ -31,7 +31,7 @@ class Paired(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Comparison:
     """`better` minus `worse` in percentage points, over the seeds that both have; named by the sign of the mean."""
 
     experiment: str
@@ -68,13 +68,13 @@ def paired(values_a: Sequence[float], values_b: Sequence[float]) -> Paired:
     return Paired(mean, mean - half, mean + half, n)
 
 
-def contrasts(plan: Plan, store: Reader) -> list[Contrast]:
+def comparisons(plan: Plan, store: Reader) -> list[Comparison]:
     """Every pair of last stages of one experiment, architecture and total of images that share enough seeds."""
     measured = [(cell, _by_seed(cell, plan, store)) for cell in plan.cells if cell.stage and cell.stage == cell.stages]
     return list(_pairs(measured))
 
 
-def _pairs(measured: Sequence[tuple[Cell, Mapping[int, float]]]) -> Iterator[Contrast]:
+def _pairs(measured: Sequence[tuple[Cell, Mapping[int, float]]]) -> Iterator[Comparison]:
     for (one, ones), (other, others) in combinations(measured, 2):
         seeds = sorted(ones.keys() & others.keys())
         if _place(one) != _place(other) or len(seeds) < LEAST:
@@ -83,7 +83,7 @@ def _pairs(measured: Sequence[tuple[Cell, Mapping[int, float]]]) -> Iterator[Con
         if found.mean < 0:
             one, other = other, one
             found = Paired(-found.mean, -found.high, -found.low, found.n)
-        yield Contrast(one.experiment, one.architecture, one.ipc_total, _name(one), _name(other), found)
+        yield Comparison(one.experiment, one.architecture, one.ipc_total, _name(one), _name(other), found)
 
 
 def _place(cell: Cell) -> tuple[str, str, str, int, int]:

@@ -19,8 +19,8 @@ from typing import Literal
 from jobs.table import NETWORKS, Published, Table, TableCell, TablesPlan
 from orchestrator.results.cells import Reader, manifest_of
 
-Standing = Literal["measured", "partial", "failed", "not run"]
-STANDINGS: tuple[Standing, ...] = ("measured", "partial", "failed", "not run")
+CellStatus = Literal["measured", "partial", "failed", "not run"]
+CELL_STATUSES: tuple[CellStatus, ...] = ("measured", "partial", "failed", "not run")
 LEVEL = 0.05
 """The chance of calling a difference significant that is none."""
 
@@ -30,7 +30,7 @@ class MeasuredCell:
     """One cell as far as the store goes; accuracies in percent, the difference is measured minus published."""
 
     cell: TableCell
-    status: Standing
+    status: CellStatus
     mean: float | None = None
     std: float | None = None
     n: int = 0
@@ -111,7 +111,7 @@ class _Reading:
             self.accuracies[key] = None if manifest is None else float(manifest.extra["accuracy"])
         return self.accuracies[key]
 
-    def standing(self, one: TableCell, values: Sequence[float], missing: Sequence[str]) -> tuple[Standing, str]:
+    def standing(self, one: TableCell, values: Sequence[float], missing: Sequence[str]) -> tuple[CellStatus, str]:
         if not missing:
             return "measured", ""
         cause = self.cause(missing)

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 from jobs.graph import Graph
 from jobs.keys import kind_of
 from orchestrator.runs.journal import Journal, JournalLost
-from orchestrator.runs.pool import Answer, Joined, Left, Pool, PoolEvent, Said
+from orchestrator.runs.pool import JobReturned, Message, Pool, PoolEvent, WorkerJoined, WorkerLeft
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
 from orchestrator.scheduler.schedule import Plan
@@ -35,7 +35,7 @@ from orchestrator.scheduler.scheduler import State, Status, decide
 
 PATIENCE = 1.0
 """Seconds the pool may wait before it lets the driver look at the stop file and the clock."""
-SUPPLY_PATIENCE = 0.1
+SOURCE_PATIENCE = 0.1
 """The same while a plan may grow: a trial that asks for its next stage should not wait for it."""
 STOP = "stop"
 HEAD_MOVES = "the head job moves; the run goes on by itself"
@@ -51,7 +51,7 @@ class KnowsArtifacts(Protocol):
         """Whether the artifact is there, whole."""
 
 
-class Supply(Protocol):
+class ScheduleSource(Protocol):
     """Where an open plan grows from while the run goes on."""
 
     def replanned(self, state: State) -> Plan | None:
@@ -59,7 +59,7 @@ class Supply(Protocol):
 
 
 @dataclass(frozen=True)
-class About:
+class RunInfo:
     """What the journal says about the run's origin."""
 
     run: str
@@ -88,13 +88,13 @@ def run(
     store: KnowsArtifacts,
     on_change: Callable[[State], None] = lambda state: None,
     *,
-    about: About,
+    about: RunInfo,
     grace_seconds: float = 30.0,
-    supply: Supply | None = None,
+    schedule_source: ScheduleSource | None = None,
 ) -> Outcome:
     """Do all that the plan wants; the pool is started and closed here, and not at all when nothing is left to do.
 
-    An open plan is replaced by what `supply` says. `grace_seconds` is what running jobs get to save a
+    An open plan is replaced by what `schedule_source` says. `grace_seconds` is what running jobs get to save a
     checkpoint when the run breaks off. SIGINT and SIGTERM are taken over for the time of the run if this is
     the main thread.
 
@@ -104,7 +104,7 @@ def run(
     """
     stop = StopFile(journal.folder / STOP)
     stop.clear()
-    loop = Loop(State.initial(plan), graph, pool, journal, on_change, stop, store, supply)
+    loop = Loop(State.initial(plan), graph, pool, journal, on_change, stop, store, schedule_source)
     finish, grace = Finish(1, "the driver failed"), grace_seconds
     with _signals(stop) as take_over:
         try:
@@ -125,7 +125,7 @@ def run(
     return Outcome(finish.exit, finish.why, loop.state, journal.elapsed())
 
 
-def _origin(about: About, graph: Graph) -> dict[str, Any]:
+def _origin(about: RunInfo, graph: Graph) -> dict[str, Any]:
     kinds = Counter(job.kind for job in graph)
     return {**asdict(about), "jobs": dict(kinds), "pid": os.getpid(), "host": socket.gethostname()}
 
@@ -157,10 +157,10 @@ class Loop:
         on_change: Callable[[State], None],
         stop: StopFile,
         store: KnowsArtifacts,
-        supply: Supply | None,
+        schedule_source: ScheduleSource | None,
     ) -> None:
         self.state, self.graph, self.pool, self.journal = state, graph, pool, journal
-        self.on_change, self.stop, self.store, self.supply = on_change, stop, store, supply
+        self.on_change, self.stop, self.store, self.schedule_source = on_change, stop, store, schedule_source
         self.hosts: dict[str, str] = {}
 
     def begin(self, cached: frozenset[str]) -> None:
@@ -171,7 +171,7 @@ class Loop:
         """Run until the core says how the run ends."""
         while self.state.finished is None:
             self.replan()
-            happened = self.pool.events(PATIENCE if self.supply is None else SUPPLY_PATIENCE)
+            happened = self.pool.events(PATIENCE if self.schedule_source is None else SOURCE_PATIENCE)
             if self.state.stopping is None and (why := self.stop.asked()):
                 self.feed(events.StopAsked(self.now(), why))
             for event in happened:
@@ -182,9 +182,9 @@ class Loop:
 
     def replan(self) -> None:
         """Go on with another plan if there is one."""
-        if self.supply is None or self.state.stopping is not None:
+        if self.schedule_source is None or self.state.stopping is not None:
             return
-        plan = self.supply.replanned(self.state)
+        plan = self.schedule_source.replanned(self.state)
         if plan is not None:
             new = set(plan.keys) - self.state.jobs.keys()
             self.feed(events.Replanned(self.now(), plan, frozenset(key for key in new if self.store.has(key))))
@@ -196,19 +196,19 @@ class Loop:
     def take(self, event: PoolEvent) -> None:
         """Write down what the pool says, then let the core decide; after the end it is only written down."""
         match event:
-            case Joined(slot, host):
+            case WorkerJoined(slot, host):
                 self.hosts[slot] = host
                 self.journal.write("slot_joined", slot=slot, host=host)
                 self.feed(events.SlotJoined(self.now(), slot))
-            case Left(slot, reason, message):
+            case WorkerLeft(slot, reason, message):
                 self.journal.write("slot_left", slot=slot, reason=reason, message=message)
                 self.feed(events.SlotLeft(self.now(), slot, reason, message))
-            case Answer():
+            case JobReturned():
                 self.answer(event)
-            case Said(text):
+            case Message(text):
                 self.journal.write("note", text=text)
 
-    def answer(self, answer: Answer) -> None:
+    def answer(self, answer: JobReturned) -> None:
         """One job is back."""
         key, slot, at = self.state.slots.get(answer.slot) or answer.key, answer.slot, self.now()
         kind = kind_of(key)

@@ -2,7 +2,7 @@
 
 The driver knows this protocol only, so the same run happens in one process, on a local Ray cluster or on
 SLURM. A pool decides nothing: it has slots, a slot runs one job, and `events` says what happened since
-the last call. After `Left` a slot is never heard of again.
+the last call. After `WorkerLeft` a slot is never heard of again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PoolBroken(PddError):
 
 
 @dataclass(frozen=True)
-class Joined:
+class WorkerJoined:
     """A slot is there."""
 
     slot: str
@@ -37,7 +37,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Left:
+class WorkerLeft:
     """A slot is gone, and so is whatever ran in it."""
 
     slot: str
@@ -46,7 +46,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class Answer:
+class JobReturned:
     """How the job in a slot ended: the value that `workers.execute.execute` returned."""
 
     slot: str
@@ -63,20 +63,20 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Said:
+class Message:
     """Something the people who watch should read."""
 
     text: str
 
 
-PoolEvent = Joined | Left | Answer | Said
+PoolEvent = WorkerJoined | WorkerLeft | JobReturned | Message
 
 
 class Pool(Protocol):
     """Where jobs run."""
 
     def start(self) -> None:
-        """Begin to gather workers; they are told as `Joined` when they are ready."""
+        """Begin to gather workers; they are told as `WorkerJoined` when they are ready."""
 
     def submit(self, job: dict[str, Any], slot: str, attempt: int, memory_level: int) -> None:
         """Run the job (as `Job.to_json` wrote it) in an idle slot."""
@@ -111,13 +111,13 @@ class InProcessPool:
         """Do the waiting job, however long it takes; with none, nothing can happen but that time goes by."""
         if not self._joined:
             self._joined = True
-            return [Joined(self.SLOT, socket.gethostname())]
+            return [WorkerJoined(self.SLOT, socket.gethostname())]
         if self._waiting is None:
             time.sleep(timeout)
             return []
         (job, memory_level), self._waiting = self._waiting, None
         ended = perform(resolve(self._execute), job, self._store_root, self._run, memory_level)
-        return [Answer(slot=self.SLOT, **ended)]
+        return [JobReturned(slot=self.SLOT, **ended)]
 
     def close(self, grace_seconds: float) -> None:
         """Nothing was started."""

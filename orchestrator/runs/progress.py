@@ -29,7 +29,7 @@ from jobs.experiment import Cell, Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from orchestrator.results.cells import Reader, label, manifest_of
-from orchestrator.scheduler.scheduler import BAD, OPEN, WHOLE, State, Status
+from orchestrator.scheduler.scheduler import AVAILABLE, UNFINISHED, UNSUCCESSFUL, State, Status
 from workers.store.claims import Claim
 from workers.store.store import Manifest
 
@@ -40,7 +40,7 @@ AFTER_STAGES = ("evaluate", "full")
 _FRAME_SECONDS = 0.25
 _LINE_SECONDS = 2.0
 _MOST_RUNNING = 10
-"""Running jobs shown on the screen; a bigger fleet is summed up."""
+"""Running jobs shown on the screen; a larger cluster is summed up."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Snapshot:
     @property
     def whole(self) -> int:
         """Jobs whose artifacts are in the store."""
-        return sum(self.counts.get(status, 0) for status in WHOLE)
+        return sum(self.counts.get(status, 0) for status in AVAILABLE)
 
 
 def snapshot(
@@ -116,7 +116,7 @@ def snapshot(
         seconds: what a job takes from start to end; without it there is no `eta`.
         best: passed through.
     """
-    claimed = {claim.key: claim for claim in claims if statuses.get(claim.key) in OPEN}
+    claimed = {claim.key: claim for claim in claims if statuses.get(claim.key) in UNFINISHED}
     running = {
         key: _running(key, claimed.get(key), now)
         for key, status in statuses.items()
@@ -125,7 +125,7 @@ def snapshot(
     counts = Counter(statuses.values())
     left = None
     if seconds is not None:
-        waiting = {job.key: seconds(job) for job in plan.graph if statuses[job.key] in OPEN}
+        waiting = {job.key: seconds(job) for job in plan.graph if statuses[job.key] in UNFINISHED}
         left = eta(plan.graph, waiting, {key: one.done for key, one in running.items()}, slots)
     return Snapshot(
         bars=_bars(plan, statuses, running),
@@ -225,7 +225,7 @@ class Progress:
         news = [key for key, status in self._statuses.items() if before.get(key) is not status]
         for key in news:
             self._tell(key, state)
-        ended = any(self._statuses[key] not in OPEN for key in news)
+        ended = any(self._statuses[key] not in UNFINISHED for key in news)
         if not self._quiet and self._is_due(bool(before) and ended):
             self._shown_at = self._clock()
             self._show(state, claims)
@@ -241,7 +241,7 @@ class Progress:
         if status is Status.FAILED:
             log = f"; log: {job.log}" if job.log else ""
             self._line(f"{key} FAILED ({job.reason}): {' '.join(job.because.split())}{log}")
-        if status in WHOLE and kind_of(key) in AFTER_STAGES and not self._quiet:
+        if status in AVAILABLE and kind_of(key) in AFTER_STAGES and not self._quiet:
             self._remember(key)
         if status is Status.DONE and kind_of(key) in STAGED and self._live is None:
             self.say(f"{short(key)} done{self._said_of(key)}; {self._fraction()}")
@@ -257,7 +257,7 @@ class Progress:
 
     def _fraction(self) -> str:
         counts = Counter(self._statuses.values())
-        whole = sum(counts[status] for status in WHOLE)
+        whole = sum(counts[status] for status in AVAILABLE)
         return f"{whole}/{len(self._statuses) - counts[Status.UNNEEDED]} jobs"
 
     def _is_due(self, ended: bool) -> bool:
@@ -358,10 +358,10 @@ def _bar(
     statuses: Mapping[str, Status],
     running: Mapping[str, Running],
 ) -> Bar:
-    whole = sum(statuses[key] in WHOLE for key in keys)
+    whole = sum(statuses[key] in AVAILABLE for key in keys)
     active = [running[key] for key in keys if key in running]
     share = (whole + sum(one.done for one in active)) / len(keys)
-    failed = sum(statuses[key] in BAD for key in keys)
+    failed = sum(statuses[key] in UNSUCCESSFUL for key in keys)
     return Bar(kind, stage, len(keys), whole, len(active), failed, share)
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from jobs.errors import BadInput
 from jobs.keys import kind_of
-from orchestrator.clusters.slurm.follow import Lent
+from orchestrator.clusters.slurm.follow import SlurmRun
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
 from workers.store.claims import Claim, Claims
@@ -89,20 +89,20 @@ def chosen_run(store: Store, run: str | None) -> str:
     if run is not None and run in known:
         return run
     if run is not None or not known:
-        mend = f"must be one of {', '.join(known[-5:])}" if known else "this store has no runs yet; start one"
-        raise BadInput(str(store.root), "run", run, mend)
+        fix = f"must be one of {', '.join(known[-5:])}" if known else "this store has no runs yet; start one"
+        raise BadInput(str(store.root), "run", run, fix)
     return known[-1]
 
 
 def status(store: Store, run: str) -> RunStatus:
     """The run's standing at this moment."""
     records = journal.read(store.run_folder(run) / journal.NAME)
-    claims, lent = Claims(store.root).all(), Lent.of(store, run)
-    if lent is None:
+    claims, slurm_run = Claims(store.root).all(), SlurmRun.of(store, run)
+    if slurm_run is None:
         return from_records(run, records, claims, time.time(), _driver_lives(records))
-    head = lent.head()
+    head = slurm_run.head()
     found = from_records(run, records, claims, time.time(), head is None or bool(head))
-    found.slurm = lent.sentences()
+    found.slurm = slurm_run.sentences()
     if head and all(job.state == "PENDING" for job in head):
         found.state, found.exit, found.why = "queued", None, "its head job waits in SLURM's queue"
     return found

@@ -32,50 +32,50 @@ class Status(StrEnum):
     UNNEEDED = "unneeded", "is not in the store, and nothing that must run needs it"
 
 
-WHOLE = frozenset({Status.DONE, Status.CACHED})
-OPEN = frozenset({Status.BLOCKED, Status.READY, Status.RUNNING})
-BAD = frozenset({Status.FAILED, Status.SKIPPED})
+AVAILABLE = frozenset({Status.DONE, Status.CACHED})
+UNFINISHED = frozenset({Status.BLOCKED, Status.READY, Status.RUNNING})
+UNSUCCESSFUL = frozenset({Status.FAILED, Status.SKIPPED})
 
 
-class Step(Enum):
+class Transition(Enum):
     """What can happen to a job."""
 
     STORED = "found whole in the store when the run began"
-    SPARED = "nothing that must run needs it"
+    PRUNED = "nothing that must run needs it"
     NEEDED = "something that must run needs it after all"
-    FREED = "all its parents are whole"
-    HELD = "a parent is no longer whole"
-    DOOMED = "a parent failed"
-    PLACED = "given to a slot"
-    MADE = "its worker stored the artifact"
+    UNBLOCKED = "all its parents are whole"
+    BLOCKED_AGAIN = "a parent is no longer whole"
+    UPSTREAM_FAILED = "a parent failed"
+    STARTED = "given to a slot"
+    SUCCEEDED = "its worker stored the artifact"
     FOUND = "another driver stored the artifact meanwhile"
     RETURNED = "came back without artifact or fault"
     GAVE_UP = "no allowance is left"
     LOST = "its artifact turned out damaged or gone"
 
 
-TRANSITIONS: Mapping[Status, Mapping[Step, Status]] = {
+TRANSITIONS: Mapping[Status, Mapping[Transition, Status]] = {
     Status.BLOCKED: {
-        Step.STORED: Status.CACHED,
-        Step.SPARED: Status.UNNEEDED,
-        Step.FREED: Status.READY,
-        Step.DOOMED: Status.SKIPPED,
+        Transition.STORED: Status.CACHED,
+        Transition.PRUNED: Status.UNNEEDED,
+        Transition.UNBLOCKED: Status.READY,
+        Transition.UPSTREAM_FAILED: Status.SKIPPED,
     },
     Status.READY: {
-        Step.PLACED: Status.RUNNING,
-        Step.HELD: Status.BLOCKED,
-        Step.DOOMED: Status.SKIPPED,
-        Step.SPARED: Status.UNNEEDED,
+        Transition.STARTED: Status.RUNNING,
+        Transition.BLOCKED_AGAIN: Status.BLOCKED,
+        Transition.UPSTREAM_FAILED: Status.SKIPPED,
+        Transition.PRUNED: Status.UNNEEDED,
     },
     Status.RUNNING: {
-        Step.MADE: Status.DONE,
-        Step.FOUND: Status.CACHED,
-        Step.RETURNED: Status.BLOCKED,
-        Step.GAVE_UP: Status.FAILED,
+        Transition.SUCCEEDED: Status.DONE,
+        Transition.FOUND: Status.CACHED,
+        Transition.RETURNED: Status.BLOCKED,
+        Transition.GAVE_UP: Status.FAILED,
     },
-    Status.DONE: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
-    Status.CACHED: {Step.LOST: Status.BLOCKED, Step.SPARED: Status.UNNEEDED},
-    Status.UNNEEDED: {Step.NEEDED: Status.BLOCKED},
+    Status.DONE: {Transition.LOST: Status.BLOCKED, Transition.PRUNED: Status.UNNEEDED},
+    Status.CACHED: {Transition.LOST: Status.BLOCKED, Transition.PRUNED: Status.UNNEEDED},
+    Status.UNNEEDED: {Transition.NEEDED: Status.BLOCKED},
     Status.FAILED: {},
     Status.SKIPPED: {},
 }

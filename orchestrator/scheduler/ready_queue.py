@@ -21,7 +21,7 @@ _Entry = tuple[float, int, str, int]
 """What it is sorted by, its place in the plan, its key, and the number under which it was entered."""
 
 
-class Urgency:
+class ReadyQueue:
     """The ready jobs of a run, by urgency.
 
     Args:

@@ -10,7 +10,7 @@ from jobs.graph import Graph, Job
 
 
 @dataclass(frozen=True)
-class Allowances:
+class RetryLimits:
     """How often a job may come back for each cause before it fails. Yields and lost workers are free."""
 
     crashes: int = 3
@@ -39,7 +39,7 @@ class Plan:
     wanted: frozenset[str]
     exclusive: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
-    allowances: Allowances = Allowances()
+    retry_limits: RetryLimits = RetryLimits()
     open: bool = False
 
     def __post_init__(self) -> None:

@@ -16,9 +16,10 @@ Theory of operation
 
     An idle slot takes the ready job with the longest chain of work behind it (`orchestrator.scheduler.ready_queue`).
 
-    Each way to fail has its own allowance (`orchestrator.scheduler.schedule.Allowances`). Losing a worker to preemption
-    or a dead node is nobody's fault and is free; a job that keeps killing its worker is poison and fails; a bug or a
-    divergence would only be repeated and fails at once. A failed job takes its descendants with it, its siblings go on.
+    Each way to fail has its own allowance (`orchestrator.scheduler.schedule.RetryLimits`). Losing a worker to
+    preemption or a dead node is nobody's fault and is free; a job that keeps killing its worker is poison and fails; a
+    bug or a divergence would only be repeated and fails at once. A failed job takes its descendants with it, its
+    siblings go on.
 
     The work is done by a `Course`, a state that moves. `decide` makes one, lets it take the event and throws it
     away, so its caller has two values to compare and a bad event does no harm. A forecast lets one course take
@@ -37,11 +38,29 @@ from typing import Any
 
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, Event, FailReason, Finish
-from orchestrator.scheduler.job_status import BAD, OPEN, TRANSITIONS, WHOLE, IllegalTransition, JobState, Status, Step
-from orchestrator.scheduler.ready_queue import Urgency
+from orchestrator.scheduler.job_status import (
+    AVAILABLE,
+    TRANSITIONS,
+    UNFINISHED,
+    UNSUCCESSFUL,
+    IllegalTransition,
+    JobState,
+    Status,
+    Transition,
+)
+from orchestrator.scheduler.ready_queue import ReadyQueue
 from orchestrator.scheduler.schedule import Plan
 
-__all__ = ["BAD", "OPEN", "TRANSITIONS", "WHOLE", "IllegalTransition", "JobState", "Status", "Step"]
+__all__ = [
+    "UNSUCCESSFUL",
+    "UNFINISHED",
+    "TRANSITIONS",
+    "AVAILABLE",
+    "IllegalTransition",
+    "JobState",
+    "Status",
+    "Transition",
+]
 __all__ += ["Course", "State", "decide"]
 
 WAIT_FOR_WORKERS = 30.0
@@ -58,7 +77,7 @@ class State:
     """The key each slot runs, None when idle."""
     leaving: frozenset[str] = frozenset()
     """Slots that start nothing more."""
-    drought: float | None = None
+    no_workers_since: float | None = None
     """Since when there has been no slot; infinite once that was said."""
     stopping: Finish | None = None
     """How the run ends when the last running job is back."""
@@ -101,7 +120,7 @@ class Course:
         """The state now."""
         now = self._moving
         jobs, slots = dict(now.jobs), dict(now.slots)
-        return State(now.plan, jobs, slots, now.leaving, now.drought, now.stopping, now.finished)
+        return State(now.plan, jobs, slots, now.leaving, now.no_workers_since, now.stopping, now.finished)
 
     def feed(self, event: Event) -> tuple[Action, ...]:
         """Take one event; returns what to do about it.
@@ -125,7 +144,7 @@ class _Moving:
     def __init__(self, state: State) -> None:
         self.plan, self.at = state.plan, 0.0
         self.jobs, self.slots = dict(state.jobs), dict(state.slots)
-        self.leaving, self.drought = state.leaving, state.drought
+        self.leaving, self.no_workers_since = state.leaving, state.no_workers_since
         self.stopping, self.finished = state.stopping, state.finished
         self.actions: list[Action] = []
         self.index()
@@ -133,13 +152,13 @@ class _Moving:
     def index(self) -> None:
         """What would take too long to look for at every event: the ready jobs by urgency, and some counts.
 
-        `lacking` has, of the jobs that were asked after, how many of their parents are not whole.
+        `missing_parents` has, of the jobs that were asked after, how many of their parents are not whole.
         """
         ready = [(key, job.since, job.not_before) for key, job in self.jobs.items() if job.status is Status.READY]
-        self.ready = Urgency(self.plan.remaining_path, {key: place for place, key in enumerate(self.jobs)}, ready)
-        self.open = sum(job.status in OPEN for job in self.jobs.values())
-        self.bad = sum(job.status in BAD for job in self.jobs.values())
-        self.lacking: dict[str, int] = {}
+        self.ready = ReadyQueue(self.plan.remaining_path, {key: place for place, key in enumerate(self.jobs)}, ready)
+        self.open = sum(job.status in UNFINISHED for job in self.jobs.values())
+        self.bad = sum(job.status in UNSUCCESSFUL for job in self.jobs.values())
+        self.missing_parents: dict[str, int] = {}
 
     def take(self, event: Event) -> None:
         match event:
@@ -159,15 +178,15 @@ class _Moving:
             case events.StopAsked() if self.stopping is None:
                 self.stop(Finish(130, event.why))
             case events.Tick():
-                self.complain_of_drought()
+                self.report_no_workers()
 
     def answer(self, event: events.JobEvent) -> None:
         match event:
             case events.JobDone():
-                self.move(event.key, Step.MADE)
+                self.move(event.key, Transition.SUCCEEDED)
                 self.settle(self.plan.children[event.key])
             case events.JobFound():
-                self.move(event.key, Step.FOUND)
+                self.move(event.key, Transition.FOUND)
                 self.settle(self.plan.children[event.key])
             case events.JobBusy():
                 self.give_back(event.key, not_before=event.at + event.retry_after)
@@ -179,7 +198,7 @@ class _Moving:
 
     # One job moves.
 
-    def move(self, key: str, step: Step, **changes: Any) -> None:
+    def move(self, key: str, step: Transition, **changes: Any) -> None:
         job = self.jobs[key]
         status = TRANSITIONS[job.status].get(step)
         if status is None:
@@ -187,24 +206,24 @@ class _Moving:
         since = self.at if status in (Status.READY, Status.RUNNING) else 0.0
         moved = JobState(**(vars(job) | {"status": status, "slot": None, "since": since} | changes))
         self.jobs[key] = moved
-        self.open += (status in OPEN) - (job.status in OPEN)
-        self.bad += status in BAD
-        if gained := (status in WHOLE) - (job.status in WHOLE):
-            for child in self.lacking.keys() & self.plan.children[key]:
-                self.lacking[child] -= gained
+        self.open += (status in UNFINISHED) - (job.status in UNFINISHED)
+        self.bad += status in UNSUCCESSFUL
+        if gained := (status in AVAILABLE) - (job.status in AVAILABLE):
+            for child in self.missing_parents.keys() & self.plan.children[key]:
+                self.missing_parents[child] -= gained
         if status is Status.READY:
             self.ready.add(key, since, moved.not_before)
         elif job.status is Status.READY:
             self.ready.discard(key)
 
     def give_back(self, key: str, **changes: Any) -> None:
-        self.move(key, Step.RETURNED, **changes)
+        self.move(key, Transition.RETURNED, **changes)
         self.settle([key])
 
     def give_up(self, key: str, reason: FailReason, because: str, log: str = "") -> None:
-        self.move(key, Step.GAVE_UP, reason=reason, because=because, log=log)
+        self.move(key, Transition.GAVE_UP, reason=reason, because=because, log=log)
         self.settle(self.plan.children[key])
-        if not self.plan.allowances.keep_going and self.stopping is None:
+        if not self.plan.retry_limits.keep_going and self.stopping is None:
             self.stop(Finish(3, f"{key} failed, and the run was to stop at the first failure"))
 
     def free(self, key: str, slot: str) -> None:
@@ -224,14 +243,14 @@ class _Moving:
 
     def out_of_memory(self, key: str, message: str, log: str = "") -> None:
         level = self.jobs[key].memory_level + 1
-        if level > self.plan.allowances.memory:
+        if level > self.plan.retry_limits.memory:
             self.give_up(key, "memory", message, log)
         else:
             self.note(f"{key} ran out of memory; tried again with its micro-batch divided by {2**level}")
             self.give_back(key, memory_level=level)
 
     def crash(self, key: str, message: str) -> None:
-        crashes, allowed = self.jobs[key].crashes + 1, self.plan.allowances.crashes
+        crashes, allowed = self.jobs[key].crashes + 1, self.plan.retry_limits.crashes
         if crashes >= allowed:
             self.give_up(key, "crashed", f"its worker died {crashes} times in a row: {message}")
         else:
@@ -240,7 +259,7 @@ class _Moving:
 
     def broken_parent(self, event: events.JobFailed) -> None:
         repairs = self.jobs[event.key].repairs + 1
-        if repairs > self.plan.allowances.repairs:
+        if repairs > self.plan.retry_limits.repairs:
             self.give_up(event.key, "parent", f"a parent is broken again: {event.message}", event.log)
             return
         self.give_back(event.key, repairs=repairs)
@@ -251,34 +270,34 @@ class _Moving:
         """Make an artifact again if somebody still needs it, unless it is being made already."""
         job = self.jobs[key]
         children = self.plan.children[key]
-        needed = key in self.plan.wanted or any(self.jobs[child].status in OPEN for child in children)
-        if job.status in WHOLE:
+        needed = key in self.plan.wanted or any(self.jobs[child].status in UNFINISHED for child in children)
+        if job.status in AVAILABLE:
             self.note(f"{key} is damaged or gone; {'it is made again' if needed else 'nothing needs it now'}")
-            self.move(key, Step.LOST if needed else Step.SPARED, repairs=0)
-            self.settle([*(self.summon(key) if needed else ()), key, *children])
+            self.move(key, Transition.LOST if needed else Transition.PRUNED, repairs=0)
+            self.settle([*(self.require(key) if needed else ()), key, *children])
         elif job.status is Status.UNNEEDED and needed:
-            self.settle(self.summon(key))
+            self.settle(self.require(key))
 
-    def summon(self, key: str) -> list[str]:
+    def require(self, key: str) -> list[str]:
         """Mark what the key needs and what was left out so far; returns those keys."""
-        summoned, waiting = [], [key]
+        required, waiting = [], [key]
         while waiting:
             here = waiting.pop()
             if self.jobs[here].status is Status.UNNEEDED:
-                self.move(here, Step.NEEDED)
-                summoned.append(here)
+                self.move(here, Transition.NEEDED)
+                required.append(here)
             elif here != key:
                 continue
             waiting += self.plan.parents[here]
-        return summoned
+        return required
 
     # The graph follows.
 
     def begin(self, cached: frozenset[str]) -> None:
         for key in cached & self.jobs.keys():
-            self.move(key, Step.STORED)
+            self.move(key, Transition.STORED)
         self.aim()
-        self.drought = None if self.slots else self.at
+        self.no_workers_since = None if self.slots else self.at
 
     def replan(self, plan: Plan, cached: frozenset[str]) -> None:
         """Go on with another plan. What runs is not disturbed, what failed stays failed."""
@@ -289,7 +308,7 @@ class _Moving:
         self.jobs = {key: self.jobs.get(key, JobState()) for key in plan.keys}
         self.index()
         for key in cached:
-            self.move(key, Step.STORED)
+            self.move(key, Transition.STORED)
         self.aim()
 
     def aim(self) -> None:
@@ -298,9 +317,9 @@ class _Moving:
         for key in self.plan.keys:
             status = self.jobs[key].status
             if status is Status.UNNEEDED and key in needed:
-                self.move(key, Step.NEEDED)
+                self.move(key, Transition.NEEDED)
             elif status in (Status.BLOCKED, Status.READY) and key not in needed:
-                self.move(key, Step.SPARED)
+                self.move(key, Transition.PRUNED)
         self.settle(self.plan.keys)
 
     def needed(self) -> set[str]:
@@ -309,7 +328,7 @@ class _Moving:
         waiting = list(self.plan.wanted)
         while waiting:
             key = waiting.pop()
-            if key not in found and self.jobs[key].status not in WHOLE:
+            if key not in found and self.jobs[key].status not in AVAILABLE:
                 found.add(key)
                 waiting += self.plan.parents[key]
         return found
@@ -321,24 +340,26 @@ class _Moving:
             key = waiting.pop()
             if self.jobs[key].status not in (Status.BLOCKED, Status.READY):
                 continue
-            if self.bad and any(self.jobs[parent].status in BAD for parent in self.plan.parents[key]):
-                self.move(key, Step.DOOMED, because=self.culprit(key))
+            if self.bad and any(self.jobs[parent].status in UNSUCCESSFUL for parent in self.plan.parents[key]):
+                self.move(key, Transition.UPSTREAM_FAILED, because=self.root_failure(key))
                 waiting += self.plan.children[key]
             elif self.is_free(key):
                 if self.jobs[key].status is Status.BLOCKED:
-                    self.move(key, Step.FREED)
+                    self.move(key, Transition.UNBLOCKED)
             elif self.jobs[key].status is Status.READY:
-                self.move(key, Step.HELD)
+                self.move(key, Transition.BLOCKED_AGAIN)
 
     def is_free(self, key: str) -> bool:
         """Whether all its parents are whole."""
-        if key not in self.lacking:
-            self.lacking[key] = sum(self.jobs[parent].status not in WHOLE for parent in self.plan.parents[key])
-        return not self.lacking[key]
+        if key not in self.missing_parents:
+            self.missing_parents[key] = sum(
+                self.jobs[parent].status not in AVAILABLE for parent in self.plan.parents[key]
+            )
+        return not self.missing_parents[key]
 
-    def culprit(self, key: str) -> str:
+    def root_failure(self, key: str) -> str:
         """The failed job because of which this one is skipped."""
-        parent = next(parent for parent in self.plan.parents[key] if self.jobs[parent].status in BAD)
+        parent = next(parent for parent in self.plan.parents[key] if self.jobs[parent].status in UNSUCCESSFUL)
         return parent if self.jobs[parent].status is Status.FAILED else self.jobs[parent].because
 
     # Slots.
@@ -347,14 +368,14 @@ class _Moving:
         if slot in self.slots:
             raise IllegalTransition(f"slot {slot} joined twice")
         self.slots[slot] = None
-        self.drought = None
+        self.no_workers_since = None
 
     def leave(self, event: events.SlotLeft) -> None:
         if event.slot not in self.slots:
             raise IllegalTransition(f"slot {event.slot} left without having joined")
         key = self.slots.pop(event.slot)
         self.leaving -= {event.slot}
-        self.drought = self.drought if self.slots else self.at
+        self.no_workers_since = self.no_workers_since if self.slots else self.at
         if key is None:
             return
         if event.reason == "crashed":
@@ -385,7 +406,7 @@ class _Moving:
 
     def start(self, key: str, slot: str) -> None:
         attempt = self.jobs[key].attempt + 1
-        self.move(key, Step.PLACED, slot=slot, attempt=attempt)
+        self.move(key, Transition.STARTED, slot=slot, attempt=attempt)
         self.slots[slot] = key
         self.actions.append(events.Start(key, slot, attempt, self.jobs[key].memory_level))
 
@@ -398,9 +419,9 @@ class _Moving:
         self.stopping = finish
         self.actions.append(events.AskYield(finish.why))
 
-    def complain_of_drought(self) -> None:
-        if self.drought is not None and self.at - self.drought >= WAIT_FOR_WORKERS:
-            self.drought = inf
+    def report_no_workers(self) -> None:
+        if self.no_workers_since is not None and self.at - self.no_workers_since >= WAIT_FOR_WORKERS:
+            self.no_workers_since = inf
             self.note("no worker is alive; the run waits for one to join")
 
     def conclude(self) -> None:

@@ -23,13 +23,13 @@ from jobs.errors import BadInput
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from orchestrator.clusters.config import LocalClusterSpec, Place, RayClusterSpec
-from orchestrator.clusters.ray_cluster import Cluster, ForeignCluster, LocalCluster
+from orchestrator.clusters.ray_cluster import Cluster, ExternalCluster, LocalCluster
 from orchestrator.clusters.ray_pool import RayPool
-from orchestrator.clusters.slurm.follow import Lent, uses_of
+from orchestrator.clusters.slurm.follow import SlurmRun, uses_of
 from orchestrator.clusters.slurm.follow import follow as follow_to_end
 from orchestrator.planning.durations import prices, uninterrupted
 from orchestrator.planning.forecast import orders_of
-from orchestrator.planning.requests import Asked, Request
+from orchestrator.planning.requests import Request, ResolvedRequest
 from orchestrator.reports import experiment_report
 from orchestrator.results import cells
 from orchestrator.runs import driver, journal
@@ -37,7 +37,7 @@ from orchestrator.runs.journal import Journal, Record
 from orchestrator.runs.progress import Progress
 from orchestrator.runs.status import runs, status
 from orchestrator.runs.timeline import duration
-from orchestrator.scheduler.schedule import Allowances
+from orchestrator.scheduler.schedule import RetryLimits
 from orchestrator.scheduler.scheduler import State, Status
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store
@@ -105,7 +105,7 @@ class Done:
 
 
 def run(
-    asked: Asked,
+    asked: ResolvedRequest,
     store: Store,
     place: Place,
     *,
@@ -126,14 +126,14 @@ def run(
     name = name or run_name(asked)
     store.sweep()
     priced = prices(asked.plan.graph, store)
-    orders = orders_of(asked, priced, allowances=Allowances(keep_going=not fail_fast))
+    orders = orders_of(asked, priced, retry_limits=RetryLimits(keep_going=not fail_fast))
     pool = RayPool(
         cluster or cluster_of(place),
         str(store.root),
         name,
         uninterrupted=lambda job: uninterrupted(job, priced.seconds.get(job.key, 0.0)),
     )
-    about = driver.About(
+    about = driver.RunInfo(
         run=name,
         command=command,
         experiments=asked.names,
@@ -179,7 +179,7 @@ def run(
 
 def run_on_slurm(
     request: Request,
-    asked: Asked,
+    asked: ResolvedRequest,
     store: Store,
     place: Place,
     *,
@@ -213,7 +213,7 @@ def run_on_slurm(
 
 def submitted(
     what: Callable[[Path], dict[str, Any]],
-    asked: Asked,
+    asked: ResolvedRequest,
     store: Store,
     place: Place,
     name: str,
@@ -254,10 +254,10 @@ def followed(store: Store, name: str, say: Callable[[str], None]) -> Record | No
     Raises:
         HeadGone: the run ended without a last word.
     """
-    lent = Lent.of(store, name)
-    assert lent is not None
+    slurm_run = SlurmRun.of(store, name)
+    assert slurm_run is not None
     try:
-        return follow_to_end(store, lent, say)
+        return follow_to_end(store, slurm_run, say)
     except KeyboardInterrupt:
         return None
 
@@ -286,7 +286,7 @@ def cluster_of(place: Place) -> Cluster:
             if token is not None and not Path(token).expanduser().is_file():
                 raise BadInput("cluster.yaml", f"clusters.{place.name}.token_file", token, "name a file you can read")
             slots = place.cluster.slots_per_node
-            return ForeignCluster(address, Path(token).expanduser() if token else None, slots)
+            return ExternalCluster(address, Path(token).expanduser() if token else None, slots)
     raise AssertionError("a run on SLURM is driven from its head job")
 
 
@@ -329,7 +329,7 @@ def write_report(folder: Path, plan: Plan, store: Store, run: str | None, comman
     return experiment_report.write(folder, plan, store, records, command, uses_of(store, run))
 
 
-def latest_run(asked: Asked, store: Store) -> str | None:
+def latest_run(asked: ResolvedRequest, store: Store) -> str | None:
     """The latest run of exactly these experiments, if there is one."""
     names = list(asked.names)
     for run in reversed(runs(store)):
@@ -339,7 +339,7 @@ def latest_run(asked: Asked, store: Store) -> str | None:
     return None
 
 
-def run_name(asked: Asked) -> str:
+def run_name(asked: ResolvedRequest) -> str:
     """Readable and unique: the first experiment, the time, and chance against two starts in one second."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return f"{asked.names[0]}-{now}-{secrets.token_hex(2)}"

@@ -22,9 +22,9 @@ from orchestrator.clusters.config import Place
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.slurm.follow import uses_of
 from orchestrator.planning import durations, quote
-from orchestrator.planning.requests import Asked
-from orchestrator.planning.table_requests import AskedTables
-from orchestrator.results.tables import STANDINGS, MeasuredCell, measure
+from orchestrator.planning.requests import ResolvedRequest
+from orchestrator.planning.table_requests import ResolvedTables
+from orchestrator.results.tables import CELL_STATUSES, MeasuredCell, measure
 from orchestrator.runs import journal
 from orchestrator.runs.timeline import duration, failures
 from orchestrator.scheduler.scheduler import State
@@ -40,11 +40,11 @@ class DoneTables:
     """A run of tables that ended, and what it leaves."""
 
     done: experiments.Done
-    asked: AskedTables
+    asked: ResolvedTables
     measured: Mapping[str, Sequence[MeasuredCell]]
     predicted: float
     """The makespan expected before the run, on as many workers."""
-    replayed: float
+    predicted_from_measured: float
     """The same with the times that its jobs took."""
 
     @property
@@ -57,7 +57,7 @@ class DoneTables:
         return self.done.to_json() | {
             "makespan": {
                 "predicted": round(self.predicted, 3),
-                "replayed": round(self.replayed, 3),
+                "predicted_from_measured": round(self.predicted_from_measured, 3),
                 "measured": round(self.done.seconds, 3),
             },
             "tables": {
@@ -73,7 +73,7 @@ class DoneTables:
         yield Text(f"{jobs} in {duration(done.seconds)} on {done.workers} workers; run {done.run}")
         yield Text(
             f"makespan: predicted {duration(self.predicted)}, measured {duration(done.seconds)}; "
-            f"predicted with the times that its jobs took {duration(self.replayed)}"
+            f"predicted with the times that its jobs took {duration(self.predicted_from_measured)}"
         )
         if done.report:
             yield Text(f"report: {done.report}")
@@ -83,15 +83,15 @@ class DoneTables:
     def _grid(self) -> Grid:
         title = f"scale {self.asked.request.scale}"
         title += f", {self.asked.request.dataset} in the place of all datasets" if self.asked.request.dataset else ""
-        grid = Grid("table", "cells", *STANDINGS, title=Text(title), title_justify="left")
+        grid = Grid("table", "cells", *CELL_STATUSES, title=Text(title), title_justify="left")
         for name, cells in self.measured.items():
-            counts = (sum(one.status == standing for one in cells) for standing in STANDINGS)
+            counts = (sum(one.status == standing for one in cells) for standing in CELL_STATUSES)
             grid.add_row(name, str(len(cells)), *(str(count or "") for count in counts))
         return grid
 
 
 def run(
-    asked: AskedTables,
+    asked: ResolvedTables,
     store: Store,
     place: Place,
     *,
@@ -108,11 +108,11 @@ def run(
     predicted = _predicted(plan, store, workers, asked.request.scale)
 
     def write(folder: Path, run: str) -> list[Path]:
-        again = replayed(plan, store, run, workers)
+        again = predicted_from_measured(plan, store, run, workers)
         return write_report(folder, asked, store, run, command, left_out, predicted, again)
 
     done = experiments.run(
-        Asked(asked.tables.experiments, plan),
+        ResolvedRequest(asked.tables.experiments, plan),
         store,
         place,
         command=command,
@@ -127,7 +127,7 @@ def run(
 
 
 def run_on_slurm(
-    asked: AskedTables,
+    asked: ResolvedTables,
     store: Store,
     place: Place,
     *,
@@ -148,7 +148,7 @@ def run_on_slurm(
     predicted = _predicted(plan, store, place.cluster.count(), asked.request.scale)
     done = experiments.submitted(
         submit.tables_of(asked.request),
-        Asked(asked.tables.experiments, plan),
+        ResolvedRequest(asked.tables.experiments, plan),
         store,
         place,
         run_name(asked),
@@ -163,16 +163,16 @@ def run_on_slurm(
 
 
 def _filled(
-    done: experiments.Done, asked: AskedTables, plan: Plan, left_out: Mapping[str, str], predicted: float
+    done: experiments.Done, asked: ResolvedTables, plan: Plan, left_out: Mapping[str, str], predicted: float
 ) -> DoneTables:
     """The tables as the run left them."""
     found = measure(asked.tables, done.store, experiments.messages_of(done.failures), commands(asked), left_out)
-    return DoneTables(done, asked, found, predicted, replayed(plan, done.store, done.run, done.workers))
+    return DoneTables(done, asked, found, predicted, predicted_from_measured(plan, done.store, done.run, done.workers))
 
 
 def write_report(
     folder: Path,
-    asked: AskedTables,
+    asked: ResolvedTables,
     store: Store,
     run: str | None,
     command: str,
@@ -190,7 +190,7 @@ def write_report(
     )
 
 
-def bought(asked: AskedTables, store: Store) -> tuple[Plan, dict[str, str]]:
+def bought(asked: ResolvedTables, store: Store) -> tuple[Plan, dict[str, str]]:
     """What to run within the budget, and by key of every job that fills a cell but is left out, why."""
     plan, limit = asked.tables.plan, asked.request.seconds()
     if limit is None:
@@ -205,20 +205,20 @@ def bought(asked: AskedTables, store: Store) -> tuple[Plan, dict[str, str]]:
     return smaller, {key: why for _, one, _ in offer.left_out if one.cell for key in one.cell.jobs if key not in needed}
 
 
-def commands(asked: AskedTables) -> dict[str, str]:
+def commands(asked: ResolvedTables) -> dict[str, str]:
     """By table, what fills it."""
     named = [Path(name).stem if Path(name).suffix else name for name in asked.request.tables]
     typed = dict(zip(named, asked.request.tables, strict=True))
     return {one.name: asked.request.command(typed.get(one.name, one.name)) for one in asked.tables.tables}
 
 
-def run_name(asked: AskedTables) -> str:
+def run_name(asked: ResolvedTables) -> str:
     """As `running.run_name`; several tables are a reproduction."""
-    named = experiments.run_name(Asked(asked.tables.experiments))
+    named = experiments.run_name(ResolvedRequest(asked.tables.experiments))
     return named if len(asked.tables.tables) == 1 else "reproduce" + named.removeprefix(asked.tables.tables[0].name)
 
 
-def replayed(plan: Plan, store: Store, run: str, workers: int) -> float:
+def predicted_from_measured(plan: Plan, store: Store, run: str, workers: int) -> float:
     """The makespan of the jobs that a run made, simulated with the times they took; nothing if it made none."""
     records = journal.read(store.run_folder(run) / journal.NAME)
     took = {one["key"]: float(one["job_seconds"]) for one in records if one["event"] == "job_done"}

@@ -1,4 +1,4 @@
-"""`jobs.documents` and `jobs.errors`: every complaint names the place, the field, the value and the mend."""
+"""`jobs.documents` and `jobs.errors`: every complaint names the place, the field, the value and the fix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_valid_mapping_becomes_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "value", "mend"),
+    ("change", "field", "value", "fix"),
     [
         ({"wheel": 1}, "wheel", 1, "unknown field; known here: horses, load, name, named, wheels"),
         ({"wheels": [{"size": 1}]}, "wheels.0.size", 1, "unknown field; known here: colour, radius"),
@@ -65,11 +65,11 @@ def test_a_valid_mapping_becomes_the_model() -> None:
         ({1: 2}, "1", 1, "keys should be strings"),
     ],
 )
-def test_a_complaint_names_field_value_and_mend(change: dict[str, Any], field: str, value: object, mend: str) -> None:
+def test_a_complaint_names_field_value_and_mend(change: dict[str, Any], field: str, value: object, fix: str) -> None:
     error = complaint({"name": "c", **change})
     assert (error.place, error.field, error.value) == ("cart.yaml", field, value)
-    assert error.mend.startswith(mend)
-    assert str(error) == f"cart.yaml: {field} is {value!r}: {error.mend}"
+    assert error.fix.startswith(fix)
+    assert str(error) == f"cart.yaml: {field} is {value!r}: {error.fix}"
 
 
 def test_a_missing_field_is_named() -> None:
@@ -86,24 +86,24 @@ def test_a_yaml_file_is_read_as_utf_8_into_a_mapping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "value", "mend"),
+    ("content", "value", "fix"),
     [
-        (b"arms: [1, 2\nname: x", "line 2", "mend the YAML at that place"),
-        (b"a:\n\t- 1", "line 2", "mend the YAML at that place"),
-        (b"name: \xff", "invalid start byte", "mend the YAML at that place"),
+        (b"arms: [1, 2\nname: x", "line 2", "fix the YAML at that place"),
+        (b"a:\n\t- 1", "line 2", "fix the YAML at that place"),
+        (b"name: \xff", "invalid start byte", "fix the YAML at that place"),
         (b"- 1\n- 2", "list", "write a mapping of fields to values"),
         (b"", "NoneType", "write a mapping of fields to values"),
-        (b"!!python/object/apply:os.getcwd []", "could not determine a constructor", "mend the YAML"),
+        (b"!!python/object/apply:os.getcwd []", "could not determine a constructor", "fix the YAML"),
     ],
 )
-def test_a_file_without_a_mapping_is_refused_by_name(tmp_path: Path, content: bytes, value: str, mend: str) -> None:
+def test_a_file_without_a_mapping_is_refused_by_name(tmp_path: Path, content: bytes, value: str, fix: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
     with pytest.raises(BadInput) as caught:
         read_yaml(file)
     assert (caught.value.place, caught.value.field) == (str(file), "file")
     assert value in str(caught.value.value)
-    assert mend in caught.value.mend
+    assert fix in caught.value.fix
     assert "\n" not in str(caught.value)
 
 
@@ -142,6 +142,6 @@ def test_a_path_through_something_without_fields_is_refused(path: str, step: str
 @pytest.mark.parametrize("carry", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_bad_input_keeps_its_four_parts_on_the_way_between_processes(carry: Any) -> None:
     error = carry(BadInput("f.yaml", "arms.0", 3, "write 4"))
-    assert (error.place, error.field, error.value, error.mend) == ("f.yaml", "arms.0", 3, "write 4")
+    assert (error.place, error.field, error.value, error.fix) == ("f.yaml", "arms.0", 3, "write 4")
     assert str(error) == "f.yaml: arms.0 is 3: write 4"
     assert isinstance(error, PddError)

@@ -79,7 +79,7 @@ def test_a_selection_is_made_anew_in_each_phase_and_evaluated_on_the_union() -> 
 def test_phases_that_do_not_divide_the_classes_are_refused() -> None:
     error = refusal(pdd(1, continual={"phases": 4, "orders": 1}), facts=SIX)
     assert (error.field, error.value) == ("arms.0.continual.phases", 4)
-    assert error.mend == "must divide the 6 classes of the dataset"
+    assert error.fix == "must divide the 6 classes of the dataset"
 
 
 @pytest.mark.parametrize("phases", [1, 0])

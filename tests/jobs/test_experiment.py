@@ -356,7 +356,7 @@ DIGITS_KNOWN = "known here: about, architectures, arms, dataset, distil_at_once,
 
 
 @pytest.mark.parametrize(
-    ("arm", "field", "value", "mend"),
+    ("arm", "field", "value", "fix"),
     [
         (pdd(0), "arms.0.stages", 0, "must be at least 1"),
         (pdd(1, ipc=0), "arms.0.ipc_per_stage", 0, "must be at least 1"),
@@ -384,15 +384,15 @@ DIGITS_KNOWN = "known here: about, architectures, arms, dataset, distil_at_once,
         ),
     ],
 )
-def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, value: object, mend: str) -> None:
+def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, value: object, fix: str) -> None:
     error = refusal(arm)
     assert (error.place, error.field, error.value) == ("exam.yaml", field, value)
-    assert error.mend.startswith(mend)
+    assert error.fix.startswith(fix)
     assert str(error).startswith(f"exam.yaml: {field} is {value!r}: ")
 
 
 @pytest.mark.parametrize(
-    ("fields", "field", "value", "mend"),
+    ("fields", "field", "value", "fix"),
     [
         ({"arm": 1}, "arm", 1, f"unknown field; {DIGITS_KNOWN}"),
         ({"arms": []}, "arms", [], "tuple should have at least 1 item"),
@@ -420,12 +420,10 @@ def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, val
         ),
     ],
 )
-def test_an_experiment_that_cannot_work_is_refused(
-    fields: dict[str, Any], field: str, value: object, mend: str
-) -> None:
+def test_an_experiment_that_cannot_work_is_refused(fields: dict[str, Any], field: str, value: object, fix: str) -> None:
     error = refusal(pdd(1), **fields) if "arms" not in fields else refusal_of_raw(fields)
     assert (error.place, error.field, error.value) == ("exam.yaml", field, value)
-    assert error.mend.startswith(mend)
+    assert error.fix.startswith(fix)
 
 
 def refusal_of_raw(fields: dict[str, Any]) -> BadInput:
@@ -440,7 +438,7 @@ def test_a_class_with_fewer_images_than_are_asked_for_is_named(method: str) -> N
     arm = {"method": method, "stages": 2, "ipc_per_stage": 5}
     error = refusal(arm, facts=facts)
     assert (error.field, error.value) == ("arms.0.ipc_per_stage", 5)
-    assert error.mend == (
+    assert error.fix == (
         "2 x 5 images per class are asked for, but class 'one' has 9 training images after the held-out "
         "split; ask for fewer or add images"
     )
@@ -450,7 +448,7 @@ def test_a_class_with_fewer_images_than_are_asked_for_is_named(method: str) -> N
 def test_a_class_with_fewer_images_than_one_stage_starts_from_is_named() -> None:
     facts = replace(FakeFacts(), train_per_class=(40, 30, 60))
     error = refusal({"method": "idc", "ipc_per_stage": 8}, facts=facts)
-    assert error.mend == (
+    assert error.fix == (
         "8 images per class start from 32 real ones (4 in each), but class 'one' has 27 training images after the "
         "held-out split; ask for fewer or add images"
     )
@@ -522,15 +520,14 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     error = caught.value
     assert (error.place, error.field, error.value) == ("command line", "experiment", "quickstar")
     assert (
-        error.mend.startswith("must be a YAML file or one of ablations, anchor_distilled,")
-        and "quickstart" in error.mend
+        error.fix.startswith("must be a YAML file or one of ablations, anchor_distilled,") and "quickstart" in error.fix
     )
 
 
 @pytest.mark.parametrize(
-    ("content", "field", "mend"),
+    ("content", "field", "fix"),
     [
-        ("name: [", "file", "mend the YAML at that place"),
+        ("name: [", "file", "fix the YAML at that place"),
         ("- a", "file", "write a mapping of fields to values"),
         ("name: mine", "arms", "required; add it"),
         (
@@ -540,13 +537,13 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         ),
     ],
 )
-def test_a_bad_file_is_refused_by_its_path(tmp_path: Path, content: str, field: str, mend: str) -> None:
+def test_a_bad_file_is_refused_by_its_path(tmp_path: Path, content: str, field: str, fix: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(content)
     with pytest.raises(BadInput) as caught:
         load(str(file))
     assert (caught.value.place, caught.value.field) == (str(file), field)
-    assert caught.value.mend.startswith(mend)
+    assert caught.value.fix.startswith(fix)
 
 
 def test_a_file_that_is_not_there_is_refused_by_its_path() -> None:

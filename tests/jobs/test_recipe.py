@@ -89,7 +89,7 @@ def test_a_later_layer_overwrites_single_numbers_of_an_earlier_one() -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     error = refusal("dmm")
     assert (error.place, error.field, error.value) == ("mine.yaml", "method", "dmm")
-    assert error.mend == f"must be one of {', '.join(methods())}"
+    assert error.fix == f"must be one of {', '.join(methods())}"
 
 
 # ------------------------------------------------------------------------- files, bases, protocols
@@ -224,7 +224,7 @@ KNOWN_IN_DISTIL = (
 
 
 @pytest.mark.parametrize(
-    ("overrides", "field", "value", "mend"),
+    ("overrides", "field", "value", "fix"),
     [
         ({"distil.iteratons": 5}, "set.distil.iteratons", 5, f"unknown field; known here: {KNOWN_IN_DISTIL}"),
         (
@@ -280,12 +280,12 @@ KNOWN_IN_DISTIL = (
     ],
 )
 def test_an_override_that_does_not_fit_is_refused(
-    overrides: dict[str, Any], field: str, value: object, mend: str
+    overrides: dict[str, Any], field: str, value: object, fix: str
 ) -> None:
     error = refusal(overrides=overrides)
     assert (error.place, error.field) == ("mine.yaml", field)
     assert value is None or error.value == value
-    assert error.mend.startswith(mend)
+    assert error.fix.startswith(fix)
 
 
 def test_an_arm_s_override_of_a_section_its_method_lacks_is_refused() -> None:
@@ -293,7 +293,7 @@ def test_an_arm_s_override_of_a_section_its_method_lacks_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "overrides", "field", "mend"),
+    ("method", "overrides", "field", "fix"),
     [
         ("mtt", {"evaluate.epochs": 5}, "evaluate.epochs", "give exactly one of evaluate.epochs and"),
         ("random", {"evaluate.epochs": None}, "evaluate.epochs", "give exactly one of evaluate.epochs and"),
@@ -308,11 +308,11 @@ def test_an_arm_s_override_of_a_section_its_method_lacks_is_refused() -> None:
     ],
 )
 def test_numbers_that_contradict_each_other_are_refused(
-    method: str, overrides: dict[str, Any], field: str, mend: str
+    method: str, overrides: dict[str, Any], field: str, fix: str
 ) -> None:
     error = refusal(method, overrides)
     assert error.field == f"set.{field}"
-    assert error.mend.startswith(mend)
+    assert error.fix.startswith(fix)
 
 
 @pytest.mark.parametrize(

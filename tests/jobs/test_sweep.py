@@ -125,7 +125,7 @@ def test_nothing_but_conditions_is_taken(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "field", "mend"),
+    ("fields", "field", "fix"),
     [
         ({"space": {}}, "space", "at least 1"),
         ({"space": {"a": {}}}, "space.a", "exactly one of grid, choice"),
@@ -147,10 +147,10 @@ def test_nothing_but_conditions_is_taken(text: str) -> None:
         ({"searcher": "bayes"}, "searcher", "'grid', 'random' or 'optuna'"),
     ],
 )
-def test_a_bad_sweep_is_refused_with_the_mend(fields: dict[str, Any], field: str, mend: str) -> None:
+def test_a_bad_sweep_is_refused_with_the_mend(fields: dict[str, Any], field: str, fix: str) -> None:
     error = refusal(**fields)
     assert (error.place, error.field) == ("sweep.yaml", field)
-    assert mend in error.mend
+    assert fix in error.fix
 
 
 def test_an_empty_space_in_a_file_is_refused_in_words(tmp_path: Path) -> None:

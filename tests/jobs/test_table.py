@@ -275,7 +275,7 @@ def test_a_dataset_that_is_absent_leaves_its_cells_without_jobs_and_with_the_rea
 
 
 def test_a_plan_may_count_with_an_absent_dataset_and_says_so_in_the_cell() -> None:
-    plan = fill([load("tableA8")], Circumstances(data=papers("fetch it"), imagined=True))
+    plan = fill([load("tableA8")], Circumstances(data=papers("fetch it"), allow_missing_data=True))
     cells = [one for _, one in walk(plan.tables)]
     assert all(one.cell is not None and one.absent == "fetch it" for one in cells)
 

@@ -124,7 +124,7 @@ class MiniSlurm:
         self._daemons[f"node{number}"].kill()  # --kill-child ends the node's init with it
         self._daemons[f"node{number}"].wait()
 
-    def mend(self) -> None:
+    def fix(self) -> None:
         """Bring every node back, whatever was done to it, and wait until all are idle."""
         for number, state in enumerate(self.states(), start=1):
             if self._daemons[f"node{number}"].poll() is not None:

@@ -20,7 +20,7 @@ from orchestrator.scheduler.ready_queue import AGEING_AFTER
 
 Keys = Sequence[str]
 ENDINGS = frozenset({"job_done", "job_found", "job_busy", "job_yielded", "job_failed"})
-WHOLE = frozenset({"job_cached", "job_done", "job_found"})
+AVAILABLE = frozenset({"job_cached", "job_done", "job_found"})
 CLOCK = 0.05
 """Seconds by which a record may be later than what it tells of."""
 
@@ -64,7 +64,7 @@ class Replay:
             self._end(next((slot for slot, (job, _) in self.running.items() if job == key), ""), now)
         if event == "job_busy":
             self.not_before[key] = now + record["retry_after"]
-        if event in WHOLE:
+        if event in AVAILABLE:
             self.whole.add(key)
 
     def _end(self, slot: str, now: float) -> None:

@@ -12,9 +12,9 @@ from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, 
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet
-from workers.methods.base import Method, Pixels, Stage
+from workers.methods.base import LearnableImages, Method, Stage
 from workers.training.networks import Network, build
-from workers.training.transition import Starts
+from workers.training.transition import StartNetworks
 
 CLASSES, SIDE = 3, 8
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)
@@ -46,9 +46,9 @@ def images(per_class: int, seed: int, dtype: torch.dtype = torch.float32) -> Syn
     return SyntheticSet(AFFINE.normalise(drawn).to(dtype), labels, None)
 
 
-def starts(*sets: SyntheticSet, transition: bool = True, dtype: torch.dtype = torch.float32) -> Starts:
+def starts(*sets: SyntheticSet, transition: bool = True, dtype: torch.dtype = torch.float32) -> StartNetworks:
     spec = TransitionSpec(epochs=3, lr=0.1, batch_size=4) if transition else None
-    return Starts(
+    return StartNetworks(
         lambda number: random_network(number, dtype), lambda number: generator(900 + number), sets, spec, None
     )
 
@@ -93,16 +93,16 @@ def stage(
 
 def pixels(
     unit: bool, ipc: int = 2, frozen: SyntheticSet | None = None, optimiser: ImageOptimiserSpec = SGD, factor: int = 1
-) -> Pixels:
+) -> LearnableImages:
     """New images `images(ipc, 2)`, in [0, 1] if `unit`, behind the frozen ones."""
     new = replace(images(ipc, 2), factor=factor)
     if unit:
         new = replace(new, images=AFFINE.inverse(new.images))
         frozen = None if frozen is None else replace(frozen, images=AFFINE.inverse(frozen.images))
-    return Pixels(new, frozen, optimiser, 10)
+    return LearnableImages(new, frozen, optimiser, 10)
 
 
-def after(method: Method, canvas: Pixels, iterations: int = 2, seed: int = 5) -> torch.Tensor:
+def after(method: Method, canvas: LearnableImages, iterations: int = 2, seed: int = 5) -> torch.Tensor:
     """The new images after some iterations."""
     draws = generator(seed)
     for iteration in range(iterations):
@@ -110,7 +110,9 @@ def after(method: Method, canvas: Pixels, iterations: int = 2, seed: int = 5) ->
     return canvas.new.clone()
 
 
-def resumed(one: Method, other: Method, canvas: Pixels, twin: Pixels, before: int = 2) -> tuple[list[Any], list[Any]]:
+def resumed(
+    one: Method, other: Method, canvas: LearnableImages, twin: LearnableImages, before: int = 2
+) -> tuple[list[Any], list[Any]]:
     """Losses and last images of a run straight through, and of one that `other` goes on with from a state."""
     draws = generator(5)
     for iteration in range(before):

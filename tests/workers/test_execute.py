@@ -20,8 +20,8 @@ from jobs.specs import SPECS
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers import execute as module
 from workers.data.synthetic_set import EXACT
-from workers.execute import Ended, execute
-from workers.runtime.context import Bench
+from workers.execute import JobResult, execute
+from workers.runtime.context import JobContext
 from workers.store.claims import Claims
 from workers.store.files import full_disk_explained
 from workers.store.store import Store
@@ -57,7 +57,7 @@ def job(workshop: Workshop) -> Job:
     return workshop.job("distil", stage=2)
 
 
-def run(workshop: Workshop, job: Job, **more: Any) -> Ended:
+def run(workshop: Workshop, job: Job, **more: Any) -> JobResult:
     """Execute the job as a driver would: by JSON, by path; whatever happens, no claim may be left."""
     ended = execute(json.loads(json.dumps(job.to_json())), str(workshop.store.root), RUN, **more)
     assert ended["key"] == job.key and ended["seconds"] >= 0
@@ -69,13 +69,13 @@ def free(workshop: Workshop, key: str) -> bool:
     return Claims(workshop.store.root).read(key) is None
 
 
-def doing(monkeypatch: pytest.MonkeyPatch, work: Callable[[Bench, Path], Any]) -> None:
+def doing(monkeypatch: pytest.MonkeyPatch, work: Callable[[JobContext, Path], Any]) -> None:
     """Let `distil` jobs do this instead."""
     monkeypatch.setitem(module.WORK, "distil", work)
 
 
-def raising(error: BaseException) -> Callable[[Bench, Path], Any]:
-    def work(bench: Bench, folder: Path) -> Any:
+def raising(error: BaseException) -> Callable[[JobContext, Path], Any]:
+    def work(context: JobContext, folder: Path) -> Any:
         (folder / "half.arrow").write_bytes(b"half")
         raise error
 
@@ -113,8 +113,8 @@ def test_progress_is_seen_in_the_claim_while_the_job_runs(
 ) -> None:
     seen: list[Any] = []
 
-    def work(bench: Bench, folder: Path) -> dict[str, Any]:
-        bench.pulse(0.25, "a quarter")
+    def work(context: JobContext, folder: Path) -> dict[str, Any]:
+        context.report_progress(0.25, "a quarter")
         seen.append(Claims(workshop.store.root).read(job.key))
         (folder / "a").write_bytes(b"a")
         return {}
@@ -193,7 +193,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (AssertionError("an invariant"), "bug"),
         (KeyError("nothing"), "bug"),
         (Diverged("iteration 3: matching loss nan"), "diverged"),
-        (BadInput("recipe", "field", 3, "mend it"), "input"),
+        (BadInput("recipe", "field", 3, "fix it"), "input"),
         (MemoryError(), "memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
@@ -218,7 +218,7 @@ def test_a_failure_has_a_reason_a_message_and_its_traceback_in_the_log(
 
 
 def test_a_full_disk_comes_with_the_mend(workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    def work(bench: Bench, folder: Path) -> Any:
+    def work(context: JobContext, folder: Path) -> Any:
         with full_disk_explained(workshop.store.root):
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -251,8 +251,8 @@ def test_settings_that_the_experts_cannot_serve_are_the_users_to_mend(workshop: 
 def test_a_raised_memory_level_reaches_the_bench(workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[int] = []
 
-    def work(bench: Bench, folder: Path) -> dict[str, Any]:
-        levels.append(bench.memory_level)
+    def work(context: JobContext, folder: Path) -> dict[str, Any]:
+        levels.append(context.memory_level)
         (folder / "a").write_bytes(b"a")
         return {}
 
@@ -305,9 +305,9 @@ def test_a_parent_that_vanishes_while_the_job_runs_is_named(
 ) -> None:
     key = job.parents["sets"][0]
 
-    def work(bench: Bench, folder: Path) -> Any:
-        bench.store.quarantine(key, "somebody else found it damaged")
-        bench.store.path(key, EXACT)
+    def work(context: JobContext, folder: Path) -> Any:
+        context.store.quarantine(key, "somebody else found it damaged")
+        context.store.path(key, EXACT)
 
     doing(monkeypatch, work)
     ended = run(workshop, job)

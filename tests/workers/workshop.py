@@ -16,7 +16,7 @@ from workers.data import dataset, sources, synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store.store import Manifest, Store
 from workers.store.trajectories import TRAJECTORIES, Trajectories
 
@@ -83,18 +83,18 @@ class Workshop:
             if job.kind == kind and all(getattr(job.spec, name) == value for name, value in fields.items())
         ]
 
-    def bench(self, job: Job) -> Bench:
-        """A bench for the job, its ancestors being made as far as they are in the plan."""
+    def context(self, job: Job) -> JobContext:
+        """A context for the job, its ancestors being made as far as they are in the plan."""
         ready = self.plan.graph.ancestors(key for key in job.parent_keys() if key in self.plan.graph.jobs)
         for one in self.plan.graph:
             if one.key in ready and not self.store.has(one.key):
-                perform(Bench.alone(one, self.store))
-        return Bench.alone(job, self.store)
+                perform(JobContext.alone(one, self.store))
+        return JobContext.alone(job, self.store)
 
     def make(self, job: Job) -> Manifest:
         """Do a job with all it needs, unless it is done."""
         if not self.store.has(job.key):
-            perform(self.bench(job))
+            perform(self.context(job))
         return self.store.manifest(job.key)
 
     def data(self) -> Dataset:

@@ -73,10 +73,10 @@ class Source:
     image_field: str | None = None
     label_field: str | None = None
 
-    def refusal(self, mend: str, *, field: str = "dataset.path", value: object = None) -> BadInput:
+    def refusal(self, fix: str, *, field: str = "dataset.path", value: object = None) -> BadInput:
         """The error for something wrong with this source; `value` is the path when nothing else is given."""
         shown = value if value is not None else self.path and str(self.path)
-        return BadInput(self.place, field, shown, mend)
+        return BadInput(self.place, field, shown, fix)
 
 
 class Pictures(Protocol):

@@ -28,7 +28,7 @@ from torch import Tensor
 from jobs.errors import BadInput
 from jobs.specs import DatasetSpec
 from workers.data import preprocess, sources
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store.store import Store
 
 SPLITS = ("train", "validation", "test")
@@ -68,37 +68,37 @@ class Dataset:
         return channels, height, width
 
 
-def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
+def prepare(context: JobContext, folder: Path) -> dict[str, Any]:
     """Read the source, cut the splits, fit the transform, write the artifact.
 
     Raises:
         BadInput: the source is not (or no longer) the one the run was planned with.
     """
-    spec = bench.job.spec
+    spec = context.job.spec
     assert isinstance(spec, DatasetSpec)
     if spec.subset:
-        return _take_phase(bench, folder, spec.subset)
+        return _take_phase(context, folder, spec.subset)
     source = sources.Source(
         layout=spec.layout,
         path=Path(spec.path) if spec.path else None,
         image_field=spec.image_field,
         label_field=spec.label_field,
-        place=bench.job.key,
+        place=context.job.key,
     )
     found = sources.inspect(source).fingerprint
     if found != spec.fingerprint:
         raise BadInput(
-            bench.job.key,
+            context.job.key,
             "dataset.path",
             spec.path,
             "its content changed since the run was planned; plan again",
         )
-    bench.pulse(0.1, "reading")
+    context.report_progress(0.1, "reading")
     arrays = sources.read(source)
     rng = np.random.Generator(np.random.PCG64(spec.split_seed))
     held, kept = _hold_out(arrays.train_labels, spec.validation_per_class, spec.train_per_class, rng)
     tested, _ = _hold_out(arrays.test_labels, spec.test_per_class or len(arrays.test_labels), None, rng)
-    bench.pulse(0.5, "fitting the transform")
+    context.report_progress(0.5, "fitting the transform")
     transform = preprocess.make(spec.normalise, torch.from_numpy(arrays.train_images[kept]))
     _write_split(folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names)
     _write_split(folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names)
@@ -108,18 +108,18 @@ def prepare(bench: Bench, folder: Path) -> dict[str, Any]:
     return {"train": len(kept), "validation": len(held), "test": len(tested)}
 
 
-def _take_phase(bench: Bench, folder: Path, subset: Sequence[int]) -> dict[str, Any]:
+def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> dict[str, Any]:
     """Write the images of these classes (ascending) of the parent dataset, labels counted from 0."""
-    whole = bench.parent("dataset")
+    whole = context.parent("dataset")
     sizes = {}
     for name in SPLITS:
-        images, labels, names = read_split(bench.store.path(whole, f"{name}.arrow"))
+        images, labels, names = read_split(context.store.path(whole, f"{name}.arrow"))
         own = torch.isin(labels, torch.tensor(subset))
         counted = torch.searchsorted(torch.tensor(subset), labels[own])
         kept = tuple(names[label] for label in subset)
         _write_split(folder / f"{name}.arrow", images[own].numpy(), counted.numpy(), kept)
         sizes[name] = len(counted)
-    shutil.copyfile(bench.store.path(whole, TRANSFORM), folder / TRANSFORM)
+    shutil.copyfile(context.store.path(whole, TRANSFORM), folder / TRANSFORM)
     return sizes
 
 

@@ -99,7 +99,7 @@ def inspect(source: Source) -> Facts:
     """Check a dataset and describe it; labels and picture headers are read, no picture is decoded.
 
     Raises: BadInput: the dataset is not there, is damaged, or cannot be trained on; the message says what to
-    mend.
+    fix.
     """
     opened = _open(source)
     class_names = _class_names(source, opened)

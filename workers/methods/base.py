@@ -1,9 +1,9 @@
 """What a base method must be able to do, so that progressive distillation can be written around it once.
 
 PDD's three ingredients live outside the methods: the *transition* is in the start networks a method is given
-(its experts' chains), *conditioning* and the *frozen images* are in `Pixels`. A method asks `Pixels` for the
-union, works out a gradient for all of it, and hands that back; the rows of frozen images are dropped there,
-so no method can move them.
+(its experts' chains), *conditioning* and the *frozen images* are in `LearnableImages`. A method asks `LearnableImages`
+for the union, works out a gradient for all of it, and hands that back; the rows of frozen images are dropped there, so
+no method can move them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet
 from workers.store.trajectories import Trajectories
 from workers.training.networks import Network
-from workers.training.transition import Starts
+from workers.training.transition import StartNetworks
 
 Arrays = dict[str, NDArray[Any]]
 _BUFFERS = {"new": "optimiser/", "earlier": "earlier_optimiser/"}
 """How the optimisers' buffers are called in a checkpoint."""
 
 
-class Pixels:
+class LearnableImages:
     """The synthetic images of a stage: the earlier ones, which are frozen, and the new ones that learn.
 
     With an `earlier_rate` the earlier ones are not frozen but learn too, at this share of the rate (A3.2).
@@ -119,7 +119,7 @@ class Stage:
     transform: Affine | Zca
     experts: Trajectories | None
     network: Network
-    starts: Starts
+    starts: StartNetworks
     device: torch.device
     memory_level: int
 
@@ -148,7 +148,7 @@ class Method:
         """
         return None
 
-    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One iteration: work out gradients, let `pixels` descend, return the loss.
 
         Raises:

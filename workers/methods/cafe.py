@@ -32,7 +32,7 @@ from jobs.errors import BadInput
 from jobs.specs import Augmentation, Count, Frozen, NonNegative, Positive
 from workers.data.multi_formation import decode
 from workers.data.synthetic_set import SyntheticSet
-from workers.methods.base import Method, Pixels, Stage
+from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.training.networks import ConvNet, Network
 from workers.training.students import augmentation_of
@@ -114,7 +114,7 @@ class FeatureAlignment(Method):
         self._real = rows_by_class(stage.train.labels, stage.classes)
         _require_weights(stage, settings.weights)
 
-    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network through its outer loop; the mean loss of its image steps."""
         settings = self._settings
         network = self.stage.starts.network(iteration)
@@ -127,7 +127,9 @@ class FeatureAlignment(Method):
                 return sum(losses) / len(losses)
             self._train(trainer, pixels, generator)
 
-    def _image_step(self, pixels: Pixels, network: Network, iteration: int, generator: torch.Generator) -> float:
+    def _image_step(
+        self, pixels: LearnableImages, network: Network, iteration: int, generator: torch.Generator
+    ) -> float:
         assert isinstance(network, ConvNet)
         union = pixels.union.requires_grad_()
         pairs = [
@@ -143,7 +145,7 @@ class FeatureAlignment(Method):
         real = self.stage.train.images[random_rows(self._real[label], self._settings.batch_real, generator)]
         return siamese(self._augmentation, real, decode(stored, self.stage.spec.factor), generator)
 
-    def _train(self, trainer: Trainer, pixels: Pixels, generator: torch.Generator) -> None:
+    def _train(self, trainer: Trainer, pixels: LearnableImages, generator: torch.Generator) -> None:
         """The inner loop: train on the union until the accuracy on real images has moved."""
         settings, watch = self._settings, Watch(self._settings.window)
         images, labels = SyntheticSet(pixels.union, pixels.labels, None, self.stage.spec.factor).expanded()
@@ -194,5 +196,5 @@ def _require_weights(stage: Stage, weights: Weights) -> None:
     if network.architecture != "convnet":
         raise BadInput(place, "network.architecture", network.architecture, "CAFE aligns a convnet's maps; name that")
     if len(weights.layers) <= network.blocks:
-        mend = f"give {network.blocks + 1}, one for each block's map and the last for the pooled one"
-        raise BadInput(place, "distil.settings.weights.layers", weights.layers, mend)
+        fix = f"give {network.blocks + 1}, one for each block's map and the last for the pooled one"
+        raise BadInput(place, "distil.settings.weights.layers", weights.layers, fix)

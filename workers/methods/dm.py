@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jobs.specs import Augmentation, Count, Frozen
 from workers.data.multi_formation import decode
-from workers.methods.base import Method, Pixels, Stage
+from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.training.networks import Network
 from workers.training.students import augmentation_of
@@ -42,7 +42,7 @@ class DistributionMatching(Method):
         self._augmentation = augmentation_of(settings.augmentation, "dc")
         self._real = rows_by_class(stage.train.labels, stage.classes)
 
-    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network, one image step; the loss is summed over the classes, the graph is one class's at a time."""
         network, union = self.stage.starts.network(iteration), pixels.union
         gradient, loss = torch.zeros_like(union), 0.0

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.specs import Augmentation, Count, Frozen, Positive, SgdSpec
-from workers.methods.base import Method, Pixels, Stage
+from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.training.networks import Network
 from workers.training.students import augmentation_of, fit, trainer_for
@@ -96,7 +96,7 @@ class GradientMatching(Method):
         self._augmentation = augmentation_of(settings.augmentation, "dc")
         self._real = rows_by_class(stage.train.labels, stage.classes)
 
-    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network from its start to its end; returns the mean loss of a class."""
         settings = self._settings
         network = self.stage.starts.network(iteration)
@@ -110,7 +110,12 @@ class GradientMatching(Method):
         return require_finite(pixels, iteration, float(torch.stack(losses).mean()))
 
     def _image_step(
-        self, pixels: Pixels, network: Network, rows: Sequence[Tensor], iteration: int, generator: torch.Generator
+        self,
+        pixels: LearnableImages,
+        network: Network,
+        rows: Sequence[Tensor],
+        iteration: int,
+        generator: torch.Generator,
     ) -> Tensor:
         """One descent along the gradient of the loss summed over classes; the graph is one class's at a time."""
         union = pixels.union

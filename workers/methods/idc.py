@@ -28,7 +28,7 @@ from jobs.errors import BadInput
 from jobs.specs import Augmentation, Count, Frozen
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Zca
-from workers.methods.base import Arrays, Method, Pixels, Stage
+from workers.methods.base import Arrays, LearnableImages, Method, Stage
 from workers.methods.by_class import require_finite, rows_by_class, siamese
 from workers.methods.gradient import Distance, NetworkTraining, gradient_distance
 from workers.training.networks import Network
@@ -97,7 +97,7 @@ class FormationMatching(Method):
         self._classes = [Endless(own) for own in self._real]
         self._all = Endless(torch.arange(len(stage.train), device=stage.train.labels.device))
 
-    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network from its start to its end; returns the mean loss of a class."""
         pixels.new.clamp_(0.0, 1.0)
         network = self.stage.starts.network(iteration)
@@ -118,7 +118,7 @@ class FormationMatching(Method):
 
     def _class_step(
         self,
-        pixels: Pixels,
+        pixels: LearnableImages,
         network: Network,
         real: Tensor,
         own: Tensor,

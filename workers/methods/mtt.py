@@ -27,7 +27,7 @@ from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
 from jobs.specs import Augmentation, Count, Fraction, Frozen, Index, Positive
-from workers.methods.base import Arrays, Method, Pixels, Stage, draw_without_replacement
+from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
 from workers.methods.trajectory_matching import ENGINES, Engine, InnerBatch, Matched, Student
 from workers.training.students import augmentation_of
 
@@ -47,7 +47,7 @@ class MttSettings(Frozen):
     step_size_clamp: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Largest change of the logarithm in one iteration; `log` only."""
     augmentation: Augmentation = "none"
-    engine: Engine = "whole_graph"
+    engine: Engine = "unrolled"
 
     @model_validator(mode="after")
     def _some_epoch_to_start_from(self) -> MttSettings:
@@ -108,21 +108,21 @@ class TrajectoryMatching(Method):
         """The start of an expert's trajectory: random in stage 1, the end of its chain later (facts 5.4)."""
         return self._experts.parameters(number % len(self._experts), 0)
 
-    def iterate(self, pixels: Pixels, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One matching step, one image step, one step of the step size."""
         matched = self._matched(pixels, generator)
         loss = float(matched.loss)
         if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
-            mend = "lower distil.image.lr or lr_step_size"
-            raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {mend}")
+            fix = "lower distil.image.lr or lr_step_size"
+            raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {fix}")
         pixels.descend(matched.images, iteration)
         self._step_size.descend(float(matched.step_size))
         if not (math.isfinite(self.step_size) and self.step_size > 0):
-            mend = "lower lr_step_size or learn its logarithm"
-            raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: {mend}")
+            fix = "lower lr_step_size or learn its logarithm"
+            raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: {fix}")
         return loss
 
-    def _matched(self, pixels: Pixels, generator: torch.Generator) -> Matched:
+    def _matched(self, pixels: LearnableImages, generator: torch.Generator) -> Matched:
         settings, device = self._settings, self._stage.device
         (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
         epoch = int(torch.randint(settings.min_start_epoch, settings.max_start_epoch, (), generator=generator))

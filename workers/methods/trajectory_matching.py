@@ -7,7 +7,7 @@ plain gradient steps with a learnable step size a on batches b_t of augmented sy
 
 and the loss is  || theta_N - theta* ||^2 / || theta_0 - theta* ||^2,  theta* being the expert M epochs later.
 
-Two engines compute the loss and its exact gradient with respect to X and a. `whole_graph` keeps all N steps
+Two engines compute the loss and its exact gradient with respect to X and a. `unrolled` keeps all N steps
 in one autograd graph: fastest, memory grows with N. `adjoint` keeps only the N parameter vectors and walks
 back one step at a time:  lambda <- lambda - a H_t lambda,  dX -= a d/dX (g_t . lambda),  da -= g_t . lambda.
 Same mathematics in the memory of one step for about a third more time. Everything is eager and in native
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from workers.training.augmentation import Augmentation, Draw
 from workers.training.networks import unflatten
 
-Engine = Literal["whole_graph", "adjoint"]
+Engine = Literal["unrolled", "adjoint"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def normalised_distance(end: Tensor, start: Tensor, target: Tensor) -> Tensor:
     return (end - target).square().sum() / (start - target).square().sum()
 
 
-def whole_graph(
+def unrolled(
     student: Student,
     start: Tensor,
     target: Tensor,
@@ -111,7 +111,7 @@ def adjoint(
     step_size: Tensor,
     batches: Sequence[InnerBatch],
 ) -> Matched:
-    """The same as `whole_graph` in the memory of one inner step; arguments and result alike."""
+    """The same as `unrolled` in the memory of one inner step; arguments and result alike."""
     start, images, step_size = start.detach(), images.detach(), step_size.detach()
     path = [start]
     for batch in batches:
@@ -147,4 +147,4 @@ def _step_products(
     return gradient.detach(), curved, pulled
 
 
-ENGINES: dict[Engine, Callable[..., Matched]] = {"whole_graph": whole_graph, "adjoint": adjoint}
+ENGINES: dict[Engine, Callable[..., Matched]] = {"unrolled": unrolled, "adjoint": adjoint}

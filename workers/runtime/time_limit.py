@@ -1,9 +1,9 @@
-"""A worker's shift: until when its process may work on this machine, and how it is told to leave earlier.
+"""A worker's time_limit: until when its process may work on this machine, and how it is told to leave earlier.
 
 On a cluster a machine is lent for a time. Whoever starts worker processes there says in their environment when
 the time is over, and names a folder of the node through which the two talk: a file `leave` in it asks all of them to
 save and go, and a file `busy-<pid>` says that a process is in the middle of a job. Without these variables, as on a
-laptop, a shift never ends.
+laptop, a time limit never ends.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ BEGAN, ENDS, FOLDER = "PDD_SHIFT_BEGAN", "PDD_SHIFT_ENDS", "PDD_SHIFT_FOLDER"
 LEAVE = "leave"
 
 _FRESH = 0.9
-"""A shift with this share of its time left is as good as any later one."""
+"""A time limit with this share of its time left is as good as any later one."""
 
 
 @dataclass(frozen=True)
-class Shift:
+class TimeLimit:
     """The time from `began` to `ends`, in unix seconds of this machine, and the folder of the node."""
 
     began: float = -inf
@@ -32,8 +32,8 @@ class Shift:
     folder: Path | None = None
 
     @classmethod
-    def current(cls, environment: Mapping[str, str] = os.environ) -> Shift:
-        """The shift that this process was started into."""
+    def current(cls, environment: Mapping[str, str] = os.environ) -> TimeLimit:
+        """The time limit that this process was started into."""
         folder = environment.get(FOLDER)
         return cls(
             float(environment.get(BEGAN, -inf)),
@@ -53,14 +53,14 @@ class Shift:
     def has_room_for(self, seconds: float) -> bool:
         """Whether work that long should begin now.
 
-        What does not fit into a fresh shift fits into none; it begins all the same, since the length of a job is
+        What does not fit into a fresh time limit fits into none; it begins all the same, since the length of a job is
         only an estimate.
         """
         left = self.ends - time.time()
         return left == inf or left >= seconds or left >= _FRESH * (self.ends - self.began)
 
     def end(self) -> None:
-        """Ask all processes of the shift to save and go."""
+        """Ask all processes of the time limit to save and go."""
         assert self.folder is not None
         (self.folder / LEAVE).touch(0o600)
 

@@ -55,7 +55,7 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def full_disk_explained(root: Path) -> Iterator[None]:
-    """Add the store and the mend to an OSError that says the disk or the quota is used up."""
+    """Add the store and the fix to an OSError that says the disk or the quota is used up."""
     try:
         yield
     except OSError as error:

@@ -135,8 +135,8 @@ class Store:
             write_file(probe, b"can this store be written to?")
             probe.unlink()
         except OSError as error:
-            mend = f"give a folder that you can write to ({error.strerror})"
-            raise BadInput("--store", "store", str(store.root), mend) from error
+            fix = f"give a folder that you can write to ({error.strerror})"
+            raise BadInput("--store", "store", str(store.root), fix) from error
         store._opened = True
         return store
 

@@ -32,23 +32,23 @@ from workers.data import multi_formation, synthetic_set
 from workers.data.dataset import Split
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
-from workers.methods.base import Arrays, Method, Pixels, Stage
+from workers.methods.base import Arrays, LearnableImages, Method, Stage
 from workers.methods.by_class import rows_by_class
 from workers.methods.kmeans import representatives
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import forgetting
 from workers.tasks.select import random_per_class
 from workers.training.networks import Network, load_flat
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import accuracy
-from workers.training.transition import Starts
+from workers.training.transition import StartNetworks
 
 HISTORY = "history.parquet"
 
 
 @dataclass
-class Kept:
+class BestCandidate:
     """The iterate kept so far: its images, step size, and mean accuracy (percent) on the deciding split."""
 
     accuracy: float = -math.inf
@@ -72,21 +72,23 @@ class History:
 class StageRun:
     """One stage in progress: what `distil` loops over, and what a checkpoint holds."""
 
-    def __init__(self, bench: Bench) -> None:
-        assert isinstance(bench.job.spec, DistilSpec)
-        self.bench, self.spec = bench, bench.job.spec
-        whole = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-        self.data = forgetting.partitioned(bench, whole, self.spec.partition, least=self.spec.ipc * self.spec.factor**2)
-        self.earlier = synthetic_set.newest(bench.store, bench.parents("sets"))
-        self.before = _on(synthetic_set.union(self.earlier), bench.device) if self.earlier else None
+    def __init__(self, context: JobContext) -> None:
+        assert isinstance(context.job.spec, DistilSpec)
+        self.context, self.spec = context, context.job.spec
+        whole = datasets.load(context.store, context.parent("dataset"), context.device)
+        self.data = forgetting.partitioned(
+            context, whole, self.spec.partition, least=self.spec.ipc * self.spec.factor**2
+        )
+        self.earlier = synthetic_set.newest(context.store, context.parents("sets"))
+        self.before = _on(synthetic_set.union(self.earlier), context.device) if self.earlier else None
         self.starts = self._starts()
         self.method = self._method()
         matched = self._learning(self.before) if self.before is not None and self.spec.conditioning else None
         new = self._learning(self._initial_images())
-        self.pixels = Pixels(new, matched, self.spec.image, self.spec.iterations, self.spec.earlier_rate)
-        self.generator = bench.generator("loop")
+        self.pixels = LearnableImages(new, matched, self.spec.image, self.spec.iterations, self.spec.earlier_rate)
+        self.generator = context.generator("loop")
         self.iteration = 0
-        self.kept, self.history = Kept(), History()
+        self.kept, self.history = BestCandidate(), History()
 
     def step(self) -> None:
         """One iteration, and the judging of the iterate when it is due."""
@@ -95,7 +97,7 @@ class StageRun:
         self.history.loss.append(loss)
         self.history.step_size.append(self.method.step_size or math.nan)
         if self._judging_is_due():
-            self._judge()
+            self._evaluate_candidate()
 
     def result(self) -> SyntheticSet:
         """The kept new images and the step size that was learned with them."""
@@ -128,8 +130,8 @@ class StageRun:
         arrays, values = self.method.state()
         kept_images = {"kept": self.kept.images, "kept_earlier": self.kept.earlier}
         kept: Arrays = {name: images.cpu().numpy() for name, images in kept_images.items() if images is not None}
-        self.bench.checkpoints.save(
-            self.bench.job.key,
+        self.context.checkpoints.save(
+            self.context.job.key,
             {
                 **{f"pixels/{name}": value for name, value in self.pixels.state().items()},
                 **{f"method/{name}": value for name, value in arrays.items()},
@@ -150,7 +152,7 @@ class StageRun:
 
     def resume(self) -> bool:
         """Go back to the last checkpoint, if there is one."""
-        found = self.bench.checkpoints.load(self.bench.job.key)
+        found = self.context.checkpoints.load(self.context.job.key)
         if found is None:
             return False
         arrays, values = found
@@ -165,10 +167,10 @@ class StageRun:
         )
         if "kept" in arrays:
             images, earlier = (
-                torch.from_numpy(arrays[name]).to(self.bench.device) if name in arrays else None
+                torch.from_numpy(arrays[name]).to(self.context.device) if name in arrays else None
                 for name in ("kept", "kept_earlier")
             )
-            self.kept = Kept(
+            self.kept = BestCandidate(
                 values["kept_accuracy"], values["kept_iteration"], images, earlier, values["kept_step_size"]
             )
         return True
@@ -177,14 +179,14 @@ class StageRun:
         last = self.iteration == self.spec.iterations
         return last or (self.spec.choice.by != "last" and self.iteration % self.spec.choice.every == 0)
 
-    def _judge(self) -> None:
+    def _evaluate_candidate(self) -> None:
         """Keep the current iterate if it is as good as the kept one; the last wins without a contest."""
         choice = self.spec.choice
         score = 0.0 if choice.by == "last" else self._candidate_accuracy()
         self.history.candidates.append((self.iteration, score))
         if score >= self.kept.accuracy:
             earlier = None if self._moving is None else self._moving.clone()
-            self.kept = Kept(score, self.iteration, self.pixels.new.clone(), earlier, self.method.step_size)
+            self.kept = BestCandidate(score, self.iteration, self.pixels.new.clone(), earlier, self.method.step_size)
 
     def _candidate_accuracy(self) -> float:
         """Mean accuracy (percent) of networks trained on the union with the current step size (facts 5.4)."""
@@ -198,12 +200,12 @@ class StageRun:
         """Accuracy (percent) of one candidate network; 0 for one that diverges, which no better iterate loses to."""
         training = self.spec.choice.training
         assert training is not None
-        seed = seed_from(self.bench.job.key, "candidate", self.iteration, number)
+        seed = seed_from(self.context.job.key, "candidate", self.iteration, number)
         generator = torch.Generator().manual_seed(seed)
-        network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
+        network = build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.context.device)
         start = self.method.start(number)
         if start is not None:
-            load_flat(network, start.to(self.bench.device))
+            load_flat(network, start.to(self.context.device))
         try:
             fit(trainer_for(network, training, generator, lr=union.step_size), *union.expanded(), training)
         except Diverged:
@@ -211,7 +213,7 @@ class StageRun:
         return accuracy(network, split.images, split.labels)
 
     def _method(self) -> Method:
-        paths = [self.bench.store.path(key, trajectories.TRAJECTORIES) for key in self.bench.parents("experts")]
+        paths = [self.context.store.path(key, trajectories.TRAJECTORIES) for key in self.context.parents("experts")]
         stage = Stage(
             spec=self.spec,
             train=self.data.train,
@@ -220,33 +222,33 @@ class StageRun:
             experts=trajectories.Trajectories(paths) if paths else None,
             network=self._random_network("layout"),
             starts=self.starts,
-            device=self.bench.device,
-            memory_level=self.bench.memory_level,
+            device=self.context.device,
+            memory_level=self.context.memory_level,
         )
         return method_named(self.spec.method)(stage, settings_for(self.spec.method, self.spec.settings))
 
     def _random_network(self, *purpose: str | int) -> Network:
-        generator = self.bench.generator(*purpose)
-        return build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.bench.device)
+        generator = self.context.generator(*purpose)
+        return build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.context.device)
 
-    def _starts(self) -> Starts:
-        return Starts(
+    def _starts(self) -> StartNetworks:
+        return StartNetworks(
             lambda number: self._random_network("start", number),
-            lambda number: self.bench.generator("chain", number),
+            lambda number: self.context.generator("chain", number),
             self.earlier,
             self.spec.transition,
             self.spec.starts,
-            lambda: self.bench.yield_if_asked("during a transition"),
+            lambda: self.context.yield_if_asked("during a transition"),
         )
 
     def _initial_images(self) -> SyntheticSet:
-        generator = self.bench.generator("images")
+        generator = self.context.generator("images")
         labels = self._new_labels()
         if self.spec.init == "noise":
-            images = torch.randn((len(labels), *self.data.shape), generator=generator).to(self.bench.device)
+            images = torch.randn((len(labels), *self.data.shape), generator=generator).to(self.context.device)
         else:
             chosen = self._first_real(self.spec.ipc * self.spec.factor**2, generator)
-            images = multi_formation.compose(self.data.train.images[chosen.to(self.bench.device)], self.spec.factor)
+            images = multi_formation.compose(self.data.train.images[chosen.to(self.context.device)], self.spec.factor)
         return SyntheticSet(images, labels, None, self.spec.factor)
 
     def _first_real(self, count: int, generator: torch.Generator) -> Tensor:
@@ -274,27 +276,27 @@ class StageRun:
         return SyntheticSet(images, labels, step_size, self.spec.factor)
 
     def _new_labels(self) -> Tensor:
-        return torch.arange(self.data.classes, device=self.bench.device).repeat_interleave(self.spec.ipc)
+        return torch.arange(self.data.classes, device=self.context.device).repeat_interleave(self.spec.ipc)
 
 
-def distil(bench: Bench, folder: Path) -> dict[str, Any]:
+def distil(context: JobContext, folder: Path) -> dict[str, Any]:
     """Run a stage to its end, from its checkpoint if there is one, and write S_i.
 
     Raises:
         Diverged: the matching loss or the step size left its range; nothing is stored.
         Yielded: the run was asked to stop; the checkpoint is written.
     """
-    run = StageRun(bench)
+    run = StageRun(context)
     if run.resume():
-        logging.info("%s: resumed at iteration %d", bench.job.key, run.iteration)
+        logging.info("%s: resumed at iteration %d", context.job.key, run.iteration)
     while run.iteration < run.spec.iterations:
         run.step()
-        stopping = bench.stopping
+        stopping = context.stopping
         if stopping or run.iteration % run.spec.checkpoint_every == 0:
             run.save()
-        bench.report(run.iteration / run.spec.iterations, _note(run))
+        context.report(run.iteration / run.spec.iterations, _note(run))
         if stopping:
-            raise Yielded(f"{bench.job.key}: asked to stop at iteration {run.iteration}")
+            raise Yielded(f"{context.job.key}: asked to stop at iteration {run.iteration}")
     synthetic_set.write(folder, run.result(), run.data.transform, run.data.class_names)
     if (earlier := run.earlier_result()) is not None:
         synthetic_set.write_exact(folder / synthetic_set.EARLIER, earlier)
@@ -306,7 +308,7 @@ def distil(bench: Bench, folder: Path) -> dict[str, Any]:
         "loss": run.history.loss[-1],
         "first_loss": run.history.loss[0],
         **({f"{run.spec.choice.by}_accuracy": run.kept.accuracy} if judged else {}),
-        **forgetting.share_below(bench, run.spec.partition),
+        **forgetting.share_below(context, run.spec.partition),
     }
 
 

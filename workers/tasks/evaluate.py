@@ -27,7 +27,7 @@ from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import class_incremental
 from workers.training.networks import Network, load_flat
@@ -46,58 +46,58 @@ def links(sets: Sequence[SyntheticSet], mode: Mode) -> list[SyntheticSet]:
     return [synthetic_set.union(sets[: stage + 1]) for stage in range(len(sets))]
 
 
-def evaluate(bench: Bench, folder: Path) -> dict[str, Any]:
+def evaluate(context: JobContext, folder: Path) -> dict[str, Any]:
     """Train through the links and test after each; the accuracy (percent) after the last is the result."""
-    spec = bench.job.spec
+    spec = context.job.spec
     assert isinstance(spec, EvaluateSpec)
-    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    sets, test = _sets(bench, spec), data.test
+    data = datasets.load(context.store, context.parent("dataset"), context.device)
+    sets, test = _sets(context, spec), data.test
     if spec.phases:
         sets, test = class_incremental.by_stage(sets, spec.phases), class_incremental.of_classes(test, spec.phases)
     chain = links(sets, spec.mode)
-    network = _network(bench, spec, data)
+    network = _network(context, spec, data)
     rates = [spec.training.lr if spec.training.lr is not None else link.step_size for link in chain]
-    trainer = trainer_for(network, spec.training, bench.generator("train"), lr=rates[0])
+    trainer = trainer_for(network, spec.training, context.generator("train"), lr=rates[0])
     curve: list[float] = []
     for number, (link, rate) in enumerate(zip(chain, rates, strict=True)):
 
         def beat(epoch: int, seen: EpochStats, number: int = number) -> None:
-            bench.pulse((number + (epoch + 1) / spec.training.epochs) / len(chain), f"link {number + 1}")
+            context.report_progress((number + (epoch + 1) / spec.training.epochs) / len(chain), f"link {number + 1}")
 
         images, labels = link.expanded()
-        fit(trainer, images.to(bench.device), labels.to(bench.device), spec.training, lr=rate, on_epoch=beat)
+        fit(trainer, images.to(context.device), labels.to(context.device), spec.training, lr=rate, on_epoch=beat)
         curve.append(accuracy(network, test.images, test.labels))
     return _result(folder, curve)
 
 
-def train_full(bench: Bench, folder: Path) -> dict[str, Any]:
+def train_full(context: JobContext, folder: Path) -> dict[str, Any]:
     """Train one network on the whole training split: the bound printed beside a table."""
-    spec = bench.job.spec
+    spec = context.job.spec
     assert isinstance(spec, FullSpec)
-    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    network = build_network(spec.network, data.shape, data.classes, bench.generator("init"), bench.device)
+    data = datasets.load(context.store, context.parent("dataset"), context.device)
+    network = build_network(spec.network, data.shape, data.classes, context.generator("init"), context.device)
 
     def beat(epoch: int, seen: EpochStats) -> None:
-        bench.pulse((epoch + 1) / spec.training.epochs, f"epoch {epoch + 1} loss {seen.loss:.3f}")
+        context.report_progress((epoch + 1) / spec.training.epochs, f"epoch {epoch + 1} loss {seen.loss:.3f}")
 
-    trainer = trainer_for(network, spec.training, bench.generator("train"))
+    trainer = trainer_for(network, spec.training, context.generator("train"))
     fit(trainer, data.train.images, data.train.labels, spec.training, on_epoch=beat)
     return _result(folder, [accuracy(network, data.test.images, data.test.labels)])
 
 
-def _sets(bench: Bench, spec: EvaluateSpec) -> list[SyntheticSet]:
+def _sets(context: JobContext, spec: EvaluateSpec) -> list[SyntheticSet]:
     """The sets by stage, phase by phase if there are phases, each chain as its last stage left it."""
-    keys, chains = bench.parents("sets"), max(1, len(spec.phases))
+    keys, chains = context.parents("sets"), max(1, len(spec.phases))
     size = len(keys) // chains
     parts = (keys[number * size : (number + 1) * size] for number in range(chains))
-    return [one for part in parts for one in synthetic_set.newest(bench.store, part)]
+    return [one for part in parts for one in synthetic_set.newest(context.store, part)]
 
 
-def _network(bench: Bench, spec: EvaluateSpec, data: Dataset) -> Network:
-    network = build_network(spec.network, data.shape, data.classes, bench.generator("init"), bench.device)
+def _network(context: JobContext, spec: EvaluateSpec, data: Dataset) -> Network:
+    network = build_network(spec.network, data.shape, data.classes, context.generator("init"), context.device)
     if spec.start == "expert":
-        path = bench.store.path(bench.parent("experts"), trajectories.TRAJECTORIES)
-        load_flat(network, trajectories.Trajectories([path]).parameters(0, 0).to(bench.device))
+        path = context.store.path(context.parent("experts"), trajectories.TRAJECTORIES)
+        load_flat(network, trajectories.Trajectories([path]).parameters(0, 0).to(context.device))
     return network
 
 

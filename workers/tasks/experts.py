@@ -23,7 +23,7 @@ from jobs.specs import ExpertsSpec
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset, Split
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import forgetting
 from workers.training.networks import Network, flatten, load_flat
@@ -35,41 +35,41 @@ Trajectory = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """Snapshots [epochs + 1, parameters] and correctness [epochs, images] of one expert."""
 
 
-def train_cohort(bench: Bench, folder: Path) -> dict[str, Any]:
+def train_cohort(context: JobContext, folder: Path) -> dict[str, Any]:
     """Train the cohort's experts one after another, keeping each finished one in a checkpoint."""
-    spec = _spec(bench)
-    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    real = forgetting.partitioned(bench, data, spec.partition).train
-    finished = [_finished(bench, number) for number in range(spec.count)]
+    spec = _spec(context)
+    data = datasets.load(context.store, context.parent("dataset"), context.device)
+    real = forgetting.partitioned(context, data, spec.partition).train
+    finished = [_finished(context, number) for number in range(spec.count)]
     for number, known in enumerate(finished):
         if known is None:
-            finished[number] = _train_expert(bench, data, real, number)
-            _keep(bench, number, finished[number])
-        bench.report((number + 1) / spec.count, f"expert {spec.first + number}")
+            finished[number] = _train_expert(context, data, real, number)
+            _keep(context, number, finished[number])
+        context.report((number + 1) / spec.count, f"expert {spec.first + number}")
     done = [one for one in finished if one is not None]
     trajectories.write(folder, [one[0] for one in done], [one[1] for one in done])
-    return _held_out_accuracy(bench, data, done)
+    return _held_out_accuracy(context, data, done)
 
 
-def start_of(bench: Bench, data: Dataset, number: int) -> Network:
+def start_of(context: JobContext, data: Dataset, number: int) -> Network:
     """The network from which expert `number` of this cohort starts on real data: theta_i of its chain."""
-    spec = _spec(bench)
+    spec = _spec(context)
     name = spec.first + number
-    network = build_network(spec.network, data.shape, data.classes, bench.generator("init", name), bench.device)
+    network = build_network(spec.network, data.shape, data.classes, context.generator("init", name), context.device)
     if spec.stage == 1:
         return network
     assert spec.transition is not None
-    chain = trajectories.Trajectories([bench.store.path(bench.parent("chain"), trajectories.TRAJECTORIES)])
-    load_flat(network, chain.parameters(number, 0).to(bench.device))
-    earlier = learned_from(synthetic_set.newest(bench.store, bench.parents("sets")), spec.transition)
-    generator = bench.generator("transition", name)
-    link(network, earlier, spec.transition, generator, lambda: bench.yield_if_asked("during a transition"))
+    chain = trajectories.Trajectories([context.store.path(context.parent("chain"), trajectories.TRAJECTORIES)])
+    load_flat(network, chain.parameters(number, 0).to(context.device))
+    earlier = learned_from(synthetic_set.newest(context.store, context.parents("sets")), spec.transition)
+    generator = context.generator("transition", name)
+    link(network, earlier, spec.transition, generator, lambda: context.yield_if_asked("during a transition"))
     return network
 
 
-def _train_expert(bench: Bench, data: Dataset, real: Split, number: int) -> Trajectory:
-    spec = _spec(bench)
-    network = start_of(bench, data, number)
+def _train_expert(context: JobContext, data: Dataset, real: Split, number: int) -> Trajectory:
+    spec = _spec(context)
+    network = start_of(context, data, number)
     snapshots = [flatten(network).cpu().numpy()]
     correctness: list[NDArray[np.bool_]] = []
 
@@ -78,44 +78,48 @@ def _train_expert(bench: Bench, data: Dataset, real: Split, number: int) -> Traj
         snapshots.append(flatten(network).cpu().numpy())
         correctness.append(seen.correct.numpy())
         share = (number + (epoch + 1) / spec.real.epochs) / spec.count
-        bench.pulse(share, f"expert {spec.first + number} epoch {epoch + 1} loss {seen.loss:.3f}")
+        context.report_progress(share, f"expert {spec.first + number} epoch {epoch + 1} loss {seen.loss:.3f}")
 
-    trainer = trainer_for(network, spec.real, bench.generator("real", spec.first + number))
+    trainer = trainer_for(network, spec.real, context.generator("real", spec.first + number))
     fit(trainer, real.images, real.labels, spec.real, on_epoch=keep, correctness=True)
     return np.stack(snapshots), np.stack(correctness)
 
 
-def _held_out_accuracy(bench: Bench, data: Dataset, done: list[Trajectory]) -> dict[str, Any]:
+def _held_out_accuracy(context: JobContext, data: Dataset, done: list[Trajectory]) -> dict[str, Any]:
     """Mean held-out accuracy (percent) at the first and the last snapshot; for people, steers nothing."""
     split = data.validation if len(data.validation) else data.train
-    network = build_network(_spec(bench).network, data.shape, data.classes, bench.generator("probe"), bench.device)
+    network = build_network(
+        _spec(context).network, data.shape, data.classes, context.generator("probe"), context.device
+    )
     means = {}
     for name, row in (("start_accuracy", 0), ("end_accuracy", -1)):
         total = 0.0
         for snapshots, _ in done:
-            load_flat(network, torch.from_numpy(snapshots[row]).to(bench.device))
+            load_flat(network, torch.from_numpy(snapshots[row]).to(context.device))
             total += accuracy(network, split.images, split.labels)
         means[name] = total / len(done)
     return means
 
 
-def _spec(bench: Bench) -> ExpertsSpec:
-    assert isinstance(bench.job.spec, ExpertsSpec)
-    return bench.job.spec
+def _spec(context: JobContext) -> ExpertsSpec:
+    assert isinstance(context.job.spec, ExpertsSpec)
+    return context.job.spec
 
 
-def _keep(bench: Bench, number: int, made: Trajectory | None) -> None:
+def _keep(context: JobContext, number: int, made: Trajectory | None) -> None:
     assert made is not None
-    if _spec(bench).count > 1:
-        bench.checkpoints.save(f"{bench.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {})
+    if _spec(context).count > 1:
+        context.checkpoints.save(
+            f"{context.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {}
+        )
 
 
-def _finished(bench: Bench, number: int) -> Trajectory | None:
-    found = bench.checkpoints.load(f"{bench.job.key}.expert{number}") if _spec(bench).count > 1 else None
+def _finished(context: JobContext, number: int) -> Trajectory | None:
+    found = context.checkpoints.load(f"{context.job.key}.expert{number}") if _spec(context).count > 1 else None
     return None if found is None else (found[0]["snapshots"], found[0]["correctness"])
 
 
-def drop_checkpoints(bench: Bench) -> None:
+def drop_checkpoints(context: JobContext) -> None:
     """Forget the finished experts' checkpoints once the cohort is in the store."""
-    for number in range(_spec(bench).count):
-        bench.checkpoints.drop(f"{bench.job.key}.expert{number}")
+    for number in range(_spec(context).count):
+        context.checkpoints.drop(f"{context.job.key}.expert{number}")

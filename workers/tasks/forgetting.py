@@ -29,7 +29,7 @@ from jobs.errors import BadInput
 from jobs.specs import ForgettingSpec, NeverLearned
 from workers.data import dataset as datasets
 from workers.data.dataset import Dataset, Split
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import EpochStats
@@ -53,24 +53,24 @@ def count_events(right: NDArray[np.bool_], never_learned: NeverLearned) -> NDArr
     return events
 
 
-def score(bench: Bench, folder: Path) -> dict[str, Any]:
+def score(context: JobContext, folder: Path) -> dict[str, Any]:
     """Sum the counts over the experts' streams, or over networks trained here when there are no experts."""
-    spec = bench.job.spec
+    spec = context.job.spec
     assert isinstance(spec, ForgettingSpec)
-    cohorts = bench.parents("experts")
+    cohorts = context.parents("experts")
     streams = (
         [
             stream
             for key in cohorts
-            for stream in trajectories.read_correctness(bench.store.path(key, trajectories.CORRECTNESS))
+            for stream in trajectories.read_correctness(context.store.path(key, trajectories.CORRECTNESS))
         ]
         if cohorts
-        else [_stream(bench, spec, run) for run in range(spec.runs)]
+        else [_stream(context, spec, run) for run in range(spec.runs)]
     )
     counts = np.sum([count_events(stream, spec.never_learned) for stream in streams], axis=0)
     never = float((counts == 0).mean())
     if spec.levels is not None:
-        data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
+        data = datasets.load(context.store, context.parent("dataset"), context.device)
         counts = levels_of(counts, data.train.labels.cpu().numpy(), spec.levels)
     write_counts(folder / COUNTS, counts)
     return {"streams": len(streams), "never_forgotten": never}
@@ -106,7 +106,7 @@ def read_counts(path: Path) -> NDArray[np.int64]:
     return counts
 
 
-def partitioned(bench: Bench, data: Dataset, partition: tuple[int, int] | None, least: int = 0) -> Dataset:
+def partitioned(context: JobContext, data: Dataset, partition: tuple[int, int] | None, least: int = 0) -> Dataset:
     """The dataset with only those training images whose scores lie in [low, high); the whole without a partition.
 
     Raises:
@@ -114,36 +114,38 @@ def partitioned(bench: Bench, data: Dataset, partition: tuple[int, int] | None, 
     """
     if partition is None:
         return data
-    counts = read_counts(bench.store.path(bench.parent("forgetting"), COUNTS))
+    counts = read_counts(context.store.path(context.parent("forgetting"), COUNTS))
     inside = torch.from_numpy((counts >= partition[0]) & (counts < partition[1])).to(data.train.labels.device)
     labels = data.train.labels[inside]
     fewest = int(torch.bincount(labels, minlength=data.classes).min())
     if not len(labels):
-        raise BadInput(bench.job.key, "partition", partition, "no training image has such a forgetting score; widen it")
+        raise BadInput(
+            context.job.key, "partition", partition, "no training image has such a forgetting score; widen it"
+        )
     if fewest < least:
-        mend = f"a class has {fewest} training images with such forgetting scores and {least} are needed; widen it"
-        raise BadInput(bench.job.key, "partition", partition, mend)
+        fix = f"a class has {fewest} training images with such forgetting scores and {least} are needed; widen it"
+        raise BadInput(context.job.key, "partition", partition, fix)
     return replace(data, train=Split(data.train.images[inside], labels))
 
 
-def share_below(bench: Bench, partition: tuple[int, int] | None) -> dict[str, float]:
+def share_below(context: JobContext, partition: tuple[int, int] | None) -> dict[str, float]:
     """Share of the training images (percent) that stages up to this partition have seen: Table 6's "data used"."""
     if partition is None:
         return {}
-    counts = read_counts(bench.store.path(bench.parent("forgetting"), COUNTS))
+    counts = read_counts(context.store.path(context.parent("forgetting"), COUNTS))
     return {"data_used": 100 * float((counts < partition[1]).mean())}
 
 
-def _stream(bench: Bench, spec: ForgettingSpec, run: int) -> NDArray[np.bool_]:
-    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    network = build_network(spec.network, data.shape, data.classes, bench.generator("init", run), bench.device)
+def _stream(context: JobContext, spec: ForgettingSpec, run: int) -> NDArray[np.bool_]:
+    data = datasets.load(context.store, context.parent("dataset"), context.device)
+    network = build_network(spec.network, data.shape, data.classes, context.generator("init", run), context.device)
     rows: list[NDArray[np.bool_]] = []
 
     def keep(epoch: int, seen: EpochStats) -> None:
         assert seen.correct is not None
         rows.append(seen.correct.numpy())
-        bench.pulse((run + (epoch + 1) / spec.training.epochs) / spec.runs, f"run {run} epoch {epoch + 1}")
+        context.report_progress((run + (epoch + 1) / spec.training.epochs) / spec.runs, f"run {run} epoch {epoch + 1}")
 
-    trainer = trainer_for(network, spec.training, bench.generator("real", run))
+    trainer = trainer_for(network, spec.training, context.generator("real", run))
     fit(trainer, data.train.images, data.train.labels, spec.training, on_epoch=keep, correctness=True)
     return np.stack(rows)

@@ -26,7 +26,7 @@ from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import forgetting
 from workers.training.networks import load_flat
@@ -100,40 +100,40 @@ def k_center(features: Tensor, count: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def select(bench: Bench, folder: Path) -> dict[str, Any]:
+def select(context: JobContext, folder: Path) -> dict[str, Any]:
     """Choose the images by the spec's rule and write them as a synthetic set."""
-    spec = bench.job.spec
+    spec = context.job.spec
     assert isinstance(spec, SelectSpec)
-    data = datasets.load(bench.store, bench.parent("dataset"), bench.device)
-    index = _chosen(bench, spec, data)
-    where = index.to(bench.device)
+    data = datasets.load(context.store, context.parent("dataset"), context.device)
+    index = _chosen(context, spec, data)
+    where = index.to(context.device)
     chosen = SyntheticSet(data.train.images[where].cpu(), data.train.labels[where].cpu(), None)
     synthetic_set.write(folder, chosen, data.transform, data.class_names)
     pq.write_table(pa.table({"index": index.numpy()}), folder / INDICES)
     return {"images": len(index)}
 
 
-def _chosen(bench: Bench, spec: SelectSpec, data: Dataset) -> Tensor:
+def _chosen(context: JobContext, spec: SelectSpec, data: Dataset) -> Tensor:
     labels = data.train.labels
     match spec.rule:
         case "random":
-            return random_per_class(labels, spec.ipc, bench.generator("select"))
+            return random_per_class(labels, spec.ipc, context.generator("select"))
         case "forgetting":
-            counts = forgetting.read_counts(bench.store.path(bench.parent("forgetting"), forgetting.COUNTS))
+            counts = forgetting.read_counts(context.store.path(context.parent("forgetting"), forgetting.COUNTS))
             return most_forgotten_per_class(labels, counts, spec.ipc)
         case "herding":
-            return by_features(herding, expert_features(bench, data), labels, spec.ipc)
+            return by_features(herding, expert_features(context, data), labels, spec.ipc)
         case "k_center":
-            return by_features(k_center, expert_features(bench, data), labels, spec.ipc)
+            return by_features(k_center, expert_features(context, data), labels, spec.ipc)
 
 
-def expert_features(bench: Bench, data: Dataset) -> Tensor:
+def expert_features(context: JobContext, data: Dataset) -> Tensor:
     """Embeddings [N, d] of the training split under the last snapshot of the first expert, on the CPU."""
-    key = bench.parents("experts")[0]
-    spec = NetworkSpec.model_validate(bench.store.manifest(key).spec["network"])
-    network = build_network(spec, data.shape, data.classes, bench.generator("layout"), bench.device)
-    experts = trajectories.Trajectories([bench.store.path(key, trajectories.TRAJECTORIES)])
-    load_flat(network, experts.parameters(0, experts.epochs).to(bench.device))
+    key = context.parents("experts")[0]
+    spec = NetworkSpec.model_validate(context.store.manifest(key).spec["network"])
+    network = build_network(spec, data.shape, data.classes, context.generator("layout"), context.device)
+    experts = trajectories.Trajectories([context.store.path(key, trajectories.TRAJECTORIES)])
+    load_flat(network, experts.parameters(0, experts.epochs).to(context.device))
     network.eval()
     with torch.no_grad():
         return torch.cat([network.embed(images).cpu() for images in torch.split(data.train.images, BATCH)])

@@ -152,8 +152,8 @@ class Augmentation:
         """Refuse names that are not operations."""
         unknown = [name for name in self.strategy if name not in OPERATIONS]
         if unknown or len(set(self.strategy)) < len(self.strategy):
-            mend = f"give each of {', '.join(OPERATIONS)} at most once, or none"
-            raise ValueError(f"Augmentation: strategy is {'_'.join(self.strategy)!r}: {mend}")
+            fix = f"give each of {', '.join(OPERATIONS)} at most once, or none"
+            raise ValueError(f"Augmentation: strategy is {'_'.join(self.strategy)!r}: {fix}")
         if self.mode not in ("one", "idc"):
             raise ValueError(f"Augmentation: mode is {self.mode!r}: give 'one' or 'idc'")
 

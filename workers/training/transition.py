@@ -2,7 +2,7 @@
 
 A chain is a random network trained on S_1, then on S_1+S_2, and so on, each link with an optimiser of its own. Base
 methods that match experts have their chains in the experts' trajectories (`workers.tasks.experts`); the others ask
-`Starts` for networks, which in stage 1, or without a transition, are simply random.
+`StartNetworks` for networks, which in stage 1, or without a transition, are simply random.
 
 Network number j is a function of the job's key and j alone, so a stage that is resumed meets the same networks.
 """
@@ -38,7 +38,7 @@ def link(
     fit(trainer, images.to(device), labels.to(device), spec, on_epoch=lambda epoch, seen: beat())
 
 
-class Starts:
+class StartNetworks:
     """Networks of a stage by number, each at the end of its own chain.
 
     Args:

@@ -15,10 +15,10 @@ from math import inf
 from typing import Any
 
 from orchestrator.clusters.config import SlurmClusterSpec
-from orchestrator.clusters.ray_cluster import AttachedCluster, Care, NodeUse, PlainNodes
-from orchestrator.clusters.slurm.client import Queue
+from orchestrator.clusters.ray_cluster import AttachedCluster, NodeActions, NodeUsage, PlainNodes
+from orchestrator.clusters.slurm.client import SlurmClient
 from orchestrator.clusters.slurm.ray_node import JOB
-from orchestrator.clusters.slurm.run_folder import ALL, Rendezvous
+from orchestrator.clusters.slurm.run_folder import ALL, RunFolder
 from orchestrator.clusters.slurm.sbatch import Queued, name_of, workers_missing
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.scheduler import State, Status
@@ -34,16 +34,16 @@ GONE = 30.0
 
 
 @dataclass
-class SlurmFleet(PlainNodes):
+class SlurmAutoscaler(PlainNodes):
     """The nodes of elastic mode."""
 
     ray: AttachedCluster
-    meeting: Rendezvous
+    run_folder: RunFolder
     run: str
     spec: SlurmClusterSpec
     submit: Callable[[int], list[str]]
     """Submits so many workers."""
-    queue: Queue = field(default_factory=Queue)
+    queue: SlurmClient = field(default_factory=SlurmClient)
     clock: Callable[[], float] = time.monotonic
     open_jobs: int = 0
     """How many of our jobs run or could."""
@@ -67,7 +67,7 @@ class SlurmFleet(PlainNodes):
         list(self._adapt())
         return self.ray.open()
 
-    def tend(self, nodes: Sequence[NodeUse]) -> Care:
+    def reconcile(self, nodes: Sequence[NodeUsage]) -> NodeActions:
         """Submit what is missing, and choose the nodes that have nothing to do.
 
         Raises:
@@ -77,17 +77,17 @@ class SlurmFleet(PlainNodes):
         said = [*self._refusals()]
         if self.clock() >= self._ask_at:
             said += self._adapt()
-        return Care(tuple(said), tuple(self._idle(nodes)))
+        return NodeActions(tuple(said), tuple(self._idle(nodes)))
 
-    def released(self, nodes: Sequence[NodeUse]) -> None:
+    def released(self, nodes: Sequence[NodeUsage]) -> None:
         """Tell the SLURM jobs of these nodes to end."""
         for node in nodes:
-            self.meeting.dismiss(_job(node))
+            self.run_folder.dismiss(_job(node))
             self._leaving[_job(node)] = self.clock()
 
     def close(self) -> None:
         """End all workers, and disconnect: they are told to go, and cancelled if they stay."""
-        self.meeting.dismiss(ALL)
+        self.run_folder.dismiss(ALL)
         self.queue.cancel(job.id for job in self.queue.jobs(self.name) or () if job.state == "PENDING")
         self.ray.close()
         if not self.queue.wait_until_gone(self.name, GONE):
@@ -127,17 +127,17 @@ class SlurmFleet(PlainNodes):
         there = {job.id for job in held if job.there}
         lost = self._submitted - there - self._joined - self._leaving.keys()
         if len(lost) >= GIVE_UP and not self._joined:
-            raise PoolBroken(f"{len(lost)} workers ended before they joined; their logs are in {self.meeting.jobs}")
+            raise PoolBroken(f"{len(lost)} workers ended before they joined; their logs are in {self.run_folder.jobs}")
 
     def _refusals(self) -> Iterator[str]:
-        refused = self.meeting.refused()
+        refused = self.run_folder.refused()
         for job in refused.keys() - self._told:
             self._told.add(job)
             yield f"worker {job} refuses to start: {refused[job]}"
         if len(refused) >= GIVE_UP and not self._joined:
             raise PoolBroken(f"{len(refused)} workers refused to start, the last: {list(refused.values())[-1]}")
 
-    def _idle(self, nodes: Sequence[NodeUse]) -> Iterator[str]:
+    def _idle(self, nodes: Sequence[NodeUsage]) -> Iterator[str]:
         """The nodes that had nothing to do for long enough."""
         now, idle = self.clock(), {node.id for node in nodes if node.busy == 0}
         self._idle_since = {name: self._idle_since.get(name, now) for name in idle}
@@ -159,6 +159,6 @@ def open_jobs(state: State) -> int:
     return count
 
 
-def _job(node: NodeUse) -> str:
+def _job(node: NodeUsage) -> str:
     """The SLURM job that lends a node."""
     return next((name.removeprefix(JOB) for name in node.resources if name.startswith(JOB)), "")

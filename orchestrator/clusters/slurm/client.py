@@ -44,7 +44,7 @@ def outside_a_job(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Queue:
+class SlurmClient:
     """The queue of this user; `run` runs one program, as `ask` does."""
 
     run: Run = ask

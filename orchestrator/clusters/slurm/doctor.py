@@ -1,4 +1,4 @@
-"""The checks of `doctor --cluster slurm`: what `cluster.yaml` says against the live cluster, each with its mend.
+"""The checks of `doctor --cluster slurm`: what `cluster.yaml` says against the live cluster, each with its fix.
 
 The last group runs on a node, by `srun`: whether it sees the shared folder, has the same Python, packages and code,
 and can make the folder for Ray's sockets. `python -m orchestrator.clusters.slurm.doctor FOLDER TEMPORARY` is what runs
@@ -24,7 +24,7 @@ from jobs.errors import BadInput
 from orchestrator.clusters.config import Place, SlurmClusterSpec
 from orchestrator.clusters.finding import PACKAGES, Finding
 from orchestrator.clusters.slurm import sbatch
-from orchestrator.clusters.slurm.client import Queue, outside_a_job
+from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
 from orchestrator.clusters.slurm.ray_node import address_of, private_folder
 from orchestrator.clusters.slurm.run_folder import CODE, versions, write_private
 
@@ -33,14 +33,14 @@ NODE_SECONDS = 120.0
 """How long a node may take to answer: it may have to be waited for."""
 
 
-def examine(place: Place, queue: Queue | None = None) -> list[Finding]:
+def examine(place: Place, queue: SlurmClient | None = None) -> list[Finding]:
     """All checks of a SLURM cluster; a job of seconds runs on one of its nodes."""
-    spec, queue = place.cluster, queue or Queue()
+    spec, queue = place.cluster, queue or SlurmClient()
     assert isinstance(spec, SlurmClusterSpec)
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
-        mend = "run this on a login node of the cluster, or put SLURM's programs on PATH"
-        return [Finding("slurm", False, f"not found: {', '.join(missing)}", mend)]
+        fix = "run this on a login node of the cluster, or put SLURM's programs on PATH"
+        return [Finding("slurm", False, f"not found: {', '.join(missing)}", fix)]
     config = queue.config()
     if not config:
         return [Finding("slurm", False, "the controller does not answer", "ask again, or ask the site")]
@@ -55,7 +55,7 @@ def _accounting(config: Mapping[str, str]) -> Finding:
     return Finding("accounting", True, "slurmdbd" if has else "none: `status` will not know queue times")
 
 
-def _partitions(spec: SlurmClusterSpec, queue: Queue) -> Iterator[Finding]:
+def _partitions(spec: SlurmClusterSpec, queue: SlurmClient) -> Iterator[Finding]:
     asked = {"workers": (spec.partition, spec.minutes)}
     if spec.mode == "elastic":
         asked["head"] = (spec.head.partition or spec.partition, spec.head.minutes or spec.minutes)
@@ -82,8 +82,8 @@ def partition_finding(role: str, name: str, minutes: int, fields: Mapping[str, s
 
 def _gpus(spec: SlurmClusterSpec, config: Mapping[str, str]) -> Iterator[Finding]:
     if spec.gpus and "gpu" not in config.get("GresTypes", ""):
-        mend = "set gpus to 0, or ask the site for GresTypes=gpu"
-        yield Finding("GPUs", False, f"{spec.gpus} a worker, but SLURM offers none", mend)
+        fix = "set gpus to 0, or ask the site for GresTypes=gpu"
+        yield Finding("GPUs", False, f"{spec.gpus} a worker, but SLURM offers none", fix)
     elif spec.gpus:
         yield Finding("GPUs", True, f"{spec.gpus} a worker")
 
@@ -99,8 +99,8 @@ def _on_a_node(place: Place, spec: SlurmClusterSpec) -> list[Finding]:
     except OSError as error:
         return [Finding("shared folder", False, f"{root}: {error.strerror}", "name a folder you can write to")]
     if answer is None:
-        mend = "mend what it says; if no node was free, ask again later"
-        return [Finding("a node", False, why, mend)]
+        fix = "fix what it says; if no node was free, ask again later"
+        return [Finding("a node", False, why, fix)]
     return node_findings(spec, str(root), answer, {**versions(), **_packages()})
 
 

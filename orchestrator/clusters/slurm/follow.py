@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator.clusters.slurm.client import Queue
+from orchestrator.clusters.slurm.client import SlurmClient
 from orchestrator.clusters.slurm.sbatch import Queued, Role, name_of, spoken_use
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
@@ -34,22 +34,22 @@ class HeadGone(PddError):
 
 
 @dataclass(frozen=True)
-class Lent:
+class SlurmRun:
     """A run's SLURM jobs."""
 
     run: str
     mode: str
     folder: Path
-    queue: Queue = Queue()
+    queue: SlurmClient = SlurmClient()
 
     @classmethod
-    def of(cls, store: Store, run: str, queue: Queue | None = None) -> Lent | None:
+    def of(cls, store: Store, run: str, queue: SlurmClient | None = None) -> SlurmRun | None:
         """Those of a run of this store; None if it is not on SLURM."""
         try:
             document = json.loads((store.run_folder(run) / POINTER).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return cls(run, document["mode"], Path(document["folder"]), queue or Queue())
+        return cls(run, document["mode"], Path(document["folder"]), queue or SlurmClient())
 
     @property
     def head_role(self) -> Role:
@@ -91,8 +91,8 @@ class Lent:
 
 def uses_of(store: Store, run: str | None) -> list[str]:
     """What a run took of SLURM, for its report; nothing of a run that was elsewhere."""
-    lent = None if run is None else Lent.of(store, run)
-    return [] if lent is None else lent.uses()
+    slurm_run = None if run is None else SlurmRun.of(store, run)
+    return [] if slurm_run is None else slurm_run.uses()
 
 
 def _driven(records: list[Record]) -> bool:
@@ -100,39 +100,41 @@ def _driven(records: list[Record]) -> bool:
     return bool(marks) and marks[-1] == "run_began"
 
 
-def follow(store: Store, lent: Lent, say: Callable[[str], None]) -> Record:
+def follow(store: Store, slurm_run: SlurmRun, say: Callable[[str], None]) -> Record:
     """Tell what a run does, from its last submission until it has ended; returns the journal's last record.
 
     Raises:
         HeadGone: it ended without a last word.
     """
     submitted = [
-        one["seq"] for one in journal.read(store.run_folder(lent.run) / journal.NAME) if one["event"] == "submitted"
+        one["seq"]
+        for one in journal.read(store.run_folder(slurm_run.run) / journal.NAME)
+        if one["event"] == "submitted"
     ]
     seen = max(submitted, default=0) - 1
     while True:
-        watch = _Watch(lent, say)
+        watch = _Watch(slurm_run, say)
         last: Record = {}
-        for last in journal.follow(store.run_folder(lent.run) / journal.NAME, watch.wait):
+        for last in journal.follow(store.run_folder(slurm_run.run) / journal.NAME, watch.wait):
             if last["seq"] <= seen:
                 continue
             seen = last["seq"]
             for line in lines_of(last):
                 say(line)
-        if _leaves(lent, patiently=last["exit"] != 130):
+        if _leaves(slurm_run, patiently=last["exit"] != 130):
             return last
         say("the head job is still with SLURM; the run goes on")
-        _until_more(store, lent, seen, say)
+        _until_more(store, slurm_run, seen, say)
 
 
-def _leaves(lent: Lent, patiently: bool) -> bool:
+def _leaves(slurm_run: SlurmRun, patiently: bool) -> bool:
     """Wait for the run's jobs to leave the queue; false if the head stays, as that of a stopped run may.
 
     A head that is requeued waits in the queue, or drives again.
     """
     deadline = time.monotonic() + LAST_WORD
     while time.monotonic() < deadline:
-        head, workers = lent.head(), lent.workers()
+        head, workers = slurm_run.head(), slurm_run.workers()
         if head == [] and workers == []:
             return True
         if head and not patiently and all(job.state == "PENDING" for job in head):
@@ -141,10 +143,10 @@ def _leaves(lent: Lent, patiently: bool) -> bool:
     return patiently
 
 
-def _until_more(store: Store, lent: Lent, seen: int, say: Callable[[str], None]) -> None:
+def _until_more(store: Store, slurm_run: SlurmRun, seen: int, say: Callable[[str], None]) -> None:
     """Wait for the next driver's first record."""
-    watch = _Watch(lent, say)
-    path = store.run_folder(lent.run) / journal.NAME
+    watch = _Watch(slurm_run, say)
+    path = store.run_folder(slurm_run.run) / journal.NAME
     while journal.read(path)[-1]["seq"] <= seen:
         watch.wait()
 
@@ -152,8 +154,8 @@ def _until_more(store: Store, lent: Lent, seen: int, say: Callable[[str], None])
 class _Watch:
     """What a follower does while the journal has nothing new: look after the head job."""
 
-    def __init__(self, lent: Lent, say: Callable[[str], None]) -> None:
-        self.lent, self.say = lent, say
+    def __init__(self, slurm_run: SlurmRun, say: Callable[[str], None]) -> None:
+        self.slurm_run, self.say = slurm_run, say
         self._ask_at = time.monotonic()
         self._said = ""
         self._missing = 0
@@ -164,14 +166,14 @@ class _Watch:
         if time.monotonic() < self._ask_at:
             return
         self._ask_at = time.monotonic() + ASK_EVERY
-        held = self.lent.head()
+        held = self.slurm_run.head()
         if held is None:
             return
         self._missing = 0 if held else self._missing + 1
         if self._missing >= 2:  # twice, for a last record that is still on its way through the file system
             raise HeadGone(
-                f"the head job of {self.lent.run} is gone without a last word; its log is in "
-                f"{self.lent.folder / 'jobs'}; run the same command again, nothing finished is lost"
+                f"the head job of {self.slurm_run.run} is gone without a last word; its log is in "
+                f"{self.slurm_run.folder / 'jobs'}; run the same command again, nothing finished is lost"
             )
         sentence = ", ".join(job.sentence() for job in held)
         if sentence and sentence != self._said:

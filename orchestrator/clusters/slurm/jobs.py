@@ -33,12 +33,12 @@ from submitit.helpers import DelayedSubmission
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.slurm import sbatch
-from orchestrator.clusters.slurm.client import Queue, outside_a_job
+from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
 from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
-from orchestrator.clusters.slurm.run_folder import Head, Rendezvous, difference, versions
+from orchestrator.clusters.slurm.run_folder import Head, RunFolder, difference, versions
 from orchestrator.clusters.slurm.sbatch import Role, name_of, visible_gpus
 from orchestrator.runs.driver import HEAD_MOVES, STOP, StopFile
-from workers.runtime.time_limit import Shift
+from workers.runtime.time_limit import TimeLimit
 from workers.store.store import Store
 
 LOOK = 0.5
@@ -75,12 +75,12 @@ class _Job:
         return {"folder": self.folder, "leaving": False}
 
     @property
-    def meeting(self) -> Rendezvous:
-        return Rendezvous(Path(self.folder))
+    def run_folder(self) -> RunFolder:
+        return RunFolder(Path(self.folder))
 
     @property
     def order(self) -> dict[str, Any]:
-        return self.meeting.order()
+        return self.run_folder.order()
 
     def __call__(self) -> int:
         """Play the role; the number is an exit code."""
@@ -108,43 +108,43 @@ class WorkerJob(_Job):
     """A node that works for a run: joins its head, and leaves when it is told to or nobody is there."""
 
     node: Node | None = None
-    shift: Shift | None = None
+    time_limit: TimeLimit | None = None
 
     def __call__(self) -> int:
-        """Work until the shift is over or the head is gone for long."""
+        """Work until the time limit is over or the head is gone for long."""
         self.leave_on_term()
         spec = SlurmClusterSpec.model_validate(self.order["cluster"])
         try:
             visible_gpus(os.environ, spec.gpus)
-            self.node = Node(spec.temporary_folder, self.meeting.token, spec.interface)
+            self.node = Node(spec.temporary_folder, self.run_folder.token, spec.interface)
         except (ValueError, PddError) as error:
-            self.meeting.refuse(job_id(), str(error))
+            self.run_folder.refuse(job_id(), str(error))
             raise
         try:
-            self.shift = _shift(spec, self.node.folder)
-            self._work(spec, self.node, self.shift)
+            self.time_limit = _time_limit(spec, self.node.folder)
+            self._work(spec, self.node, self.time_limit)
             return 0
         finally:
             self.node.close()
 
-    def _work(self, spec: SlurmClusterSpec, node: Node, shift: Shift) -> None:
+    def _work(self, spec: SlurmClusterSpec, node: Node, time_limit: TimeLimit) -> None:
         offer = Offer(spec.slots_per_worker, spec.gpus, job_id())
-        ear = _Ear(self.meeting)
+        ear = HeadMonitor(self.run_folder)
         joined, falls = "", 0
-        while not self.leaving and not self.meeting.dismissed(offer.job) and not ear.silent():
+        while not self.leaving and not self.run_folder.dismissed(offer.job) and not ear.silent():
             head = ear.listen()
             if head is not None and head.start != joined:  # a new head, or our first
                 if differs := difference(versions(), head.versions):
-                    self.meeting.refuse(job_id(), differs)
+                    self.run_folder.refuse(job_id(), differs)
                     raise NotSubmitted(f"this node does not fit the head: {differs}")
                 node.stop()
-                node.start(offer, head.address, shift)
+                node.start(offer, head.address, time_limit)
                 joined, since = head.start, time.monotonic()
             elif joined and node.ray is not None and node.ray.poll() is not None:
                 falls = falls + 1 if time.monotonic() - since < 60 else 1
                 log.warning("ray ended with %s: %s", node.ray.returncode, node.last_words())
                 if falls >= STARTS:
-                    self.meeting.refuse(job_id(), f"Ray does not stay up: {node.last_words()}")
+                    self.run_folder.refuse(job_id(), f"Ray does not stay up: {node.last_words()}")
                     raise NotSubmitted("Ray does not stay up")
                 joined = ""
             time.sleep(LOOK)
@@ -152,11 +152,11 @@ class WorkerJob(_Job):
 
     def save(self, *, requeued: bool) -> None:
         """Let the jobs on this node save and yield, then take the node out of the cluster."""
-        if self.node is None or self.shift is None:
+        if self.node is None or self.time_limit is None:
             return
-        shift = self.shift
-        shift.end()
-        wait_for(lambda: not shift.busy(), _time_to_save(self.order) if requeued else HURRY)
+        time_limit = self.time_limit
+        time_limit.end()
+        wait_for(lambda: not time_limit.busy(), _time_to_save(self.order) if requeued else HURRY)
         time.sleep(LOOK)  # the answers must reach the driver
         self.node.close()
 
@@ -172,32 +172,32 @@ class HeadJob(_Job):
         """Run the driver to its end and return its exit code."""
         self.leave_on_term()
         spec = SlurmClusterSpec.model_validate(self.order["cluster"])
-        self.node = Node(spec.temporary_folder, self.meeting.token, spec.interface)
+        self.node = Node(spec.temporary_folder, self.run_folder.token, spec.interface)
         try:
             return self._run(spec, self.node)
         finally:
-            self.meeting.withdraw()
+            self.run_folder.withdraw()
             if self.driver is not None and self.driver.poll() is None:
                 self.driver.kill()
             if not self.requeued:  # else they wait for the next head, for a while
-                Queue().cancel_all(name_of(self.order["run"], "worker"))
+                SlurmClient().cancel_all(name_of(self.order["run"], "worker"))
             self.node.close()
 
     def offer(self, spec: SlurmClusterSpec) -> Offer:
         """In elastic mode the head's node does no jobs."""
         return Offer()
 
-    def shift(self, spec: SlurmClusterSpec, node: Node) -> Shift | None:
+    def time_limit(self, spec: SlurmClusterSpec, node: Node) -> TimeLimit | None:
         """When the workers of this node must stop."""
         return None
 
     def _run(self, spec: SlurmClusterSpec, node: Node) -> int:
         for _ in range(STARTS):
-            address = node.start(self.offer(spec), None, self.shift(spec, node))
+            address = node.start(self.offer(spec), None, self.time_limit(spec, node))
             wait_for(partial(node.settled, address), START_SECONDS)
             if node.listens(address):
-                self.meeting.reopen()
-                self.meeting.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
+                self.run_folder.reopen()
+                self.run_folder.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
                 code = self._drive(node, address)
                 if code is not None:
                     return code
@@ -222,7 +222,7 @@ class HeadJob(_Job):
                     return 130
                 if time.monotonic() - beaten >= BEAT:
                     beaten = time.monotonic()
-                    self.meeting.beat()
+                    self.run_folder.beat()
                 time.sleep(LOOK)
             if self.driver.returncode >= 0:
                 return self.driver.returncode
@@ -242,7 +242,7 @@ class HeadJob(_Job):
                 self.driver.kill()
         self.requeued = requeued
         if requeued:
-            self.meeting.withdraw()
+            self.run_folder.withdraw()
             if self.node is not None:
                 self.node.close()
 
@@ -263,22 +263,22 @@ class GangJob(HeadJob):
         """The head's node works as the others do."""
         return Offer(spec.slots_per_worker, spec.gpus)
 
-    def shift(self, spec: SlurmClusterSpec, node: Node) -> Shift:
+    def time_limit(self, spec: SlurmClusterSpec, node: Node) -> TimeLimit:
         """It ends with the job."""
-        return _shift(spec, node.folder)
+        return _time_limit(spec, node.folder)
 
 
-class _Ear:
+class HeadMonitor:
     """Listens for the head: hears its signs of life, and how long there was none."""
 
-    def __init__(self, meeting: Rendezvous) -> None:
-        self.meeting = meeting
+    def __init__(self, run_folder: RunFolder) -> None:
+        self.run_folder = run_folder
         self._last = -1
         self._heard = time.monotonic()
 
     def listen(self) -> Head | None:
         """The head, if one is announced."""
-        found = self.meeting.head()
+        found = self.run_folder.head()
         if found is None:
             return None
         head, changed = found
@@ -297,11 +297,11 @@ def job_id() -> str:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "none")
 
 
-def _shift(spec: SlurmClusterSpec, folder: Path) -> Shift:
+def _time_limit(spec: SlurmClusterSpec, folder: Path) -> TimeLimit:
     """Ours ends when SLURM will tell us to go, by its word where it gives one."""
     began = time.time()
     end = float(os.environ.get("SLURM_JOB_END_TIME") or began + spec.minutes * 60)
-    return Shift(began, end - sbatch.lead_seconds(spec, "worker"), folder)
+    return TimeLimit(began, end - sbatch.lead_seconds(spec, "worker"), folder)
 
 
 def _time_to_save(order: dict[str, Any]) -> float:
@@ -314,7 +314,7 @@ def _time_to_save(order: dict[str, Any]) -> float:
 _CLASS: dict[Role, type[_Job]] = {"head": HeadJob, "worker": WorkerJob, "gang": GangJob}
 
 
-def submit(meeting: Rendezvous, role: Role, count: int = 1, queue: Queue | None = None) -> list[str]:
+def submit(run_folder: RunFolder, role: Role, count: int = 1, queue: SlurmClient | None = None) -> list[str]:
     """Submit `count` jobs of a role and return their ids.
 
     `sbatch` may fail although SLURM has taken the job. Such a job would find nothing to do; it is cancelled.
@@ -322,17 +322,17 @@ def submit(meeting: Rendezvous, role: Role, count: int = 1, queue: Queue | None 
     Raises:
         NotSubmitted: SLURM refuses.
     """
-    order = meeting.order()
-    spec, queue = SlurmClusterSpec.model_validate(order["cluster"]), queue or Queue()
+    order = run_folder.order()
+    spec, queue = SlurmClusterSpec.model_validate(order["cluster"]), queue or SlurmClient()
     name = name_of(order["run"], role)
     before = queue.jobs(name)
-    executor = submitit.SlurmExecutor(meeting.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
-    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, meeting.code))
+    executor = submitit.SlurmExecutor(run_folder.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
+    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code))
     made: list[str] = []
     with _clean_environment():
         for size in sbatch.chunks(count, sbatch.largest_array(queue.config()) if count > 1 else 1):
             try:
-                calls = [_CLASS[role](str(meeting.folder)) for _ in range(size)]
+                calls = [_CLASS[role](str(run_folder.folder)) for _ in range(size)]
                 made += [job.job_id for job in executor.submit_array(calls)]
             except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
                 _cancel_the_lost(queue, name, made, before)
@@ -340,7 +340,7 @@ def submit(meeting: Rendezvous, role: Role, count: int = 1, queue: Queue | None 
     return made
 
 
-def _cancel_the_lost(queue: Queue, name: str, made: list[str], before: list[sbatch.Queued] | None) -> None:
+def _cancel_the_lost(queue: SlurmClient, name: str, made: list[str], before: list[sbatch.Queued] | None) -> None:
     """Cancel jobs of this name that appeared although `sbatch` failed."""
     held = queue.jobs(name)
     if held is None or before is None:

@@ -31,7 +31,7 @@ from jobs.errors import BadInput
 from orchestrator.clusters import reaper
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
 from orchestrator.clusters.slurm.run_folder import write_private
-from workers.runtime.time_limit import Shift
+from workers.runtime.time_limit import TimeLimit
 
 PREFIX = "pdd-node-"
 OWNER = "owner"
@@ -111,11 +111,16 @@ class Node:
         self.reaper = reaper.watch(self.folder)
         self.ray: subprocess.Popen[bytes] | None = None
 
-    def start(self, offer: Offer, head: str | None, shift: Shift | None = None) -> str:
+    def start(self, offer: Offer, head: str | None, time_limit: TimeLimit | None = None) -> str:
         """Start Ray and return the address of the cluster's GCS; it may take seconds until it answers."""
         ports = free_ports(self.address, 7)
         command = ray_command(self.address, self.folder, ports, offer, head)
-        variables = {**settings(self.folder / "token"), **HEALTH, **PATIENCE, **(shift.environment() if shift else {})}
+        variables = {
+            **settings(self.folder / "token"),
+            **HEALTH,
+            **PATIENCE,
+            **(time_limit.environment() if time_limit else {}),
+        }
         self.ray = start_child(command, variables, self.folder / "ray.log")
         return head or f"{self.address}:{ports[-1]}"
 
@@ -261,8 +266,8 @@ def private_folder(parent: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     if len(str(folder / "ray")) > LONGEST_FOLDER:
         folder.rmdir()
-        mend = f"name a folder of at most {LONGEST_FOLDER - len(PREFIX) - 13} characters on every node, such as /tmp"
-        raise BadInput("cluster.yaml", "temporary_folder", parent, mend)
+        fix = f"name a folder of at most {LONGEST_FOLDER - len(PREFIX) - 13} characters on every node, such as /tmp"
+        raise BadInput("cluster.yaml", "temporary_folder", parent, fix)
     return folder
 
 

@@ -45,7 +45,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Rendezvous:
+class RunFolder:
     """The folder of one run's SLURM jobs."""
 
     folder: Path
@@ -76,7 +76,7 @@ class Rendezvous:
         return self.folder / "order.json"
 
     @classmethod
-    def make(cls, folder: Path, order: Mapping[str, Any]) -> Rendezvous:
+    def make(cls, folder: Path, order: Mapping[str, Any]) -> RunFolder:
         """A new folder with a fresh token, a copy of the code, and the order of the run.
 
         Raises:

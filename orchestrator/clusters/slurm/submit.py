@@ -24,8 +24,8 @@ from jobs.errors import BadInput, PddError
 from jobs.graph import Graph
 from orchestrator.clusters.config import Place, SlurmClusterSpec
 from orchestrator.clusters.slurm import jobs
-from orchestrator.clusters.slurm.follow import POINTER, Lent
-from orchestrator.clusters.slurm.run_folder import Rendezvous, write_private
+from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
+from orchestrator.clusters.slurm.run_folder import RunFolder, write_private
 from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.planning.requests import Request
 from orchestrator.runs import journal
@@ -90,7 +90,7 @@ def submit(
     spec, home = place.cluster, store.run_folder(run)
     assert isinstance(spec, SlurmClusterSpec)
     with _one_at_a_time(home):
-        if (earlier := Lent.of(store, run)) is not None and _goes_on(earlier):
+        if (earlier := SlurmRun.of(store, run)) is not None and _goes_on(earlier):
             return None
         shared = Path(spec.shared_folder).expanduser().resolve() / run if spec.shared_folder else home / "slurm"
         order = {
@@ -103,17 +103,17 @@ def submit(
             "fail_fast": fail_fast,
         }
         try:
-            meeting = Rendezvous.make(shared, order)
+            run_folder = RunFolder.make(shared, order)
         except OSError as error:
-            mend = "name a folder that you can write to and that all nodes see"
-            raise BadInput("cluster.yaml", "shared_folder", str(shared), f"{mend} ({error.strerror})") from error
+            fix = "name a folder that you can write to and that all nodes see"
+            raise BadInput("cluster.yaml", "shared_folder", str(shared), f"{fix} ({error.strerror})") from error
         write_private(home / POINTER, json.dumps({"mode": spec.mode, "folder": str(shared)}))
         kinds, known = Counter(one.kind for one in graph), (home / journal.NAME).exists()
         with Journal.open(home) as book:  # closed before the driver can open it
             facts = {"run": run, "command": command, "experiments": list(names), "jobs": dict(kinds)}
             book.write("submitted", **facts, cluster=place.name)
         try:
-            (job,) = jobs.submit(meeting, "gang" if spec.mode == "gang" else "head")
+            (job,) = jobs.submit(run_folder, "gang" if spec.mode == "gang" else "head")
         except PddError as error:
             shutil.rmtree(shared, ignore_errors=True)
             _forget(home, str(error) if known else "")
@@ -121,7 +121,7 @@ def submit(
     return job
 
 
-def _goes_on(earlier: Lent) -> bool:
+def _goes_on(earlier: SlurmRun) -> bool:
     """Whether SLURM has a head of this run; of one that is gone nothing is left behind."""
     held = earlier.head()
     if held is None:

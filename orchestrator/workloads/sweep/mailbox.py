@@ -1,10 +1,11 @@
 """Where the trials of a sweep ask for stages, and where they are answered: a folder of small files.
 
-A trial knows nothing of jobs, and the driver nothing of Ray Tune. A trial puts down a wish, "stage 2 of these values",
-and waits for the answer, the stage's metrics. One file is one message, put in place by a rename and never changed, so
-either side may be killed at any moment. Answers stay: a trial that begins again reads its earlier stages off them.
+A trial knows nothing of jobs, and the driver nothing of Ray Tune. A trial puts down a request, "stage 2 of these
+values", and waits for the answer, the stage's metrics. One file is one message, put in place by a rename and never
+changed, so either side may be killed at any moment. Answers stay: a trial that begins again reads its earlier stages
+off them.
 
-    <trial>.2.wish.json      {"values": {...}, "stage": 2}
+    <trial>.2.request.json      {"values": {...}, "stage": 2}
     <trial>.2.answer.json    {"metrics": {...}, "last": false}  or  {"failed": "why"}
 
 A trial is known by the digest of its values, whatever Ray Tune calls it. Both sides must see the folder at once, so
@@ -35,7 +36,7 @@ class TrialFailed(PddError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class StageRequest:
     """A trial wants this stage, counted from 1, to be done."""
 
     values: Values
@@ -48,7 +49,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Answered:
+class StageMetrics:
     """What a stage came to; `failed` says why there are no metrics."""
 
     metrics: Mapping[str, float]
@@ -66,65 +67,65 @@ def spoken(values: Values) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
-class Desk:
+class TrialMailbox:
     """The folder, for both sides; made when it is first written to."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: set[str] = set()
 
-    def ask(self, wish: Wish, wait: Callable[[], object] = lambda: time.sleep(POLL_SECONDS)) -> Answered:
+    def ask(self, request: StageRequest, wait: Callable[[], object] = lambda: time.sleep(POLL_SECONDS)) -> StageMetrics:
         """The trial's side: the answer, waited for however long it takes.
 
         Raises:
             TrialFailed: the stage cannot be had.
         """
-        if self.answer_to(wish.trial, wish.stage) is None:
-            self._write(wish, "wish", {"values": wish.values, "stage": wish.stage})
-        while (answer := self.answer_to(wish.trial, wish.stage)) is None:
+        if self.answer_to(request.trial, request.stage) is None:
+            self._write(request, "request", {"values": request.values, "stage": request.stage})
+        while (answer := self.answer_to(request.trial, request.stage)) is None:
             wait()
         if answer.failed:
             raise TrialFailed(answer.failed)
         return answer
 
-    def answer_to(self, trial: str, stage: int) -> Answered | None:
+    def answer_to(self, trial: str, stage: int) -> StageMetrics | None:
         """The answer about a stage, if there is one."""
         try:
-            return Answered(**json.loads((self.folder / f"{trial}.{stage}.answer.json").read_text()))
+            return StageMetrics(**json.loads((self.folder / f"{trial}.{stage}.answer.json").read_text()))
         except FileNotFoundError:
             return None
 
-    def new_wishes(self) -> list[Wish]:
-        """The driver's side: the unanswered wishes not seen before, those of all stages in order."""
+    def new_requests(self) -> list[StageRequest]:
+        """The driver's side: the unanswered requests not seen before, those of all stages in order."""
         names = set(names_in(self.folder))
-        fresh = {name for name in names - self._read if name.endswith(".wish.json")}
+        fresh = {name for name in names - self._read if name.endswith(".request.json")}
         self._read |= fresh
-        open_ones = [name for name in fresh if name.replace(".wish.", ".answer.") not in names]
-        wishes = [Wish(**json.loads((self.folder / name).read_text())) for name in open_ones]
-        return sorted(wishes, key=lambda wish: (wish.stage, wish.trial))
+        open_ones = [name for name in fresh if name.replace(".request.", ".answer.") not in names]
+        requests = [StageRequest(**json.loads((self.folder / name).read_text())) for name in open_ones]
+        return sorted(requests, key=lambda request: (request.stage, request.trial))
 
-    def answer(self, wish: Wish, answer: Answered) -> None:
+    def answer(self, request: StageRequest, answer: StageMetrics) -> None:
         """The driver's side: say what a stage came to."""
         said = {"failed": answer.failed} if answer.failed else {"last": answer.last}
-        self._write(wish, "answer", {"metrics": dict(answer.metrics), **said})
+        self._write(request, "answer", {"metrics": dict(answer.metrics), **said})
 
     def begin_again(self) -> list[Values]:
-        """A new driver forgets failures and open wishes, which will come again; returns the trials that it knows."""
+        """A new driver forgets failures and open requests, which will come again; returns the trials that it knows."""
         known: dict[str, Values] = {}
-        wishes = sorted(self.folder.glob("*.wish.json"), key=lambda path: path.stat().st_mtime_ns)
-        for path in wishes:
-            wish = Wish(**json.loads(path.read_text()))
-            answer = self.answer_to(wish.trial, wish.stage)
+        requests = sorted(self.folder.glob("*.request.json"), key=lambda path: path.stat().st_mtime_ns)
+        for path in requests:
+            request = StageRequest(**json.loads(path.read_text()))
+            answer = self.answer_to(request.trial, request.stage)
             if answer is None or answer.failed:
-                path.with_name(path.name.replace(".wish.", ".answer.")).unlink(missing_ok=True)
+                path.with_name(path.name.replace(".request.", ".answer.")).unlink(missing_ok=True)
                 path.unlink()
             else:
-                known[wish.trial] = wish.values
+                known[request.trial] = request.values
         return list(known.values())
 
-    def _write(self, wish: Wish, what: str, message: Mapping[str, Any]) -> None:
+    def _write(self, request: StageRequest, what: str, message: Mapping[str, Any]) -> None:
         make_folder(self.folder)
-        path = self.folder / f"{wish.trial}.{wish.stage}.{what}.json"
+        path = self.folder / f"{request.trial}.{request.stage}.{what}.json"
         unfinished = path.with_suffix(f".{os.getpid()}-{secrets.token_hex(4)}")
         write_file(unfinished, json.dumps(message, allow_nan=False).encode())
         unfinished.replace(path)

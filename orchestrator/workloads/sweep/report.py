@@ -24,7 +24,7 @@ from jobs.sweep import METRICS, Scalar, Sweep
 from orchestrator.runs.timeline import duration
 from orchestrator.workloads.sweep.mailbox import spoken
 from orchestrator.workloads.sweep.rows import Row
-from orchestrator.workloads.sweep.trials import Standing
+from orchestrator.workloads.sweep.trials import TrialState
 
 PAGE = "sweep.md"
 
@@ -51,7 +51,7 @@ def table(rows: Sequence[Row], sweep: Sweep) -> tuple[tuple[str, ...], list[tupl
     return header, lines
 
 
-def write(folder: Path, sweep: Sweep, rows: Sequence[Row], winners: Sequence[Standing], command: str) -> list[Path]:
+def write(folder: Path, sweep: Sweep, rows: Sequence[Row], winners: Sequence[TrialState], command: str) -> list[Path]:
     """Write the report over an earlier one in the same folder (0700; its files 0600); the page first."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     picture, png, caption = _picture(sweep, rows)
@@ -66,7 +66,7 @@ def write(folder: Path, sweep: Sweep, rows: Sequence[Row], winners: Sequence[Sta
     return [_write(folder / name, content) for name, content in {PAGE: page.encode(), **files}.items()]
 
 
-def best_yaml(winner: Standing, sweep: Sweep, command: str) -> str:
+def best_yaml(winner: TrialState, sweep: Sweep, command: str) -> str:
     """The best trial's experiment as a file for `run`; its jobs are in the store already."""
     document = winner.trial.experiment.model_dump(mode="json", exclude_unset=True)
     document["name"] = f"{sweep.name}-best"

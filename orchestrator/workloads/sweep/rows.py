@@ -14,7 +14,7 @@ from typing import Any
 
 from jobs.sweep import Values
 from orchestrator.results.cells import manifest_of
-from orchestrator.workloads.sweep.trials import Standing, jobs_up_to
+from orchestrator.workloads.sweep.trials import TrialState, jobs_up_to
 from workers.store.store import Store
 
 
@@ -66,7 +66,7 @@ class Row:
         }
 
 
-def rows(standings: Sequence[Standing], winners: Sequence[Standing], store: Store) -> list[Row]:
+def rows(standings: Sequence[TrialState], winners: Sequence[TrialState], store: Store) -> list[Row]:
     """One row per trial, in order of their numbers; costs are read from the manifests."""
     needed = [{job.key for job in jobs_up_to(one.trial, one.stage)} for one in standings]
     owners = Counter(key for keys in needed for key in keys)

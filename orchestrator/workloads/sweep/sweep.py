@@ -24,7 +24,7 @@ from jobs.sweep import Sweep, Values, listed, load
 from orchestrator.clusters.config import Place
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.ray_pool import RayPool
-from orchestrator.clusters.slurm.follow import POINTER, Lent
+from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.run_folder import write_private
 from orchestrator.planning.durations import uninterrupted
 from orchestrator.planning.requests import Request, overridden
@@ -33,11 +33,11 @@ from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal, Record
 from orchestrator.runs.status import status
 from orchestrator.runs.timeline import duration
-from orchestrator.scheduler.schedule import Allowances
+from orchestrator.scheduler.schedule import RetryLimits
 from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads import experiments
 from orchestrator.workloads.sweep import report
-from orchestrator.workloads.sweep.mailbox import Desk
+from orchestrator.workloads.sweep.mailbox import TrialMailbox
 from orchestrator.workloads.sweep.rows import Row
 from orchestrator.workloads.sweep.rows import rows as rows_of
 from orchestrator.workloads.sweep.trials import Trial, Trials, make_trial, merge
@@ -53,7 +53,7 @@ MOST_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class AskedSweep:
+class ResolvedSweep:
     """A sweep that can run: every trial known beforehand was checked."""
 
     sweep: Sweep
@@ -91,11 +91,11 @@ class AskedSweep:
         return max(len(one.stages) * (1 if by_stage else one.ipc_per_stage) for one in self.known)
 
 
-def ask(name: str, request: Request) -> AskedSweep:
+def ask(name: str, request: Request) -> ResolvedSweep:
     """The sweep of a file or name, with the command line's words on top of its base experiment.
 
     Raises:
-        BadInput: anything that cannot work, with its place, field, value and mend.
+        BadInput: anything that cannot work, with its place, field, value and fix.
     """
     sweep, place = load(name)
     check_searcher(sweep, place)
@@ -109,7 +109,7 @@ def ask(name: str, request: Request) -> AskedSweep:
     if sweep.searcher == "optuna":
         values = values[:1]
     trials = tuple(make_trial(sweep, base, place, number, one) for number, one in enumerate(values, start=1))
-    return AskedSweep(sweep, base, place, trials)
+    return ResolvedSweep(sweep, base, place, trials)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class DoneSweep:
 
 
 def run(
-    asked: AskedSweep,
+    asked: ResolvedSweep,
     store: Store,
     place: Place,
     *,
@@ -199,18 +199,18 @@ def run(
         _take_back(store, name)
     store.sweep()
     folder = store.run_folder(name)
-    desk = Desk(folder / DESK)
+    mailbox = TrialMailbox(folder / DESK)
     at_once = sweep.at_once or min(MOST_AT_ONCE, 2 * workers)
     values = [one.values for one in asked.known] or None
     search = TuneCluster(cluster or experiments.cluster_of(place), folder, sweep, values, at_once, asked.longest())
     with Journal.open(folder) as book:
         past = journal.read(book.path)
         (folder / "report" / DOCUMENT).unlink(missing_ok=True)
-        trials = Trials(sweep, asked.make, desk, store, book, search, experiments.teller(quiet))
-        earlier = desk.begin_again()
+        trials = Trials(sweep, asked.make, mailbox, store, book, search, experiments.teller(quiet))
+        earlier = mailbox.begin_again()
         known = asked.known or [asked.make(number, one) for number, one in enumerate(earlier, start=1)]
         driven = 0.0 if cluster is None else seconds_driven(past)
-        orders = trials.begin(known, Allowances(keep_going=not fail_fast), seconds_paid(past), driven)
+        orders = trials.begin(known, RetryLimits(keep_going=not fail_fast), seconds_paid(past), driven)
         seconds = orders.remaining_path
         outcome = driver.run(
             orders,
@@ -224,7 +224,7 @@ def run(
             book,
             store,
             watch,
-            about=driver.About(
+            about=driver.RunInfo(
                 run=name,
                 command=command,
                 experiments=(sweep.name,),
@@ -232,14 +232,14 @@ def run(
                 workers=workers,
                 versions=experiments.versions(),
             ),
-            supply=trials,
+            schedule_source=trials,
         )
         trials.break_off()
     return _reported(asked, trials, outcome, store, name, command, workers)
 
 
 def _reported(
-    asked: AskedSweep, trials: Trials, outcome: driver.Outcome, store: Store, name: str, command: str, workers: int
+    asked: ResolvedSweep, trials: Trials, outcome: driver.Outcome, store: Store, name: str, command: str, workers: int
 ) -> DoneSweep:
     best = _together(one.trial for one in trials.winners())
     rows = rows_of(list(trials.standings.values()), trials.winners(), store)
@@ -267,7 +267,7 @@ def _reported(
 
 
 def run_on_slurm(
-    asked: AskedSweep,
+    asked: ResolvedSweep,
     store: Store,
     place: Place,
     *,
@@ -292,7 +292,7 @@ def run_on_slurm(
     return name if last is None else told(asked, store, place, name, command, last)
 
 
-def told(asked: AskedSweep, store: Store, place: Place, name: str, command: str, last: Record) -> DoneSweep:
+def told(asked: ResolvedSweep, store: Store, place: Place, name: str, command: str, last: Record) -> DoneSweep:
     """What came of a sweep that another process drove, from its report and the journal's last record."""
     try:
         document = json.loads((store.run_folder(name) / "report" / DOCUMENT).read_text(encoding="utf-8"))
@@ -331,12 +331,12 @@ def seconds_driven(past: Sequence[Record]) -> float:
 
 def _take_back(store: Store, name: str) -> None:
     """Drive here what SLURM drove before, unless it still does."""
-    lent = Lent.of(store, name)
-    if lent is None:
+    slurm_run = SlurmRun.of(store, name)
+    if slurm_run is None:
         return
-    if held := lent.head():
-        mend = f"SLURM has it ({held[0].sentence()}); follow it with --cluster, or end it with `pdd cancel {name}`"
-        raise BadInput("command line", "sweep", name, mend)
+    if held := slurm_run.head():
+        fix = f"SLURM has it ({held[0].sentence()}); follow it with --cluster, or end it with `pdd cancel {name}`"
+        raise BadInput("command line", "sweep", name, fix)
     (store.run_folder(name) / POINTER).unlink()
 
 

@@ -29,8 +29,8 @@ from orchestrator.planning import durations
 from orchestrator.planning.requests import assign, planned
 from orchestrator.runs.journal import Journal
 from orchestrator.scheduler.schedule import Plan as Orders
-from orchestrator.scheduler.scheduler import BAD, WHOLE, State, Status
-from orchestrator.workloads.sweep.mailbox import Answered, Desk, Wish, spoken, trial_id
+from orchestrator.scheduler.scheduler import AVAILABLE, UNSUCCESSFUL, State, Status
+from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialMailbox, spoken, trial_id
 from workers.store.store import Store
 
 HOUR = 3600.0
@@ -58,7 +58,7 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """Its name on the desk."""
+        """Its name on the mailbox."""
         return trial_id(self.values)
 
     @property
@@ -95,8 +95,8 @@ def make_trial(sweep: Sweep, base: Mapping[str, Any], place: str, number: int, v
         raise BadInput(where, "base.arms.0.method", experiment.arms[0].method, "name a method that distils")
     by = _choice(plan, stages)
     if sweep.metric == "held_out" and by != "validation":
-        mend = f"not reported with distil.choice.by = {by}; set that to validation, or let `loss` decide"
-        raise BadInput(where, "metric", "held_out", mend)
+        fix = f"not reported with distil.choice.by = {by}; set that to validation, or let `loss` decide"
+        raise BadInput(where, "metric", "held_out", fix)
     return Trial(number, values, experiment, plan, stages)
 
 
@@ -114,11 +114,11 @@ def _choice(plan: Plan, stages: Sequence[Sequence[str]]) -> str:
 
 
 @dataclass
-class Standing:
+class TrialState:
     """How far a trial is. `state` is running, done, stopped (early), failed, or unfinished (the sweep was ended)."""
 
     trial: Trial
-    reported: list[Answered] = field(default_factory=list)
+    reported: list[StageMetrics] = field(default_factory=list)
     state: str = "running"
     why: str = ""
 
@@ -133,12 +133,12 @@ class Standing:
 
 
 class Trials:
-    """The plan that grows with the trials' wishes; a `orchestrator.runs.driver.Supply`.
+    """The plan that grows with the trials' requests; a `orchestrator.runs.driver.ScheduleSource`.
 
     Args:
         sweep: the metric, the budget, how many winners.
         make: the trial of a number and its values; raises BadInput.
-        desk: where wishes come from.
+        mailbox: where requests come from.
         store: where metrics are read.
         journal: where reports are written down; also the sweep's clock.
         search: whoever proposes and ends trials.
@@ -149,32 +149,32 @@ class Trials:
         self,
         sweep: Sweep,
         make: Callable[[int, Values], Trial],
-        desk: Desk,
+        mailbox: TrialMailbox,
         store: Store,
         journal: Journal,
         search: Search,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.sweep, self.make, self.desk, self.store = sweep, make, desk, store
+        self.sweep, self.make, self.mailbox, self.store = sweep, make, mailbox, store
         self.journal, self.search, self.say = journal, search, say
-        self.standings: dict[str, Standing] = {}
+        self.standings: dict[str, TrialState] = {}
         self.plan = Plan()
         """The graph of all trials, without their cells."""
         self.orders = Orders.of(self.plan.graph, (), lambda job: 0.0, open=True)
         self.cut_short = ""
         """Why the search was broken off, if it was."""
-        self._open: dict[str, Wish] = {}
+        self._open: dict[str, StageRequest] = {}
         self._stale = False
         self._earlier, self._driven = 0.0, 0.0
         self._paid: dict[str, float] = {}
 
-    def begin(self, trials: Iterable[Trial], allowances: Any, paid: float = 0.0, driven: float = 0.0) -> Orders:
+    def begin(self, trials: Iterable[Trial], retry_limits: Any, paid: float = 0.0, driven: float = 0.0) -> Orders:
         """The first plan: all jobs of the trials known beforehand, and no target yet.
 
         `paid` and `driven` are the seconds that earlier sessions have spent of the budget's GPU-hours and wall-hours.
         """
         self._earlier, self._driven = paid, driven
-        self.orders = replace(self.orders, allowances=allowances)
+        self.orders = replace(self.orders, retry_limits=retry_limits)
         for trial in trials:
             self._admit(trial)
         self._redraw()
@@ -187,19 +187,19 @@ class Trials:
         if not self.orders.open:
             return None
         before = self.orders
-        for wish in self.desk.new_wishes():
-            self._hear(wish)
+        for request in self.mailbox.new_requests():
+            self._hear(request)
         if self._stale:
             self._redraw()
-        for wish in list(self._open.values()):
-            self._answer(wish, state)
+        for request in list(self._open.values()):
+            self._answer(request, state)
         if spent := self._spent(state):
             self.cut_short = spent
             self.search.stop()
         if self.cut_short or self.search.ended():
             self._close()
         else:
-            wanted = frozenset(key for wish in self._open.values() for key in self._keys(wish))
+            wanted = frozenset(key for request in self._open.values() for key in self._keys(request))
             if wanted != self.orders.wanted:
                 self.orders = replace(self.orders, wanted=wanted)
         return self.orders if self.orders is not before else None
@@ -210,7 +210,7 @@ class Trials:
             self.cut_short = "the search was broken off"
             self._close()
 
-    def winners(self) -> list[Standing]:
+    def winners(self) -> list[TrialState]:
         """The best finished trials, the best first; of equals the earlier."""
         done = [one for one in self.standings.values() if one.state == "done"]
         sign = -1.0 if self.sweep.mode == "max" else 1.0
@@ -219,21 +219,21 @@ class Trials:
 
     # Trials come.
 
-    def _hear(self, wish: Wish) -> None:
-        if wish.trial not in self.standings:
+    def _hear(self, request: StageRequest) -> None:
+        if request.trial not in self.standings:
             try:
-                self._admit(self.make(len(self.standings) + 1, wish.values))
+                self._admit(self.make(len(self.standings) + 1, request.values))
             except BadInput as error:
-                self.desk.answer(wish, Answered({}, failed=str(error)))
+                self.mailbox.answer(request, StageMetrics({}, failed=str(error)))
                 return
-        self.standings[wish.trial].state = "running"
-        self._open[wish.trial] = wish
+        self.standings[request.trial].state = "running"
+        self._open[request.trial] = request
 
     def _admit(self, trial: Trial) -> None:
         """Merge a trial's graph; what an earlier session reported of it is still true."""
         merge(self.plan, trial.plan)
-        standing = self.standings[trial.id] = Standing(trial)
-        while (found := self.desk.answer_to(trial.id, standing.stage + 1)) is not None:
+        standing = self.standings[trial.id] = TrialState(trial)
+        while (found := self.mailbox.answer_to(trial.id, standing.stage + 1)) is not None:
             standing.reported.append(found)
             standing.state = "done" if found.last else "stopped"
         self._stale = True
@@ -247,41 +247,41 @@ class Trials:
             priced.of,
             exclusive=dict(self.plan.exclusive),
             limits=dict(self.plan.limits),
-            allowances=self.orders.allowances,
+            retry_limits=self.orders.retry_limits,
             open=True,
         )
         self._stale = False
 
     # Trials are answered.
 
-    def _keys(self, wish: Wish) -> tuple[str, ...]:
-        return self.standings[wish.trial].trial.stages[wish.stage - 1]
+    def _keys(self, request: StageRequest) -> tuple[str, ...]:
+        return self.standings[request.trial].trial.stages[request.stage - 1]
 
-    def _answer(self, wish: Wish, state: State) -> None:
+    def _answer(self, request: StageRequest, state: State) -> None:
         """Answer if the stage is whole, or cannot become so."""
-        keys, standing = self._keys(wish), self.standings[wish.trial]
+        keys, standing = self._keys(request), self.standings[request.trial]
         statuses = {state.jobs[key].status if key in state.jobs else Status.BLOCKED for key in keys}
-        if statuses & BAD:
-            culprit = next(state.jobs[key] for key in keys if state.jobs[key].status in BAD)
-            cause = culprit if culprit.status is Status.FAILED else state.jobs[culprit.because]
+        if statuses & UNSUCCESSFUL:
+            root_failure = next(state.jobs[key] for key in keys if state.jobs[key].status in UNSUCCESSFUL)
+            cause = root_failure if root_failure.status is Status.FAILED else state.jobs[root_failure.because]
             standing.state, standing.why = "failed", cause.because
-            self.desk.answer(wish, Answered({}, failed=cause.because or "a job failed"))
-        elif statuses <= WHOLE:
-            self._report(wish, standing)
+            self.mailbox.answer(request, StageMetrics({}, failed=cause.because or "a job failed"))
+        elif statuses <= AVAILABLE:
+            self._report(request, standing)
         else:
             return
-        del self._open[wish.trial]
+        del self._open[request.trial]
 
-    def _report(self, wish: Wish, standing: Standing) -> None:
+    def _report(self, request: StageRequest, standing: TrialState) -> None:
         trial = standing.trial
-        answer = Answered(self._metrics(trial, wish.stage), last=wish.stage == len(trial.stages))
+        answer = StageMetrics(self._metrics(trial, request.stage), last=request.stage == len(trial.stages))
         standing.reported.append(answer)
         standing.state = "done" if answer.last else "stopped"  # until it asks again
-        fields = {"values": wish.values, "stages": len(trial.stages), "metrics": dict(answer.metrics)}
-        self.journal.write("trial_reported", trial=trial.number, stage=wish.stage, **fields)
-        self.desk.answer(wish, answer)
+        fields = {"values": request.values, "stages": len(trial.stages), "metrics": dict(answer.metrics)}
+        self.journal.write("trial_reported", trial=trial.number, stage=request.stage, **fields)
+        self.mailbox.answer(request, answer)
         said = ", ".join(f"{name} {value:.4g}" for name, value in answer.metrics.items() if name != "ipc_total")
-        self.say(f"{trial.label()}: stage {wish.stage} of {len(trial.stages)}: {said}")
+        self.say(f"{trial.label()}: stage {request.stage} of {len(trial.stages)}: {said}")
 
     def _metrics(self, trial: Trial, stage: int) -> dict[str, float]:
         """Means over seeds; and the images per class so far, the other unit of a rung."""

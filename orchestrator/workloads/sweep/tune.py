@@ -1,15 +1,15 @@
 """Ray Tune under a sweep: it proposes trials, hears their metrics after every stage, and ends the poor ones.
 
 Tune runs in a process of its own on our Ray cluster, and each of its trials in another, all on the driver's host and
-without a CPU or GPU of their own. They compute nothing: a trial asks for a stage at the desk and reports what comes
+without a CPU or GPU of their own. They compute nothing: a trial asks for a stage at the mailbox and reports what comes
 back, so workers stay free for jobs at any number of trials, and a trial is one light process that Tune uses again for
 the next trial.
 
 Tune's state lies in the run's folder (`tune/`, with TensorBoard's event files of every trial) and is taken up by
-`Tuner.restore`: finished trials stay finished, unfinished ones begin again and read their earlier stages off the desk.
-Two things Tune forgets are put right here. A restored scheduler knows nothing of the trials before, so it is told
-their reports again; and state that cannot be read is no loss, because every stage lies in the store. Tune's state is
-pickled, as all of Tune is: the run's folder is ours alone (0700), and so is everything in it.
+`Tuner.restore`: finished trials stay finished, unfinished ones begin again and read their earlier stages off the
+mailbox. Two things Tune forgets are put right here. A restored scheduler knows nothing of the trials before, so it is
+told their reports again; and state that cannot be read is no loss, because every stage lies in the store. Tune's state
+is pickled, as all of Tune is: the run's folder is ours alone (0700), and so is everything in it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jobs.errors import BadInput
 from jobs.sweep import ATTEMPTS, Dimension, Sweep, Values
 from orchestrator.clusters.ray_cluster import Cluster, brief
 from orchestrator.runs.pool import PoolBroken
-from orchestrator.workloads.sweep.mailbox import Desk, Wish, trial_id
+from orchestrator.workloads.sweep.mailbox import StageRequest, TrialMailbox, trial_id
 
 FOLDER = "tune"
 DESK = "trials"
@@ -173,7 +173,7 @@ def _trainable(folder: Path) -> Any:
     class SweepTrial(tune.Trainable):
         def setup(self, config: dict[str, Any]) -> None:
             os.umask(0o077)
-            self.desk, self.values, self.stage = Desk(folder), config["values"], 0
+            self.mailbox, self.values, self.stage = TrialMailbox(folder), config["values"], 0
 
         def reset_config(self, new_config: dict[str, Any]) -> bool:
             self.setup(new_config)
@@ -181,7 +181,7 @@ def _trainable(folder: Path) -> Any:
 
         def step(self) -> dict[str, Any]:
             self.stage += 1
-            answer = self.desk.ask(Wish(self.values, self.stage))
+            answer = self.mailbox.ask(StageRequest(self.values, self.stage))
             return {**answer.metrics, "stage": self.stage, "done": answer.last}
 
     return tune.with_resources(SweepTrial, {"cpu": 0, HEAD: SHARE})
@@ -207,8 +207,8 @@ def _remembering(kind: Any, folder: Path) -> Any:
     class Remembering(kind):  # type: ignore[misc]
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
             super().on_trial_add(tune_controller, trial)
-            desk, name, stage = Desk(folder), trial_id(trial.config["values"]), 1
-            while trial.is_finished() and (answer := desk.answer_to(name, stage)) is not None and not answer.failed:
+            mailbox, name, stage = TrialMailbox(folder), trial_id(trial.config["values"]), 1
+            while trial.is_finished() and (answer := mailbox.answer_to(name, stage)) is not None and not answer.failed:
                 super().on_trial_result(tune_controller, trial, {**answer.metrics, "stage": stage})
                 stage += 1
 

@@ -217,7 +217,7 @@ def test_with_json_a_refusal_is_one_document_with_its_parts(
     assert (said.exit, document["schema"], document["exit"]) == (2, 1, 2)
     error = document["error"]
     assert (error["place"], error["field"], error["value"]) == (place, field, value)
-    assert error["mend"] and said.err.strip() == error["message"] and "\n" not in error["message"]
+    assert error["fix"] and said.err.strip() == error["message"] and "\n" not in error["message"]
 
 
 def test_options_before_the_commands_name_hold_behind_it_too(type_in: Type, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.clusters.ray_cluster import ForeignCluster
+from orchestrator.clusters.ray_cluster import ExternalCluster
 from orchestrator.clusters.slurm.ray_node import Node, Offer, wait_for
 from orchestrator.clusters.slurm.run_folder import versions
 
@@ -68,9 +68,9 @@ def test_a_wrong_token_is_refused_in_one_sentence(tmp_path: Path, address: str) 
 
 
 def test_a_worker_with_other_versions_gets_no_job() -> None:
-    cluster = ForeignCluster("head:1", None)
-    assert cluster.complaint(versions()) == ""
-    assert "code is 0000" in cluster.complaint({**versions(), "code": "0000"})
+    cluster = ExternalCluster("head:1", None)
+    assert cluster.version_mismatch(versions()) == ""
+    assert "code is 0000" in cluster.version_mismatch({**versions(), "code": "0000"})
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_a_worker_with_other_versions_gets_no_job() -> None:
     [({"CPU": 8.0}, "auto", 8), ({"CPU": 8.0, "GPU": 2.0}, "auto", 2), ({"CPU": 8.0}, 3, 3), ({"memory": 1.0}, 3, 0)],
 )
 def test_slots_of_a_foreign_node(resources: dict[str, float], slots: int, offered: int) -> None:
-    assert ForeignCluster("head:1", None, slots).offers(resources) == offered  # type: ignore[arg-type]
+    assert ExternalCluster("head:1", None, slots).offers(resources) == offered  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def test_slots_are_gpus_else_cores_else_what_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "field", "mend"),
+    ("entry", "field", "fix"),
     [
         ("{kind: slurm, partitoin: gpu}", "clusters.s.partitoin", "known here: account, array_throttle, "),
         ("{kind: slurm, head: {gpus: 1}}", "clusters.s.head.gpus", "known here: cpus, memory, minutes, "),
@@ -43,11 +43,11 @@ def test_slots_are_gpus_else_cores_else_what_is_said() -> None:
         ("{kind: slurm, mode: swarm}", "clusters.s.mode", "'elastic' or 'gang'"),
     ],
 )
-def test_what_is_not_known_is_refused_with_what_is(tmp_path: Path, entry: str, field: str, mend: str) -> None:
+def test_what_is_not_known_is_refused_with_what_is(tmp_path: Path, entry: str, field: str, fix: str) -> None:
     with pytest.raises(BadInput) as refused:
         choose(written(tmp_path, f"  s: {entry}\n"), "s", None, None)
     assert refused.value.field == field
-    assert mend in refused.value.mend
+    assert fix in refused.value.fix
 
 
 def test_workers_of_the_command_line_limit_the_workers_of_slurm(tmp_path: Path) -> None:

@@ -31,14 +31,14 @@ def test_every_finding_that_is_not_well_has_a_mend(tmp_path: Path, monkeypatch: 
     everything_is_full(monkeypatch)
     monkeypatch.setattr(metadata, "version", absent("ray"))
     found = findings("/proc/store", workers=10_000)
-    assert {name for name, one in found.items() if not one.well} >= {"ray", "workers", "shared memory", "store"}
-    assert all(one.mend for one in found.values() if not one.well)
+    assert {name for name, one in found.items() if not one.ok} >= {"ray", "workers", "shared memory", "store"}
+    assert all(one.fix for one in found.values() if not one.ok)
 
 
 def test_this_machine_passes_with_a_worker_and_a_store(tmp_path: Path) -> None:
     found = findings(tmp_path / "store")
     for name in ("python", "torch", "ray", "pyarrow", "workers", "device", "store"):
-        assert found[name].well, found[name]
+        assert found[name].ok, found[name]
     assert found["python"].found == ".".join(map(str, sys.version_info[:3]))
     assert found["store"].found == str(tmp_path / "store")
 
@@ -47,49 +47,49 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(tmp_path: Path, monke
     monkeypatch.setattr(metadata, "version", absent("submitit"))
     found = findings(tmp_path)
     assert found["submitit"] == Finding("submitit", False, "not installed", "pip install submitit")
-    assert found["torch"].well
+    assert found["torch"].ok
 
 
 def test_more_workers_than_cores_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
-    assert findings(tmp_path, workers=2)["workers"].well
+    assert findings(tmp_path, workers=2)["workers"].ok
     found = findings(tmp_path, workers=3)["workers"]
-    assert (found.well, found.found) == (False, "3 workers on 2 cores") and "--workers 2" in found.mend
+    assert (found.ok, found.found) == (False, "3 workers on 2 cores") and "--workers 2" in found.fix
 
 
 def test_a_temporary_folder_whose_name_is_too_long_for_sockets_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
-    assert findings(tmp_path)["temporary folder"].well
+    assert findings(tmp_path)["temporary folder"].ok
     monkeypatch.setattr(tempfile, "tempdir", "/scratch/a-folder-with-a-very-long-name/tmp")
     found = findings(tmp_path)["temporary folder"]
-    assert not found.well and "TMPDIR" in found.mend
+    assert not found.ok and "TMPDIR" in found.fix
 
 
 def test_the_longest_temporary_folder_that_is_well_is_one_that_a_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own check counts the whole name of the folder that it makes."""
     from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
 
-    for length, well in ((23, True), (24, False)):
+    for length, ok in ((23, True), (24, False)):
         monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * (length - 1))
-        assert doctor._temporary_folder().well is well
-        assert (len(f"{tempfile.gettempdir()}/pdd-12345678/ray") <= LONGEST_FOLDER) is well
+        assert doctor._temporary_folder().ok is ok
+        assert (len(f"{tempfile.gettempdir()}/pdd-12345678/ray") <= LONGEST_FOLDER) is ok
 
 
 def test_a_store_that_cannot_be_written_is_found_with_its_mend(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = findings(tmp_path / "file" / "store")
-    assert not found["store"].well and str(tmp_path / "file" / "store") in found["store"].found
-    assert "write" in found["store"].mend and "disk" not in found
+    assert not found["store"].ok and str(tmp_path / "file" / "store") in found["store"].found
+    assert "write" in found["store"].fix and "disk" not in found
 
 
 def test_a_full_disk_and_a_small_shared_memory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything_is_full(monkeypatch)
     found = findings(tmp_path)
-    assert not found["disk"].well and found["disk"].found == "0 GiB free"
+    assert not found["disk"].ok and found["disk"].found == "0 GiB free"
     if Path("/dev/shm").is_dir():
-        assert not found["shared memory"].well
+        assert not found["shared memory"].ok
 
 
 def everything_is_full(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,9 @@ from jobs.errors import BadInput
 from orchestrator.clusters import ray_cluster, reaper
 from orchestrator.clusters.ray_cluster import LocalCluster
 from orchestrator.clusters.ray_pool import RayPool, gpu_share
-from orchestrator.runs.driver import About, run
+from orchestrator.runs.driver import RunInfo, run
 from orchestrator.runs.journal import Journal, read
-from orchestrator.runs.pool import Answer, Joined, Left, PoolEvent
+from orchestrator.runs.pool import JobReturned, PoolEvent, WorkerJoined, WorkerLeft
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 
@@ -53,7 +53,7 @@ class Shared:
 
     def start(self) -> None:
         self.pool.start()
-        self.slots = {event.slot for event in self.hear(Joined, Joined) if isinstance(event, Joined)}
+        self.slots = {event.slot for event in self.hear(WorkerJoined, WorkerJoined) if isinstance(event, WorkerJoined)}
 
     def hear(self, *kinds: type[PoolEvent]) -> list[PoolEvent]:
         """The next events, which must be of these kinds in some order."""
@@ -89,8 +89,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 def test_two_jobs_run_on_two_slots_at_a_time(shared: Shared) -> None:
     first, second = sorted(shared.slots)
     keys = [shared.submit(fakes.WORKS, first, 1), shared.submit(fakes.WORKS, second, 2)]
-    answers = shared.hear(Answer, Answer)
-    assert {(answer.slot, answer.key, answer.status) for answer in answers if isinstance(answer, Answer)} == {
+    answers = shared.hear(JobReturned, JobReturned)
+    assert {(answer.slot, answer.key, answer.status) for answer in answers if isinstance(answer, JobReturned)} == {
         (first, keys[0], "done"),
         (second, keys[1], "done"),
     }
@@ -102,11 +102,11 @@ def test_two_jobs_run_on_two_slots_at_a_time(shared: Shared) -> None:
 def test_an_exception_out_of_execute_is_an_answer_and_the_worker_stays(shared: Shared) -> None:
     slot = min(shared.slots)
     shared.submit(fakes.RAISES, slot)
-    (answer,) = shared.hear(Answer)
-    assert isinstance(answer, Answer) and (answer.status, answer.reason) == ("failed", "bug")
+    (answer,) = shared.hear(JobReturned)
+    assert isinstance(answer, JobReturned) and (answer.status, answer.reason) == ("failed", "bug")
     assert "execute broke its promise" in answer.message
     shared.submit(fakes.WORKS, slot)
-    shared.hear(Answer)
+    shared.hear(JobReturned)
 
 
 def test_a_killed_worker_leaves_and_another_comes_under_a_new_name(
@@ -116,10 +116,10 @@ def test_a_killed_worker_leaves_and_another_comes_under_a_new_name(
     key = shared.submit(fakes.SLEEPS, slot)
     until(lambda: shared.store.starts(key))
     os.kill(shared.store.starts(key)[0], signal.SIGKILL)
-    left, joined = sorted(shared.hear(Left, Joined), key=lambda event: isinstance(event, Joined))
-    assert isinstance(left, Left) and (left.slot, left.reason) == (slot, "crashed")
+    left, joined = sorted(shared.hear(WorkerLeft, WorkerJoined), key=lambda event: isinstance(event, WorkerJoined))
+    assert isinstance(left, WorkerLeft) and (left.slot, left.reason) == (slot, "crashed")
     assert "worker process has died" in left.message
-    assert isinstance(joined, Joined) and joined.slot not in shared.slots
+    assert isinstance(joined, WorkerJoined) and joined.slot not in shared.slots
     shared.slots = shared.slots - {slot} | {joined.slot}
     time.sleep(0.5)  # Ray's own report of the death comes a little later
     assert capfd.readouterr().out == ""
@@ -127,7 +127,7 @@ def test_a_killed_worker_leaves_and_another_comes_under_a_new_name(
 
 def test_what_a_job_prints_stays_out_of_the_drivers_output(shared: Shared, capfd: pytest.CaptureFixture[str]) -> None:
     shared.submit(fakes.PRINTS, min(shared.slots))
-    shared.hear(Answer)
+    shared.hear(JobReturned)
     assert capfd.readouterr().out == ""
 
 
@@ -200,7 +200,7 @@ def is_running(pid: int) -> bool:
 DRIVER = """
 import sys
 from pathlib import Path
-from tests.orchestrator.test_ray_pool import drive
+from tests.orchestrator.clusters.test_ray_pool import drive
 sys.exit(drive(Path(sys.argv[1]), [int(draw) for draw in sys.argv[2].split(",")]))
 """
 
@@ -210,7 +210,7 @@ def drive(root: Path, draws: list[int]) -> int:
     graph, _ = graph_of(draws)
     pool = RayPool(LocalCluster(2), str(root), RUN, EXECUTE)
     with Journal.open(root / "runs" / RUN) as journal:
-        return run(plan_of(graph), graph, pool, journal, FakeStore(root), about=About(RUN)).exit
+        return run(plan_of(graph), graph, pool, journal, FakeStore(root), about=RunInfo(RUN)).exit
 
 
 @pytest.fixture
@@ -373,7 +373,7 @@ def hear_one(pool: RayPool) -> str:
 @linux
 @pytest.mark.slow
 def test_slots_follow_a_node_that_dies_and_comes_again(tmp_path: Path, short_folder: Path) -> None:
-    script = "import sys, pathlib, tests.orchestrator.test_ray_pool as t\n"
+    script = "import sys, pathlib, tests.orchestrator.clusters.test_ray_pool as t\n"
     script += "t.watch_nodes_come_and_go(pathlib.Path(sys.argv[1]))"
     watched = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
@@ -384,13 +384,13 @@ def test_slots_follow_a_node_that_dies_and_comes_again(tmp_path: Path, short_fol
         timeout=240,
     )
     assert watched.returncode == 0, watched.stderr
-    assert watched.stdout.splitlines() == ["Joined ", "Joined ", "Left lost", "Joined "]
+    assert watched.stdout.splitlines() == ["WorkerJoined ", "WorkerJoined ", "Left lost", "WorkerJoined "]
     assert list(short_folder.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_a_worker_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path, short_folder: Path) -> None:
-    draw = "import tests.orchestrator.test_ray_pool as t; t.EXECUTE = 'tests.orchestrator.fakes.nothing'\n"
+    draw = "import tests.orchestrator.clusters.test_ray_pool as t; t.EXECUTE = 'tests.orchestrator.fakes.nothing'\n"
     driver = subprocess.run(
         [sys.executable, "-c", draw + DRIVER, str(tmp_path), "0"],
         cwd=ROOT,

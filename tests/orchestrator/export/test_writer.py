@@ -312,7 +312,7 @@ def test_an_unknown_or_unclear_arm_is_told_the_known_ones(workshop: Workshop) ->
         with pytest.raises(BadInput) as told:
             exportable.of_experiment(workshop.plan, arm)
         for known in ("Random, 1 image per class", "MTT, 1 image per class", "PDD+MTT, 2 stages of 1 image per class"):
-            assert known in told.value.mend
+            assert known in told.value.fix
 
 
 def test_arms_that_are_called_alike_are_not_guessed_between(tmp_path: Path) -> None:

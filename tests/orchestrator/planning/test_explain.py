@@ -3,15 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.planning.explain import Explanation, explain, sources_of
-from orchestrator.planning.requests import Asked, Request, answer
+from orchestrator.planning.requests import Request, ResolvedRequest, answer
 from workers.store.store import Store
 
 
-def tiny(*settings: str) -> Asked:
+def tiny(*settings: str) -> ResolvedRequest:
     return answer(Request(experiments=("tiny",), settings=settings))
 
 
-def store_of(root: Path, asked: Asked, *kinds: str) -> Store:
+def store_of(root: Path, asked: ResolvedRequest, *kinds: str) -> Store:
     """A store in which all jobs of these kinds are done."""
     store = Store.open(root)
     for job in asked.plan.graph:

@@ -10,23 +10,23 @@ from rich.console import Console
 
 from jobs.experiment import FOLDER
 from orchestrator.planning.forecast import Forecast, forecast
-from orchestrator.planning.requests import Asked, Request, answer
+from orchestrator.planning.requests import Request, ResolvedRequest, answer
 from orchestrator.runs.timeline import duration
 from workers.store.store import Store
 
 
-def tiny(*settings: str) -> Asked:
+def tiny(*settings: str) -> ResolvedRequest:
     return answer(Request(experiments=("tiny",), settings=settings))
 
 
-def stored(store: Store, asked: Asked, *keys: str, seconds: float = 1.0) -> None:
+def stored(store: Store, asked: ResolvedRequest, *keys: str, seconds: float = 1.0) -> None:
     for key in keys:
         job = asked.plan.graph[key]
         with store.put(key, job.kind, job.canonical()["spec"], job.parents, device="cpu", seconds=seconds) as folder:
             (folder / "data").write_text("x")
 
 
-def keys(asked: Asked, kind: str) -> list[str]:
+def keys(asked: ResolvedRequest, kind: str) -> list[str]:
     return [job.key for job in asked.plan.graph if job.kind == kind]
 
 

@@ -11,7 +11,7 @@ from jobs.errors import BadInput
 from jobs.experiment import FOLDER, Experiment
 from jobs.specs import DistilSpec, ExpertsSpec, FullSpec
 from orchestrator.planning import requests
-from orchestrator.planning.requests import Asked, Request, answer
+from orchestrator.planning.requests import Request, ResolvedRequest, answer
 from workers.data.sources import Facts
 
 CIFAR10 = Facts(
@@ -36,7 +36,7 @@ TINY_IMAGENET = replace(
 )
 
 
-def asked(*settings: str, **fields: Any) -> Asked:
+def asked(*settings: str, **fields: Any) -> ResolvedRequest:
     return answer(Request(experiments=fields.pop("experiments", ("tiny",)), settings=settings, **fields))
 
 
@@ -46,11 +46,11 @@ def refusal(*settings: str, **fields: Any) -> BadInput:
     return caught.value
 
 
-def specs(found: Asked, kind: type) -> list[Any]:
+def specs(found: ResolvedRequest, kind: type) -> list[Any]:
     return [job.spec for job in found.plan.graph if isinstance(job.spec, kind)]
 
 
-def only(found: Asked) -> Experiment:
+def only(found: ResolvedRequest) -> Experiment:
     (experiment,) = found.experiments
     return experiment
 
@@ -76,7 +76,7 @@ def test_the_dataset_is_chosen_by_name_by_path_and_by_field() -> None:
     assert only(asked(dataset="digits")).source.name == "digits"
     assert refusal(dataset="./here").value == "here"
     error = refusal("dataset.path=/nope")
-    assert (error.field, error.value) == ("dataset.path", "/nope") and "digits" in error.mend
+    assert (error.field, error.value) == ("dataset.path", "/nope") and "digits" in error.fix
 
 
 def test_the_dataset_sections_numbers_are_the_recipes() -> None:
@@ -133,13 +133,13 @@ def test_a_setting_without_a_name_or_a_value_is_refused(setting: str) -> None:
 def test_experts_of_a_later_stage_are_counted_by_their_own_epochs() -> None:
     assert specs(asked("experts.later_epochs=3"), ExpertsSpec)
     error = refusal("experts.later_epochs=2")
-    assert (error.field, error.value) == ("experts.later_epochs", 2) and "at least 3" in error.mend
+    assert (error.field, error.value) == ("experts.later_epochs", 2) and "at least 3" in error.fix
 
 
 def test_the_extra_epoch_of_the_experts_counts() -> None:
     asked("experts.real.epochs=2", "experts.real.extra_epoch=true")
     error = refusal("experts.real.epochs=2")
-    assert (error.field, error.value) == ("experts.real.epochs", 2) and "at least 3" in error.mend
+    assert (error.field, error.value) == ("experts.real.epochs", 2) and "at least 3" in error.fix
 
 
 def test_a_method_without_its_experts_is_refused(tmp_path: Path) -> None:

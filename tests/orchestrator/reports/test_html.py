@@ -48,7 +48,7 @@ def every_block() -> Page:
     picture = Picture("a-plot.png", png(), "a red picture", "Its caption.")
     entry = Entry((Line("61.2", "measured"), Line("note 1", "state", "note-1")), anchor="a-cell")
     grid = Grid("a-table", ("Row", "Number"), (("one", entry), ("two", "3")), "The caption.", title="A table")
-    bar = Grid("bars", ("Row", "Standing"), (("one", Coverage((("measured", 3), ("failed", 1)))),), words=2)
+    bar = Grid("bars", ("Row", "CellStatus"), (("one", Coverage((("measured", 3), ("failed", 1)))),), words=2)
     return page(
         Prose("Read this.", notice=True),
         grid,
@@ -146,7 +146,7 @@ def test_markdown_says_the_same() -> None:
     assert markdown(every_block()) == (
         "# A report\n\nWhat it is.\n\n* Scale: tiny\n\n## First\n\n> Read this.\n\n"
         "| Row | Number |\n| --- | ---: |\n| one | 61.2; note 1 |\n| two | 3 |\n\nThe caption.\n\n"
-        "| Row | Standing |\n| --- | --- |\n| one | 3 measured, 1 failed |\n\n"
+        "| Row | CellStatus |\n| --- | --- |\n| one | 3 measured, 1 failed |\n\n"
         "* why\n\n![a red picture](a-plot.png)\n\nIts caption.\n\n![another](another.png)\n\nSide by side.\n\n"
         "<details><summary>More</summary>\n\n```\npdd run x\n```\n\n</details>\n\n[cells.csv](cells.csv): all cells\n"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.reports.experiment_report import write
-from orchestrator.results.comparisons import contrasts, paired
+from orchestrator.results.comparisons import comparisons, paired
 from tests.orchestrator.results.test_cells import demo_plan, put
 from workers.store.store import Store
 
@@ -44,7 +44,7 @@ def measured(store: Store, advantage: float) -> None:
 def test_arms_with_the_same_images_are_compared_seed_by_seed(tmp_path: Path, advantage: float) -> None:
     store = Store.open(tmp_path / "store")
     measured(store, advantage)
-    found = contrasts(demo_plan(seeds=(0, 1, 2, 3)), store)
+    found = comparisons(demo_plan(seeds=(0, 1, 2, 3)), store)
     assert [one.architecture for one in found] == ["convnet", "resnet10"]
     first = found[0]
     names = ("PDD+MTT (2 x 1)", "Random (1 x 2)")
@@ -58,7 +58,7 @@ def test_arms_with_the_same_images_are_compared_seed_by_seed(tmp_path: Path, adv
 def test_fewer_than_three_seeds_are_not_compared(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     measured(store, 5.0)
-    assert contrasts(demo_plan(seeds=(0, 1)), store) == []
+    assert comparisons(demo_plan(seeds=(0, 1)), store) == []
 
 
 def test_a_seed_with_a_missing_network_is_left_out(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_seed_with_a_missing_network_is_left_out(tmp_path: Path) -> None:
     plan = demo_plan(seeds=(0, 1, 2, 3))
     lost = next(cell for cell in plan.cells if cell.base_method == "random").jobs[0]
     store.quarantine(lost, "for the test")
-    assert [one.paired.n for one in contrasts(plan, store)] == [3, 4]
+    assert [one.paired.n for one in comparisons(plan, store)] == [3, 4]
 
 
 def test_the_report_prints_the_differences(tmp_path: Path) -> None:

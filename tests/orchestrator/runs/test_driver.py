@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from jobs.graph import Graph
-from orchestrator.runs.driver import About, Outcome, run
+from orchestrator.runs.driver import Outcome, RunInfo, run
 from orchestrator.runs.journal import Journal, JournalLost, Record, read
-from orchestrator.runs.pool import Answer, InProcessPool, Joined, Left, PoolEvent, Said
-from orchestrator.scheduler.schedule import Allowances, Plan
-from orchestrator.scheduler.scheduler import WHOLE, State
+from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolEvent, WorkerJoined, WorkerLeft
+from orchestrator.scheduler.schedule import Plan, RetryLimits
+from orchestrator.scheduler.scheduler import AVAILABLE, State
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 
@@ -52,7 +52,7 @@ def drive(root: Path, graph: Graph, pool: Any = None, **fields: Any) -> Outcome:
     pool = pool or InProcessPool(str(root), RUN, "tests.orchestrator.fakes.execute")
     on_change = fields.pop("on_change", lambda state: None)
     with Journal.open(folder_of(root)) as journal:
-        return run(plan_of(graph, **fields), graph, pool, journal, FakeStore(root), on_change, about=About(RUN))
+        return run(plan_of(graph, **fields), graph, pool, journal, FakeStore(root), on_change, about=RunInfo(RUN))
 
 
 def story(root: Path) -> list[str]:
@@ -123,7 +123,7 @@ def test_a_busy_job_is_tried_again(tmp_path: Path) -> None:
 
 def test_fail_fast_writes_the_stop_file_and_ends_with_3(tmp_path: Path) -> None:
     graph, _ = graph_of([fakes.FAILS, fakes.WORKS])
-    outcome = drive(tmp_path, graph, allowances=Allowances(keep_going=False))
+    outcome = drive(tmp_path, graph, retry_limits=RetryLimits(keep_going=False))
     assert outcome.exit == 3
     assert (folder_of(tmp_path) / "stop").exists()
     assert FakeStore(tmp_path).made() == set()
@@ -165,7 +165,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         raise AssertionError("the second one should have broken off")
 
     graph, _ = graph_of([fakes.WORKS])
-    pool = ScriptedPool(lambda pool: [Joined("w", "h")], two_signals)
+    pool = ScriptedPool(lambda pool: [WorkerJoined("w", "h")], two_signals)
     outcome = drive(tmp_path, graph, pool)
     assert outcome.exit == 130
     assert pool.closed == [0.0]
@@ -180,7 +180,7 @@ def test_signals_do_not_disturb_the_closing(tmp_path: Path) -> None:
             super().close(grace_seconds)
 
     graph, keys = graph_of([fakes.WORKS])
-    pool = InterruptedPool(lambda pool: [Joined("w", "h")], lambda pool: [Answer("w", "done", keys[0])])
+    pool = InterruptedPool(lambda pool: [WorkerJoined("w", "h")], lambda pool: [JobReturned("w", "done", keys[0])])
     assert drive(tmp_path, graph, pool).exit == 0
     assert pool.closed == [30.0]
 
@@ -188,9 +188,9 @@ def test_signals_do_not_disturb_the_closing(tmp_path: Path) -> None:
 def test_workers_come_and_go_in_the_journal(tmp_path: Path) -> None:
     graph, keys = graph_of([fakes.WORKS])
     pool = ScriptedPool(
-        lambda pool: [Said("one node is slow"), Joined("w", "h")],
-        lambda pool: [Left("w", "lost", "its node is gone"), Joined("v", "g")],
-        lambda pool: [Answer("v", "done", keys[0], 2.0)],
+        lambda pool: [Message("one node is slow"), WorkerJoined("w", "h")],
+        lambda pool: [WorkerLeft("w", "lost", "its node is gone"), WorkerJoined("v", "g")],
+        lambda pool: [JobReturned("v", "done", keys[0], 2.0)],
     )
     assert drive(tmp_path, graph, pool).exit == 0
     assert [entry[1:] for entry in pool.submitted] == [("w", 1, 0), ("v", 2, 0)]
@@ -202,14 +202,16 @@ def test_workers_come_and_go_in_the_journal(tmp_path: Path) -> None:
 
 def test_a_worker_with_other_code_is_noticed_by_the_key_it_computes(tmp_path: Path) -> None:
     graph, keys = graph_of([fakes.WORKS])
-    pool = ScriptedPool(lambda pool: [Joined("w", "h")], lambda pool: [Answer("w", "done", "select-other-0123")])
+    pool = ScriptedPool(
+        lambda pool: [WorkerJoined("w", "h")], lambda pool: [JobReturned("w", "done", "select-other-0123")]
+    )
     assert drive(tmp_path, graph, pool).exit == 3
     assert "its code differs" in records(tmp_path, "job_failed")[0]["message"]
 
 
 def test_a_crash_of_the_driver_itself_is_in_the_journal_and_closes_the_pool(tmp_path: Path) -> None:
     graph, keys = graph_of([fakes.WORKS])
-    pool = ScriptedPool(lambda pool: [Joined("w", "h")], lambda pool: [Left("never joined", "lost")])
+    pool = ScriptedPool(lambda pool: [WorkerJoined("w", "h")], lambda pool: [WorkerLeft("never joined", "lost")])
     with pytest.raises(Exception, match="left without having joined"):
         drive(tmp_path, graph, pool)
     ended = records(tmp_path, "run_ended")[0]
@@ -220,7 +222,7 @@ def test_a_crash_of_the_driver_itself_is_in_the_journal_and_closes_the_pool(tmp_
 
 def test_a_journal_that_cannot_be_written_fails_the_run_loudly(tmp_path: Path) -> None:
     graph, _ = graph_of([fakes.WORKS])
-    pool = ScriptedPool(lambda pool: [Joined("w", "h")])
+    pool = ScriptedPool(lambda pool: [WorkerJoined("w", "h")])
     with Journal.open(folder_of(tmp_path)) as journal:
 
         def break_it(state: State) -> None:
@@ -236,7 +238,7 @@ def test_a_journal_that_cannot_be_written_fails_the_run_loudly(tmp_path: Path) -
                 journal,
                 FakeStore(tmp_path),
                 break_it,
-                about=About(RUN),
+                about=RunInfo(RUN),
             )
     assert pool.closed == [30.0]
     assert pool.submitted == []
@@ -265,7 +267,7 @@ class Growing:
         self.plan, self.keys = plan, keys
 
     def replanned(self, state: State) -> Plan | None:
-        if any(state.jobs[key].status not in WHOLE for key in self.plan.wanted):
+        if any(state.jobs[key].status not in AVAILABLE for key in self.plan.wanted):
             return None
         wanted = self.plan.wanted | set(self.keys[:1])
         self.plan = replace(self.plan, wanted=wanted, open=bool(self.keys[1:]))
@@ -279,7 +281,13 @@ def test_a_plan_grows_while_the_run_goes_on(tmp_path: Path) -> None:
     pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.execute")
     with Journal.open(folder_of(tmp_path)) as journal:
         outcome = run(
-            plan, graph, pool, journal, FakeStore(tmp_path), about=About(RUN), supply=Growing(plan, [keys[0], keys[2]])
+            plan,
+            graph,
+            pool,
+            journal,
+            FakeStore(tmp_path),
+            about=RunInfo(RUN),
+            schedule_source=Growing(plan, [keys[0], keys[2]]),
         )
     assert (outcome.exit, outcome.why) == (0, "3 done, 0 cached")
     assert FakeStore(tmp_path).made() == set(keys[:3])
@@ -290,9 +298,11 @@ def test_jobs_that_join_the_plan_may_be_whole_already(tmp_path: Path) -> None:
     graph, keys = graph_of([fakes.WORKS] * 2, chained=True)
     (tmp_path / f"{keys[0]}.made").touch()
     empty = replace(plan_of(Graph()), open=True)
-    supply = Growing(replace(plan_of(graph), wanted=frozenset(), open=True), [keys[1]])
+    schedule_source = Growing(replace(plan_of(graph), wanted=frozenset(), open=True), [keys[1]])
     pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.execute")
     with Journal.open(folder_of(tmp_path)) as journal:
-        outcome = run(empty, graph, pool, journal, FakeStore(tmp_path), about=About(RUN), supply=supply)
+        outcome = run(
+            empty, graph, pool, journal, FakeStore(tmp_path), about=RunInfo(RUN), schedule_source=schedule_source
+        )
     assert (outcome.exit, outcome.why) == (0, "1 done, 1 cached")
     assert [record["key"] for record in records(tmp_path, "job_cached")] == keys[:1]

@@ -4,16 +4,16 @@ import random
 
 import pytest
 
-from orchestrator.scheduler.ready_queue import AGEING_AFTER, Urgency
+from orchestrator.scheduler.ready_queue import AGEING_AFTER, ReadyQueue
 
 
-def queue(path: dict[str, float], **since: float) -> Urgency:
+def queue(path: dict[str, float], **since: float) -> ReadyQueue:
     """Ready jobs, named by letters, in the order of the plan that `path` has."""
     places = {key: place for place, key in enumerate(path)}
-    return Urgency(path, places, [(key, at, 0.0) for key, at in since.items()])
+    return ReadyQueue(path, places, [(key, at, 0.0) for key, at in since.items()])
 
 
-def everything(urgency: Urgency, at: float) -> list[str]:
+def everything(urgency: ReadyQueue, at: float) -> list[str]:
     return urgency.pick(at, 100, lambda key: True)
 
 
@@ -61,7 +61,7 @@ def test_any_story_gives_the_order_of_a_plain_sort(seed: int) -> None:
     chance = random.Random(seed)
     path = {f"k{number}": float(chance.randint(0, 900)) for number in range(40)}
     places = {key: place for place, key in enumerate(path)}
-    urgency, ready = Urgency(path, places), dict[str, tuple[float, float]]()
+    urgency, ready = ReadyQueue(path, places), dict[str, tuple[float, float]]()
     at = 0.0
     for _ in range(300):
         at += chance.randint(0, 60)

@@ -11,18 +11,18 @@ import pytest
 
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
-from orchestrator.scheduler.schedule import Allowances, Plan
+from orchestrator.scheduler.schedule import Plan, RetryLimits
 from orchestrator.scheduler.scheduler import (
-    BAD,
-    OPEN,
+    AVAILABLE,
     TRANSITIONS,
-    WHOLE,
+    UNFINISHED,
+    UNSUCCESSFUL,
     Course,
     IllegalTransition,
     JobState,
     State,
     Status,
-    Step,
+    Transition,
     decide,
 )
 
@@ -75,16 +75,16 @@ def test_every_status_has_a_meaning_and_a_row_in_the_table() -> None:
 def test_every_status_can_be_reached_and_what_failed_stays_so() -> None:
     reached = {status for row in TRANSITIONS.values() for status in row.values()}
     assert reached == set(Status)
-    assert all(not TRANSITIONS[status] for status in BAD)
-    assert {step for row in TRANSITIONS.values() for step in row} == set(Step)
+    assert all(not TRANSITIONS[status] for status in UNSUCCESSFUL)
+    assert {step for row in TRANSITIONS.values() for step in row} == set(Transition)
 
 
 def test_nothing_is_whole_without_having_run_or_been_found() -> None:
-    into_whole = {(old, step) for old, row in TRANSITIONS.items() for step, new in row.items() if new in WHOLE}
+    into_whole = {(old, step) for old, row in TRANSITIONS.items() for step, new in row.items() if new in AVAILABLE}
     assert into_whole == {
-        (Status.BLOCKED, Step.STORED),
-        (Status.RUNNING, Step.MADE),
-        (Status.RUNNING, Step.FOUND),
+        (Status.BLOCKED, Transition.STORED),
+        (Status.RUNNING, Transition.SUCCEEDED),
+        (Status.RUNNING, Transition.FOUND),
     }
 
 
@@ -223,7 +223,7 @@ def test_what_would_only_fail_again_is_not_tried_again_and_its_descendants_are_s
 
 
 def test_without_keep_going_the_first_failure_stops_the_run() -> None:
-    plan = plan_of(dict.fromkeys("abc", ""), allowances=Allowances(keep_going=False))
+    plan = plan_of(dict.fromkeys("abc", ""), retry_limits=RetryLimits(keep_going=False))
     story = [began(), events.SlotJoined(0, "w"), events.SlotJoined(0, "v")]
     state, actions = tell(plan, *story, events.JobFailed(1, "a", "w", "bug"))
     assert [type(action) for action in actions] == [AskYield]
@@ -452,7 +452,7 @@ class Fate:
             frozenset(key for key in keys if self.random.random() < 0.6),
             exclusive,
             {"x": 1, "y": 2},
-            Allowances(keep_going=self.random.random() < 0.8),
+            RetryLimits(keep_going=self.random.random() < 0.8),
         )
 
     def live(self) -> Finish:
@@ -505,7 +505,7 @@ class Fate:
             if isinstance(action, Start):
                 assert stopping is None
                 parents = self.plan.parents[action.key]
-                assert all(self.state.jobs[parent].status in WHOLE for parent in parents)
+                assert all(self.state.jobs[parent].status in AVAILABLE for parent in parents)
                 assert self.state.slots[action.slot] == action.key
         self.check()
 
@@ -517,8 +517,8 @@ class Fate:
         assert all(in_use[group] <= limit for group, limit in self.plan.limits.items())
         for key, job in jobs.items():
             parents = {jobs[parent].status for parent in self.plan.parents[key]}
-            assert (job.status is Status.READY) <= (parents <= WHOLE)
-            assert (job.status is Status.BLOCKED) <= (not parents <= WHOLE and not parents & BAD)
+            assert (job.status is Status.READY) <= (parents <= AVAILABLE)
+            assert (job.status is Status.BLOCKED) <= (not parents <= AVAILABLE and not parents & UNSUCCESSFUL)
             assert (job.status is Status.BLOCKED) <= (Status.UNNEEDED not in parents)
             assert self.done[key] <= 1 + self.lost[key]
 
@@ -527,12 +527,12 @@ class Fate:
         left = {job.status for job in self.state.jobs.values()}
         assert Status.RUNNING not in left
         if finish.exit == 0:
-            assert not left & (OPEN | BAD)
-            assert all(self.state.jobs[key].status in WHOLE for key in self.plan.wanted)
+            assert not left & (UNFINISHED | UNSUCCESSFUL)
+            assert all(self.state.jobs[key].status in AVAILABLE for key in self.plan.wanted)
         if finish.exit == 3:
             assert Status.FAILED in left
         if self.state.stopping is None:
-            assert not left & OPEN
+            assert not left & UNFINISHED
 
 
 @pytest.mark.parametrize("block", range(10))

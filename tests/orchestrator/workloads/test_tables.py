@@ -17,9 +17,9 @@ from jobs.errors import BadInput
 from jobs.table import walk
 from orchestrator import launch, slurm_driver
 from orchestrator.clusters.config import Place, SlurmClusterSpec
-from orchestrator.clusters.slurm.follow import Lent
+from orchestrator.clusters.slurm.follow import SlurmRun
 from orchestrator.planning import quote
-from orchestrator.planning.table_requests import AskedTables, Request, ask
+from orchestrator.planning.table_requests import Request, ResolvedTables, ask
 from orchestrator.runs import journal
 from orchestrator.workloads import tables as reproducing
 from orchestrator.workloads.tables import STARTING, bought, commands, run_name
@@ -28,7 +28,7 @@ from tests.orchestrator.shell import Ended, Shell, shell_in
 from workers.store.store import Store
 
 
-def rehearsal(*names: str, **changes: Any) -> AskedTables:
+def rehearsal(*names: str, **changes: Any) -> ResolvedTables:
     return ask(Request(tables=names, scale="tiny", dataset="digits", **changes))
 
 
@@ -50,7 +50,7 @@ def test_datasets_that_are_not_here_are_no_error_and_say_where_to_get_them() -> 
 
 
 def test_a_plan_counts_with_datasets_that_are_not_here() -> None:
-    asked = ask(Request(tables=("table5",), scale="paper"), imagined=True)
+    asked = ask(Request(tables=("table5",), scale="paper"), allow_missing_data=True)
     assert all(one.cell is not None for _, one in walk(asked.tables.tables)) and len(asked.absent) == 1
 
 
@@ -149,7 +149,7 @@ def test_every_cell_is_measured_and_both_makespans_are_told(ran: Ran) -> None:
     assert {cell["n"] for cells in tables.values() for cell in cells} == {2}
     makespan = ran.document["makespan"]
     assert makespan["predicted"] > 0 and makespan["measured"] > 0
-    assert makespan["replayed"] - STARTING < makespan["measured"]
+    assert makespan["predicted_from_measured"] - STARTING < makespan["measured"]
 
 
 @pytest.mark.slow
@@ -196,16 +196,16 @@ def test_the_head_is_told_of_the_tables_and_fills_the_same_ones(
         asked, store, Place("slurm", spec, str(store.root)), command="again", quiet=True, follow=False
     )
     assert isinstance(name, str) and name.startswith("reproduce-")
-    called: list[tuple[AskedTables, dict[str, Any]]] = []
+    called: list[tuple[ResolvedTables, dict[str, Any]]] = []
 
-    def run(told: AskedTables, *_: Any, **said: Any) -> Any:
+    def run(told: ResolvedTables, *_: Any, **said: Any) -> Any:
         called.append((told, said))
         return type("Done", (), {"exit": 3})
 
     monkeypatch.setattr(reproducing, "run", run)
     monkeypatch.setenv("PDD_NODE_TOKEN", "token")
-    lent = Lent.of(store, name)
-    assert lent is not None and slurm_driver.drive(lent.folder, "a:1", "a") == 3
+    slurm_run = SlurmRun.of(store, name)
+    assert slurm_run is not None and slurm_driver.drive(slurm_run.folder, "a:1", "a") == 3
     ((told, said),) = called
     assert told.tables.by_table == asked.tables.by_table and said["name"] == name
 

@@ -20,7 +20,7 @@ from tests.workers.workshop import CPU, ONE_STAGE, TWO_STAGES, Workshop, changed
 from workers.data import dataset, preprocess, sources
 from workers.data.sources import Source
 from workers.execute import perform
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store.store import Store
 
 
@@ -219,6 +219,6 @@ def test_a_source_that_changed_since_it_was_planned_is_refused(tmp_path: Path, c
     else:
         picture(pixels, path.with_name("9.png"))
     with pytest.raises(BadInput, match=r"dataset\.path is '.*pets': .*changed since the run was planned"):
-        perform(Bench.alone(job, store))
+        perform(JobContext.alone(job, store))
     assert not store.has(job.key)
     assert planned(root).key != job.key

@@ -103,7 +103,7 @@ def test_every_fourth_example_of_a_class_is_held_out() -> None:
 
 
 def test_digits_take_no_path(tmp_path: Path) -> None:
-    assert "leave the path out" in refused("digits", tmp_path).mend
+    assert "leave the path out" in refused("digits", tmp_path).fix
 
 
 # idx files
@@ -162,7 +162,7 @@ def test_auto_recognises_torchvisions_mnist_but_will_not_guess_about_bare_idx_fi
     write_mnist(tmp_path / "root" / "MNIST" / "raw")
     assert inspect(source("auto", tmp_path / "root")).layout == "mnist"
     write_mnist(tmp_path / "bare")
-    assert "mnist or fashion-mnist" in refused("auto", tmp_path / "bare").mend
+    assert "mnist or fashion-mnist" in refused("auto", tmp_path / "bare").fix
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, content: bytes, said: str) 
     write_mnist(tmp_path / "data")
     (tmp_path / "data" / "t10k-images-idx3-ubyte").write_bytes(content)
     error = refused("mnist", tmp_path / "data")
-    assert said in error.mend and "t10k-images" in str(error.value)
+    assert said in error.fix and "t10k-images" in str(error.value)
 
 
 def test_a_cut_gzip_file_and_a_missing_file_are_named(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_cut_gzip_file_and_a_missing_file_are_named(tmp_path: Path) -> None:
     labels.write_bytes(labels.read_bytes()[:-9])
     assert "t10k-labels" in str(refused("mnist", tmp_path / "data").value)
     labels.unlink()
-    assert "put t10k-labels-idx1-ubyte" in refused("mnist", tmp_path / "data").mend
+    assert "put t10k-labels-idx1-ubyte" in refused("mnist", tmp_path / "data").fix
 
 
 def test_debians_fashion_mnist_is_the_default(fashion_mnist: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_pickle_that_would_call_something_is_refused_before_it_does(tmp_path: 
     write_cifar10(tmp_path / "data")
     (tmp_path / "data" / "data_batch_3").write_bytes(pickle.dumps({"data": Hostile(tmp_path / "made")}))
     error = refused("cifar10", tmp_path / "data")
-    assert "mkdir" in error.mend and "data_batch_3" in str(error.value)
+    assert "mkdir" in error.fix and "data_batch_3" in str(error.value)
     assert not (tmp_path / "made").exists()
 
 
@@ -297,13 +297,13 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, batch: object) ->
 def test_a_missing_cifar_batch_is_named(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "data")
     (tmp_path / "data" / "data_batch_5").unlink()
-    assert "data_batch_5 is missing" in refused("cifar10", tmp_path / "data").mend
+    assert "data_batch_5 is missing" in refused("cifar10", tmp_path / "data").fix
 
 
 def test_a_dataset_of_another_name_is_not_taken_instead(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "cifar-10-batches-py")
     error = refused("cifar100", tmp_path)
-    assert "CIFAR-100" in error.mend and "it holds cifar10" in error.mend
+    assert "CIFAR-100" in error.fix and "it holds cifar10" in error.fix
 
 
 # Tiny-ImageNet
@@ -357,23 +357,23 @@ def test_annotations_that_do_not_match_the_images_are_refused(tmp_path: Path) ->
     write_tiny(tmp_path)
     extra = tmp_path / "val" / "images" / "val_9.JPEG"
     save(extra, shade(1))
-    assert "val_9.JPEG" in refused("tiny-imagenet", tmp_path).mend
+    assert "val_9.JPEG" in refused("tiny-imagenet", tmp_path).fix
     extra.unlink()
     (tmp_path / "val" / "images" / "val_0.JPEG").unlink()
-    assert "val_0.JPEG" in refused("tiny-imagenet", tmp_path).mend
+    assert "val_0.JPEG" in refused("tiny-imagenet", tmp_path).fix
 
 
 def test_annotations_of_an_unknown_class_are_refused(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     with (tmp_path / "val" / "val_annotations.txt").open("a") as stream:
         stream.write("val_2.JPEG\tn99\t0\t0\t1\t1\n")
-    assert "'n99'" in refused("tiny-imagenet", tmp_path).mend
+    assert "'n99'" in refused("tiny-imagenet", tmp_path).fix
 
 
 def test_val_without_annotations_and_folders_is_not_one_class_called_images(tmp_path: Path) -> None:
     write_tiny(tmp_path)
     (tmp_path / "val" / "val_annotations.txt").unlink()
-    assert "val_annotations.txt" in refused("tiny-imagenet", tmp_path).mend
+    assert "val_annotations.txt" in refused("tiny-imagenet", tmp_path).fix
 
 
 # Class folders
@@ -415,21 +415,21 @@ def test_grey_folders_stay_grey_until_one_picture_has_colour(tmp_path: Path, col
 def test_the_first_picture_of_another_size_is_named(tmp_path: Path) -> None:
     write_folders(tmp_path)
     save(tmp_path / "train" / "bee" / "a.png", shade(1, height=5, width=4))
-    mend = refused("folder", tmp_path).mend
-    assert "train/bee/a.png is 5x4" in mend and "2x3" in mend
+    fix = refused("folder", tmp_path).fix
+    assert "train/bee/a.png is 5x4" in fix and "2x3" in fix
 
 
 def test_test_pictures_of_another_size_than_training_ones_are_refused(tmp_path: Path) -> None:
     write_folders(tmp_path)
     for path in (tmp_path / "test").rglob("*.png"):
         save(path, shade(1, height=5, width=4))
-    assert "train are 2x3, of test 5x4" in refused("folder", tmp_path).mend
+    assert "train are 2x3, of test 5x4" in refused("folder", tmp_path).fix
 
 
 def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
     write_folders(tmp_path)
     save(tmp_path / "test" / "bee" / "a.png", b"no picture")
-    assert "test/bee/a.png" in refused("folder", tmp_path).mend
+    assert "test/bee/a.png" in refused("folder", tmp_path).fix
 
 
 def test_a_picture_with_a_flipped_byte_behind_its_header_is_named(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_picture_with_a_flipped_byte_behind_its_header_is_named(tmp_path: Path
     content = bytearray(png(3))
     content[-20] ^= 1
     save(tmp_path / "train" / "bee" / "b.png", bytes(content))
-    assert "train/bee/b.png" in refused("folder", tmp_path).mend
+    assert "train/bee/b.png" in refused("folder", tmp_path).fix
 
 
 def test_a_jpeg_cut_behind_its_header_is_named_by_read(tmp_path: Path) -> None:
@@ -452,31 +452,31 @@ def test_a_jpeg_cut_behind_its_header_is_named_by_read(tmp_path: Path) -> None:
 def test_sixteen_bit_pictures_are_refused_rather_than_clipped(tmp_path: Path) -> None:
     write_folders(tmp_path)
     Image.fromarray(np.full((2, 3), 40000, dtype=np.uint16)).save(tmp_path / "train" / "ant" / "a.png")
-    assert "8 bits" in refused("folder", tmp_path).mend
+    assert "8 bits" in refused("folder", tmp_path).fix
 
 
 def test_a_class_of_only_one_split_is_refused(tmp_path: Path) -> None:
     write_folders(tmp_path)
     save(tmp_path / "test" / "cow" / "a.png", shade(1))
-    assert "'cow'" in refused("folder", tmp_path).mend
+    assert "'cow'" in refused("folder", tmp_path).fix
     shutil.rmtree(tmp_path / "test" / "cow")
     shutil.rmtree(tmp_path / "test" / "bee")
-    assert "add test images: none has label 1 (bee)" in refused("folder", tmp_path).mend
+    assert "add test images: none has label 1 (bee)" in refused("folder", tmp_path).fix
 
 
 def test_an_empty_training_class_and_an_empty_training_split_are_refused(tmp_path: Path) -> None:
     write_folders(tmp_path)
     for path in (tmp_path / "train" / "ant").glob("*.png"):
         path.unlink()
-    assert "no train image has label 0 (ant)" in refused("folder", tmp_path).mend
+    assert "no train image has label 0 (ant)" in refused("folder", tmp_path).fix
     for path in (tmp_path / "train" / "bee").glob("*.png"):
         path.unlink()
-    assert "train split: it is empty" in refused("folder", tmp_path).mend
+    assert "train split: it is empty" in refused("folder", tmp_path).fix
 
 
 def test_one_class_is_no_dataset(tmp_path: Path) -> None:
     write_folders(tmp_path, classes=("ant",))
-    assert "two classes" in refused("folder", tmp_path).mend
+    assert "two classes" in refused("folder", tmp_path).fix
 
 
 # Parquet
@@ -539,7 +539,7 @@ def test_shards_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-00000-of-00002.parquet", [0, 1])
     write_parquet(tmp_path / "test.parquet", [0, 1])
-    assert "train-00001-of-00002" in refused("parquet", tmp_path).mend
+    assert "train-00001-of-00002" in refused("parquet", tmp_path).fix
 
 
 def test_validation_stands_in_for_a_missing_test_split_only(tmp_path: Path) -> None:
@@ -569,7 +569,7 @@ def test_the_split_is_the_last_word_that_names_one(name: str, split: str | None)
 
 def test_one_file_without_a_test_split_is_refused(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    assert "both splits" in refused("parquet", tmp_path / "train.parquet").mend
+    assert "both splits" in refused("parquet", tmp_path / "train.parquet").fix
 
 
 def test_columns_are_taken_as_named_and_decide_the_fingerprint(tmp_path: Path) -> None:
@@ -587,17 +587,17 @@ def test_columns_are_taken_as_named_and_decide_the_fingerprint(tmp_path: Path) -
 def test_a_missing_column_is_answered_with_the_columns_there_are(tmp_path: Path) -> None:
     write_pair(tmp_path, columns=("img", "target"))
     error = refused("parquet", tmp_path)
-    assert error.field == "dataset.label_field" and "img, target" in error.mend
+    assert error.field == "dataset.label_field" and "img, target" in error.fix
     error = refused("parquet", tmp_path, label_field="target", image_field="picture")
-    assert (error.field, error.value) == ("dataset.image_field", "picture") and "img, target" in error.mend
+    assert (error.field, error.value) == ("dataset.image_field", "picture") and "img, target" in error.fix
     write_pair(tmp_path, columns=("pixels", "label"))
     assert refused("parquet", tmp_path).field == "dataset.image_field"
 
 
 def test_columns_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
     write_pair(tmp_path)
-    assert "integers" in refused("parquet", tmp_path, label_field="img").mend
-    assert "encoded images" in refused("parquet", tmp_path, image_field="label").mend
+    assert "integers" in refused("parquet", tmp_path, label_field="img").fix
+    assert "encoded images" in refused("parquet", tmp_path, image_field="label").fix
 
 
 @pytest.mark.parametrize(
@@ -618,30 +618,30 @@ def test_labels_that_cannot_be_trained_on_are_refused(
     tmp_path: Path, train: Sequence[int | None], test: Sequence[int | None], said: str
 ) -> None:
     write_pair(tmp_path, train, test)
-    assert said in refused("parquet", tmp_path).mend
+    assert said in refused("parquet", tmp_path).fix
 
 
 def test_labels_and_class_names_must_cover_each_other(tmp_path: Path) -> None:
     write_pair(tmp_path, (0, 1), (0, 1), names=["ant", "bee", "cow"])
-    assert "label 2 (cow)" in refused("parquet", tmp_path).mend
+    assert "label 2 (cow)" in refused("parquet", tmp_path).fix
     write_pair(tmp_path, (0, 1, 2), (0, 1, 2), names=["ant", "bee"])
-    assert "beyond the 2 class names" in refused("parquet", tmp_path).mend
+    assert "beyond the 2 class names" in refused("parquet", tmp_path).fix
     write_parquet(tmp_path / "test.parquet", (0, 1), names=["bee", "ant"])
-    assert "schemas differ" in refused("parquet", tmp_path).mend
+    assert "schemas differ" in refused("parquet", tmp_path).fix
 
 
 def test_the_row_of_an_unreadable_or_missing_image_is_named(tmp_path: Path) -> None:
     write_pair(tmp_path)
     write_parquet(tmp_path / "test.parquet", [0, 1], [png(0), b"no picture"])
-    assert "test.parquet row 1" in refused("parquet", tmp_path).mend
+    assert "test.parquet row 1" in refused("parquet", tmp_path).fix
     write_parquet(tmp_path / "test.parquet", [0, 1], [None, png(0)])
-    assert "test.parquet row 0 has none" in refused("parquet", tmp_path).mend
+    assert "test.parquet row 0 has none" in refused("parquet", tmp_path).fix
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     write_pair(tmp_path)
     (tmp_path / "test.parquet").write_bytes(b"PAR1 but not really PAR1")
-    assert "replace test.parquet" in refused("parquet", tmp_path).mend
+    assert "replace test.parquet" in refused("parquet", tmp_path).fix
 
 
 @pytest.mark.slow
@@ -660,20 +660,20 @@ def test_cifar10_in_parquet_has_five_thousand_training_images_a_class(shared: Pa
 def test_a_layout_nobody_knows_is_answered_with_the_known_ones() -> None:
     error = refused("imagenet", None)
     assert (error.field, error.value) == ("dataset.layout", "imagenet")
-    assert all(layout in error.mend for layout in sources.LAYOUTS)
+    assert all(layout in error.fix for layout in sources.LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", [name for name in sources.LAYOUTS if name != "digits"])
 def test_a_path_that_is_not_there_is_answered_with_what_to_fetch(tmp_path: Path, layout: str) -> None:
     error = refused(layout, tmp_path / "nowhere")
     assert error.field == "dataset.path" and error.value == str(tmp_path / "nowhere")
-    assert error.mend.endswith("and give its path")
+    assert error.fix.endswith("and give its path")
 
 
 def test_only_fashion_mnist_and_digits_go_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("cifar10", None).value is None
     monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "missing")
-    assert "dataset-fashion-mnist" in refused("fashion-mnist", None).mend
+    assert "dataset-fashion-mnist" in refused("fashion-mnist", None).fix
 
 
 @pytest.mark.parametrize("layout", sorted(set(sources.LAYOUTS) - {"digits"}))
@@ -684,7 +684,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path, layout: str) -> None:
 def test_auto_refuses_a_folder_with_two_datasets(tmp_path: Path) -> None:
     write_cifar10(tmp_path / "cifar-10-batches-py")
     write_mnist(tmp_path / "MNIST" / "raw")
-    assert "mnist or cifar10" in refused("auto", tmp_path).mend
+    assert "mnist or cifar10" in refused("auto", tmp_path).fix
     assert inspect(source("mnist", tmp_path)).layout == "mnist"
 
 

@@ -17,10 +17,10 @@ from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import cafe, method_named, settings_for
-from workers.methods.base import Pixels, Stage
+from workers.methods.base import LearnableImages, Stage
 from workers.methods.cafe import CafeSettings, FeatureAlignment, Pair, Watch, Weights, cafe_loss
 from workers.training.networks import ConvNet, build
-from workers.training.transition import Starts
+from workers.training.transition import StartNetworks
 
 CLASSES, SIDE = 3, 8
 SGD = ImageOptimiserSpec(lr=0.1, momentum=0.5)
@@ -65,8 +65,8 @@ def images(per_class: int, seed: int) -> SyntheticSet:
     return SyntheticSet(torch.randn(len(labels), 1, SIDE, SIDE, generator=generator(seed)), labels, None)
 
 
-def pixels(frozen: SyntheticSet | None = None) -> Pixels:
-    return Pixels(images(2, 11), frozen, SGD, 10)
+def pixels(frozen: SyntheticSet | None = None) -> LearnableImages:
+    return LearnableImages(images(2, 11), frozen, SGD, 10)
 
 
 def stage(frozen: SyntheticSet | None = None, transition: bool = True, **spec: Any) -> Stage:
@@ -92,7 +92,7 @@ def stage(frozen: SyntheticSet | None = None, transition: bool = True, **spec: A
         transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=None,
         network=network(),
-        starts=Starts(network, lambda number: generator(number), earlier, chain, None),
+        starts=StartNetworks(network, lambda number: generator(number), earlier, chain, None),
         device=torch.device("cpu"),
         memory_level=0,
     )
@@ -283,7 +283,7 @@ def test_an_iteration_trains_one_network_on_the_union_between_its_image_steps(mo
     one, canvas = method(stage(frozen, transition=False), most_epochs=1), pixels(frozen)
     step = one._image_step
 
-    def image_step(pixels: Pixels, net: ConvNet, *rest: Any) -> float:
+    def image_step(pixels: LearnableImages, net: ConvNet, *rest: Any) -> float:
         seen.append((net, next(net.parameters()).detach().clone()))
         return step(pixels, net, *rest)
 
@@ -329,7 +329,7 @@ def test_with_an_augmentation_both_sides_of_a_class_have_one_draw() -> None:
 
 def test_the_image_learning_rate_is_halved_from_the_given_iterations_on() -> None:
     spec = ImageOptimiserSpec(lr=0.8, momentum=0.0, halve_at=(2, 3))
-    canvas, seen = Pixels(images(2, 11), None, spec, 5), []
+    canvas, seen = LearnableImages(images(2, 11), None, spec, 5), []
     for iteration in range(5):
         before = canvas.new.clone()
         canvas.descend(torch.ones(6, 1, SIDE, SIDE), iteration)
@@ -368,7 +368,7 @@ def test_the_names_of_recipes_mean_one_class() -> None:
 # Under PDD
 
 
-def run(one: FeatureAlignment, canvas: Pixels, iterations: int = 2) -> list[float]:
+def run(one: FeatureAlignment, canvas: LearnableImages, iterations: int = 2) -> list[float]:
     draws = generator(3)
     return [one.iterate(canvas, iteration, draws) for iteration in range(iterations)]
 

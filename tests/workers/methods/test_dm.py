@@ -17,11 +17,11 @@ from workers.data.multi_formation import decode
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import dm, method_named
-from workers.methods.base import Pixels, Stage
+from workers.methods.base import LearnableImages, Stage
 from workers.methods.by_class import random_rows
 from workers.methods.dm import DistributionMatching, DmSettings, mean_distance
 from workers.training.networks import Network, build
-from workers.training.transition import Starts
+from workers.training.transition import StartNetworks
 
 CLASSES, SIDE = 3, 8
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)
@@ -50,8 +50,8 @@ def images(per_class: int, seed: int) -> SyntheticSet:
     return SyntheticSet(torch.randn(len(labels), 1, SIDE, SIDE, generator=generator(seed)), labels, None)
 
 
-def pixels(frozen: SyntheticSet | None = None) -> Pixels:
-    return Pixels(images(2, 11), frozen, SGD, 10)
+def pixels(frozen: SyntheticSet | None = None) -> LearnableImages:
+    return LearnableImages(images(2, 11), frozen, SGD, 10)
 
 
 def stage(frozen: SyntheticSet | None = None, transition: bool = True, factor: int = 1) -> Stage:
@@ -77,7 +77,7 @@ def stage(frozen: SyntheticSet | None = None, transition: bool = True, factor: i
         transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=None,
         network=network(),
-        starts=Starts(network, lambda number: generator(number), earlier, chain, None),
+        starts=StartNetworks(network, lambda number: generator(number), earlier, chain, None),
         device=torch.device("cpu"),
         memory_level=0,
     )
@@ -87,7 +87,7 @@ def method(one: Stage, **changes: Any) -> DistributionMatching:
     return DistributionMatching(one, DmSettings(**{"batch_real": 4, **changes}))
 
 
-def run(one: DistributionMatching, canvas: Pixels, iterations: int = 3) -> list[float]:
+def run(one: DistributionMatching, canvas: LearnableImages, iterations: int = 3) -> list[float]:
     draws = generator(3)
     return [one.iterate(canvas, iteration, draws) for iteration in range(iterations)]
 
@@ -196,7 +196,7 @@ def test_both_sides_of_a_class_are_augmented_by_one_draw_and_every_class_by_its_
     asked, one = spied(monkeypatch), stage()
     shared = one.train.images[:1]
     same = replace(one, train=Split(shared.expand(18, -1, -1, -1).clone(), one.train.labels))
-    canvas = Pixels(SyntheticSet(shared.repeat(6, 1, 1, 1), images(2, 11).labels, None), None, SGD, 10)
+    canvas = LearnableImages(SyntheticSet(shared.repeat(6, 1, 1, 1), images(2, 11).labels, None), None, SGD, 10)
     method(same, augmentation="scale").iterate(canvas, 0, generator())
     for _, real, synthetic in asked:
         assert all(torch.equal(row, real[0]) for row in [*real, *synthetic])

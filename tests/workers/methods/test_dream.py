@@ -13,7 +13,7 @@ from tests.workers.matched import stage as any_stage
 from tests.workers.methods.test_idc import NUMBERS as IDC_NUMBERS
 from tests.workers.workshop import Workshop, changed
 from workers.methods import method_named
-from workers.methods.base import Pixels, Stage
+from workers.methods.base import LearnableImages, Stage
 from workers.methods.dream import DreamSettings, RepresentativeMatching
 from workers.methods.idc import FormationMatching
 from workers.methods.kmeans import representatives
@@ -31,7 +31,7 @@ def method(made: Stage | None = None, **changes: Any) -> RepresentativeMatching:
     return RepresentativeMatching(made or stage(), DreamSettings.model_validate({**NUMBERS, **changes}))
 
 
-def canvas(**more: Any) -> Pixels:
+def canvas(**more: Any) -> LearnableImages:
     return pixels(unit=True, factor=2, optimiser=SGD.model_copy(update={"lr": 0.01}), **more)
 
 
@@ -101,24 +101,24 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 def test_new_images_start_from_the_representatives_under_the_first_network(workshop: Workshop) -> None:
     job = changed(workshop.job("distil"), factor=1, init="centroids")
-    bench = workshop.bench(job)
-    run = StageRun(bench)
+    context = workshop.context(job)
+    run = StageRun(context)
     train = run.data.train
     members = [torch.nonzero(train.labels == label).flatten() for label in range(10)]
     network = run.starts.network(0)
-    chosen = representatives(network, train.images, run.data.transform, members, 2, bench.generator("images"))
+    chosen = representatives(network, train.images, run.data.transform, members, 2, context.generator("images"))
     expected = run.data.transform.inverse(train.images[torch.cat(chosen)])
     assert torch.equal(run.pixels.new, expected)
     assert run.pixels.labels.tolist() == [label for label in range(10) for _ in range(2)]
 
 
 def test_with_tiles_there_are_as_many_clusters_as_tiles(workshop: Workshop) -> None:
-    run = StageRun(workshop.bench(workshop.job("distil")))
+    run = StageRun(workshop.context(workshop.job("distil")))
     assert (run.spec.init, run.spec.factor) == ("centroids", 2)
     assert len(run._first_real(8, generator())) == 80 and run.pixels.new.shape == (20, 1, 8, 8)
 
 
 def test_more_clusters_than_images_are_refused(workshop: Workshop) -> None:
-    run = StageRun(workshop.bench(workshop.job("distil")))
+    run = StageRun(workshop.context(workshop.job("distil")))
     with pytest.raises(ValueError, match=r"a class has 36 images, fewer than 37 clusters"):
         run._first_real(37, generator())

@@ -13,7 +13,7 @@ from tests.workers.workshop import Workshop, changed
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.execute import perform
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.tasks import experts
 from workers.tasks.distil import StageRun
 from workers.training import transition
@@ -57,7 +57,7 @@ def test_the_frozen_images_do_not_move_by_a_bit_through_the_second_stage(made: W
     first, second = stages(made)
     file = made.store.path(first.key, EXACT)
     before = file.read_bytes()
-    run = StageRun(Bench.alone(second, made.store))
+    run = StageRun(JobContext.alone(second, made.store))
     stored = made.synthetic(first).images
     frozen = run.data.transform.inverse(stored) if run.method.space == "unit" else stored
     new = run.pixels.new.clone()
@@ -109,12 +109,12 @@ def test_a_stage_goes_on_from_its_checkpoint_bit_for_bit(made: Workshop, tmp_pat
     _, second = stages(made)
     workshop = made.copy(tmp_path)
     workshop.store.quarantine(second.key, "to be made again")
-    bench = workshop.bench(second)
-    before = StageRun(bench)
+    context = workshop.context(second)
+    before = StageRun(context)
     for _ in range(2):
         before.step()
     before.save()
-    perform(Bench.alone(second, workshop.store))
+    perform(JobContext.alone(second, workshop.store))
     assert workshop.store.manifest(second.key).digest == made.store.manifest(second.key).digest
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from jobs.errors import BadInput, Diverged
 from tests.workers.matched import CLASSES, SGD, after, generator, images, pixels, random_network, resumed, stage
 from workers.methods import base, gradient, method_named, settings_for
-from workers.methods.base import Pixels, Stage
+from workers.methods.base import LearnableImages, Stage
 from workers.methods.by_class import rows_by_class, siamese
 from workers.methods.gradient import (
     GradientMatching,
@@ -250,7 +250,7 @@ def test_augmentation_is_all_that_tells_dsa_from_dc() -> None:
 
 
 def test_images_that_leave_the_finite_numbers_end_the_stage() -> None:
-    wild = Pixels(images(2, 2), None, SGD.model_copy(update={"lr": 1e38}), 10)
+    wild = LearnableImages(images(2, 2), None, SGD.model_copy(update={"lr": 1e38}), 10)
     with pytest.raises(Diverged, match="lower distil.image.lr|left the finite numbers"):
         method().iterate(wild, 3, generator())
 

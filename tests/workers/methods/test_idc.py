@@ -16,7 +16,7 @@ from tests.workers.matched import stage as any_stage
 from workers.data import preprocess
 from workers.data.multi_formation import decode
 from workers.methods import idc, method_named
-from workers.methods.base import Pixels, Stage
+from workers.methods.base import LearnableImages, Stage
 from workers.methods.idc import DISTANCES, Endless, FormationMatching, IdcSettings
 from workers.training.augmentation import Augmentation
 from workers.training.networks import Network, flatten
@@ -49,7 +49,7 @@ def method(made: Stage | None = None, **changes: Any) -> FormationMatching:
     return FormationMatching(made or stage(), IdcSettings.model_validate({**NUMBERS, **changes}))
 
 
-def canvas(**more: Any) -> Pixels:
+def canvas(**more: Any) -> LearnableImages:
     return pixels(unit=True, **{"factor": 2, "optimiser": SLOW, **more})
 
 

@@ -20,13 +20,13 @@ from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import base, method_named, settings_for, trajectory_matching
-from workers.methods.base import Pixels, Stage, draw_without_replacement
+from workers.methods.base import LearnableImages, Stage, draw_without_replacement
 from workers.methods.mtt import MttSettings, StepSize, TrajectoryMatching
-from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, whole_graph
+from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, unrolled
 from workers.store import trajectories
 from workers.store.trajectories import Trajectories
 from workers.training.networks import build, parameter_count
-from workers.training.transition import Starts
+from workers.training.transition import StartNetworks
 
 CLASSES, EXPERTS, EPOCHS = 3, 4, 5
 SGD = ImageOptimiserSpec(lr=0.5, momentum=0.5)
@@ -85,14 +85,14 @@ def stage(tmp_path: Path) -> Stage:
         transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=Trajectories([tmp_path / trajectories.TRAJECTORIES]),
         network=network,
-        starts=Starts(lambda number: network, lambda number: generator(), [], None, None),
+        starts=StartNetworks(lambda number: network, lambda number: generator(), [], None, None),
         device=torch.device("cpu"),
         memory_level=0,
     )
 
 
-def pixels(optimiser: ImageOptimiserSpec = SGD, frozen: bool = True, iterations: int = 10) -> Pixels:
-    return Pixels(images(1, 11), images(1, 12) if frozen else None, optimiser, iterations)
+def pixels(optimiser: ImageOptimiserSpec = SGD, frozen: bool = True, iterations: int = 10) -> LearnableImages:
+    return LearnableImages(images(1, 11), images(1, 12) if frozen else None, optimiser, iterations)
 
 
 # The step size
@@ -202,7 +202,7 @@ class Recorder:
         return Matched(torch.tensor(1.0), torch.ones_like(union), torch.tensor(0.0))
 
 
-def record(stage: Stage, iterations: int, canvas: Pixels | None = None, **changes: Any) -> Recorder:
+def record(stage: Stage, iterations: int, canvas: LearnableImages | None = None, **changes: Any) -> Recorder:
     method, recorder = TrajectoryMatching(stage, settings(**changes)), Recorder()
     method._match = recorder
     canvas, draws = canvas or pixels(), generator(1)
@@ -264,7 +264,7 @@ def test_an_iteration_is_one_step_of_images_and_step_size_along_the_matching_gra
     expert = int(torch.randperm(EXPERTS, generator=draws)[0])
     epoch = int(torch.randint(4, (), generator=draws))
     order = [*torch.randperm(6, generator=draws), *torch.randperm(6, generator=draws)]
-    matched = whole_graph(
+    matched = unrolled(
         method._student,
         experts.parameters(expert, epoch),
         experts.parameters(expert, epoch + 2),
@@ -284,7 +284,7 @@ def test_a_raised_memory_level_takes_the_adjoint_with_the_same_result(stage: Sta
     results = []
     for level in (0, 1):
         method, canvas = TrajectoryMatching(_with(stage, memory_level=level), settings()), pixels()
-        assert method._match is [trajectory_matching.whole_graph, trajectory_matching.adjoint][level]
+        assert method._match is [trajectory_matching.unrolled, trajectory_matching.adjoint][level]
         losses = [method.iterate(canvas, i, draws) for draws in [generator(2)] for i in range(4)]
         results.append((losses, canvas.new))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
@@ -334,7 +334,7 @@ def test_a_chunk_larger_than_the_population_is_the_population() -> None:
     assert sorted(draw_without_replacement([], 9, 4, generator())) == [0, 1, 2, 3]
 
 
-# Pixels
+# LearnableImages
 
 
 def test_the_union_puts_the_frozen_images_first() -> None:
@@ -428,7 +428,7 @@ def test_pixels_go_back_to_the_state_before_the_first_step() -> None:
 
 def test_a_method_is_found_by_its_name_or_by_its_import_path() -> None:
     assert method_named("mtt") is TrajectoryMatching
-    assert method_named(f"{__name__}:Pixels") is base.Pixels
+    assert method_named(f"{__name__}:LearnableImages") is base.LearnableImages
 
 
 @pytest.mark.parametrize("name", ["mttt", "no.such.module:Class", "workers.methods.mtt:Nothing", ""])
@@ -458,9 +458,9 @@ def test_start_epochs_come_from_the_span_between_the_two_ends(stage: Stage, monk
 
     def engine(student: Any, start: Tensor, *rest: Any) -> Matched:
         seen.add(next(epoch for expert, epoch in places if torch.equal(start, experts.parameters(expert, epoch))))
-        return whole_graph(student, start, *rest)
+        return unrolled(student, start, *rest)
 
-    monkeypatch.setitem(ENGINES, "whole_graph", engine)
+    monkeypatch.setitem(ENGINES, "unrolled", engine)
     method = TrajectoryMatching(
         stage, settings(min_start_epoch=2, max_start_epoch=4, expert_epochs=1, lr_step_size=1e-9)
     )

@@ -14,7 +14,7 @@ from workers.training.networks import build, flatten
 
 Array = NDArray[np.float64]
 EVERYTHING = Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True)
-ENGINE_NAMES: list[Engine] = ["whole_graph", "adjoint"]
+ENGINE_NAMES: list[Engine] = ["unrolled", "adjoint"]
 
 
 def generator(seed: int) -> torch.Generator:
@@ -132,19 +132,19 @@ class _Loss(torch.autograd.Function):
 @pytest.mark.parametrize("strategy", [None, "color"])
 def test_gradcheck_finds_the_gradients_of_the_whole_graph_exact_for_a_convnet(strategy: str | None) -> None:
     case = Case(convnet(size=4), (1, 4, 4), strategy)
-    inputs = (case.images.requires_grad_(), case.step_size.requires_grad_(), case, "whole_graph")
+    inputs = (case.images.requires_grad_(), case.step_size.requires_grad_(), case, "unrolled")
     assert torch.autograd.gradcheck(_Loss.apply, inputs, eps=1e-6, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("strategy", [None, *OPERATIONS])
 def test_both_engines_agree_with_and_without_augmentation(strategy: str | None) -> None:
     case = Case(convnet(), (1, 8, 8), strategy)
-    whole, adjoint = case.match("whole_graph"), case.match("adjoint")
+    whole, adjoint = case.match("unrolled"), case.match("adjoint")
     torch.testing.assert_close(adjoint.loss, whole.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(adjoint.images, whole.images, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(adjoint.step_size, whole.step_size, rtol=1e-10, atol=1e-10)
     if strategy is not None:
-        assert float(whole.loss) != float(Case(convnet(), (1, 8, 8)).match("whole_graph").loss)
+        assert float(whole.loss) != float(Case(convnet(), (1, 8, 8)).match("unrolled").loss)
 
 
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
@@ -170,9 +170,9 @@ def test_an_engine_leaves_its_arguments_alone_and_needs_no_gradient_mode(engine:
 
 def test_a_batch_without_a_draw_is_not_augmented() -> None:
     case = Case(convnet(), (1, 8, 8))
-    plain = case.match("whole_graph").loss
+    plain = case.match("unrolled").loss
     case.student = Student(case.student.module, EVERYTHING)
-    assert torch.equal(case.match("whole_graph").loss, plain)
+    assert torch.equal(case.match("unrolled").loss, plain)
 
 
 def test_the_student_is_run_at_the_parameters_it_is_given_not_at_its_modules_own() -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ENDLESS_SAVER = """
 import itertools, sys
 import numpy as np
-from workers.checkpoints import Checkpoints
+from workers.store.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 for number in itertools.count(int(sys.argv[3])):
     checkpoints.save(sys.argv[2], {"step": np.full(100_000, number)}, {"step": number})

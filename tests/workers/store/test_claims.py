@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from workers.claims import Claims
+from workers.store.claims import Claims
 held = Claims(Path(sys.argv[1])).take(sys.argv[2], "their-run")
 print("taken" if held else "refused", flush=True)
 sys.stdin.readline()
@@ -34,7 +34,7 @@ sys.stdin.readline()
 RACER = """
 import os, sys
 from pathlib import Path
-from workers.claims import Claims
+from workers.store.claims import Claims
 claims = Claims(Path(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.readline()

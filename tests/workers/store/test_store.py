@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 ENDLESS_WRITER = """
 import itertools, sys
-from workers.store import Store
+from workers.store.store import Store
 store = Store.open(sys.argv[1])
 print("ready", flush=True)
 for number in itertools.count(int(sys.argv[2])):
@@ -41,7 +41,7 @@ for number in itertools.count(int(sys.argv[2])):
 
 ONE_WRITER = """
 import sys
-from workers.store import Store
+from workers.store.store import Store
 store = Store.open(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()

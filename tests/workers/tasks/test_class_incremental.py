@@ -82,7 +82,7 @@ def test_the_phases_of_an_order_share_all_classes_among_them(made: Workshop) -> 
 
 def test_after_two_phases_a_network_learns_both_stage_by_stage(made: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     job = next(job for job in made.jobs("evaluate") if isinstance(job.spec, EvaluateSpec) and len(job.spec.phases) == 2)
-    bench = made.bench(job)
+    context = made.context(job)
     seen: list[list[int]] = []
     run = Trainer.run
 
@@ -95,7 +95,7 @@ def test_after_two_phases_a_network_learns_both_stage_by_stage(made: Workshop, m
     assert isinstance(job.spec, EvaluateSpec)
     once = [label for phase in job.spec.phases for label in phase]
     assert seen == [once, once + once]  # S_1 of both phases; S_1 and S_2 of both
-    curve = pq.read_table(made.store.path(bench.job.key, RESULT)).column("accuracy").to_pylist()
+    curve = pq.read_table(made.store.path(context.job.key, RESULT)).column("accuracy").to_pylist()
     tested = sum(label in once for label in made.data().test.labels.tolist())
     right = [accuracy * tested / 100 for accuracy in curve]
     assert right == pytest.approx([round(count) for count in right], abs=1e-3)

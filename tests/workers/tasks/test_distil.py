@@ -21,7 +21,7 @@ from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.execute import perform
 from workers.methods import mtt
 from workers.methods.trajectory_matching import ENGINES
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store.store import Store
 from workers.tasks import distil
 from workers.tasks.distil import HISTORY, StageRun
@@ -78,10 +78,10 @@ def test_the_frozen_set_takes_part_in_every_iteration_and_never_moves_by_a_bit(
 
     def engine(student: Any, start: Tensor, target: Tensor, images: Tensor, *rest: Any) -> Any:
         unions.append(images.clone())
-        return ENGINES["whole_graph"](student, start, target, images, *rest)
+        return ENGINES["unrolled"](student, start, target, images, *rest)
 
-    monkeypatch.setattr(mtt, "ENGINES", {"whole_graph": engine})
-    perform(without(copied, second).bench(second))
+    monkeypatch.setattr(mtt, "ENGINES", {"unrolled": engine})
+    perform(without(copied, second).context(second))
 
     assert len(unions) == 6
     assert all(one[:10].numpy().tobytes() == frozen.images.numpy().tobytes() for one in unions)
@@ -99,11 +99,11 @@ def test_frozen_images_get_a_gradient_that_would_have_moved_them(
     gradients: list[Tensor] = []
 
     def engine(*args: Any) -> Any:
-        gradients.append((matched := ENGINES["whole_graph"](*args)).images)
+        gradients.append((matched := ENGINES["unrolled"](*args)).images)
         return matched
 
-    monkeypatch.setattr(mtt, "ENGINES", {"whole_graph": engine})
-    StageRun(made.bench(made.job("distil", stage=2))).step()
+    monkeypatch.setattr(mtt, "ENGINES", {"unrolled": engine})
+    StageRun(made.context(made.job("distil", stage=2))).step()
     assert gradients[0].shape[0] == 20
     assert bool((gradients[0][:10].abs().amax((1, 2, 3)) > 0).any())
 
@@ -111,7 +111,7 @@ def test_frozen_images_get_a_gradient_that_would_have_moved_them(
 def test_without_conditioning_only_the_new_images_are_matched_but_the_union_is_judged(
     made: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = StageRun(made.bench(changed(made.job("distil", stage=2), conditioning=False)))
+    run = StageRun(made.context(changed(made.job("distil", stage=2), conditioning=False)))
     assert len(run.pixels.union) == 10
     judged = sizes_trained_on(monkeypatch)
     run._candidate_accuracy()
@@ -120,7 +120,7 @@ def test_without_conditioning_only_the_new_images_are_matched_but_the_union_is_j
 
 def test_the_third_stage_matches_with_both_earlier_sets_in_order(tmp_path: Path) -> None:
     workshop = Workshop.open(tmp_path, THREE_STAGES)
-    run = StageRun(workshop.bench(workshop.job("distil", stage=3)))
+    run = StageRun(workshop.context(workshop.job("distil", stage=3)))
     earlier = [result(workshop.store, workshop.job("distil", stage=stage)).images for stage in (1, 2)]
     assert torch.equal(run.pixels.union[:20], torch.cat(earlier))
     assert run.pixels.labels.tolist() == list(range(10)) * 3
@@ -143,10 +143,10 @@ def crash() -> None:
     raise SystemExit("as if the machine had gone")
 
 
-def again(bench: Bench) -> list[int]:
-    """Do the job at a new bench; the iterations that were made."""
+def again(context: JobContext) -> list[int]:
+    """Do the job at a new context; the iterations that were made."""
     made: list[int] = []
-    anew = Bench.alone(bench.job, bench.store)
+    anew = JobContext.alone(context.job, context.store)
     anew.report = lambda done, note: made.append(int(note.split()[1].split("/")[0]))
     perform(anew)
     return made
@@ -161,18 +161,18 @@ def test_a_stage_that_yields_goes_on_bit_for_bit(
     origin: Workshop = request.getfixturevalue(form)
     job = origin.job("distil", stage=2)
     undisturbed = origin.store.manifest(job.key)
-    bench = without(origin.copy(tmp_path), job).bench(job)
-    bench.stop_file = tmp_path / "stop"
-    bench.report = leave_at(iteration - 1, bench.stop_file.touch)
+    context = without(origin.copy(tmp_path), job).context(job)
+    context.stop_file = tmp_path / "stop"
+    context.report = leave_at(iteration - 1, context.stop_file.touch)
     if iteration == 1:
-        bench.stop_file.touch()
+        context.stop_file.touch()
     with pytest.raises(Yielded, match=f"asked to stop at iteration {iteration}"):
-        perform(bench)
-    assert not bench.store.has(job.key)
-    assert again(bench) == list(range(iteration + 1, 7))
-    assert bench.store.manifest(job.key).digest == undisturbed.digest
-    assert bench.store.manifest(job.key).extra == undisturbed.extra
-    assert bench.checkpoints.load(job.key) is None
+        perform(context)
+    assert not context.store.has(job.key)
+    assert again(context) == list(range(iteration + 1, 7))
+    assert context.store.manifest(job.key).digest == undisturbed.digest
+    assert context.store.manifest(job.key).extra == undisturbed.extra
+    assert context.checkpoints.load(job.key) is None
 
 
 @pytest.mark.parametrize(("iteration", "resumed_from"), [(1, 0), (2, 2), (3, 2), (5, 4), (6, 6)])
@@ -182,27 +182,27 @@ def test_a_stage_that_crashes_goes_on_from_its_last_checkpoint_bit_for_bit(
 ) -> None:
     origin: Workshop = request.getfixturevalue(form)
     job = origin.job("distil", stage=2)
-    bench = without(origin.copy(tmp_path), job).bench(job)
-    bench.report = leave_at(iteration, crash)
+    context = without(origin.copy(tmp_path), job).context(job)
+    context.report = leave_at(iteration, crash)
     with pytest.raises(SystemExit):
-        perform(bench)
-    assert not bench.store.has(job.key)
-    assert again(bench) == list(range(resumed_from + 1, 7))
-    assert bench.store.manifest(job.key).digest == origin.store.manifest(job.key).digest
+        perform(context)
+    assert not context.store.has(job.key)
+    assert again(context) == list(range(resumed_from + 1, 7))
+    assert context.store.manifest(job.key).digest == origin.store.manifest(job.key).digest
 
 
 def test_a_stage_interrupted_after_every_iteration_ends_the_same(
     copied: Workshop, made: Workshop, tmp_path: Path
 ) -> None:
     job = copied.job("distil", stage=2)
-    bench = without(copied, job).bench(job)
+    context = without(copied, job).context(job)
     for iteration in range(1, 6):
-        one = Bench.alone(job, copied.store)
+        one = JobContext.alone(job, copied.store)
         one.stop_file = tmp_path / "stop"
         one.stop_file.touch()
         with pytest.raises(Yielded, match=f"iteration {iteration}"):
             perform(one)
-    again(bench)
+    again(context)
     assert copied.store.manifest(job.key).digest == made.store.manifest(job.key).digest
 
 
@@ -210,7 +210,7 @@ def test_how_often_it_saves_changes_neither_key_nor_result(copied: Workshop, mad
     job = copied.job("distil", stage=2)
     rarely = changed(job, checkpoint_every=100)
     assert rarely.key == job.key
-    perform(without(copied, job).bench(rarely))
+    perform(without(copied, job).context(rarely))
     assert copied.store.manifest(job.key).digest == made.store.manifest(job.key).digest
 
 
@@ -248,12 +248,12 @@ def test_the_best_candidate_is_kept_with_its_step_size_a_later_one_on_a_tie(
 
 def test_the_best_candidate_survives_an_interruption(copied: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     job = choosing(copied.job("distil", stage=1), every=2)
-    bench = copied.bench(job)
-    bench.report = leave_at(5, crash)  # the best candidate, of iteration 2, is in the checkpoint of 4
+    context = copied.context(job)
+    context.report = leave_at(5, crash)  # the best candidate, of iteration 2, is in the checkpoint of 4
     judged = scripted(monkeypatch, 50.0, 30.0, 40.0)
     with pytest.raises(SystemExit):
-        perform(bench)
-    perform(Bench.alone(job, copied.store))
+        perform(context)
+    perform(JobContext.alone(job, copied.store))
     assert torch.equal(result(copied.store, job).images, judged[0])
     assert copied.store.manifest(job.key).extra["iteration"] == 2
 
@@ -262,7 +262,7 @@ def test_the_last_iterate_is_kept_without_any_contest_when_asked_for(
     made: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = choosing(made.job("distil", stage=1), by="last", every=1)
-    run = StageRun(made.bench(job))
+    run = StageRun(made.context(job))
     while run.iteration < 6:
         run.step()
     monkeypatch.setattr(StageRun, "_candidate_accuracy", lambda run: pytest.fail("a contest"))
@@ -290,7 +290,7 @@ def test_choosing_by_validation_never_touches_the_test_split(
 ) -> None:
     job = copied.job("distil", stage=2)
     poison_the_test_split(monkeypatch)
-    perform(without(copied, job).bench(job))
+    perform(without(copied, job).context(job))
     assert copied.store.manifest(job.key).digest == made.store.manifest(job.key).digest
 
 
@@ -299,11 +299,11 @@ def test_the_test_split_decides_only_when_named(made: Workshop, monkeypatch: pyt
     assert "test_accuracy" in made.make(job).extra
     poison_the_test_split(monkeypatch)
     with pytest.raises(AssertionError, match="the test split's images was read"):
-        StageRun(Bench.alone(job, made.store))._candidate_accuracy()
+        StageRun(JobContext.alone(job, made.store))._candidate_accuracy()
 
 
 def test_nothing_that_a_method_is_given_holds_the_held_out_or_the_test_split(made: Workshop) -> None:
-    run = StageRun(made.bench(made.job("distil", stage=2)))
+    run = StageRun(made.context(made.job("distil", stage=2)))
     known = vars(run.method._stage)  # type: ignore[attr-defined]
     assert known["train"] is run.data.train
     withheld = (run.data, run.data.validation, run.data.test)
@@ -326,7 +326,7 @@ def sizes_trained_on(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_candidate_starts_at_a_trajectorys_start_and_trains_on_the_union_at_the_step_size(
     made: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = StageRun(made.bench(choosing(made.job("distil", stage=2), networks=3)))
+    run = StageRun(made.context(choosing(made.job("distil", stage=2), networks=3)))
     run.step()
     seen: list[tuple[Tensor, Tensor, float]] = []
 
@@ -348,7 +348,7 @@ def test_a_candidate_starts_at_a_trajectorys_start_and_trains_on_the_union_at_th
 
 
 def test_new_images_start_from_training_images_of_their_class(made: Workshop) -> None:
-    run = StageRun(made.bench(changed(made.job("distil", stage=1), ipc=3)))
+    run = StageRun(made.context(changed(made.job("distil", stage=1), ipc=3)))
     train = run.data.train
     rows = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
     found = [rows[image.numpy().tobytes()] for image in run.pixels.new]
@@ -357,13 +357,13 @@ def test_new_images_start_from_training_images_of_their_class(made: Workshop) ->
 
 
 def test_new_images_can_start_from_noise(made: Workshop) -> None:
-    run = StageRun(made.bench(changed(made.job("distil", stage=1), init="noise", ipc=20)))
+    run = StageRun(made.context(changed(made.job("distil", stage=1), init="noise", ipc=20)))
     assert float(run.pixels.new.mean()) == pytest.approx(0.0, abs=0.05)
     assert float(run.pixels.new.std()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_stages_start_from_different_images(made: Workshop) -> None:
-    first, second = (StageRun(made.bench(job)).pixels.new for job in made.jobs("distil"))
+    first, second = (StageRun(made.context(job)).pixels.new for job in made.jobs("distil"))
     assert not torch.equal(first, second)
 
 
@@ -401,7 +401,7 @@ def test_a_stage_that_diverges_leaves_no_artifact(made: Workshop) -> None:
     wild = {**job.canonical()["spec"]["settings"], "step_size_form": "linear", "lr_step_size": 1e6}
     job = changed(job, settings=wild)
     with pytest.raises(Diverged, match=r"iteration \d: "):
-        perform(made.bench(job))
+        perform(made.context(job))
     assert not made.store.has(job.key)
     assert list((made.store.root / "tmp").iterdir()) == []
 
@@ -409,14 +409,14 @@ def test_a_stage_that_diverges_leaves_no_artifact(made: Workshop) -> None:
 def test_a_job_that_travelled_as_json_gives_the_same_set(copied: Workshop, made: Workshop) -> None:
     job = copied.job("distil", stage=2)
     travelled = Job.from_json(json.loads(json.dumps(job.to_json())))
-    perform(without(copied, job).bench(travelled))
+    perform(without(copied, job).context(travelled))
     assert copied.store.manifest(job.key).digest == made.store.manifest(job.key).digest
 
 
 def test_a_candidate_network_that_diverges_counts_as_worthless_and_the_stage_goes_on(
     made: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = StageRun(made.bench(choosing(made.job("distil", stage=2), networks=2)))
+    run = StageRun(made.context(choosing(made.job("distil", stage=2), networks=2)))
     run.step()
     whole = run._candidate_accuracy()
     train, calls = Trainer.run, iter(range(2))

@@ -15,8 +15,8 @@ from tests.workers.workshop import Workshop
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EARLIER, SyntheticSet
 from workers.execute import perform
-from workers.methods.base import Pixels
-from workers.runtime.context import Bench
+from workers.methods.base import LearnableImages
+from workers.runtime.context import JobContext
 from workers.tasks import distil
 from workers.tasks.distil import StageRun
 
@@ -29,7 +29,7 @@ def images(value: float) -> SyntheticSet:
 
 
 def test_earlier_images_take_their_share_of_the_step_with_a_momentum_of_their_own() -> None:
-    canvas = Pixels(images(1.0), images(2.0), SGD, 10, earlier_rate=0.1)
+    canvas = LearnableImages(images(1.0), images(2.0), SGD, 10, earlier_rate=0.1)
     gradient = torch.ones(4, 1, 2, 2)
     canvas.descend(gradient, 0)
     assert canvas.new[0, 0, 0, 0].item() == pytest.approx(1 - 0.5)
@@ -40,7 +40,7 @@ def test_earlier_images_take_their_share_of_the_step_with_a_momentum_of_their_ow
 
 
 def test_at_rate_zero_they_do_not_move_by_a_bit_and_are_not_in_the_checkpoint() -> None:
-    canvas = Pixels(images(1.0), images(2.0), SGD, 10)
+    canvas = LearnableImages(images(1.0), images(2.0), SGD, 10)
     canvas.descend(torch.ones(4, 1, 2, 2), 0)
     assert torch.equal(canvas.union[:2], images(2.0).images)
     assert set(canvas.state()) == {"new", "optimiser/momentum_buffer"}
@@ -50,7 +50,7 @@ def test_at_rate_zero_they_do_not_move_by_a_bit_and_are_not_in_the_checkpoint() 
 def test_a_checkpoint_holds_both_and_goes_on_bit_for_bit(name: Any) -> None:
     spec, source = ImageOptimiserSpec(name=name, lr=0.5), torch.Generator().manual_seed(0)
     steps = [torch.randn(4, 1, 2, 2, generator=source) for _ in range(6)]
-    straight, first, second = (Pixels(images(1.0), images(2.0), spec, 10, earlier_rate=0.2) for _ in range(3))
+    straight, first, second = (LearnableImages(images(1.0), images(2.0), spec, 10, earlier_rate=0.2) for _ in range(3))
     for at, step in enumerate(steps):
         straight.descend(step, at)
         if at < 3:
@@ -89,7 +89,7 @@ def test_what_reads_a_prefix_reads_the_newest_images_with_the_step_sizes_they_we
     assert torch.equal(torch.cat([one.images for one in two]), torch.cat([second, own[1].images]))
     assert torch.equal(torch.cat([one.images for one in three]), torch.cat([third, own[2].images]))
     assert [one.step_size for one in three] == [one.step_size for one in own]
-    before = StageRun(Bench.alone(stages[2], made.store)).before
+    before = StageRun(JobContext.alone(stages[2], made.store)).before
     assert before is not None and torch.equal(before.images, torch.cat([one.images for one in two]))
 
 
@@ -98,9 +98,9 @@ def test_a_stage_that_yields_goes_on_bit_for_bit(made: Workshop, tmp_path: Path,
     job = copied.job("distil", stage=2)
     digest = made.store.manifest(job.key).digest
     copied.store.quarantine(job.key, "to be made again")
-    bench = Bench.alone(job, copied.store)
+    context = JobContext.alone(job, copied.store)
     calls = {"n": 0}
-    monkeypatch.setattr(Bench, "stopping", property(lambda self: calls["n"] == 4))
+    monkeypatch.setattr(JobContext, "stopping", property(lambda self: calls["n"] == 4))
     step = StageRun.step
 
     def counted(run: StageRun) -> None:
@@ -109,7 +109,7 @@ def test_a_stage_that_yields_goes_on_bit_for_bit(made: Workshop, tmp_path: Path,
 
     monkeypatch.setattr(distil.StageRun, "step", counted)
     with pytest.raises(Yielded):
-        perform(bench)
-    perform(Bench.alone(job, copied.store))
+        perform(context)
+    perform(JobContext.alone(job, copied.store))
     assert copied.store.manifest(job.key).digest == digest
     assert json.dumps(copied.store.manifest(job.key).extra) == json.dumps(made.store.manifest(job.key).extra)

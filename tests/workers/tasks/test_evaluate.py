@@ -18,7 +18,7 @@ from jobs.specs import EvaluateSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
 from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.tasks import evaluate as evaluating
 from workers.tasks.evaluate import RESULT, evaluate, links
 from workers.training.networks import Network, build, flatten
@@ -136,7 +136,7 @@ def test_a_link_keeps_each_image_beside_its_label(made: Workshop) -> None:
 def test_every_link_has_all_epochs_at_its_own_step_size_with_a_drop_of_its_own(made: Workshop, runs: list[Run]) -> None:
     job, (one, two, three) = evaluation(made, 3, "progressive"), sets(made)
     assert len({one.step_size, two.step_size, three.step_size}) == 3
-    perform(made.bench(job))
+    perform(made.context(job))
     assert [len(run.images) for run in runs] == [10, 20, 30]
     assert torch.equal(runs[2].images, torch.cat([one.images, two.images, three.images]))
     for run, made_by in zip(runs, (one, two, three), strict=True):
@@ -149,7 +149,7 @@ def test_every_link_has_all_epochs_at_its_own_step_size_with_a_drop_of_its_own(m
 
 
 def test_weights_and_momentum_are_carried_from_link_to_link(made: Workshop, runs: list[Run], tmp_path: Path) -> None:
-    evaluate(made.bench(evaluation(made, 3, "progressive", index=1)), tmp_path)
+    evaluate(made.context(evaluation(made, 3, "progressive", index=1)), tmp_path)
     assert len({id(run.trainer) for run in runs}) == 1
     assert runs[0].momentum == {}
     for before, after in pairwise(runs):
@@ -186,9 +186,9 @@ def test_the_papers_epochs_shrink_with_the_number_of_stages(
     numbers = {"evaluate.epochs_total": 11}
     workshop = Workshop.open(tmp_path_factory.mktemp("paper"), TWO_STAGES, set=numbers)
     for prefix, epochs in ((1, [5]), (2, [3, 3])):  # int(11 / (p + 1))
-        bench = workshop.bench(evaluation(workshop, prefix, "progressive"))
+        context = workshop.context(evaluation(workshop, prefix, "progressive"))
         runs.clear()
-        perform(bench)
+        perform(context)
         assert [run.more["schedule"].epochs for run in runs] == epochs
         assert [len(run.history) for run in runs] == epochs
 
@@ -197,14 +197,14 @@ def test_every_network_is_random_and_none_is_an_experts(made: Workshop, runs: li
     experts = [made.trajectories(job).parameters(0, 0) for job in made.jobs("experts")]
     runs.clear()
     for index in (0, 1):
-        perform(Bench.alone(evaluation(made, 1, "progressive", index), made.store))
+        perform(JobContext.alone(evaluation(made, 1, "progressive", index), made.store))
     starts = [run.start.numpy().tobytes() for run in runs]
     assert starts[0] == flatten(fresh(evaluation(made, 1, "progressive", 0))).numpy().tobytes()
     assert len({*starts, *(start.numpy().tobytes() for start in experts)}) == 2 + len(experts)
 
 
 def test_another_architecture_is_trained_at_the_same_learned_step_sizes(made: Workshop, runs: list[Run]) -> None:
-    perform(made.bench(evaluation(made, 2, "progressive", architecture="resnet10")))
+    perform(made.context(evaluation(made, 2, "progressive", architecture="resnet10")))
     assert [run.rates[0] for run in runs] == [one.step_size for one in sets(made)[:2]]
     assert type(runs[0].trainer.module).__name__ == "ResNet"
 
@@ -228,7 +228,7 @@ def test_nothing_but_the_test_split_is_tested_on(made: Workshop, monkeypatch: py
 def test_a_selection_is_trained_at_the_recipes_learning_rate(selected: Workshop, runs: list[Run]) -> None:
     job = selected.job("evaluate")
     assert selected.synthetic(selected.job("select")).step_size is None
-    perform(selected.bench(job))
+    perform(selected.context(job))
     assert [run.rates for run in runs] == [[0.02] * 4]
     assert len(runs[0].images) == 20
 
@@ -236,7 +236,7 @@ def test_a_selection_is_trained_at_the_recipes_learning_rate(selected: Workshop,
 def test_a_learning_rate_in_the_spec_takes_the_place_of_the_learned_one(made: Workshop, runs: list[Run]) -> None:
     job = evaluation(made, 2, "progressive")
     job = changed(job, training={**job.canonical()["spec"]["training"], "lr": 0.123})
-    perform(made.bench(job))
+    perform(made.context(job))
     assert [run.rates[0] for run in runs] == [0.123, 0.123]
 
 
@@ -244,7 +244,7 @@ def test_a_set_without_a_step_size_is_not_trained_at_an_invented_rate(selected: 
     job = selected.job("evaluate")
     job = changed(job, training={**job.canonical()["spec"]["training"], "lr": None})
     with pytest.raises(AssertionError, match="no learning rate"):
-        perform(selected.bench(job))
+        perform(selected.context(job))
 
 
 # Full data
@@ -268,9 +268,9 @@ def test_stored_weights_are_those_of_the_first_expert_for_every_network(tmp_path
     workshop = Workshop.open(tmp_path, {"method": "mtt", "ipc_per_stage": 1}, set={"evaluate.start": "expert"})
     stored = workshop.trajectories(workshop.job("experts", first=0)).parameters(0, 0)
     for index in (0, 1):
-        bench = workshop.bench(workshop.job("evaluate", index=index))
-        spec, data = bench.job.spec, workshop.data()
+        context = workshop.context(workshop.job("evaluate", index=index))
+        spec, data = context.job.spec, workshop.data()
         assert isinstance(spec, EvaluateSpec)
-        assert torch.equal(flatten(evaluating._network(bench, spec, data)), stored)
+        assert torch.equal(flatten(evaluating._network(context, spec, data)), stored)
         plain = spec.model_copy(update={"start": "random"})
-        assert not torch.equal(flatten(evaluating._network(bench, plain, data)), stored)
+        assert not torch.equal(flatten(evaluating._network(context, plain, data)), stored)

@@ -17,7 +17,7 @@ from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
 from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store.trajectories import CORRECTNESS, read_correctness
 from workers.tasks import experts
 from workers.tasks.forgetting import COUNTS, partitioned, read_counts
@@ -179,9 +179,9 @@ def starts_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     start_of = experts.start_of
 
-    def spy(bench: Bench, data: Any, number: int) -> Network:
+    def spy(context: JobContext, data: Any, number: int) -> Network:
         numbers.append(number)
-        return start_of(bench, data, number)
+        return start_of(context, data, number)
 
     monkeypatch.setattr(experts, "start_of", spy)
     return numbers
@@ -194,19 +194,19 @@ def test_a_cohort_that_yields_keeps_its_finished_experts_and_ends_the_same(
     monkeypatch.setattr("workers.runtime.context._LOOK_SECONDS", 0.0)
     workshop, job = together.copy(tmp_path), together.job("experts", stage=stage)
     workshop.store.quarantine(job.key, "to be made again")
-    bench = workshop.bench(job)
-    bench.stop_file = tmp_path / "stop"
+    context = workshop.context(job)
+    context.stop_file = tmp_path / "stop"
 
     def report(done: float, note: str) -> None:
         if note.startswith("expert 1 epoch 2"):
             (tmp_path / "stop").touch()
 
-    bench.report = report
+    context.report = report
     started = starts_of(monkeypatch)
     with pytest.raises(Yielded):
-        perform(bench)
+        perform(context)
     assert not workshop.store.has(job.key)
-    perform(Bench.alone(job, workshop.store))
+    perform(JobContext.alone(job, workshop.store))
     assert started == [0, 1, 1]
     assert workshop.store.manifest(job.key).digest == together.store.manifest(job.key).digest
     assert list((workshop.store.root / "checkpoints").iterdir()) == []
@@ -214,11 +214,11 @@ def test_a_cohort_that_yields_keeps_its_finished_experts_and_ends_the_same(
 
 def test_a_request_to_stop_is_heard_during_a_transition(made: Workshop, tmp_path: Path) -> None:
     job = made.job("experts", stage=2, first=0)
-    bench = Bench.alone(job, made.store)
-    bench.stop_file = tmp_path / "stop"
-    bench.stop_file.touch()
+    context = JobContext.alone(job, made.store)
+    context.stop_file = tmp_path / "stop"
+    context.stop_file.touch()
     with pytest.raises(Yielded, match="during a transition"):
-        experts.start_of(bench, made.data(), 0)
+        experts.start_of(context, made.data(), 0)
 
 
 # Partitions
@@ -241,7 +241,7 @@ def test_a_partition_limits_the_real_images_to_those_with_such_a_score(made: Wor
     stage_one = made.job("experts", stage=1, first=0)
     parents = {**stage_one.parents, "forgetting": (scores.key,)}
     job = changed(stage_one, parents, partition=(1, 3))
-    chosen = partitioned(Bench.alone(job, made.store), made.data(), (1, 3)).train
+    chosen = partitioned(JobContext.alone(job, made.store), made.data(), (1, 3)).train
     expected = [i for i, count in enumerate(counts.tolist()) if count in (1, 2)]  # not 0, not 3
     assert torch.equal(chosen.images, made.data().train.images[expected])
     assert torch.equal(chosen.labels, made.data().train.labels[expected])
@@ -256,4 +256,4 @@ def test_a_partition_without_an_image_is_refused(made: Workshop) -> None:
     stage_one = made.job("experts", stage=1, first=0)
     job = changed(stage_one, {**stage_one.parents, "forgetting": (scores.key,)}, partition=(100, 200))
     with pytest.raises(BadInput, match=r"partition is \(100, 200\): no training image has such"):
-        perform(Bench.alone(job, made.store))
+        perform(JobContext.alone(job, made.store))

@@ -15,7 +15,7 @@ from jobs.graph import Job
 from jobs.keys import seed_from
 from jobs.specs import ExpertsSpec, ForgettingSpec
 from tests.workers.workshop import ONE_STAGE, Workshop, changed
-from workers.runtime.context import Bench
+from workers.runtime.context import JobContext
 from workers.store.trajectories import CORRECTNESS, read_correctness
 from workers.tasks import forgetting
 from workers.tasks.distil import StageRun
@@ -123,7 +123,7 @@ def test_own_training_with_the_same_streams_gives_the_same_scores(
     made: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = streams(made)
-    monkeypatch.setattr(forgetting, "_stream", lambda bench, spec, run: known[run])
+    monkeypatch.setattr(forgetting, "_stream", lambda context, spec, run: known[run])
     own = scores(made, from_experts=False, runs=2)
     assert counts_of(made, own) == counts_of(made, scores(made, from_experts=True))
     assert made.make(own).digest == made.make(scores(made, from_experts=True)).digest
@@ -160,7 +160,7 @@ def test_a_stage_is_given_no_image_outside_of_its_partition_and_says_how_many_we
     manifest = split.make(second)
     counts = read_counts(split.store.path(second.parents["forgetting"][0], COUNTS))
     inside = np.flatnonzero(counts == 1)
-    run = StageRun(Bench.alone(second, split.store))
+    run = StageRun(JobContext.alone(second, split.store))
     assert torch.equal(run.data.train.images, split.data().train.images[inside])
     assert 0 < len(inside) < len(counts)
     assert manifest.extra["data_used"] == pytest.approx(100 * np.isin(counts, [0, 1]).mean())
@@ -168,7 +168,7 @@ def test_a_stage_is_given_no_image_outside_of_its_partition_and_says_how_many_we
 
 def test_new_images_start_from_images_of_the_partition(split: Workshop) -> None:
     second = split.job("distil", stage=2)
-    run = StageRun(split.bench(second))
+    run = StageRun(split.context(second))
     counts = read_counts(split.store.path(second.parents["forgetting"][0], COUNTS))
     inside = {image.numpy().tobytes() for image in split.data().train.images[np.flatnonzero(counts == 1)]}
     assert {image.numpy().tobytes() for image in run.pixels.new} <= inside
@@ -178,4 +178,4 @@ def test_a_partition_with_too_few_images_of_a_class_is_refused(split: Workshop) 
     second = split.job("distil", stage=2)
     job = changed(second, partition=(1, 2), ipc=60)
     with pytest.raises(BadInput, match="training images with such forgetting scores and 60 are needed; widen it"):
-        StageRun(split.bench(job))
+        StageRun(split.context(job))

@@ -13,7 +13,7 @@ from workers.data import synthetic_set
 from workers.data.synthetic_set import SyntheticSet
 from workers.training.networks import Network, build, flatten
 from workers.training.students import fit, trainer_for
-from workers.training.transition import Starts
+from workers.training.transition import StartNetworks
 
 SPEC = TransitionSpec(epochs=2, lr=0.1, momentum=0.9, batch_size=3)
 
@@ -35,9 +35,9 @@ def sets(count: int) -> list[SyntheticSet]:
     ]
 
 
-def starts(count: int = 2, **changes: Any) -> Starts:
+def starts(count: int = 2, **changes: Any) -> StartNetworks:
     given: dict[str, Any] = {"sets": sets(count), "spec": SPEC, "pool": None, **changes}
-    return Starts(network, lambda number: seeded(number, 3), **given)
+    return StartNetworks(network, lambda number: seeded(number, 3), **given)
 
 
 def test_without_earlier_sets_or_without_a_transition_a_start_is_random() -> None:

@@ -15,10 +15,10 @@ import pytest
 from jobs.errors import BadInput
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.slurm import follow, jobs
-from orchestrator.clusters.slurm.client import Queue, ask, outside_a_job
-from orchestrator.clusters.slurm.follow import HeadGone, Lent
+from orchestrator.clusters.slurm.client import SlurmClient, ask, outside_a_job
+from orchestrator.clusters.slurm.follow import HeadGone, SlurmRun
 from orchestrator.clusters.slurm.jobs import NotSubmitted
-from orchestrator.clusters.slurm.run_folder import ALL, Head, Rendezvous, difference, versions
+from orchestrator.clusters.slurm.run_folder import ALL, Head, RunFolder, difference, versions
 from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.runs.journal import Journal
 from workers.store.store import Store
@@ -56,68 +56,68 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 
 @pytest.fixture
-def meeting(tmp_path: Path) -> Rendezvous:
+def run_folder(tmp_path: Path) -> RunFolder:
     order = {"run": "r", "cluster": SPEC.model_dump(mode="json"), "store": str(tmp_path / "store")}
-    return Rendezvous.make(tmp_path / "meeting", order)
+    return RunFolder.make(tmp_path / "run_folder", order)
 
 
-def test_a_submitted_head_has_its_name_its_call_and_private_files(programs: Programs, meeting: Rendezvous) -> None:
+def test_a_submitted_head_has_its_name_its_call_and_private_files(programs: Programs, run_folder: RunFolder) -> None:
     programs.say("sbatch", "Submitted batch job 41")
-    assert jobs.submit(meeting, "head") == ["41"]
-    text = (meeting.jobs / "41_submission.sh").read_text()
+    assert jobs.submit(run_folder, "head") == ["41"]
+    text = (run_folder.jobs / "41_submission.sh").read_text()
     assert "#SBATCH --job-name=pdd-r-head" in text and "#SBATCH --requeue" in text
-    assert meeting.token.read_text() not in text
-    for path in meeting.jobs.iterdir():
+    assert run_folder.token.read_text() not in text
+    for path in run_folder.jobs.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
-    assert stat.S_IMODE(meeting.folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE(meeting.token.stat().st_mode) == 0o600
+    assert stat.S_IMODE(run_folder.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(run_folder.token.stat().st_mode) == 0o600
 
 
-def test_workers_are_arrays_within_the_sites_limit(programs: Programs, meeting: Rendezvous) -> None:
+def test_workers_are_arrays_within_the_sites_limit(programs: Programs, run_folder: RunFolder) -> None:
     programs.say("scontrol", "MaxArraySize            = 4")
     programs.write("sbatch", f'echo "Submitted batch job $(wc -l < {programs.folder}/sbatch.calls)"')
-    made = jobs.submit(meeting, "worker", 6)
+    made = jobs.submit(run_folder, "worker", 6)
     assert made == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
-    assert "#SBATCH --array=0-3%4" in (meeting.jobs / "1_submission.sh").read_text()
-    assert "#SBATCH --array=0-1%2" in (meeting.jobs / "2_submission.sh").read_text()
+    assert "#SBATCH --array=0-3%4" in (run_folder.jobs / "1_submission.sh").read_text()
+    assert "#SBATCH --array=0-1%2" in (run_folder.jobs / "2_submission.sh").read_text()
 
 
-def test_a_refusal_of_sbatch_is_told_in_its_own_words(programs: Programs, meeting: Rendezvous) -> None:
+def test_a_refusal_of_sbatch_is_told_in_its_own_words(programs: Programs, run_folder: RunFolder) -> None:
     programs.write("sbatch", "echo 'sbatch: error: invalid partition specified: gpux' >&2; exit 1")
     with pytest.raises(NotSubmitted, match="sbatch refuses the head: .*invalid partition specified: gpux"):
-        jobs.submit(meeting, "head")
+        jobs.submit(run_folder, "head")
 
 
-def test_a_job_that_slurm_took_although_sbatch_failed_is_cancelled(programs: Programs, meeting: Rendezvous) -> None:
+def test_a_job_that_slurm_took_although_sbatch_failed_is_cancelled(programs: Programs, run_folder: RunFolder) -> None:
     held = f"echo '77|{name_of('r', 'head')}|PENDING|None||'"
     programs.write("squeue", f"test -e {programs.folder}/sbatch.calls && {held}; exit 0")
     programs.write("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
     with pytest.raises(NotSubmitted, match="timed out"):
-        jobs.submit(meeting, "head")
+        jobs.submit(run_folder, "head")
     assert programs.calls("scancel") == ["--quiet 77"]
 
 
 def test_a_job_submitted_from_inside_a_job_does_not_inherit_it(
-    programs: Programs, meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch
+    programs: Programs, run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "99")
     monkeypatch.setenv("SLURM_CONF", "/etc/x.conf")
     programs.write("sbatch", f"env > {programs.folder}/seen; echo 'Submitted batch job 5'")
-    jobs.submit(meeting, "head")
+    jobs.submit(run_folder, "head")
     seen = (programs.folder / "seen").read_text()
     assert "SLURM_CONF=/etc/x.conf" in seen and "SLURM_CPUS_PER_TASK" not in seen
     assert os.environ["SLURM_CPUS_PER_TASK"] == "99"
 
 
 def test_an_answer_that_fails_is_unknown_and_an_empty_one_is_none(programs: Programs) -> None:
-    assert Queue().jobs("n") == []
+    assert SlurmClient().jobs("n") == []
     programs.say("squeue", "slurm_load_jobs error", code=1)
-    assert Queue().jobs("n") is None
-    assert not Queue().wait_until_gone("n", 0.0)
+    assert SlurmClient().jobs("n") is None
+    assert not SlurmClient().wait_until_gone("n", 0.0)
     programs.say("sacct", "Slurm accounting storage is disabled", code=1)
-    assert Queue().used("n") is None
+    assert SlurmClient().used("n") is None
     programs.say("scontrol", "", code=1)
-    assert Queue().config() == {} and Queue().partition("p") is None
+    assert SlurmClient().config() == {} and SlurmClient().partition("p") is None
 
 
 def test_a_program_that_is_absent_or_hangs_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,19 +139,19 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir(mode=0o755)
     (tmp_path / "open").chmod(0o755)
     with pytest.raises(BadInput, match="chmod 700"):
-        Rendezvous.make(tmp_path / "open", {})
+        RunFolder.make(tmp_path / "open", {})
 
 
-def test_a_head_is_heard_while_it_beats(meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_is_heard_while_it_beats(run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("orchestrator.clusters.slurm.jobs.time.monotonic", lambda: now[0])
-    ear = jobs._Ear(meeting)
+    ear = jobs.HeadMonitor(run_folder)
     assert ear.listen() is None and not ear.silent()
-    meeting.announce(Head("a:1", "s1", {}))
+    run_folder.announce(Head("a:1", "s1", {}))
     now[0] = 40.0
     assert ear.listen() == Head("a:1", "s1", {}) and not ear.silent()
     now[0] = 80.0
-    os.utime(meeting.head_file, (1, 1))  # a clock of another machine, far behind
+    os.utime(run_folder.head_file, (1, 1))  # a clock of another machine, far behind
     assert ear.listen() is not None and not ear.silent()
     now[0] = 80.0 + jobs.SILENCE + 1
     assert ear.listen() is not None and ear.silent()
@@ -164,21 +164,21 @@ def test_versions_that_differ_are_named() -> None:
 
 
 def test_a_worker_that_sees_other_gpus_than_it_was_given_refuses(
-    meeting: Rendezvous, monkeypatch: pytest.MonkeyPatch
+    run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     monkeypatch.setattr("orchestrator.clusters.slurm.jobs.signal.signal", lambda *_: None)
     with pytest.raises(ValueError, match="0 GPUs were asked for"):
-        jobs.WorkerJob(str(meeting.folder))()
-    assert "others may be working there" in meeting.refused()["8_3"]
+        jobs.WorkerJob(str(run_folder.folder))()
+    assert "others may be working there" in run_folder.refused()["8_3"]
 
 
-def test_what_is_pickled_for_a_job_is_a_path_and_nothing_else(meeting: Rendezvous) -> None:
-    job = jobs.HeadJob(str(meeting.folder))
+def test_what_is_pickled_for_a_job_is_a_path_and_nothing_else(run_folder: RunFolder) -> None:
+    job = jobs.HeadJob(str(run_folder.folder))
     job.leaving = True
-    assert job.__getstate__() == {"folder": str(meeting.folder), "leaving": False}
+    assert job.__getstate__() == {"folder": str(run_folder.folder), "leaving": False}
 
 
 # A run seen from a login node.
@@ -189,7 +189,7 @@ def store(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
 
 
-def began(store: Store, *events: tuple[str, dict[str, Any]]) -> Lent:
+def began(store: Store, *events: tuple[str, dict[str, Any]]) -> SlurmRun:
     home = store.run_folder("r")
     with Journal.open(home) as book:
         facts = {"run": "r", "command": "c", "experiments": ["tiny"], "jobs": {"full": 1}}
@@ -197,7 +197,7 @@ def began(store: Store, *events: tuple[str, dict[str, Any]]) -> Lent:
         for event, fields in events:
             book.write(event, **fields)
     (home / follow.POINTER).write_text(json.dumps({"mode": "elastic", "folder": str(home / "slurm")}))
-    found = Lent.of(store, "r")
+    found = SlurmRun.of(store, "r")
     assert found is not None
     return found
 
@@ -274,10 +274,10 @@ def test_a_driver_that_drives_hears_the_wish_and_is_not_cancelled(programs: Prog
     assert programs.calls("scancel") == []
 
 
-def test_workers_sent_home_are_welcome_again_when_a_new_head_is_there(meeting: Rendezvous) -> None:
-    meeting.dismiss("8_1")
-    assert meeting.dismissed("8_1") and not meeting.dismissed("8_2")
-    meeting.dismiss(ALL)
-    assert meeting.dismissed("8_2")
-    meeting.reopen()
-    assert meeting.dismissed("8_1") and not meeting.dismissed("8_2")
+def test_workers_sent_home_are_welcome_again_when_a_new_head_is_there(run_folder: RunFolder) -> None:
+    run_folder.dismiss("8_1")
+    assert run_folder.dismissed("8_1") and not run_folder.dismissed("8_2")
+    run_folder.dismiss(ALL)
+    assert run_folder.dismissed("8_2")
+    run_folder.reopen()
+    assert run_folder.dismissed("8_1") and not run_folder.dismissed("8_2")

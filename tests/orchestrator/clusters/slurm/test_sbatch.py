@@ -192,7 +192,7 @@ def test_a_worker_sees_the_gpus_it_was_given(environment: dict[str, str], given:
 
 
 @pytest.mark.parametrize(
-    ("environment", "given", "complaint"),
+    ("environment", "given", "version_mismatch"),
     [
         ({}, 1, "is not set"),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, 1, "others may be working there"),
@@ -201,7 +201,7 @@ def test_a_worker_sees_the_gpus_it_was_given(environment: dict[str, str], given:
     ],
 )
 def test_a_worker_that_sees_other_gpus_than_it_was_given_says_so(
-    environment: dict[str, Any], given: int, complaint: str
+    environment: dict[str, Any], given: int, version_mismatch: str
 ) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=version_mismatch):
         sbatch.visible_gpus(environment, given)

@@ -41,7 +41,7 @@ def site(slurm: MiniSlurm) -> Iterator[Site]:
         yield made
         slurm.run("scancel", "--full", "--user", "root")
         wait_until(lambda: not made.queue(), 120)
-        slurm.mend()
+        slurm.fix()
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +71,20 @@ def test_the_quickstart_has_the_results_of_one_here_begins_soon_and_leaves_nothi
 def test_the_token_is_seen_by_nobody_and_asked_of_everybody(site: Site) -> None:
     going = site.start("run", "LONG", *site.on_slurm())
     site.wait_for_stage()
-    (meeting,) = (site.folder / "store" / "runs").glob("*/slurm")
-    token = (meeting / "token").read_text()
-    assert (meeting / "token").stat().st_mode & 0o777 == 0o600 and meeting.stat().st_mode & 0o777 == 0o700
+    (run_folder,) = (site.folder / "store" / "runs").glob("*/slurm")
+    token = (run_folder / "token").read_text()
+    assert (run_folder / "token").stat().st_mode & 0o777 == 0o600 and run_folder.stat().st_mode & 0o777 == 0o700
     for job in site.jobs(""):
         assert token not in site.slurm.run("scontrol", "show", "job", job)
         assert token not in site.slurm.run("scontrol", "write", "batch_script", job.partition("_")[0], "-")
     assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if token in _text(path)] == []
     assert [pid for pid, environment in processes("").items() if token in environment.values()] == []
-    assert _files_with(token, meeting.parent) == [meeting / "token"]
+    assert _files_with(token, run_folder.parent) == [run_folder / "token"]
     nodes = list(Path("/tmp").glob("pdd-node-*"))  # all nodes have one /tmp here
     assert len(nodes) >= 2 and {node.stat().st_mode & 0o777 for node in nodes} == {0o700}
     for node in nodes:
         assert _files_with(token, node) == [node / "token"] and (node / "token").stat().st_mode & 0o777 == 0o600
-    address = json.loads((meeting / "head.json").read_text())["address"]
+    address = json.loads((run_folder / "head.json").read_text())["address"]
     for wrong in (None, "0" * 64):
         assert "let in" not in _ask_for_nodes(address, wrong)
         assert _work_for(address, wrong, site.folder / "ray") != 0
@@ -366,11 +366,11 @@ def test_a_run_that_nobody_follows_is_asked_after_and_cancelled(site: Site) -> N
 
 
 def test_the_doctor_finds_what_the_cluster_does_not_have(site: Site) -> None:
-    assert site.pdd("doctor", *site.on_slurm())["well"]
+    assert site.pdd("doctor", *site.on_slurm())["ok"]
     site.cluster_file(partition="nowhere", head={"partition": "short", "minutes": 10})
     found = {one["name"]: one for one in site.pdd("doctor", *site.on_slurm(), code=2)["findings"]}
     assert "there is no partition nowhere" in found["partition of workers"]["found"]
-    assert found["partition of head"]["mend"] == "set minutes to 1 or less"
+    assert found["partition of head"]["fix"] == "set minutes to 1 or less"
 
 
 def test_the_cluster_is_our_own(slurm: MiniSlurm) -> None:

@@ -15,17 +15,17 @@ from jobs.errors import BadInput
 from orchestrator import slurm_driver
 from orchestrator.clusters.config import Place, SlurmClusterSpec, choose
 from orchestrator.clusters.slurm import submit
-from orchestrator.clusters.slurm.follow import POINTER, Lent
+from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.jobs import NotSubmitted
 from orchestrator.planning.requests import Request, answer
 from orchestrator.runs import journal
-from orchestrator.runs.driver import About
+from orchestrator.runs.driver import RunInfo
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.status import status
 from orchestrator.workloads import experiments
 from orchestrator.workloads.sweep import sweep
 from orchestrator.workloads.sweep.rows import Row
-from orchestrator.workloads.sweep.sweep import AskedSweep, seconds_driven
+from orchestrator.workloads.sweep.sweep import ResolvedSweep, seconds_driven
 from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from workers.store.store import Store
 
@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> AskedSweep:
+def asked(tmp_path: Path) -> ResolvedSweep:
     space = {"stages": {"path": "arms.0.stages", "grid": [1, 2]}}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "base", **BASE}))
     file = tmp_path / "s.yaml"
@@ -63,7 +63,7 @@ def asked(tmp_path: Path) -> AskedSweep:
 
 
 @pytest.fixture
-def launch(programs: Programs, asked: AskedSweep, store: Store) -> Callable[..., Any]:
+def launch(programs: Programs, asked: ResolvedSweep, store: Store) -> Callable[..., Any]:
     def launch(follow: bool = False) -> Any:
         place = Place("slurm", SPEC, str(store.root))
         return sweep.run_on_slurm(asked, store, place, command="again", quiet=True, follow=follow)
@@ -80,18 +80,18 @@ def events(store: Store, run: str) -> list[str]:
 
 
 def begin(book: Journal, run: str) -> None:
-    about = vars(About(run=run, store="")) | {"experiments": []}
+    about = vars(RunInfo(run=run, store="")) | {"experiments": []}
     book.write("run_began", **about, jobs={"distil": 2}, pid=1, host="n")
 
 
 def test_the_head_is_told_of_a_sweep_that_stands_alone(
-    launch: Callable[..., Any], asked: AskedSweep, store: Store, tmp_path: Path
+    launch: Callable[..., Any], asked: ResolvedSweep, store: Store, tmp_path: Path
 ) -> None:
     run = launch()
     assert run == asked.run_name()
-    lent = Lent.of(store, run)
-    assert lent is not None
-    order = json.loads((lent.folder / "order.json").read_text())
+    slurm_run = SlurmRun.of(store, run)
+    assert slurm_run is not None
+    order = json.loads((slurm_run.folder / "order.json").read_text())
     (tmp_path / "base.yaml").unlink()
     (tmp_path / "s.yaml").unlink()
     told = sweep.ask(order["sweep"], Request())
@@ -122,9 +122,9 @@ def test_the_driver_does_what_the_order_says(
     else:
         request, place = Request(experiments=("tiny",)), Place("slurm", SPEC, str(store.root))
         name = experiments.run_on_slurm(request, answer(request), store, place, command="", quiet=True, follow=False)
-    lent = Lent.of(store, name)
-    assert lent is not None
-    assert slurm_driver.drive(lent.folder, "a:1", "a") == 3
+    slurm_run = SlurmRun.of(store, name)
+    assert slurm_run is not None
+    assert slurm_driver.drive(slurm_run.folder, "a:1", "a") == 3
     assert called == [f"{'sweep' if swept else 'run'} {name} pdd-{name}-worker"]
 
 
@@ -214,7 +214,7 @@ ROW = Row(
 
 
 def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
-    launch: Callable[..., Any], asked: AskedSweep, store: Store, monkeypatch: pytest.MonkeyPatch
+    launch: Callable[..., Any], asked: ResolvedSweep, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch()
     monkeypatch.setattr(submit, "submit", lambda *_, **__: None)  # it is there already
@@ -235,7 +235,7 @@ def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
 
 
 def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
-    launch: Callable[..., Any], asked: AskedSweep, store: Store
+    launch: Callable[..., Any], asked: ResolvedSweep, store: Store
 ) -> None:
     run, last = launch(), {"exit": 130, "why": "cancelled", "seconds": 2.0}
     done = sweep.told(asked, store, Place("slurm", SPEC, str(store.root)), run, "again", last)
@@ -244,7 +244,7 @@ def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
 
 
 def test_a_sweep_that_slurm_has_is_not_driven_here_and_one_it_had_is(
-    launch: Callable[..., Any], programs: Programs, asked: AskedSweep, store: Store
+    launch: Callable[..., Any], programs: Programs, asked: ResolvedSweep, store: Store
 ) -> None:
     run, here = launch(), choose(None, "local", str(store.root), 1)
     held(programs, run)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.sweep import Values
-from orchestrator.workloads.sweep.mailbox import Answered, Desk, TrialFailed, Wish, trial_id
+from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialFailed, TrialMailbox, trial_id
 
 VALUES: Values = {"num_stages": 2, "image_lr": 0.03, "init": "real", "drop": None}
 
@@ -27,65 +27,65 @@ def then(*acts: Callable[[], object]) -> Callable[[], object]:
 
 
 def test_a_trial_gets_what_the_driver_answers(tmp_path: Path) -> None:
-    trial, driver = Desk(tmp_path / "desk"), Desk(tmp_path / "desk")
-    wish = Wish(VALUES, 1)
-    answer = Answered({"held_out": 61.5}, last=True)
+    trial, driver = TrialMailbox(tmp_path / "mailbox"), TrialMailbox(tmp_path / "mailbox")
+    request = StageRequest(VALUES, 1)
+    answer = StageMetrics({"held_out": 61.5}, last=True)
 
     def serve() -> None:
-        assert driver.new_wishes() == [wish]
-        driver.answer(wish, answer)
+        assert driver.new_requests() == [request]
+        driver.answer(request, answer)
 
-    assert trial.ask(wish, then(serve)) == answer
+    assert trial.ask(request, then(serve)) == answer
 
 
 def test_a_wish_is_heard_once(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
+    mailbox = TrialMailbox(tmp_path)
     with pytest.raises(Waited):
-        desk.ask(Wish(VALUES, 1), give_up)
-    assert desk.new_wishes() == [Wish(VALUES, 1)]
-    assert desk.new_wishes() == []
+        mailbox.ask(StageRequest(VALUES, 1), give_up)
+    assert mailbox.new_requests() == [StageRequest(VALUES, 1)]
+    assert mailbox.new_requests() == []
 
 
 def test_an_answer_that_is_there_is_not_asked_for_again(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    desk.answer(Wish(VALUES, 1), Answered({"held_out": 50.0}))
-    assert desk.ask(Wish(VALUES, 1), give_up).metrics == {"held_out": 50.0}
-    assert desk.new_wishes() == []
+    mailbox = TrialMailbox(tmp_path)
+    mailbox.answer(StageRequest(VALUES, 1), StageMetrics({"held_out": 50.0}))
+    assert mailbox.ask(StageRequest(VALUES, 1), give_up).metrics == {"held_out": 50.0}
+    assert mailbox.new_requests() == []
 
 
 def test_a_failure_reaches_the_trial_with_its_reason(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
-    desk.answer(Wish(VALUES, 1), Answered({}, failed="NaN at iteration 3"))
+    mailbox = TrialMailbox(tmp_path)
+    mailbox.answer(StageRequest(VALUES, 1), StageMetrics({}, failed="NaN at iteration 3"))
     with pytest.raises(TrialFailed, match="NaN at iteration 3"):
-        desk.ask(Wish(VALUES, 1), give_up)
+        mailbox.ask(StageRequest(VALUES, 1), give_up)
 
 
 def test_a_new_driver_forgets_failures_and_open_wishes_and_keeps_what_was_reported(tmp_path: Path) -> None:
-    desk = Desk(tmp_path)
+    mailbox = TrialMailbox(tmp_path)
     other: Values = {"num_stages": 5}
-    for wish in (Wish(VALUES, 1), Wish(VALUES, 2), Wish(other, 1)):
+    for request in (StageRequest(VALUES, 1), StageRequest(VALUES, 2), StageRequest(other, 1)):
         with pytest.raises(Waited):
-            desk.ask(wish, give_up)
-    desk.answer(Wish(VALUES, 1), Answered({"held_out": 50.0}))
-    desk.answer(Wish(other, 1), Answered({}, failed="NaN"))
-    new = Desk(tmp_path)
+            mailbox.ask(request, give_up)
+    mailbox.answer(StageRequest(VALUES, 1), StageMetrics({"held_out": 50.0}))
+    mailbox.answer(StageRequest(other, 1), StageMetrics({}, failed="NaN"))
+    new = TrialMailbox(tmp_path)
     assert new.begin_again() == [VALUES]
-    assert new.answer_to(trial_id(VALUES), 1) == Answered({"held_out": 50.0})
+    assert new.answer_to(trial_id(VALUES), 1) == StageMetrics({"held_out": 50.0})
     assert new.answer_to(trial_id(other), 1) is None
-    assert new.new_wishes() == []
+    assert new.new_requests() == []
 
 
 def test_a_desk_that_nobody_has_used_is_empty(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "none")
-    assert desk.begin_again() == []
-    assert desk.new_wishes() == []
+    mailbox = TrialMailbox(tmp_path / "none")
+    assert mailbox.begin_again() == []
+    assert mailbox.new_requests() == []
     assert not (tmp_path / "none").exists()
 
 
 def test_what_lies_on_the_desk_is_private_and_whole(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "desk")
-    desk.answer(Wish(VALUES, 1), Answered({"held_out": 1.0}))
-    (file,) = (tmp_path / "desk").iterdir()
+    mailbox = TrialMailbox(tmp_path / "mailbox")
+    mailbox.answer(StageRequest(VALUES, 1), StageMetrics({"held_out": 1.0}))
+    (file,) = (tmp_path / "mailbox").iterdir()
     assert file.name == f"{trial_id(VALUES)}.1.answer.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700

@@ -17,10 +17,10 @@ from jobs.experiment import Experiment
 from jobs.sweep import Sweep
 from orchestrator.planning.requests import planned
 from orchestrator.workloads.sweep import plots
-from orchestrator.workloads.sweep.mailbox import Answered
+from orchestrator.workloads.sweep.mailbox import StageMetrics
 from orchestrator.workloads.sweep.report import table, write
 from orchestrator.workloads.sweep.rows import Row, rows
-from orchestrator.workloads.sweep.trials import Standing, make_trial
+from orchestrator.workloads.sweep.trials import TrialState, make_trial
 from tests.orchestrator.workloads.sweep.test_trials import BASE
 from workers.store.store import Store
 
@@ -57,17 +57,17 @@ class OneSecondEach:
 
 
 @pytest.fixture(scope="module")
-def standings() -> list[Standing]:
+def standings() -> list[TrialState]:
     """Two trials that share their first stage."""
     made = []
     for number, stages in enumerate((1, 2), start=1):
         trial = make_trial(sweep_of(), BASE, "s.yaml", number, {"stages": stages, "ipc": 1})
-        answers = [Answered({"held_out": 40.0 + n, "loss": 1.0, "ipc_total": n + 1.0}) for n in range(stages)]
-        made.append(Standing(trial, answers, "done"))
+        answers = [StageMetrics({"held_out": 40.0 + n, "loss": 1.0, "ipc_total": n + 1.0}) for n in range(stages)]
+        made.append(TrialState(trial, answers, "done"))
     return made
 
 
-def test_a_trial_costs_all_its_jobs_and_marginally_those_that_no_other_needs(standings: list[Standing]) -> None:
+def test_a_trial_costs_all_its_jobs_and_marginally_those_that_no_other_needs(standings: list[TrialState]) -> None:
     one, two = rows(standings, standings[1:], cast(Store, OneSecondEach()))
     # dataset, two experts and a set; twice experts and set more in the longer trial; the shorter one has nothing alone
     assert (one.seconds, one.marginal_seconds) == (4.0, 0.0)
@@ -76,7 +76,9 @@ def test_a_trial_costs_all_its_jobs_and_marginally_those_that_no_other_needs(sta
     assert two.score("held_out") == 41.0 and two.stage == 2
 
 
-def test_the_report_holds_tables_a_heat_map_and_an_experiment_to_run(tmp_path: Path, standings: list[Standing]) -> None:
+def test_the_report_holds_tables_a_heat_map_and_an_experiment_to_run(
+    tmp_path: Path, standings: list[TrialState]
+) -> None:
     made = rows(standings, standings[1:], cast(Store, OneSecondEach()))
     files = write(tmp_path / "report", sweep_of(), made, standings[1:], "the command")
     assert [path.name for path in files] == [

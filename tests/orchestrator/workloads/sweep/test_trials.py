@@ -18,11 +18,11 @@ from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values, listed
 from orchestrator.planning.requests import Request, answer
 from orchestrator.runs import driver
-from orchestrator.runs.driver import About, Outcome
+from orchestrator.runs.driver import Outcome, RunInfo
 from orchestrator.runs.journal import Journal, Record, read
 from orchestrator.runs.pool import InProcessPool
-from orchestrator.scheduler.schedule import Allowances
-from orchestrator.workloads.sweep.mailbox import Answered, Desk, TrialFailed, Wish
+from orchestrator.scheduler.schedule import RetryLimits
+from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialFailed, TrialMailbox
 from orchestrator.workloads.sweep.trials import Trials, jobs_up_to, make_trial
 from workers.store.store import Store
 
@@ -84,8 +84,8 @@ def give_up() -> None:
 class ToySearch:
     """What Tune does, without its processes: trials in turn, `at_once` of them, ended below a held-out accuracy."""
 
-    def __init__(self, desk: Desk, trials: Sequence[Values], at_once: int = 2, least: float = 0.0) -> None:
-        self.desk, self.least = desk, least
+    def __init__(self, mailbox: TrialMailbox, trials: Sequence[Values], at_once: int = 2, least: float = 0.0) -> None:
+        self.mailbox, self.least = mailbox, least
         self.waiting, self.at_once = list(trials), at_once
         self.stages: list[tuple[Values, int]] = []
         self.stopped = False
@@ -99,7 +99,7 @@ class ToySearch:
     def goes_on(self, values: Values, stage: int) -> int:
         """The stage that the trial is at; 0 when it is over."""
         try:
-            answer = self.desk.ask(Wish(values, stage), give_up)
+            answer = self.mailbox.ask(StageRequest(values, stage), give_up)
         except Waited:
             return stage
         except TrialFailed:
@@ -122,21 +122,23 @@ def run(
 ) -> tuple[Outcome, Trials]:
     """One session of a sweep with fake work in this process."""
     values = listed(sweep, "s.yaml") if values is None else values
-    desk, store = Desk(root / "desk"), cast(Store, Artifacts(root))
-    desk.begin_again()
+    mailbox, store = TrialMailbox(root / "mailbox"), cast(Store, Artifacts(root))
+    mailbox.begin_again()
     with Journal.open(root / RUN, clock) as journal:
         trials = Trials(
             sweep,
             lambda number, one: make_trial(sweep, BASE, "s.yaml", number, one),
-            desk,
+            mailbox,
             store,
             journal,
-            ToySearch(desk, values, **search),
+            ToySearch(mailbox, values, **search),
         )
         made = [trials.make(number, one) for number, one in enumerate(values, start=1)] if known else []
-        orders = trials.begin(made, Allowances(), *spent)
-        pool = InProcessPool(str(root), RUN, "tests.orchestrator.test_trials.execute")
-        outcome = driver.run(orders, trials.plan.graph, pool, journal, store, watch, about=About(RUN), supply=trials)
+        orders = trials.begin(made, RetryLimits(), *spent)
+        pool = InProcessPool(str(root), RUN, "tests.orchestrator.workloads.sweep.test_trials.execute")
+        outcome = driver.run(
+            orders, trials.plan.graph, pool, journal, store, watch, about=RunInfo(RUN), schedule_source=trials
+        )
         trials.break_off()
     return outcome, trials
 
@@ -178,9 +180,11 @@ def test_metrics_are_means_over_the_seeds_of_the_stage_just_finished(tmp_path: P
     sweep = sweep_of()
     trial = make_trial(sweep, BASE | {"seeds": [0, 4]}, "s.yaml", 1, {"stages": 2})
     assert [len(keys) for keys in trial.stages] == [2, 2]
-    desk = Desk(tmp_path / "desk")
+    mailbox = TrialMailbox(tmp_path / "mailbox")
     with Journal.open(tmp_path / RUN) as journal:
-        trials = Trials(sweep, lambda *_: trial, desk, cast(Store, Artifacts(tmp_path)), journal, ToySearch(desk, []))
+        trials = Trials(
+            sweep, lambda *_: trial, mailbox, cast(Store, Artifacts(tmp_path)), journal, ToySearch(mailbox, [])
+        )
         for job in trial.plan.graph:
             execute(job.to_json(), str(tmp_path), RUN, 0)
         accuracies = [GOOD + 2 + seed for seed in (0, 4)]
@@ -300,18 +304,18 @@ def test_trials_that_nobody_knew_beforehand_are_made_as_they_come(tmp_path: Path
     assert outcome.exit == 0
     assert [one.trial.values for one in trials.winners()] == [{"stages": 2}]
     assert sorted(states(trials)) == ["done 1/1", "done 2/2"]  # no stages at all was answered with a refusal
-    refused = cast(Answered, Desk(tmp_path / "desk").answer_to(Wish({"stages": 0}, 1).trial, 1))
+    refused = cast(StageMetrics, TrialMailbox(tmp_path / "mailbox").answer_to(StageRequest({"stages": 0}, 1).trial, 1))
     assert "arms.0.stages is 0: must be at least 1" in refused.failed
 
 
 def test_a_job_is_as_urgent_as_the_longest_trial_that_needs_it(tmp_path: Path) -> None:
     sweep = sweep_of()
-    desk = Desk(tmp_path / "desk")
+    mailbox = TrialMailbox(tmp_path / "mailbox")
     with Journal.open(tmp_path / RUN) as journal:
         store = cast(Store, Artifacts(tmp_path))
-        trials = Trials(sweep, lambda *_: pytest.fail(), desk, store, journal, ToySearch(desk, []))
+        trials = Trials(sweep, lambda *_: pytest.fail(), mailbox, store, journal, ToySearch(mailbox, []))
         made = [make_trial(sweep, BASE, "s.yaml", number, {"stages": number}) for number in (1, 2, 3)]
-        paths = trials.begin(made, Allowances()).remaining_path
+        paths = trials.begin(made, RetryLimits()).remaining_path
     first, second, third = (paths[keys[0]] for keys in made[2].stages)
     assert first > second > third
     assert trials.orders.open and not trials.orders.wanted
@@ -330,7 +334,7 @@ def test_64_trials_are_no_more_than_jobs_in_the_queue(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "space", "field", "mend"),
+    ("base", "space", "field", "fix"),
     [
         ({}, {"stagez": {"path": "arms.0.stagez", "grid": [1]}}, "arms.0.stagez", "unknown field; known here"),
         (
@@ -347,14 +351,14 @@ def test_64_trials_are_no_more_than_jobs_in_the_queue(tmp_path: Path) -> None:
     ],
 )
 def test_values_that_make_no_experiment_are_refused_with_the_mend(
-    base: dict[str, Any], space: dict[str, Any], field: str, mend: str
+    base: dict[str, Any], space: dict[str, Any], field: str, fix: str
 ) -> None:
     sweep = sweep_of(space)
     (values, *_) = listed(sweep, "s.yaml")
     with pytest.raises(BadInput) as caught:
         make_trial(sweep, BASE | base, "s.yaml", 1, values)
     assert caught.value.field == field
-    assert mend in caught.value.mend
+    assert fix in caught.value.fix
     assert caught.value.place.startswith("s.yaml")
 
 
