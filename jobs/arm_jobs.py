@@ -86,12 +86,12 @@ class Lineage:
         real = numbers.real
         if stage > 1 and numbers.later_epochs is not None:
             real = real.model_copy(update={"epochs": numbers.later_epochs})
-        cohorts: list[str] = []
-        for number, first in enumerate(range(0, numbers.number, numbers.cohort)):
+        batches: list[str] = []
+        for number, first in enumerate(range(0, numbers.number, numbers.expert_batch)):
             spec = ExpertsSpec(
                 stage=stage,
                 first=first,
-                count=min(numbers.cohort, numbers.number - first),
+                count=min(numbers.expert_batch, numbers.number - first),
                 network=self.recipe.network,
                 real=real,
                 transition=self._transition(stage),
@@ -100,8 +100,8 @@ class Lineage:
             )
             parents = {"dataset": [data], "chain": before[number : number + 1], "sets": sets}
             parents["forgetting"] = self._partition_scores(data, seed)
-            cohorts.append(self._add(spec, parents))
-        return cohorts
+            batches.append(self._add(spec, parents))
+        return batches
 
     def _partition_scores(self, data: str, seed: int) -> list[str]:
         return self._scores(data, seed) if self.arm.partition is not None else []

@@ -18,7 +18,7 @@ import numpy as np
 
 from jobs.arm_jobs import Lineage, Phases
 from jobs.errors import BadInput
-from jobs.experiment import SELECTIONS, Arm, Cell, Continual, Experiment, Plan
+from jobs.experiment import SELECTIONS, Arm, Cell, ClassIncremental, Experiment, Plan
 from jobs.facts import Facts, deepest_convnet
 from jobs.recipe import Recipe, Resolved, Setting, flat, resolve
 from jobs.specs import Architecture, Mode
@@ -122,8 +122,8 @@ class _ArmExpansion:
         if self.arm.ipc_per_stage is None:
             raise BadInput(self.place, f"{self.path}.ipc_per_stage", None, "required; images per class of one stage")
         self._enough_images()
-        if self.arm.continual is not None:
-            return self._continual(self.arm.continual)
+        if self.arm.class_incremental is not None:
+            return self._class_incremental(self.arm.class_incremental)
         if self.arm.method in SELECTIONS:
             return self._selection()
         return self._distillation()
@@ -161,12 +161,12 @@ class _ArmExpansion:
                     ]
                     self._cell(architecture, mode, stage=prefix, keys=keys)
 
-    def _continual(self, asked: Continual) -> None:
+    def _class_incremental(self, asked: ClassIncremental) -> None:
         """After each phase, networks are trained on the sets of all phases so far."""
         classes = len(self.lineage.facts.class_names)
         if classes % asked.phases:
             fix = f"must divide the {classes} classes of the dataset"
-            raise BadInput(self.place, f"{self.path}.continual.phases", asked.phases, fix)
+            raise BadInput(self.place, f"{self.path}.class_incremental.phases", asked.phases, fix)
         lineage, selects = self.lineage, self.arm.method in SELECTIONS
         data, modes = lineage.dataset(), ("union",) if selects else self.arm.modes
         orders = [class_order(classes, asked.phases, order) for order in range(asked.orders)]

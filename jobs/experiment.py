@@ -75,7 +75,7 @@ class Partition(Frozen):
     that is learned too easily for scores to tell its images apart."""
 
 
-class Continual(Frozen):
+class ClassIncremental(Frozen):
     """Class-incremental learning (Table 7): classes come in `phases` of equally many, in `orders` random orders.
 
     In each phase the arm selects or distils from this phase's classes alone; after it new networks are trained on all
@@ -107,7 +107,7 @@ class Arm(Frozen):
     earlier_rate: Fraction = 0.0
     """Share of the image learning rate at which earlier sets go on learning."""
     partition: Partition | None = None
-    continual: Continual | None = None
+    class_incremental: ClassIncremental | None = None
     set: dict[str, Any] = {}
 
     @property
@@ -152,8 +152,8 @@ class Arm(Frozen):
             raise PydanticCustomError("ablation", "without conditioning earlier sets have no gradient; drop one")
         if self.partition is not None and not self.transition:
             raise PydanticCustomError("ablation", "a partition's experts come from the transition; drop one")
-        if self.continual is not None and (self.method == "full" or self.partition is not None):
-            raise PydanticCustomError("continual", "not for full data, nor with a partition; leave one out")
+        if self.class_incremental is not None and (self.method == "full" or self.partition is not None):
+            raise PydanticCustomError("class_incremental", "not for full data, nor with a partition; leave one out")
         return self
 
 

@@ -83,10 +83,10 @@ class DatasetNumbers(Frozen):
 
 
 class ExpertsNumbers(Frozen):
-    """The expert pool of every stage: `number` experts in jobs of `cohort`; the first one's features select images."""
+    """The experts of a stage: `number` of them in jobs of `expert_batch`; the first one's features select images."""
 
     number: Count
-    cohort: Count
+    expert_batch: Count
     real: SgdSpec
     """Stage 1; later stages train `later_epochs` on real data with otherwise the same numbers."""
     later_epochs: Count | None = None

@@ -212,10 +212,10 @@ class TransitionSpec(SgdSpec):
 
 
 class ExpertsSpec(Spec):
-    """A cohort of `count` experts of one stage, numbered from `first`.
+    """A batch of `count` experts of one stage, numbered from `first`.
 
     Stage 1 starts from random weights; stage i > 1 starts where each expert's own chain stands, so its
-    parents are the same cohort of stage i-1 and the sets S_1..S_{i-1}. `partition` limits the real images to
+    parents are the same batch of experts of stage i-1 and the sets S_1..S_{i-1}. `partition` limits the real images to
     those whose forgetting score lies in [low, high) (Table 6).
     """
 

@@ -311,9 +311,9 @@ class _Filler:
 
     def experiment(self, file: TableFile, request: CellRequest, arm: Arm, data: Data) -> Experiment:
         changes: dict[str, Any] = {"modes": (request.mode,), "prefixes": "all" if request.stage else "last"}
-        if arm.continual is not None:
-            orders = min(arm.continual.orders, ORDERS[self.under.scale])
-            changes["continual"] = arm.continual.model_copy(update={"orders": orders})
+        if arm.class_incremental is not None:
+            orders = min(arm.class_incremental.orders, ORDERS[self.under.scale])
+            changes["class_incremental"] = arm.class_incremental.model_copy(update={"orders": orders})
         if arm.partition is not None and self.under.scale != "paper":
             changes["partition"] = arm.partition.model_copy(update={"levels": LEVELS})
         return Experiment(

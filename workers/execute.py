@@ -34,7 +34,7 @@ Work = Callable[[JobContext, Path], dict[str, Any]]
 
 WORK: dict[Kind, Work] = {
     "dataset": dataset.prepare,
-    "experts": experts.train_cohort,
+    "experts": experts.train_experts,
     "forgetting": forgetting.score,
     "select": select.select,
     "distil": distil.distil,

@@ -94,7 +94,7 @@ def _corrections(taken: Mapping[str, float], estimated: Mapping[str, float]) -> 
 def uninterrupted(job: Job, seconds: float) -> float:
     """Of a job's seconds those that are lost if it has to leave at a bad moment: it should find room for them.
 
-    A stage saves wherever it is; a cohort after each of its experts; the others start again from nothing.
+    A stage saves wherever it is; a batch of experts after each of its experts; the others start again from nothing.
     """
     match job.spec:
         case DistilSpec():

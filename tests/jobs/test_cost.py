@@ -425,15 +425,25 @@ def test_a_measured_time_replaces_the_estimate_best_of_all_the_job_s_own(chain: 
 
 
 def test_cohorts_stages_and_seeds_of_one_size_have_one_signature_and_other_sizes_others(chain: Chain) -> None:
-    def cohort(first: int, **more: Any) -> Any:
+    def expert_batch(first: int, **more: Any) -> Any:
         fields = {"stage": 1, "first": first, "count": 2, "network": NETWORK, "real": sgd(6), **more}
         key = chain.graph.add(ExpertsSpec(**fields), {"dataset": [chain.data]})
         return signature(chain.graph[key], chain.graph)
 
-    assert cohort(0) == cohort(2) == cohort(0, seed=1)
-    assert len({cohort(0), cohort(0, count=3), cohort(0, real=sgd(7)), cohort(0, network=NetworkSpec(width=5))}) == 4
-    batches = cohort(0, real=SgdSpec(epochs=6, lr=0.1, batch_size=1))
-    assert batches != cohort(0), "as many FLOPs in more steps"
+    assert expert_batch(0) == expert_batch(2) == expert_batch(0, seed=1)
+    assert (
+        len(
+            {
+                expert_batch(0),
+                expert_batch(0, count=3),
+                expert_batch(0, real=sgd(7)),
+                expert_batch(0, network=NetworkSpec(width=5)),
+            }
+        )
+        == 4
+    )
+    batches = expert_batch(0, real=SgdSpec(epochs=6, lr=0.1, batch_size=1))
+    assert batches != expert_batch(0), "as many FLOPs in more steps"
 
 
 def test_later_prefixes_and_bigger_networks_are_estimated_to_take_longer(chain: Chain) -> None:

@@ -28,7 +28,7 @@ def test_an_order_is_numpy_s_permutation_under_its_number_cut_into_phases() -> N
 
 
 def test_a_phase_is_a_dataset_of_its_classes_taken_from_the_whole() -> None:
-    plan = plan_of({"method": "random", "ipc_per_stage": 1, "continual": {"phases": 3, "orders": 1}}, facts=SIX)
+    plan = plan_of({"method": "random", "ipc_per_stage": 1, "class_incremental": {"phases": 3, "orders": 1}}, facts=SIX)
     whole, *phases = (job for job in plan.graph if isinstance(job.spec, DatasetSpec))
     assert [job.parents for job in phases] == 3 * [{"dataset": (whole.key,)}]
     kept = {0: 36, 1: 36, 2: 36, 3: 36, 4: 36, 5: 36}  # 40 of each at this scale, less 4 held out
@@ -39,7 +39,7 @@ def test_a_phase_is_a_dataset_of_its_classes_taken_from_the_whole() -> None:
 
 
 def test_after_each_phase_networks_are_trained_on_the_sets_of_all_phases_so_far() -> None:
-    plan = plan_of(pdd(2, continual=CONTINUAL), facts=SIX, networks=2, seeds=[0, 1])
+    plan = plan_of(pdd(2, class_incremental=CONTINUAL), facts=SIX, networks=2, seeds=[0, 1])
     assert [(cell.stage, cell.phase, cell.mode, len(cell.jobs)) for cell in plan.cells] == [
         (2, phase, "progressive", 2 * 2 * 2) for phase in (1, 2, 3)
     ]
@@ -59,14 +59,16 @@ def test_after_each_phase_networks_are_trained_on_the_sets_of_all_phases_so_far(
 
 
 def test_phases_distil_beside_each_other_and_the_stages_of_one_in_turn() -> None:
-    plan = plan_of(pdd(2, continual=CONTINUAL), facts=SIX)
+    plan = plan_of(pdd(2, class_incremental=CONTINUAL), facts=SIX)
     groups = {group for order in (0, 1) for group in class_order(6, 3, order)}
     assert set(plan.limits) == {f"exam/seed0/classes-{low}-{high}" for low, high in groups}
 
 
 def test_a_selection_is_made_anew_in_each_phase_and_evaluated_on_the_union() -> None:
     plan = plan_of(
-        {"method": "herding", "ipc_per_stage": 4, "continual": {"phases": 3, "orders": 1}}, facts=SIX, networks=3
+        {"method": "herding", "ipc_per_stage": 4, "class_incremental": {"phases": 3, "orders": 1}},
+        facts=SIX,
+        networks=3,
     )
     assert len(specs(plan, SelectSpec)) == 3
     assert [(cell.phase, cell.mode, len(cell.jobs)) for cell in plan.cells] == [
@@ -77,11 +79,11 @@ def test_a_selection_is_made_anew_in_each_phase_and_evaluated_on_the_union() -> 
 
 
 def test_phases_that_do_not_divide_the_classes_are_refused() -> None:
-    error = refusal(pdd(1, continual={"phases": 4, "orders": 1}), facts=SIX)
-    assert (error.field, error.value) == ("arms.0.continual.phases", 4)
+    error = refusal(pdd(1, class_incremental={"phases": 4, "orders": 1}), facts=SIX)
+    assert (error.field, error.value) == ("arms.0.class_incremental.phases", 4)
     assert error.fix == "must divide the 6 classes of the dataset"
 
 
 @pytest.mark.parametrize("phases", [1, 0])
 def test_one_phase_is_not_continual(phases: int) -> None:
-    assert "must be at least 2" in str(refusal(pdd(1, continual={"phases": phases}), facts=replace(SIX)))
+    assert "must be at least 2" in str(refusal(pdd(1, class_incremental={"phases": phases}), facts=replace(SIX)))

@@ -140,7 +140,7 @@ def test_full_data_is_one_job_a_network_seed_and_architecture() -> None:
 
 
 def test_the_last_cohort_takes_what_is_left_of_the_experts() -> None:
-    plan = plan_of(pdd(2, set={"experts.number": 5, "experts.cohort": 2}))
+    plan = plan_of(pdd(2, set={"experts.number": 5, "experts.expert_batch": 2}))
     assert [(s.stage, s.first, s.count) for s in specs(plan, ExpertsSpec)] == [
         (stage, first, count) for stage in (1, 2) for first, count in ((0, 2), (2, 2), (4, 1))
     ]
@@ -349,8 +349,8 @@ def test_an_arm_has_the_name_the_paper_s_tables_give_it(arm: dict[str, Any], lab
 # ---------------------------------------------------------------------------------------- bad input
 
 ARM_FIELDS = (
-    "conditioning, continual, earlier_rate, ipc_per_stage, method, modes, name, partition, prefixes, protocol, set, "
-    "stages, transition"
+    "class_incremental, conditioning, earlier_rate, ipc_per_stage, method, modes, name, partition, prefixes, protocol, "
+    "set, stages, transition"
 )
 DIGITS_KNOWN = "known here: about, architectures, arms, dataset, distil_at_once, name, networks, scale, seeds, set"
 

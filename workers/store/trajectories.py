@@ -25,7 +25,7 @@ CORRECTNESS = "correctness.arrow"
 
 
 def write(folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: Sequence[NDArray[np.bool_]]) -> None:
-    """Write a cohort.
+    """Write a batch of experts.
 
     Args:
         folder: where the two files go.
@@ -45,7 +45,7 @@ def write(folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: S
 
 
 def read_correctness(path: Path) -> list[NDArray[np.bool_]]:
-    """The correctness stream of each expert of a cohort: bool [epochs, images], in order of the experts."""
+    """The correctness stream of each expert of a batch: bool [epochs, images], in order of the experts."""
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         images = int(reader.schema.metadata[b"images"])
@@ -58,7 +58,7 @@ def read_correctness(path: Path) -> list[NDArray[np.bool_]]:
 
 
 class Trajectories:
-    """All experts of one stage, over the files of its cohorts, in order."""
+    """All experts of one stage, over the files of its batches, in order."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
@@ -78,11 +78,11 @@ class Trajectories:
         Raises:
             IndexError: no such expert or epoch.
         """
-        cohort = bisect_right(self._ends, expert)
+        expert_batch = bisect_right(self._ends, expert)
         if not (0 <= expert < len(self) and 0 <= epoch <= self.epochs):
             raise IndexError(f"expert {expert} epoch {epoch}: have {len(self)} experts and epochs 0..{self.epochs}")
-        first = self._ends[cohort - 1] if cohort else 0
-        column = self._readers[cohort].get_batch(expert - first).column(0)
+        first = self._ends[expert_batch - 1] if expert_batch else 0
+        column = self._readers[expert_batch].get_batch(expert - first).column(0)
         size = column.type.list_size
         values = column.flatten().to_numpy(zero_copy_only=True)
         start = epoch * size

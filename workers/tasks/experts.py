@@ -1,4 +1,4 @@
-"""A cohort of experts: networks trained on real data, kept as trajectories.
+"""A batch of experts: networks trained on real data, kept as trajectories.
 
 Stage 1 starts from random weights. Stage i > 1 makes the transition first (paper section 4.1, facts 5.2):
 each expert starts where its own chain stands, which is snapshot 0 of its stage i-1 trajectory trained on the
@@ -35,8 +35,8 @@ Trajectory = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """Snapshots [epochs + 1, parameters] and correctness [epochs, images] of one expert."""
 
 
-def train_cohort(context: JobContext, folder: Path) -> dict[str, Any]:
-    """Train the cohort's experts one after another, keeping each finished one in a checkpoint."""
+def train_experts(context: JobContext, folder: Path) -> dict[str, Any]:
+    """Train the experts of the batch one after another, keeping each finished one in a checkpoint."""
     spec = _spec(context)
     data = datasets.load(context.store, context.parent("dataset"), context.device)
     real = forgetting.partitioned(context, data, spec.partition).train
@@ -52,7 +52,7 @@ def train_cohort(context: JobContext, folder: Path) -> dict[str, Any]:
 
 
 def start_of(context: JobContext, data: Dataset, number: int) -> Network:
-    """The network from which expert `number` of this cohort starts on real data: theta_i of its chain."""
+    """The network from which expert `number` of this batch starts on real data: theta_i of its chain."""
     spec = _spec(context)
     name = spec.first + number
     network = build_network(spec.network, data.shape, data.classes, context.generator("init", name), context.device)
@@ -120,6 +120,6 @@ def _finished(context: JobContext, number: int) -> Trajectory | None:
 
 
 def drop_checkpoints(context: JobContext) -> None:
-    """Forget the finished experts' checkpoints once the cohort is in the store."""
+    """Forget the finished experts' checkpoints once the batch of experts is in the store."""
     for number in range(_spec(context).count):
         context.checkpoints.drop(f"{context.job.key}.expert{number}")

@@ -57,14 +57,14 @@ def score(context: JobContext, folder: Path) -> dict[str, Any]:
     """Sum the counts over the experts' streams, or over networks trained here when there are no experts."""
     spec = context.job.spec
     assert isinstance(spec, ForgettingSpec)
-    cohorts = context.parents("experts")
+    batches = context.parents("experts")
     streams = (
         [
             stream
-            for key in cohorts
+            for key in batches
             for stream in trajectories.read_correctness(context.store.path(key, trajectories.CORRECTNESS))
         ]
-        if cohorts
+        if batches
         else [_stream(context, spec, run) for run in range(spec.runs)]
     )
     counts = np.sum([count_events(stream, spec.never_learned) for stream in streams], axis=0)

@@ -226,7 +226,7 @@ def test_chains_are_the_sets_of_the_last_stage_each_once() -> None:
 
 
 def test_stage_results_weigh_cohorts_by_their_experts(store: Store) -> None:
-    plan = demo_plan(set={"experts.number": 3, "experts.cohort": 2})
+    plan = demo_plan(set={"experts.number": 3, "experts.expert_batch": 2})
     distil = next(job for job in plan.graph if job.kind == "distil")
     first, second = distil.parents["experts"]
     put(store, plan, first, {"start_accuracy": 10.0, "end_accuracy": 80.0})  # two experts

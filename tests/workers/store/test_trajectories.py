@@ -1,4 +1,4 @@
-"""Trajectories on disk: the rows that were written, whichever cohort holds them, and never a view."""
+"""Trajectories on disk: the rows that were written, whichever expert_batch holds them, and never a view."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers.store.trajectories import CORRECTNESS, TRAJECTORIES, Trajectories, 
 EPOCHS, SIZE = 3, 17
 
 
-def cohort(folder: Path, count: int, seed: int, images: int = 13) -> tuple[Path, list[NDArray[np.float32]]]:
+def expert_batch(folder: Path, count: int, seed: int, images: int = 13) -> tuple[Path, list[NDArray[np.float32]]]:
     rng = np.random.default_rng(seed)
     rows = [rng.standard_normal((EPOCHS + 1, SIZE)).astype(np.float32) for _ in range(count)]
     folder.mkdir()
@@ -25,7 +25,7 @@ def cohort(folder: Path, count: int, seed: int, images: int = 13) -> tuple[Path,
 def test_every_row_of_several_cohorts_comes_back_bit_for_bit_in_order(tmp_path: Path) -> None:
     paths, rows = [], []
     for seed, count in enumerate((2, 1, 3)):
-        path, made = cohort(tmp_path / str(seed), count, seed)
+        path, made = expert_batch(tmp_path / str(seed), count, seed)
         paths.append(path)
         rows += made
     stored = Trajectories(paths)
@@ -39,13 +39,13 @@ def test_every_row_of_several_cohorts_comes_back_bit_for_bit_in_order(tmp_path: 
 
 @pytest.mark.parametrize(("expert", "epoch"), [(3, 0), (-1, 0), (0, EPOCHS + 1), (0, -1)])
 def test_an_expert_or_epoch_that_is_not_there_is_an_index_error(tmp_path: Path, expert: int, epoch: int) -> None:
-    paths = [cohort(tmp_path / str(count), count, count)[0] for count in (1, 2)]
+    paths = [expert_batch(tmp_path / str(count), count, count)[0] for count in (1, 2)]
     with pytest.raises(IndexError, match=r"have 3 experts and epochs 0\.\.3"):
         Trajectories(paths).parameters(expert, epoch)
 
 
 def test_what_is_read_is_a_copy_and_can_be_written_to(tmp_path: Path) -> None:
-    path, rows = cohort(tmp_path / "one", 1, 0)
+    path, rows = expert_batch(tmp_path / "one", 1, 0)
     stored, before = Trajectories([path]), path.read_bytes()
     stored.parameters(0, 2).zero_()
     assert np.array_equal(stored.parameters(0, 2).numpy(), rows[0][2])
@@ -53,7 +53,7 @@ def test_what_is_read_is_a_copy_and_can_be_written_to(tmp_path: Path) -> None:
 
 
 def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
-    path, rows = cohort(tmp_path / "one", 1, 0)
+    path, rows = expert_batch(tmp_path / "one", 1, 0)
     stored = Trajectories([path])
     kept = stored.parameters(0, 1)
     del stored
@@ -82,6 +82,6 @@ def test_a_correctness_stream_takes_a_bit_an_image(tmp_path: Path) -> None:
 
 
 def test_the_same_trajectories_are_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (cohort(tmp_path / name, 2, 5)[0] for name in ("a", "b"))
+    first, second = (expert_batch(tmp_path / name, 2, 5)[0] for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     assert (tmp_path / "a" / CORRECTNESS).read_bytes() == (tmp_path / "b" / CORRECTNESS).read_bytes()

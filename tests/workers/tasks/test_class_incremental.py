@@ -50,7 +50,7 @@ def test_only_images_of_the_classes_seen_are_asked_about() -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """Two stages in each of five phases of two classes, in one order."""
     arms: tuple[dict[str, Any], ...] = (
-        {"method": "mtt", "stages": 2, "ipc_per_stage": 1, "continual": {"phases": 5, "orders": 1}},
+        {"method": "mtt", "stages": 2, "ipc_per_stage": 1, "class_incremental": {"phases": 5, "orders": 1}},
     )
     return Workshop.open(tmp_path_factory.mktemp("made"), *arms, networks=1)
 
@@ -102,7 +102,9 @@ def test_after_two_phases_a_network_learns_both_stage_by_stage(made: Workshop, m
 
 
 def test_a_phase_is_the_same_bytes_in_another_store(made: Workshop, tmp_path: Path) -> None:
-    other = Workshop.open(tmp_path, {"method": "random", "ipc_per_stage": 1, "continual": {"phases": 5, "orders": 1}})
+    other = Workshop.open(
+        tmp_path, {"method": "random", "ipc_per_stage": 1, "class_incremental": {"phases": 5, "orders": 1}}
+    )
     job = made.jobs("dataset")[1]
     assert job.key in other.plan.graph.jobs
     assert made.make(job).digest == other.make(job).digest

@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """Two stages; the two experts of each stage are one job, augmented and with a drop in the transition."""
     numbers = {
-        "experts.cohort": 2,
+        "experts.expert_batch": 2,
         "experts.real.augmentation": "color_crop",
         "transition.augmentation": "flip_scale",
         "transition.epochs": 6,
@@ -155,8 +155,8 @@ def test_snapshots_are_copies_and_not_the_live_weights(made: Workshop) -> None:
 
 def test_experts_differ_by_their_number(made: Workshop, together: Workshop) -> None:
     starts = [made.trajectories(job).parameters(0, 0) for job in made.jobs("experts", stage=1)]
-    cohort = together.trajectories(together.job("experts", stage=1))
-    starts += [cohort.parameters(number, 0) for number in (0, 1)]
+    expert_batch = together.trajectories(together.job("experts", stage=1))
+    starts += [expert_batch.parameters(number, 0) for number in (0, 1)]
     assert len({start.numpy().tobytes() for start in starts}) == 4
 
 
