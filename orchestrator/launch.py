@@ -135,7 +135,7 @@ def sweep(
     request = Request(
         scale=options.scale, dataset=options.dataset, seed=options.seed, settings=options.settings, data=place.data
     )
-    asked = sweeping.ask(name, request)
+    asked = sweeping.resolve_sweep(name, request)
     opened = Store.open(place.store)
     on_slurm = partial(sweeping.run_on_slurm, asked, opened, place)
     carry_out(partial(sweeping.run, asked, opened, place), on_slurm, place, opened, options)

@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 from jobs.errors import PddError
-from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.ray_cluster import AttachedCluster
 from orchestrator.clusters.slurm import jobs
 from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.planning import table_requests
-from orchestrator.planning.requests import Request, answer
+from orchestrator.planning.requests import Request, resolve
 from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads import experiments
 from orchestrator.workloads import tables as reproducing
@@ -39,16 +39,16 @@ def drive(folder: Path, head: str, address: str) -> int:
     def demand(state: State) -> None:
         autoscaler.open_jobs = open_jobs(state)
 
-    place, store = Place(order["cluster_name"], spec, order["store"]), Store.open(order["store"])
+    place, store = Target(order["cluster_name"], spec, order["store"]), Store.open(order["store"])
     cluster = autoscaler if spec.mode == "elastic" else attached
     said = {"command": order["command"], "fail_fast": order["fail_fast"], "name": order["run"]}
     if "sweep" in order:
-        sweep = sweeping.ask(order["sweep"], Request())
+        sweep = sweeping.resolve_sweep(order["sweep"], Request())
         return sweeping.run(sweep, store, place, cluster=cluster, watch=demand, **said).exit
     if "tables" in order:
-        tables = table_requests.ask(table_requests.Request(**order["tables"]))
+        tables = table_requests.resolve_tables(table_requests.TableRequest(**order["tables"]))
         return reproducing.run(tables, store, place, cluster=cluster, watch=demand, **said).exit
-    asked = answer(Request(**order["request"]))
+    asked = resolve(Request(**order["request"]))
     return experiments.run(asked, store, place, cluster=cluster, watch=demand, **said).exit
 
 

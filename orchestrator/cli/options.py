@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.errors import BadInput
-from orchestrator.clusters.config import Place, choose
+from orchestrator.clusters.config import Target, choose_target
 
 SCHEMA = 1
 people = Console(stderr=True)
@@ -71,17 +71,17 @@ class Options:
         said["settings"] = (*earlier.settings, *said.get("settings", ()))
         return replace(earlier, **said)
 
-    def place(self) -> Place:
+    def place(self) -> Target:
         """The cluster and the store."""
-        return choose(self.cluster_file, self.cluster, self.store, self.workers)
+        return choose_target(self.cluster_file, self.cluster, self.store, self.workers)
 
 
 def asked_of(experiments: list[str] | None, options: Options) -> tuple[Any, Any]:
     """The request answered and the store opened; everything that can be refused is refused here."""
-    from orchestrator.planning.requests import answer
+    from orchestrator.planning.requests import resolve
     from workers.store.store import Store
 
-    answered = answer(request_of(experiments, options))
+    answered = resolve(request_of(experiments, options))
     return answered, Store.open(options.place().store)
 
 
@@ -124,7 +124,7 @@ def say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> Non
 
 
 def carry_out(
-    here: Callable[..., Any], on_slurm: Callable[..., Any], place: Place, opened: Any, options: Options
+    here: Callable[..., Any], on_slurm: Callable[..., Any], place: Target, opened: Any, options: Options
 ) -> None:
     """Run what is asked for, where the cluster says, and end with what came of it."""
     said = {"command": command_line(), "quiet": options.quiet, "fail_fast": options.fail_fast}

@@ -50,7 +50,7 @@ def export(
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
     from orchestrator.export import chain as exportable
     from orchestrator.export import writer
-    from orchestrator.planning.requests import answer
+    from orchestrator.planning.requests import resolve
     from orchestrator.runs.status import chosen_run
 
     ways = {"experiment": experiments, "--key": key, "--run": run}
@@ -64,7 +64,7 @@ def export(
     elif run:
         chain = exportable.best_of_run(opened, chosen_run(opened, run))
     else:
-        chain = exportable.of_experiment(answer(request_of(experiments, options)).plan, arm)
+        chain = exportable.of_experiment(resolve(request_of(experiments, options)).plan, arm)
     made = exportable.gather(chain.prefix(stages), opened)
     done = writer.write(out, made, opened, with_test=with_test)
     say(done.to_json(), done.lines(), options)
@@ -109,12 +109,12 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List the artifacts that no run refers to, nor any experiment named here; remove them if asked."""
-    from orchestrator.planning.requests import answer
+    from orchestrator.planning.requests import resolve
     from orchestrator.runs import garbage
 
     options = Options.of(context)
     opened = existing_store(options)
-    wanted = answer(request_of(experiments, options)).plan.graph.jobs if experiments else ()
+    wanted = resolve(request_of(experiments, options)).plan.graph.jobs if experiments else ()
     found = garbage.unused(opened, wanted)
     if delete:
         garbage.remove(opened, found)

@@ -70,7 +70,7 @@ def reproduce(
     if not names and not everything:
         raise BadInput("command line", "table", None, f"name some of {', '.join(table.names())}, or say --all")
     place = options.place()
-    asked = table_requests.ask(_request(names, everything, budget, options))
+    asked = table_requests.resolve_tables(_request(names, everything, budget, options))
     opened = Store.open(place.store)
     on_slurm = partial(tables.run_on_slurm, asked, opened, place)
     carry_out(partial(tables.run, asked, opened, place), on_slurm, place, opened, options)
@@ -96,7 +96,7 @@ def plan_tables(names: list[str] | None, everything: bool, budget: str | None, o
     from workers.store.store import Store
 
     place, request = options.place(), _request(names, everything, budget, options)
-    asked = table_requests.ask(request, allow_missing_data=True)
+    asked = table_requests.resolve_tables(request, allow_missing_data=True)
     offer = quote.quote(asked.tables, Store.open(place.store), place.cluster.count(), asked.absent, request.seconds())
     say(offer.to_json(), offer.lines(), options)
 
@@ -107,18 +107,21 @@ def report_tables(names: list[str] | None, everything: bool, out: Path, options:
     from orchestrator.workloads import tables
     from workers.store.store import Store
 
-    asked, opened = table_requests.ask(_request(names, everything, None, options)), Store.open(options.place().store)
+    asked, opened = (
+        table_requests.resolve_tables(_request(names, everything, None, options)),
+        Store.open(options.place().store),
+    )
     paths = tables.write_report(out, asked, opened, None, command_line())
     say({"schema": SCHEMA, "files": [str(path) for path in paths]}, [Text(str(paths[0]))], options)
 
 
 def _request(names: list[str] | None, everything: bool, budget: str | None, options: Options) -> Any:
-    from orchestrator.planning.table_requests import Request
+    from orchestrator.planning.table_requests import TableRequest
 
     if options.settings:
         fix = "tables have their numbers from their files; use `run` with an experiment, or a table's file of your own"
         raise BadInput("command line", "--set", options.settings[0], fix)
-    return Request(
+    return TableRequest(
         tables=tuple(names or ()) if not everything else (),
         scale=options.scale or "paper",
         dataset=options.dataset,

@@ -140,7 +140,7 @@ class ClusterFile(Frozen):
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Where one run happens: the cluster by name, its description, the store, and where datasets lie."""
 
     name: str
@@ -149,7 +149,7 @@ class Place:
     data: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose(file: Path | None, name: str | None, store: str | None, workers: int | None) -> Place:
+def choose_target(file: Path | None, name: str | None, store: str | None, workers: int | None) -> Target:
     """The cluster and the store that the file and the command line say together; the command line wins.
 
     Args:
@@ -176,7 +176,7 @@ def choose(file: Path | None, name: str | None, store: str | None, workers: int 
     if workers is not None:
         cluster = cluster.limited(workers)
     data = {one: str(Path(lies).expanduser().resolve()) for one, lies in known.data.items() if lies is not None}
-    return Place(asked, cluster, store if store is not None else known.store, data)
+    return Target(asked, cluster, store if store is not None else known.store, data)
 
 
 def described_cluster(

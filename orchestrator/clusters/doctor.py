@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from jobs.errors import BadInput
-from orchestrator.clusters.config import Place
+from orchestrator.clusters.config import Target
 from orchestrator.clusters.finding import PACKAGES, Finding
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
 from orchestrator.clusters.slurm import doctor
@@ -21,7 +21,7 @@ _FREE_GIB = 5
 _SHM_GIB = 0.5
 
 
-def examine(place: Place) -> list[Finding]:
+def examine(place: Target) -> list[Finding]:
     """All checks of the local machine, cheap ones first; for SLURM also those of the cluster, by a job of seconds."""
     here = [_python(), *_packages()]
     if place.cluster.kind == "slurm":
@@ -51,7 +51,7 @@ def _device() -> Finding:
     return Finding("device", True, "no CUDA device: jobs run on the CPU")
 
 
-def _cores(place: Place) -> Finding:
+def _cores(place: Target) -> Finding:
     cores, workers = len(os.sched_getaffinity(0)), place.cluster.count()
     return Finding(
         "workers", workers <= cores, f"{workers} workers on {cores} cores", f"use --workers {cores} or fewer"

@@ -1,14 +1,8 @@
-"""What a run will take, before it is started: measured seconds, the critical path, the makespan.
-
-The makespan is not a formula: the same decision core that runs for real (`orchestrator.scheduler.scheduler`) is fed
-made-up completions at their estimated times, so the forecast waits, orders and limits as the run will. One `Course`
-takes all of a forecast's events, which makes twenty thousand jobs a matter of a second.
-"""
+"""How long each job will take: measured seconds where the store has some, its work at a machine's rate else."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +10,6 @@ from jobs import cost
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
-from orchestrator.scheduler import events
-from orchestrator.scheduler.schedule import Plan
-from orchestrator.scheduler.scheduler import Course, State, Status, decide
 from workers.store.store import Store
 
 WORKERS = (1, 4, 16, 64)
@@ -31,7 +22,7 @@ and the price of its work is corrected by how far they were off; or it is its wo
 
 
 @dataclass(frozen=True)
-class Prices:
+class Durations:
     """Seconds of every job by key, and where each comes from."""
 
     seconds: Mapping[str, float]
@@ -47,14 +38,14 @@ class Prices:
         return sum(witness == "measured" for witness in self.witnesses.values())
 
 
-def prices(graph: Graph, store: Store, machine: cost.Machine = cost.CORE) -> Prices:
+def estimate_durations(graph: Graph, store: Store, machine: cost.Machine = cost.CORE) -> Durations:
     """Seconds by key, each by its best witness."""
-    taken = {key: store.manifest(key).seconds for key in there(graph, store)}
+    taken = {key: store.manifest(key).seconds for key in stored_keys(graph, store)}
     efforts = {job.key: cost.effort(job, graph) for job in graph}
     seconds = {key: cost.estimate(needed, machine) for key, needed in efforts.items()}
     witnesses: dict[str, DurationSource] = dict.fromkeys(graph.jobs, "calibrated")
     if not taken:
-        return Prices(seconds, witnesses)
+        return Durations(seconds, witnesses)
     corrections = _corrections(taken, seconds)
     signatures = {job.key: cost.signature(job, graph, efforts[job.key]) for job in graph}
     alike: dict[cost.Signature, float] = {}
@@ -67,10 +58,10 @@ def prices(graph: Graph, store: Store, machine: cost.Machine = cost.CORE) -> Pri
         elif job.kind in corrections:
             seconds[job.key] *= corrections[job.kind]
             witnesses[job.key] = "corrected"
-    return Prices(seconds, witnesses)
+    return Durations(seconds, witnesses)
 
 
-def there(graph: Graph, store: Store) -> set[str]:
+def stored_keys(graph: Graph, store: Store) -> set[str]:
     """The keys of a graph whose artifacts are whole in the store."""
     return {key for key in graph.jobs.keys() & set(store.keys()) if store.has(key)}
 
@@ -102,31 +93,3 @@ def uninterrupted(job: Job, seconds: float) -> float:
         case ExpertsSpec(count=count):
             return seconds / count
     return seconds
-
-
-def to_run(plan: Plan, cached: Collection[str]) -> list[str]:
-    """The keys a run would compute, in the plan's order."""
-    state, _ = decide(State.initial(plan), events.Began(0.0, frozenset(cached)))
-    settled = {Status.CACHED, Status.UNNEEDED}
-    return [key for key in plan.keys if state.jobs[key].status not in settled]
-
-
-def makespan(plan: Plan, cached: Collection[str], seconds: Callable[[str], float], workers: int) -> float:
-    """Seconds from the first event to the last on `workers` slots, decided as a real run is."""
-    course = Course(State.initial(plan))
-    running: list[tuple[float, str, str]] = []
-
-    def feed(event: events.Event) -> None:
-        for action in course.feed(event):
-            if isinstance(action, events.Start):
-                heapq.heappush(running, (event.at + seconds(action.key), action.key, action.slot))
-
-    feed(events.Began(0.0, frozenset(cached)))
-    for number in range(min(workers, len(plan.keys))):
-        if course.finished is None:
-            feed(events.SlotJoined(0.0, f"slot-{number}"))
-    now = 0.0
-    while course.finished is None:
-        now, key, slot = heapq.heappop(running)
-        feed(events.JobDone(now, key, slot, seconds(key)))
-    return now

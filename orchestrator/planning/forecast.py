@@ -12,9 +12,10 @@ from rich.text import Text
 
 from jobs.keys import kind_of
 from orchestrator.planning import durations as forecasts
+from orchestrator.planning import simulate
 from orchestrator.planning.requests import ResolvedRequest
 from orchestrator.runs.timeline import duration
-from orchestrator.scheduler.schedule import Plan as Orders
+from orchestrator.scheduler.schedule import Schedule
 from workers.store.store import Store
 
 _HOUR = 3600.0
@@ -86,10 +87,10 @@ class Forecast:
 def forecast(asked: ResolvedRequest, store: Store, workers: int) -> Forecast:
     """Everything `plan` says of a request, with makespans for these workers and the usual sizes."""
     graph = asked.plan.graph
-    priced = forecasts.prices(graph, store)
-    orders = orders_of(asked, priced)
+    priced = forecasts.estimate_durations(graph, store)
+    schedule = schedule_of(asked, priced)
     cached = {job.key for job in graph if store.has(job.key)}
-    running = forecasts.to_run(orders, cached)
+    running = simulate.jobs_to_run(schedule, cached)
     counts: dict[str, tuple[int, int, float]] = {}
     for kind in dict.fromkeys(job.kind for job in graph):
         mine = [key for key in running if kind_of(key) == kind]
@@ -114,15 +115,15 @@ def forecast(asked: ResolvedRequest, store: Store, workers: int) -> Forecast:
             for name, keys in groups.items()
         },
         critical_path=tuple((key, priced.seconds[key]) for key in path if key in todo),
-        makespans={n: forecasts.makespan(orders, cached, priced.seconds.__getitem__, n) for n in sizes},
+        makespans={n: simulate.makespan(schedule, cached, priced.seconds.__getitem__, n) for n in sizes},
         measured=priced.measured,
     )
 
 
-def orders_of(asked: ResolvedRequest, priced: forecasts.Prices, **limits: Any) -> Orders:
+def schedule_of(asked: ResolvedRequest, priced: forecasts.Durations, **limits: Any) -> Schedule:
     """The driver's plan for a request."""
     plan = asked.plan
-    return Orders.of(plan.graph, plan.wanted(), priced.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
+    return Schedule.of(plan.graph, plan.wanted(), priced.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
 
 
 def _experiments(asked: ResolvedRequest, running: Sequence[str]) -> dict[str, set[str]]:

@@ -23,9 +23,9 @@ from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.table import Table, TableCell, TablesPlan, walk
 from orchestrator.planning import budget as budgets
-from orchestrator.planning import durations
+from orchestrator.planning import durations, simulate
 from orchestrator.runs.timeline import duration
-from orchestrator.scheduler.schedule import Plan as Orders
+from orchestrator.scheduler.schedule import Schedule
 from workers.store.store import Store
 
 SIZES = (1, 4, 16, 64, 256)
@@ -87,7 +87,7 @@ class Quote:
     absent: tuple[str, ...] = ()
     """Datasets that are planned with and not here, each with where to get it."""
     purchase: BudgetSelection | None = None
-    prices: durations.Prices = field(repr=False, default_factory=lambda: durations.Prices({}, {}))
+    prices: durations.Durations = field(repr=False, default_factory=lambda: durations.Durations({}, {}))
 
     @property
     def sharing(self) -> float:
@@ -190,11 +190,11 @@ def quote(
     plan, graph = tables.plan, tables.plan.graph
     scale = next((table.scale for table in tables.tables), "paper")
     machine = machine or machine_of(scale, workers)
-    priced = durations.prices(graph, store, machine)
+    priced = durations.estimate_durations(graph, store, machine)
     seconds = priced.seconds
-    orders = orders_of(plan, priced)
-    cached = durations.there(graph, store)
-    running = durations.to_run(orders, cached)
+    schedule = schedule_of(plan, priced)
+    cached = durations.stored_keys(graph, store)
+    running = simulate.jobs_to_run(schedule, cached)
     todo = set(running)
     behind = _Behind(plan, todo)
     path = graph.critical_path(lambda job: seconds[job.key] if job.key in todo else 0.0) if todo else []
@@ -211,7 +211,7 @@ def quote(
         shared=shared,
         printed=behind.both([entry for entry in whole if not _is_dash(*entry)], seconds),
         path=tuple((key, seconds[key], priced.witnesses[key]) for key in path if key in todo),
-        spans=spans(orders, cached, seconds, sorted({workers, *SIZES}), shared),
+        spans=spans(schedule, cached, seconds, sorted({workers, *SIZES}), shared),
         witnesses=_witnesses(running, priced),
         covered=len(whole),
         out_of_scope=tuple(
@@ -230,13 +230,13 @@ def machine_of(scale: str, workers: int) -> cost.Machine:
     return cost.GPU if scale == "paper" else durations.core_here(workers)
 
 
-def orders_of(plan: Plan, priced: durations.Prices, **limits: Any) -> Orders:
+def schedule_of(plan: Plan, priced: durations.Durations, **limits: Any) -> Schedule:
     """The driver's plan for a graph at these prices."""
-    return Orders.of(plan.graph, plan.wanted(), priced.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
+    return Schedule.of(plan.graph, plan.wanted(), priced.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
 
 
 def spans(
-    orders: Orders, cached: Iterable[str], seconds: Mapping[str, float], sizes: Sequence[int], work: float
+    schedule: Schedule, cached: Iterable[str], seconds: Mapping[str, float], sizes: Sequence[int], work: float
 ) -> dict[int, Span]:
     """The simulated run on each number of workers.
 
@@ -244,13 +244,13 @@ def spans(
     faster, and none is simulated.
     """
     there, found = frozenset(cached), dict[int, Span]()
-    longest = max((orders.remaining_path[key] for key in orders.keys), default=0.0)
+    longest = max((schedule.remaining_path[key] for key in schedule.keys), default=0.0)
     taken = float("inf")
     for size in sizes:
         if size == 1:
             taken = work
         elif taken > longest * (1 + 1e-9):
-            taken = durations.makespan(orders, there, seconds.__getitem__, size)
+            taken = simulate.makespan(schedule, there, seconds.__getitem__, size)
         found[size] = Span(taken, work / (size * taken) if taken else 1.0)
     return found
 
@@ -331,7 +331,7 @@ def _is_dash(table: Table, one: TableCell) -> bool:
     return table.kind == "table" and one.published is not None and one.published.mean is None
 
 
-def _witnesses(running: Sequence[str], priced: durations.Prices) -> dict[str, tuple[int, float]]:
+def _witnesses(running: Sequence[str], priced: durations.Durations) -> dict[str, tuple[int, float]]:
     found: dict[str, tuple[int, float]] = dict.fromkeys(("measured", "corrected", "calibrated"), (0, 0.0))
     for key in running:
         jobs, seconds = found[priced.witnesses[key]]

@@ -53,7 +53,7 @@ class ResolvedRequest:
         return tuple(dict.fromkeys(one.name for one in self.experiments))
 
 
-def answer(request: Request) -> ResolvedRequest:
+def resolve(request: Request) -> ResolvedRequest:
     """The one graph of all experiments asked for.
 
     Raises:
@@ -63,19 +63,19 @@ def answer(request: Request) -> ResolvedRequest:
     experiments = []
     for name in dict.fromkeys(request.experiments):
         experiment, place = _experiment(name, request)
-        expand(experiment, inspected(experiment.source, place), place, plan)
+        expand(experiment, inspect_dataset(experiment.source, place), place, plan)
         methods_fit(plan, place)
         experiments.append(experiment)
     return ResolvedRequest(tuple(experiments), plan)
 
 
-def planned(experiment: Experiment, place: str) -> Plan:
-    """The graph of one experiment by itself, checked as `answer` checks.
+def resolve_experiment(experiment: Experiment, place: str) -> Plan:
+    """The graph of one experiment by itself, checked as `resolve` checks.
 
     Raises:
         BadInput: it cannot work.
     """
-    plan = expand(experiment, inspected(experiment.source, place), place)
+    plan = expand(experiment, inspect_dataset(experiment.source, place), place)
     methods_fit(plan, place)
     return plan
 
@@ -143,7 +143,7 @@ def assign(changed: dict[str, Any], path: str, value: object, place: str) -> Non
 
 
 @lru_cache(maxsize=8)
-def inspected(chosen: DatasetChoice, place: str) -> sources.Facts:
+def inspect_dataset(chosen: DatasetChoice, place: str) -> sources.Facts:
     """The facts of a dataset as it lies on the disk.
 
     Raises:

@@ -18,13 +18,13 @@ from jobs.experiment import DatasetChoice
 from jobs.known import KNOWN
 from jobs.recipe import Scale
 from jobs.table import Circumstances, Data, TablesPlan
-from orchestrator.planning.requests import inspected, methods_fit
+from orchestrator.planning.requests import inspect_dataset, methods_fit
 
 _BUDGET = re.compile(r"^\s*(?P<hours>\d+(\.\d+)?)\s*(gpu-?h|h|gpu-hours?|hours?)\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class TableRequest:
     """What the user asked for; no table means all of them."""
 
     tables: Sequence[str] = ()
@@ -60,13 +60,13 @@ class Request:
 class ResolvedTables:
     """The tables as they will be filled, and the graph that fills them."""
 
-    request: Request
+    request: TableRequest
     tables: TablesPlan
     absent: tuple[str, ...]
     """The datasets that are not here, each with where to get it."""
 
 
-def ask(request: Request, allow_missing_data: bool = False) -> ResolvedTables:
+def resolve_tables(request: TableRequest, allow_missing_data: bool = False) -> ResolvedTables:
     """The tables asked for, with their one graph.
 
     Args:
@@ -94,7 +94,7 @@ def ask(request: Request, allow_missing_data: bool = False) -> ResolvedTables:
     return ResolvedTables(request, filled, tuple(one.absent for one in data.values() if one.absent))
 
 
-def _data(names: Sequence[str], request: Request) -> tuple[dict[str, Data], str]:
+def _data(names: Sequence[str], request: TableRequest) -> tuple[dict[str, Data], str]:
     """The datasets by the name that tables use, and the one that stands in for all others, if one does."""
     if request.dataset is None:
         return {name: _found(name, request) for name in names}, ""
@@ -102,13 +102,13 @@ def _data(names: Sequence[str], request: Request) -> tuple[dict[str, Data], str]
     path = request.dataset if by_path else request.data.get(request.dataset)
     choice = DatasetChoice(name="auto" if by_path else request.dataset, path=path)
     name = Path(request.dataset).name if by_path else request.dataset
-    return {name: Data(choice, inspected(choice, "command line"))}, name
+    return {name: Data(choice, inspect_dataset(choice, "command line"))}, name
 
 
-def _found(name: str, request: Request) -> Data:
+def _found(name: str, request: TableRequest) -> Data:
     choice = DatasetChoice(name=name, path=request.data.get(name))
     try:
-        return Data(choice, inspected(choice, "cluster.yaml"))
+        return Data(choice, inspect_dataset(choice, "cluster.yaml"))
     except BadInput as error:
         if name not in KNOWN:
             raise

@@ -30,7 +30,7 @@ from orchestrator.runs.journal import Journal, JournalLost
 from orchestrator.runs.pool import JobReturned, Message, Pool, PoolEvent, WorkerJoined, WorkerLeft
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
-from orchestrator.scheduler.schedule import Plan
+from orchestrator.scheduler.schedule import Schedule
 from orchestrator.scheduler.scheduler import State, Status, decide
 
 PATIENCE = 1.0
@@ -54,7 +54,7 @@ class KnowsArtifacts(Protocol):
 class ScheduleSource(Protocol):
     """Where an open plan grows from while the run goes on."""
 
-    def replanned(self, state: State) -> Plan | None:
+    def replanned(self, state: State) -> Schedule | None:
         """The plan to go on with if it is another one now; its jobs are in the run's graph already."""
 
 
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def run(
-    plan: Plan,
+    plan: Schedule,
     graph: Graph,
     pool: Pool,
     journal: Journal,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.scheduler.schedule import Plan
+from orchestrator.scheduler.schedule import Schedule
 
 LeaveReason = Literal["crashed", "memory", "preempted", "lost"]
 FailReason = Literal["bug", "diverged", "memory", "input", "disk", "parent", "crashed"]
@@ -103,7 +103,7 @@ class Replanned(Event):
     `cached` are those of its new keys that are whole in the store.
     """
 
-    plan: Plan
+    plan: Schedule
     cached: frozenset[str] = frozenset()
 
 

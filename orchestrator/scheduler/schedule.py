@@ -24,7 +24,7 @@ class RetryLimits:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """The graph, the targets, and the limits.
 
     `remaining_path` is in seconds, the job itself included. Of the keys that `exclusive` puts into a group,
@@ -52,7 +52,7 @@ class Plan:
         assert all(self.limits.get(group, 0) >= 1 for groups in self.exclusive.values() for group in groups)
 
     @classmethod
-    def of(cls, graph: Graph, wanted: Iterable[str], seconds: Callable[[Job], float], **limits: Any) -> Plan:
+    def of(cls, graph: Graph, wanted: Iterable[str], seconds: Callable[[Job], float], **limits: Any) -> Schedule:
         """The plan of a graph; `limits` are the optional fields of the class."""
         parents = {job.key: job.parent_keys() for job in graph}
         path = graph.remaining_path(seconds)

@@ -49,7 +49,7 @@ from orchestrator.scheduler.job_status import (
     Transition,
 )
 from orchestrator.scheduler.ready_queue import ReadyQueue
-from orchestrator.scheduler.schedule import Plan
+from orchestrator.scheduler.schedule import Schedule
 
 __all__ = [
     "UNSUCCESSFUL",
@@ -71,7 +71,7 @@ WAIT_FOR_WORKERS = 30.0
 class State:
     """The whole state of a run; two states are equal if they would decide alike."""
 
-    plan: Plan
+    plan: Schedule
     jobs: Mapping[str, JobState]
     slots: Mapping[str, str | None] = field(default_factory=dict)
     """The key each slot runs, None when idle."""
@@ -84,7 +84,7 @@ class State:
     finished: Finish | None = None
 
     @classmethod
-    def initial(cls, plan: Plan) -> State:
+    def initial(cls, plan: Schedule) -> State:
         """The state before `Began`."""
         return cls(plan, dict.fromkeys(plan.keys, JobState()))
 
@@ -299,7 +299,7 @@ class _Moving:
         self.aim()
         self.no_workers_since = None if self.slots else self.at
 
-    def replan(self, plan: Plan, cached: frozenset[str]) -> None:
+    def replan(self, plan: Schedule, cached: frozenset[str]) -> None:
         """Go on with another plan. What runs is not disturbed, what failed stays failed."""
         lost = self.jobs.keys() - set(plan.keys)
         if lost:

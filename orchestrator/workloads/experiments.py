@@ -22,13 +22,13 @@ from rich.text import Text
 from jobs.errors import BadInput
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from orchestrator.clusters.config import LocalClusterSpec, Place, RayClusterSpec
+from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, Target
 from orchestrator.clusters.ray_cluster import Cluster, ExternalCluster, LocalCluster
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import SlurmRun, uses_of
 from orchestrator.clusters.slurm.follow import follow as follow_to_end
-from orchestrator.planning.durations import prices, uninterrupted
-from orchestrator.planning.forecast import orders_of
+from orchestrator.planning.durations import estimate_durations, uninterrupted
+from orchestrator.planning.forecast import schedule_of
 from orchestrator.planning.requests import Request, ResolvedRequest
 from orchestrator.reports import experiment_report
 from orchestrator.results import cells
@@ -107,7 +107,7 @@ class Done:
 def run(
     asked: ResolvedRequest,
     store: Store,
-    place: Place,
+    place: Target,
     *,
     command: str,
     quiet: bool = False,
@@ -125,8 +125,8 @@ def run(
     workers = place.cluster.count()
     name = name or run_name(asked)
     store.sweep()
-    priced = prices(asked.plan.graph, store)
-    orders = orders_of(asked, priced, retry_limits=RetryLimits(keep_going=not fail_fast))
+    priced = estimate_durations(asked.plan.graph, store)
+    schedule = schedule_of(asked, priced, retry_limits=RetryLimits(keep_going=not fail_fast))
     pool = RayPool(
         cluster or cluster_of(place),
         str(store.root),
@@ -152,7 +152,7 @@ def run(
         Progress(asked.plan, store, quiet=quiet, seconds=priced.of) as screen,
     ):
         outcome = driver.run(
-            orders,
+            schedule,
             asked.plan.graph,
             pool,
             book,
@@ -181,7 +181,7 @@ def run_on_slurm(
     request: Request,
     asked: ResolvedRequest,
     store: Store,
-    place: Place,
+    place: Target,
     *,
     command: str,
     quiet: bool = False,
@@ -215,7 +215,7 @@ def submitted(
     what: Callable[[Path], dict[str, Any]],
     asked: ResolvedRequest,
     store: Store,
-    place: Place,
+    place: Target,
     name: str,
     *,
     command: str,
@@ -273,7 +273,7 @@ def teller(quiet: bool) -> Callable[[str], None]:
     return say
 
 
-def cluster_of(place: Place) -> Cluster:
+def cluster_of(place: Target) -> Cluster:
     """The cluster of a run that this process drives itself.
 
     Raises:

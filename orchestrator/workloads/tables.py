@@ -18,10 +18,10 @@ from rich.text import Text
 from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Graph
-from orchestrator.clusters.config import Place
+from orchestrator.clusters.config import Target
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.slurm.follow import uses_of
-from orchestrator.planning import durations, quote
+from orchestrator.planning import durations, quote, simulate
 from orchestrator.planning.requests import ResolvedRequest
 from orchestrator.planning.table_requests import ResolvedTables
 from orchestrator.results.tables import CELL_STATUSES, MeasuredCell, measure
@@ -93,7 +93,7 @@ class DoneTables:
 def run(
     asked: ResolvedTables,
     store: Store,
-    place: Place,
+    place: Target,
     *,
     command: str,
     quiet: bool = False,
@@ -129,7 +129,7 @@ def run(
 def run_on_slurm(
     asked: ResolvedTables,
     store: Store,
-    place: Place,
+    place: Target,
     *,
     command: str,
     quiet: bool = False,
@@ -224,20 +224,20 @@ def predicted_from_measured(plan: Plan, store: Store, run: str, workers: int) ->
     took = {one["key"]: float(one["job_seconds"]) for one in records if one["event"] == "job_done"}
     if not took:
         return 0.0
-    priced = durations.Prices({key: took.get(key, 0.0) for key in plan.graph.jobs}, {})
-    return STARTING + durations.makespan(
-        quote.orders_of(plan, priced), plan.graph.jobs.keys() - took.keys(), priced.seconds.__getitem__, workers
+    priced = durations.Durations({key: took.get(key, 0.0) for key in plan.graph.jobs}, {})
+    return STARTING + simulate.makespan(
+        quote.schedule_of(plan, priced), plan.graph.jobs.keys() - took.keys(), priced.seconds.__getitem__, workers
     )
 
 
 def _predicted(plan: Plan, store: Store, workers: int, scale: str) -> float:
     """Seconds until all is there: the cluster's start, and the simulated run; nothing if nothing is left to do."""
-    cached = durations.there(plan.graph, store)
+    cached = durations.stored_keys(plan.graph, store)
     if cached.issuperset(plan.wanted()):
         return 0.0
     machine = quote.machine_of(scale, workers)
-    priced = durations.prices(plan.graph, store, machine)
-    spans = durations.makespan(quote.orders_of(plan, priced), cached, priced.seconds.__getitem__, workers)
+    priced = durations.estimate_durations(plan.graph, store, machine)
+    spans = simulate.makespan(quote.schedule_of(plan, priced), cached, priced.seconds.__getitem__, workers)
     return STARTING * machine.start / cost.START + spans
 
 

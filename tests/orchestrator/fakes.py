@@ -16,7 +16,7 @@ from typing import Any
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import SelectSpec
-from orchestrator.scheduler.schedule import Plan
+from orchestrator.scheduler.schedule import Schedule
 
 WORKS, FAILS, RAISES, SLEEPS, WAITS_FOR_STOP, CRASHES_ONCE, CRASHES, PRINTS, BUSY_ONCE, TELLS = range(10)
 
@@ -48,9 +48,9 @@ def graph_of(draws: Iterable[int], chained: bool = False) -> tuple[Graph, list[s
     return graph, keys
 
 
-def plan_of(graph: Graph, **fields: Any) -> Plan:
+def plan_of(graph: Graph, **fields: Any) -> Schedule:
     """A plan that wants every job of the graph."""
-    return Plan.of(graph, graph.jobs, lambda job: 1.0, **fields)
+    return Schedule.of(graph, graph.jobs, lambda job: 1.0, **fields)
 
 
 def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadInput
-from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.finding import PACKAGES, Finding
 from orchestrator.clusters.slurm import sbatch
 from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
@@ -33,7 +33,7 @@ NODE_SECONDS = 120.0
 """How long a node may take to answer: it may have to be waited for."""
 
 
-def examine(place: Place, queue: SlurmClient | None = None) -> list[Finding]:
+def examine(place: Target, queue: SlurmClient | None = None) -> list[Finding]:
     """All checks of a SLURM cluster; a job of seconds runs on one of its nodes."""
     spec, queue = place.cluster, queue or SlurmClient()
     assert isinstance(spec, SlurmClusterSpec)
@@ -88,7 +88,7 @@ def _gpus(spec: SlurmClusterSpec, config: Mapping[str, str]) -> Iterator[Finding
         yield Finding("GPUs", True, f"{spec.gpus} a worker")
 
 
-def _on_a_node(place: Place, spec: SlurmClusterSpec) -> list[Finding]:
+def _on_a_node(place: Target, spec: SlurmClusterSpec) -> list[Finding]:
     """What a node says of itself."""
     root = Path(spec.shared_folder or place.store).expanduser().resolve()
     try:

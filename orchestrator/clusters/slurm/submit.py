@@ -22,7 +22,7 @@ import yaml
 
 from jobs.errors import BadInput, PddError
 from jobs.graph import Graph
-from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.slurm import jobs
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.run_folder import RunFolder, write_private
@@ -33,7 +33,7 @@ from orchestrator.runs.journal import Journal
 from workers.store.store import Store
 
 if TYPE_CHECKING:
-    from orchestrator.planning.table_requests import Request as TablesRequest
+    from orchestrator.planning.table_requests import TableRequest as TablesRequest
 
 What = Callable[[Path], dict[str, Any]]
 """What a head is to do: a part of its order, with the files that it names put into the run's folder."""
@@ -75,7 +75,7 @@ def submit(
     names: Sequence[str],
     graph: Graph,
     store: Store,
-    place: Place,
+    place: Target,
     run: str,
     *,
     command: str,

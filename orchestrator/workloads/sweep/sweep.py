@@ -21,7 +21,7 @@ from rich.text import Text
 from jobs import experiment
 from jobs.errors import BadInput
 from jobs.sweep import Sweep, Values, listed, load
-from orchestrator.clusters.config import Place
+from orchestrator.clusters.config import Target
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
@@ -91,7 +91,7 @@ class ResolvedSweep:
         return max(len(one.stages) * (1 if by_stage else one.ipc_per_stage) for one in self.known)
 
 
-def ask(name: str, request: Request) -> ResolvedSweep:
+def resolve_sweep(name: str, request: Request) -> ResolvedSweep:
     """The sweep of a file or name, with the command line's words on top of its base experiment.
 
     Raises:
@@ -177,7 +177,7 @@ class DoneSweep:
 def run(
     asked: ResolvedSweep,
     store: Store,
-    place: Place,
+    place: Target,
     *,
     command: str,
     quiet: bool = False,
@@ -210,10 +210,10 @@ def run(
         earlier = mailbox.begin_again()
         known = asked.known or [asked.make(number, one) for number, one in enumerate(earlier, start=1)]
         driven = 0.0 if cluster is None else seconds_driven(past)
-        orders = trials.begin(known, RetryLimits(keep_going=not fail_fast), seconds_paid(past), driven)
-        seconds = orders.remaining_path
+        schedule = trials.begin(known, RetryLimits(keep_going=not fail_fast), seconds_paid(past), driven)
+        seconds = schedule.remaining_path
         outcome = driver.run(
-            orders,
+            schedule,
             trials.plan.graph,
             RayPool(
                 cast(Cluster, search),
@@ -269,7 +269,7 @@ def _reported(
 def run_on_slurm(
     asked: ResolvedSweep,
     store: Store,
-    place: Place,
+    place: Target,
     *,
     command: str,
     quiet: bool = False,
@@ -289,10 +289,12 @@ def run_on_slurm(
     job = submit.submit(what, (asked.sweep.name,), graph, store, place, name, command=command, fail_fast=fail_fast)
     say(f"sweep {name}: its head is SLURM job {job}" if job else f"sweep {name} is with SLURM already")
     last = experiments.followed(store, name, say) if follow else None
-    return name if last is None else told(asked, store, place, name, command, last)
+    return name if last is None else load_remote_result(asked, store, place, name, command, last)
 
 
-def told(asked: ResolvedSweep, store: Store, place: Place, name: str, command: str, last: Record) -> DoneSweep:
+def load_remote_result(
+    asked: ResolvedSweep, store: Store, place: Target, name: str, command: str, last: Record
+) -> DoneSweep:
     """What came of a sweep that another process drove, from its report and the journal's last record."""
     try:
         document = json.loads((store.run_folder(name) / "report" / DOCUMENT).read_text(encoding="utf-8"))

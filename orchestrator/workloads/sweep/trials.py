@@ -26,9 +26,9 @@ from jobs.recipe import Recipe
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values
 from orchestrator.planning import durations
-from orchestrator.planning.requests import assign, planned
+from orchestrator.planning.requests import assign, resolve_experiment
 from orchestrator.runs.journal import Journal
-from orchestrator.scheduler.schedule import Plan as Orders
+from orchestrator.scheduler.schedule import Schedule
 from orchestrator.scheduler.scheduler import AVAILABLE, UNSUCCESSFUL, State, Status
 from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialMailbox, spoken, trial_id
 from workers.store.store import Store
@@ -89,7 +89,7 @@ def make_trial(sweep: Sweep, base: Mapping[str, Any], place: str, number: int, v
     experiment = validate(Experiment, raw, where)
     if len(experiment.arms) != 1:
         raise BadInput(place, "base.arms", len(experiment.arms), "keep one arm; arms are compared by `run`")
-    plan = planned(experiment, where)
+    plan = resolve_experiment(experiment, where)
     stages = _stages(plan)
     if not stages:
         raise BadInput(where, "base.arms.0.method", experiment.arms[0].method, "name a method that distils")
@@ -160,7 +160,7 @@ class Trials:
         self.standings: dict[str, TrialState] = {}
         self.plan = Plan()
         """The graph of all trials, without their cells."""
-        self.orders = Orders.of(self.plan.graph, (), lambda job: 0.0, open=True)
+        self.schedule = Schedule.of(self.plan.graph, (), lambda job: 0.0, open=True)
         self.cut_short = ""
         """Why the search was broken off, if it was."""
         self._open: dict[str, StageRequest] = {}
@@ -168,25 +168,25 @@ class Trials:
         self._earlier, self._driven = 0.0, 0.0
         self._paid: dict[str, float] = {}
 
-    def begin(self, trials: Iterable[Trial], retry_limits: Any, paid: float = 0.0, driven: float = 0.0) -> Orders:
+    def begin(self, trials: Iterable[Trial], retry_limits: Any, paid: float = 0.0, driven: float = 0.0) -> Schedule:
         """The first plan: all jobs of the trials known beforehand, and no target yet.
 
         `paid` and `driven` are the seconds that earlier sessions have spent of the budget's GPU-hours and wall-hours.
         """
         self._earlier, self._driven = paid, driven
-        self.orders = replace(self.orders, retry_limits=retry_limits)
+        self.schedule = replace(self.schedule, retry_limits=retry_limits)
         for trial in trials:
             self._admit(trial)
         self._redraw()
-        return self.orders
+        return self.schedule
 
     # What the driver asks.
 
-    def replanned(self, state: State) -> Orders | None:
+    def replanned(self, state: State) -> Schedule | None:
         """Hear the trials, answer them, and say what the run goes on with if that changed."""
-        if not self.orders.open:
+        if not self.schedule.open:
             return None
-        before = self.orders
+        before = self.schedule
         for request in self.mailbox.new_requests():
             self._hear(request)
         if self._stale:
@@ -200,13 +200,13 @@ class Trials:
             self._close()
         else:
             wanted = frozenset(key for request in self._open.values() for key in self._keys(request))
-            if wanted != self.orders.wanted:
-                self.orders = replace(self.orders, wanted=wanted)
-        return self.orders if self.orders is not before else None
+            if wanted != self.schedule.wanted:
+                self.schedule = replace(self.schedule, wanted=wanted)
+        return self.schedule if self.schedule is not before else None
 
     def break_off(self) -> None:
         """The run ended before the search did."""
-        if self.orders.open:
+        if self.schedule.open:
             self.cut_short = "the search was broken off"
             self._close()
 
@@ -240,14 +240,14 @@ class Trials:
 
     def _redraw(self) -> None:
         """The plan of the graph as it is now."""
-        priced = durations.prices(self.plan.graph, self.store)
-        self.orders = Orders.of(
+        priced = durations.estimate_durations(self.plan.graph, self.store)
+        self.schedule = Schedule.of(
             self.plan.graph,
-            self.orders.wanted,
+            self.schedule.wanted,
             priced.of,
             exclusive=dict(self.plan.exclusive),
             limits=dict(self.plan.limits),
-            retry_limits=self.orders.retry_limits,
+            retry_limits=self.schedule.retry_limits,
             open=True,
         )
         self._stale = False
@@ -315,7 +315,7 @@ class Trials:
         self._open.clear()
         winners = self.winners()
         wanted = frozenset(key for one in winners for key in one.trial.plan.wanted())
-        self.orders = replace(self.orders, wanted=wanted, open=False)
+        self.schedule = replace(self.schedule, wanted=wanted, open=False)
         names = ", ".join(f"trial {one.trial.number}" for one in winners) or "none"
         text = f"{self.cut_short or 'the search is over'}; best: {names}"
         self.journal.write("note", text=text)

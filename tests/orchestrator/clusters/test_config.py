@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, choose
+from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, choose_target
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -20,7 +20,7 @@ def written(folder: Path, clusters: str) -> Path:
 
 def test_each_kind_is_read_as_its_own(tmp_path: Path) -> None:
     path = written(tmp_path, "  s: {kind: slurm, gpus: 2, cpus: 8}\n  r: {kind: ray, address: 'head:6379'}\n")
-    local, slurm, ray = (choose(path, name, None, None).cluster for name in ("local", "s", "r"))
+    local, slurm, ray = (choose_target(path, name, None, None).cluster for name in ("local", "s", "r"))
     assert isinstance(local, LocalClusterSpec) and local.count() == 3
     assert isinstance(slurm, SlurmClusterSpec) and (slurm.slots_per_worker, slurm.count()) == (2, 8)
     assert isinstance(ray, RayClusterSpec) and ray.address == "head:6379"
@@ -45,22 +45,22 @@ def test_slots_are_gpus_else_cores_else_what_is_said() -> None:
 )
 def test_what_is_not_known_is_refused_with_what_is(tmp_path: Path, entry: str, field: str, fix: str) -> None:
     with pytest.raises(BadInput) as refused:
-        choose(written(tmp_path, f"  s: {entry}\n"), "s", None, None)
+        choose_target(written(tmp_path, f"  s: {entry}\n"), "s", None, None)
     assert refused.value.field == field
     assert fix in refused.value.fix
 
 
 def test_workers_of_the_command_line_limit_the_workers_of_slurm(tmp_path: Path) -> None:
-    cluster = choose(written(tmp_path, "  s: {kind: slurm, cpus: 4}\n"), "s", None, 7).cluster
+    cluster = choose_target(written(tmp_path, "  s: {kind: slurm, cpus: 4}\n"), "s", None, 7).cluster
     assert isinstance(cluster, SlurmClusterSpec) and (cluster.max_workers, cluster.count()) == (7, 28)
 
 
 def test_the_file_of_the_repository_has_a_slurm_cluster() -> None:
-    assert isinstance(choose(ROOT / "cluster.yaml", "slurm", None, None).cluster, SlurmClusterSpec)
+    assert isinstance(choose_target(ROOT / "cluster.yaml", "slurm", None, None).cluster, SlurmClusterSpec)
 
 
 def test_the_data_map_names_folders_and_leaves_out_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("data: {cifar10: /data/cifar10, cifar100: null}\n")
-    assert choose(path, None, None, None).data == {"cifar10": "/data/cifar10"}
-    assert choose(ROOT / "cluster.yaml", None, None, None).data == {}
+    assert choose_target(path, None, None, None).data == {"cifar10": "/data/cifar10"}
+    assert choose_target(ROOT / "cluster.yaml", None, None, None).data == {}

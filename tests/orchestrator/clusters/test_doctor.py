@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from orchestrator.clusters import doctor
-from orchestrator.clusters.config import LocalClusterSpec, Place
+from orchestrator.clusters.config import LocalClusterSpec, Target
 from orchestrator.clusters.doctor import examine
 from orchestrator.clusters.finding import Finding
 
 
 def findings(root: Path | str, workers: int = 1) -> dict[str, Finding]:
-    found = examine(Place("local", LocalClusterSpec(workers=workers), str(root)))
+    found = examine(Target("local", LocalClusterSpec(workers=workers), str(root)))
     assert len({one.name for one in found}) == len(found)
     return {one.name: one for one in found}
 

@@ -8,13 +8,14 @@ import pytest
 
 from jobs import cost
 from jobs.graph import Graph
-from orchestrator.planning.durations import makespan, prices, to_run
-from orchestrator.planning.requests import Request, answer
-from orchestrator.scheduler.schedule import Plan
+from orchestrator.planning.durations import estimate_durations
+from orchestrator.planning.requests import Request, resolve
+from orchestrator.planning.simulate import jobs_to_run, makespan
+from orchestrator.scheduler.schedule import Schedule
 from workers.store.store import Store
 
 
-def plan_of(parents: Mapping[str, str], seconds: Mapping[str, float], wanted: str = "", **fields: Any) -> Plan:
+def plan_of(parents: Mapping[str, str], seconds: Mapping[str, float], wanted: str = "", **fields: Any) -> Schedule:
     """A plan from e.g. {"a": "", "b": "a"}, keys being single letters, with honest remaining paths."""
     keys = tuple(parents)
     children = {key: tuple(child for child in keys if key in parents[child]) for key in keys}
@@ -22,7 +23,7 @@ def plan_of(parents: Mapping[str, str], seconds: Mapping[str, float], wanted: st
     for key in reversed(keys):
         path[key] = seconds[key] + max((path[child] for child in children[key]), default=0.0)
     held = {key: tuple(parents[key]) for key in keys}
-    return Plan(keys, held, children, path, frozenset(wanted or keys), **fields)
+    return Schedule(keys, held, children, path, frozenset(wanted or keys), **fields)
 
 
 def span(
@@ -50,7 +51,7 @@ def test_a_diamond_takes_its_longer_side_once_two_workers_are_there(workers: int
 def test_the_longest_path_goes_first_as_in_a_real_run() -> None:
     """In the order of the plan it would be 1 beside 1, then 2: three seconds."""
     assert span(ALONE, {"a": 1, "b": 1, "c": 2}, 2) == 2
-    unaware = Plan(
+    unaware = Schedule(
         tuple("abc"), dict.fromkeys("abc", ()), dict.fromkeys("abc", ()), dict.fromkeys("abc", 1.0), frozenset("abc")
     )
     assert makespan(unaware, (), {"a": 1, "b": 1, "c": 2}.__getitem__, 2) == 3
@@ -73,17 +74,17 @@ def test_what_is_cached_takes_no_time_and_what_is_not_needed_neither() -> None:
 
 def test_only_what_a_target_still_lacks_is_to_run() -> None:
     plan = plan_of(DIAMOND, dict.fromkeys("abcd", 1), wanted="d")
-    assert to_run(plan, ()) == list("abcd")
-    assert to_run(plan, "bc") == ["d"]
-    assert to_run(plan, "b") == ["a", "c", "d"]
-    assert to_run(plan, "d") == []
+    assert jobs_to_run(plan, ()) == list("abcd")
+    assert jobs_to_run(plan, "bc") == ["d"]
+    assert jobs_to_run(plan, "b") == ["a", "c", "d"]
+    assert jobs_to_run(plan, "d") == []
 
 
 # Prices.
 
 
 def tiny() -> Graph:
-    return answer(Request(experiments=("tiny",))).plan.graph
+    return resolve(Request(experiments=("tiny",))).plan.graph
 
 
 def stored(store: Store, graph: Graph, key: str, seconds: float) -> None:
@@ -94,7 +95,7 @@ def stored(store: Store, graph: Graph, key: str, seconds: float) -> None:
 
 def test_without_any_measurement_every_price_is_the_estimate(tmp_path: Path) -> None:
     graph = tiny()
-    found = prices(graph, Store.open(tmp_path))
+    found = estimate_durations(graph, Store.open(tmp_path))
     assert found.measured == 0
     assert found.seconds == {job.key: cost.seconds(job, graph, {}, {}) for job in graph}
     assert all(found.of(job) == found.seconds[job.key] > 0 for job in graph)
@@ -104,7 +105,7 @@ def test_a_job_that_was_done_prices_itself_and_those_of_its_size(tmp_path: Path)
     graph, store = tiny(), Store.open(tmp_path)
     one, other = (key for key in graph.jobs if key.startswith("full"))
     stored(store, graph, one, 7.0)
-    found = prices(graph, store)
+    found = estimate_durations(graph, store)
     assert found.measured == 2 and found.seconds[one] == found.seconds[other] == 7.0
     rest = [job for job in graph if job.key not in (one, other)]
     assert all(found.seconds[job.key] == cost.seconds(job, graph, {}, {}) for job in rest)
@@ -115,5 +116,5 @@ def test_a_job_believes_its_own_time_rather_than_that_of_another_of_its_size(tmp
     one, other = (key for key in graph.jobs if key.startswith("full"))
     stored(store, graph, one, 7.0)
     stored(store, graph, other, 9.0)
-    found = prices(graph, store)
+    found = estimate_durations(graph, store)
     assert (found.measured, found.seconds[one], found.seconds[other]) == (2, 7.0, 9.0)

@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.planning.explain import Explanation, explain, sources_of
-from orchestrator.planning.requests import Request, ResolvedRequest, answer
+from orchestrator.planning.requests import Request, ResolvedRequest, resolve
 from workers.store.store import Store
 
 
 def tiny(*settings: str) -> ResolvedRequest:
-    return answer(Request(experiments=("tiny",), settings=settings))
+    return resolve(Request(experiments=("tiny",), settings=settings))
 
 
 def store_of(root: Path, asked: ResolvedRequest, *kinds: str) -> Store:

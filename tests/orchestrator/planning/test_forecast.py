@@ -10,13 +10,13 @@ from rich.console import Console
 
 from jobs.experiment import FOLDER
 from orchestrator.planning.forecast import Forecast, forecast
-from orchestrator.planning.requests import Request, ResolvedRequest, answer
+from orchestrator.planning.requests import Request, ResolvedRequest, resolve
 from orchestrator.runs.timeline import duration
 from workers.store.store import Store
 
 
 def tiny(*settings: str) -> ResolvedRequest:
-    return answer(Request(experiments=("tiny",), settings=settings))
+    return resolve(Request(experiments=("tiny",), settings=settings))
 
 
 def stored(store: Store, asked: ResolvedRequest, *keys: str, seconds: float = 1.0) -> None:
@@ -96,7 +96,7 @@ def test_arms_that_share_jobs_cost_less_together_and_each_experiment_has_its_own
     document = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
     wider = tmp_path / "wider.yaml"
     wider.write_text(yaml.safe_dump(document | {"name": "wider", "networks": 3}))
-    asked = answer(Request(experiments=("tiny", str(wider))))
+    asked = resolve(Request(experiments=("tiny", str(wider))))
     found = forecast(asked, Store.open(tmp_path / "store"), 1)
     (tiny_alone, tiny_own), (wider_alone, wider_own) = found.by_experiment["tiny"], found.by_experiment["wider"]
     assert tiny_own == 0 and 0 < wider_own < wider_alone
@@ -134,5 +134,5 @@ def test_durations_are_said_in_fitting_units(seconds: float, text: str) -> None:
 
 def test_a_forecast_of_any_experiment_of_the_house_can_be_written(tmp_path: Path) -> None:
     for name in ("quickstart", "tiny"):
-        found: dict[str, Any] = forecast(answer(Request(experiments=(name,))), Store.open(tmp_path), 2).to_json()
+        found: dict[str, Any] = forecast(resolve(Request(experiments=(name,))), Store.open(tmp_path), 2).to_json()
         assert found["gpu_hours"]["naive"] >= found["gpu_hours"]["shared"] > 0

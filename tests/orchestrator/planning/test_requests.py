@@ -11,7 +11,7 @@ from jobs.errors import BadInput
 from jobs.experiment import FOLDER, Experiment
 from jobs.specs import DistilSpec, ExpertsSpec, FullSpec
 from orchestrator.planning import requests
-from orchestrator.planning.requests import Request, ResolvedRequest, answer
+from orchestrator.planning.requests import Request, ResolvedRequest, resolve
 from workers.data.sources import Facts
 
 CIFAR10 = Facts(
@@ -37,7 +37,7 @@ TINY_IMAGENET = replace(
 
 
 def asked(*settings: str, **fields: Any) -> ResolvedRequest:
-    return answer(Request(experiments=fields.pop("experiments", ("tiny",)), settings=settings, **fields))
+    return resolve(Request(experiments=fields.pop("experiments", ("tiny",)), settings=settings, **fields))
 
 
 def refusal(*settings: str, **fields: Any) -> BadInput:
@@ -56,7 +56,7 @@ def only(found: ResolvedRequest) -> Experiment:
 
 
 def test_without_words_the_quickstart_is_answered() -> None:
-    assert only(answer(Request())).name == "quickstart"
+    assert only(resolve(Request())).name == "quickstart"
 
 
 def test_the_command_line_wins_over_the_file() -> None:
@@ -162,7 +162,7 @@ def test_a_method_without_its_experts_is_refused(tmp_path: Path) -> None:
 def test_the_published_settings_train_their_experts_long_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, facts: Facts, ipc: int, stages: int
 ) -> None:
-    monkeypatch.setattr(requests, "inspected", lambda chosen, place: facts)
+    monkeypatch.setattr(requests, "inspect_dataset", lambda chosen, place: facts)
     mine = tmp_path / "mine.yaml"
     arm = {"method": "mtt", "stages": stages, "ipc_per_stage": ipc}
     mine.write_text(yaml.safe_dump({"name": "p", "dataset": {"name": name}, "scale": "paper", "arms": [arm]}))

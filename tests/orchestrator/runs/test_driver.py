@@ -14,7 +14,7 @@ from jobs.graph import Graph
 from orchestrator.runs.driver import Outcome, RunInfo, run
 from orchestrator.runs.journal import Journal, JournalLost, Record, read
 from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolEvent, WorkerJoined, WorkerLeft
-from orchestrator.scheduler.schedule import Plan, RetryLimits
+from orchestrator.scheduler.schedule import RetryLimits, Schedule
 from orchestrator.scheduler.scheduler import AVAILABLE, State
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
@@ -263,10 +263,10 @@ def test_a_pool_names_a_function_that_is_not_there_at_the_start(tmp_path: Path) 
 class Growing:
     """Wants one more job whenever the last one is whole, and closes the plan after the last."""
 
-    def __init__(self, plan: Plan, keys: list[str]) -> None:
+    def __init__(self, plan: Schedule, keys: list[str]) -> None:
         self.plan, self.keys = plan, keys
 
-    def replanned(self, state: State) -> Plan | None:
+    def replanned(self, state: State) -> Schedule | None:
         if any(state.jobs[key].status not in AVAILABLE for key in self.plan.wanted):
             return None
         wanted = self.plan.wanted | set(self.keys[:1])

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import BadInput
 from orchestrator import launch
-from orchestrator.planning.requests import Request, answer
+from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs import garbage
 from orchestrator.runs.journal import Journal
 from tests.workers.workshop import Workshop
@@ -25,7 +25,7 @@ from workers.store.store import Store
 def made(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """All that the first two arms of the experiment `tiny` need, made without a run."""
     folder = tmp_path_factory.mktemp("upkeep")
-    workshop = Workshop(Store.open(folder / "store"), answer(Request(experiments=("tiny",))).plan)
+    workshop = Workshop(Store.open(folder / "store"), resolve(Request(experiments=("tiny",))).plan)
     for job in workshop.plan.graph:
         if job.kind != "full":
             workshop.make(job)

@@ -20,7 +20,7 @@ from orchestrator.runs.progress import (
     snapshot,
     summary,
 )
-from orchestrator.scheduler.schedule import Plan as CorePlan
+from orchestrator.scheduler.schedule import Schedule as CorePlan
 from orchestrator.scheduler.scheduler import JobState, State, Status
 from tests.orchestrator.results.test_cells import cell_of, demo_plan, put
 from workers.store.claims import Claim

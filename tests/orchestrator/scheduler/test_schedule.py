@@ -8,7 +8,7 @@ import yaml
 
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
-from orchestrator.planning.requests import Request, answer
+from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs.journal import RECORDS, Record
 from orchestrator.scheduler.ready_queue import AGEING_AFTER
 from tests.orchestrator.schedule import Stay, backfills, before_their_parents, overtaken, stays, too_many_at_once
@@ -145,7 +145,7 @@ def test_a_run_on_two_workers_keeps_every_rule_of_the_order(tmp_path: Path) -> N
         ended = shell.run("run", str(experiment), "--workers", "2", "--json")
         assert ended.exit == 0, ended.err
         (records,) = shell.runs()
-    plan = answer(Request(experiments=(str(experiment),))).plan
+    plan = resolve(Request(experiments=(str(experiment),))).plan
     parents = {job.key: job.parent_keys() for job in plan.graph}
     began = {record["key"] for record in records if record["event"] == "job_started"}
     assert began == parents.keys()
@@ -170,7 +170,7 @@ def test_a_run_on_two_workers_keeps_every_rule_of_the_order(tmp_path: Path) -> N
 
 
 def test_the_checks_of_the_real_run_are_not_empty() -> None:
-    plan = answer(Request(experiments=("tiny",))).plan
+    plan = resolve(Request(experiments=("tiny",))).plan
     assert plan.exclusive and set(plan.limits.values()) == {1}
     assert any(len(job.parents.get("experts", ())) == 2 for job in plan.graph)
     with pytest.raises(KeyError):

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
-from orchestrator.scheduler.schedule import Plan, RetryLimits
+from orchestrator.scheduler.schedule import RetryLimits, Schedule
 from orchestrator.scheduler.scheduler import (
     AVAILABLE,
     TRANSITIONS,
@@ -29,11 +29,11 @@ from orchestrator.scheduler.scheduler import (
 
 def plan_of(
     parents: Mapping[str, str], wanted: str = "", path: Mapping[str, float] | None = None, **fields: Any
-) -> Plan:
+) -> Schedule:
     """A plan from e.g. {"a": "", "b": "a"}, keys being single letters; all are wanted unless told."""
     keys = tuple(parents)
     children = {key: tuple(child for child in keys if key in parents[child]) for key in keys}
-    return Plan(
+    return Schedule(
         keys=keys,
         parents={key: tuple(parents[key]) for key in keys},
         children=children,
@@ -43,7 +43,7 @@ def plan_of(
     )
 
 
-def tell(plan: Plan, *story: Event) -> tuple[State, tuple[Action, ...]]:
+def tell(plan: Schedule, *story: Event) -> tuple[State, tuple[Action, ...]]:
     """The state after a story, and what its last event led to."""
     state, actions = State.initial(plan), tuple[Action, ...]()
     for event in story:
@@ -438,13 +438,13 @@ class Fate:
         self.done: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
 
-    def random_plan(self) -> Plan:
+    def random_plan(self) -> Schedule:
         keys = tuple(f"k{i}" for i in range(self.random.randint(1, 25)))
         parents = {
             key: tuple(self.random.sample(keys[:i], self.random.randint(0, min(i, 3)))) for i, key in enumerate(keys)
         }
         exclusive = {key: (self.random.choice("xy"),) for key in keys if self.random.random() < 0.5}
-        return Plan(
+        return Schedule(
             keys,
             parents,
             {key: tuple(child for child in keys if key in parents[child]) for key in keys},
@@ -550,7 +550,7 @@ def test_the_same_story_gives_the_same_decisions() -> None:
 
 def test_ten_thousand_jobs_cost_milliseconds_an_event() -> None:
     keys = tuple(f"k{i}" for i in range(10_000))
-    plan = Plan(
+    plan = Schedule(
         keys,
         {key: keys[:1] if key != keys[0] else () for key in keys},
         {key: keys[1:] if key == keys[0] else () for key in keys},
@@ -570,13 +570,13 @@ def test_ten_thousand_jobs_cost_milliseconds_an_event() -> None:
 # A plan that is replaced while the run goes on.
 
 
-def chain_of(wanted: str, keys: str = "abc", **fields: Any) -> Plan:
+def chain_of(wanted: str, keys: str = "abc", **fields: Any) -> Schedule:
     """a, b after a, c after b, ...; only `wanted` are targets."""
     parents = {key: keys[place - 1 : place] if place else "" for place, key in enumerate(keys)}
     return replace(plan_of(parents, **fields), wanted=frozenset(wanted))
 
 
-def replanned(plan: Plan, *cached: str, at: float = 1.0) -> events.Replanned:
+def replanned(plan: Schedule, *cached: str, at: float = 1.0) -> events.Replanned:
     return events.Replanned(at, plan, frozenset(cached))
 
 

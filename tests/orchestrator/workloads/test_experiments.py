@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jobs.keys import kind_of
-from orchestrator.planning.requests import Request, answer
+from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs.status import status
 from tests.orchestrator.schedule import before_their_parents, overtaken, too_many_at_once
 from tests.orchestrator.shell import Ended, Shell, shell_in
@@ -154,7 +154,7 @@ def test_no_process_and_no_temporary_file_is_left(ran: Ran) -> None:
 
 def test_the_journal_keeps_the_rules_of_the_order_and_tells_every_job_once(ran: Ran) -> None:
     records = ran.shell.runs()[0]
-    plan = answer(Request(experiments=("tiny",))).plan
+    plan = resolve(Request(experiments=("tiny",))).plan
     assert sorted(events(records, "job_done")) == sorted(plan.graph.jobs)
     assert before_their_parents(records, {job.key: job.parent_keys() for job in plan.graph}) == []
     assert too_many_at_once(records, plan.exclusive, plan.limits) == []

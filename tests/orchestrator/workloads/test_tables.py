@@ -16,10 +16,10 @@ from jobs import cost
 from jobs.errors import BadInput
 from jobs.table import walk
 from orchestrator import launch, slurm_driver
-from orchestrator.clusters.config import Place, SlurmClusterSpec
+from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.slurm.follow import SlurmRun
 from orchestrator.planning import quote
-from orchestrator.planning.table_requests import Request, ResolvedTables, ask
+from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 from orchestrator.runs import journal
 from orchestrator.workloads import tables as reproducing
 from orchestrator.workloads.tables import STARTING, bought, commands, run_name
@@ -29,7 +29,7 @@ from workers.store.store import Store
 
 
 def rehearsal(*names: str, **changes: Any) -> ResolvedTables:
-    return ask(Request(tables=names, scale="tiny", dataset="digits", **changes))
+    return resolve_tables(TableRequest(tables=names, scale="tiny", dataset="digits", **changes))
 
 
 # What is asked.
@@ -42,7 +42,7 @@ def test_no_table_means_all_of_them() -> None:
 
 
 def test_datasets_that_are_not_here_are_no_error_and_say_where_to_get_them() -> None:
-    asked = ask(Request(tables=("table5",), scale="tiny"))
+    asked = resolve_tables(TableRequest(tables=("table5",), scale="tiny"))
     (reason,) = asked.absent
     assert reason.startswith("cifar10: unpack") and "cluster.yaml, data.cifar10" in reason
     assert [(one.cell, one.absent) for _, one in walk(asked.tables.tables)] == [(None, reason)] * 4
@@ -50,13 +50,13 @@ def test_datasets_that_are_not_here_are_no_error_and_say_where_to_get_them() -> 
 
 
 def test_a_plan_counts_with_datasets_that_are_not_here() -> None:
-    asked = ask(Request(tables=("table5",), scale="paper"), allow_missing_data=True)
+    asked = resolve_tables(TableRequest(tables=("table5",), scale="paper"), allow_missing_data=True)
     assert all(one.cell is not None for _, one in walk(asked.tables.tables)) and len(asked.absent) == 1
 
 
 def test_the_data_map_says_where_a_dataset_lies(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as refused:
-        ask(Request(tables=("table5",), dataset="cifar10", data={"cifar10": str(tmp_path / "nowhere")}))
+        resolve_tables(TableRequest(tables=("table5",), dataset="cifar10", data={"cifar10": str(tmp_path / "nowhere")}))
     assert refused.value.value == str(tmp_path / "nowhere")
 
 
@@ -71,19 +71,19 @@ def test_the_data_map_says_where_a_dataset_lies(tmp_path: Path) -> None:
 )
 def test_what_cannot_work_is_refused_before_anything_starts(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(BadInput) as refused:
-        ask(Request(**{"tables": ("table5",), "scale": "tiny", **changes}))
+        resolve_tables(TableRequest(**{"tables": ("table5",), "scale": "tiny", **changes}))
     assert refused.value.field == field
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("40gpu-h", 144000), ("0.5 h", 1800), ("2 GPU-hours", 7200)])
 def test_a_budget_is_hours_of_one_worker(text: str, seconds: float) -> None:
-    assert Request(budget=text).seconds() == seconds
+    assert TableRequest(budget=text).seconds() == seconds
 
 
 @pytest.mark.parametrize("text", ["40", "gpu-h", "-1 h", "40 days"])
 def test_a_budget_of_anything_else_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="40gpu-h"):
-        Request(budget=text).seconds()
+        TableRequest(budget=text).seconds()
 
 
 def test_each_table_has_a_command_that_fills_it_alone() -> None:
@@ -193,7 +193,7 @@ def test_the_head_is_told_of_the_tables_and_fills_the_same_ones(
     store, spec = Store.open(tmp_path / "store"), SlurmClusterSpec(kind="slurm")
     asked = rehearsal("table5", "figure1")
     name = reproducing.run_on_slurm(
-        asked, store, Place("slurm", spec, str(store.root)), command="again", quiet=True, follow=False
+        asked, store, Target("slurm", spec, str(store.root)), command="again", quiet=True, follow=False
     )
     assert isinstance(name, str) and name.startswith("reproduce-")
     called: list[tuple[ResolvedTables, dict[str, Any]]] = []

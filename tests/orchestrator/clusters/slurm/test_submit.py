@@ -13,11 +13,11 @@ import yaml
 
 from jobs.errors import BadInput
 from orchestrator import slurm_driver
-from orchestrator.clusters.config import Place, SlurmClusterSpec, choose
+from orchestrator.clusters.config import SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.jobs import NotSubmitted
-from orchestrator.planning.requests import Request, answer
+from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs import journal
 from orchestrator.runs.driver import RunInfo
 from orchestrator.runs.journal import Journal
@@ -59,13 +59,13 @@ def asked(tmp_path: Path) -> ResolvedSweep:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "base", **BASE}))
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump({"name": "s", "base": str(tmp_path / "base.yaml"), "space": space}))
-    return sweep.ask(str(file), Request(seed=3, settings=("distil.iterations=4",)))
+    return sweep.resolve_sweep(str(file), Request(seed=3, settings=("distil.iterations=4",)))
 
 
 @pytest.fixture
 def launch(programs: Programs, asked: ResolvedSweep, store: Store) -> Callable[..., Any]:
     def launch(follow: bool = False) -> Any:
-        place = Place("slurm", SPEC, str(store.root))
+        place = Target("slurm", SPEC, str(store.root))
         return sweep.run_on_slurm(asked, store, place, command="again", quiet=True, follow=follow)
 
     return launch
@@ -94,7 +94,7 @@ def test_the_head_is_told_of_a_sweep_that_stands_alone(
     order = json.loads((slurm_run.folder / "order.json").read_text())
     (tmp_path / "base.yaml").unlink()
     (tmp_path / "s.yaml").unlink()
-    told = sweep.ask(order["sweep"], Request())
+    told = sweep.resolve_sweep(order["sweep"], Request())
     assert [one.stages for one in told.trials] == [one.stages for one in asked.trials]
     assert told.trials[0].experiment.seeds == (3,)
     (record,) = journal.read(store.run_folder(run) / journal.NAME)
@@ -108,7 +108,7 @@ def test_the_driver_does_what_the_order_says(
     called: list[str] = []
 
     def note(what: str) -> Callable[..., Any]:
-        def run(asked: Any, store: Store, place: Place, **said: Any) -> Any:
+        def run(asked: Any, store: Store, place: Target, **said: Any) -> Any:
             called.append(f"{what} {said['name']} {said['cluster'].name}")
             return type("Done", (), {"exit": 3})
 
@@ -120,8 +120,8 @@ def test_the_driver_does_what_the_order_says(
     if swept:
         name = launch()
     else:
-        request, place = Request(experiments=("tiny",)), Place("slurm", SPEC, str(store.root))
-        name = experiments.run_on_slurm(request, answer(request), store, place, command="", quiet=True, follow=False)
+        request, place = Request(experiments=("tiny",)), Target("slurm", SPEC, str(store.root))
+        name = experiments.run_on_slurm(request, resolve(request), store, place, command="", quiet=True, follow=False)
     slurm_run = SlurmRun.of(store, name)
     assert slurm_run is not None
     assert slurm_driver.drive(slurm_run.folder, "a:1", "a") == 3
@@ -238,7 +238,7 @@ def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
     launch: Callable[..., Any], asked: ResolvedSweep, store: Store
 ) -> None:
     run, last = launch(), {"exit": 130, "why": "cancelled", "seconds": 2.0}
-    done = sweep.told(asked, store, Place("slurm", SPEC, str(store.root)), run, "again", last)
+    done = sweep.load_remote_result(asked, store, Target("slurm", SPEC, str(store.root)), run, "again", last)
     assert (done.exit, done.rows, done.files) == (130, [], [])
     assert "cancelled; nothing is lost, go on with: again" in str(list(done.lines())[-1])
 
@@ -246,7 +246,7 @@ def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
 def test_a_sweep_that_slurm_has_is_not_driven_here_and_one_it_had_is(
     launch: Callable[..., Any], programs: Programs, asked: ResolvedSweep, store: Store
 ) -> None:
-    run, here = launch(), choose(None, "local", str(store.root), 1)
+    run, here = launch(), choose_target(None, "local", str(store.root), 1)
     held(programs, run)
     with pytest.raises(BadInput, match="SLURM has it .*pdd cancel"):
         sweep.run(asked, store, here, command="")

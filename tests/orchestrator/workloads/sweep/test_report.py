@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.documents import validate
 from jobs.experiment import Experiment
 from jobs.sweep import Sweep
-from orchestrator.planning.requests import planned
+from orchestrator.planning.requests import resolve_experiment
 from orchestrator.workloads.sweep import plots
 from orchestrator.workloads.sweep.mailbox import StageMetrics
 from orchestrator.workloads.sweep.report import table, write
@@ -104,7 +104,7 @@ def test_the_report_holds_tables_a_heat_map_and_an_experiment_to_run(
     assert "| 2 * | stages=2, ipc=1 | done | 2 of 2 | 41 | 7.0 s | 3.0 s |" in page
     assert "11 s if no trial shared with another, 3.0 s of it in jobs that only one trial needs" in page
     document = yaml.safe_load((tmp_path / "report" / "best.yaml").read_text())
-    best = planned(validate(Experiment, document, "best.yaml"), "best.yaml")
+    best = resolve_experiment(validate(Experiment, document, "best.yaml"), "best.yaml")
     assert list(best.graph.jobs) == list(standings[1].trial.plan.graph.jobs)
 
 

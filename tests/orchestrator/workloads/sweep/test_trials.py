@@ -16,7 +16,7 @@ from jobs.errors import BadInput
 from jobs.graph import Job
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values, listed
-from orchestrator.planning.requests import Request, answer
+from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs import driver
 from orchestrator.runs.driver import Outcome, RunInfo
 from orchestrator.runs.journal import Journal, Record, read
@@ -99,12 +99,12 @@ class ToySearch:
     def goes_on(self, values: Values, stage: int) -> int:
         """The stage that the trial is at; 0 when it is over."""
         try:
-            answer = self.mailbox.ask(StageRequest(values, stage), give_up)
+            resolve = self.mailbox.ask(StageRequest(values, stage), give_up)
         except Waited:
             return stage
         except TrialFailed:
             return 0
-        return 0 if answer.last or answer.metrics["held_out"] < self.least else stage + 1
+        return 0 if resolve.last or resolve.metrics["held_out"] < self.least else stage + 1
 
     def stop(self) -> None:
         self.stopped = True
@@ -134,10 +134,10 @@ def run(
             ToySearch(mailbox, values, **search),
         )
         made = [trials.make(number, one) for number, one in enumerate(values, start=1)] if known else []
-        orders = trials.begin(made, RetryLimits(), *spent)
+        schedule = trials.begin(made, RetryLimits(), *spent)
         pool = InProcessPool(str(root), RUN, "tests.orchestrator.workloads.sweep.test_trials.execute")
         outcome = driver.run(
-            orders, trials.plan.graph, pool, journal, store, watch, about=RunInfo(RUN), schedule_source=trials
+            schedule, trials.plan.graph, pool, journal, store, watch, about=RunInfo(RUN), schedule_source=trials
         )
         trials.break_off()
     return outcome, trials
@@ -208,7 +208,7 @@ def test_a_trial_that_is_ended_early_starts_nothing_more_and_leaves_a_prefix_for
     poor = list(trials.standings.values())[1].trial
     made = {job.key for job in poor.plan.graph if trials.store.has(job.key)}
     assert made == {job.key for job in jobs_up_to(poor, 1)}
-    asked = answer(
+    asked = resolve(
         Request(
             experiments=("tiny",), settings=("arms=[{method: mtt, stages: 3, ipc_per_stage: 1}]", "distil.image.lr=1.0")
         )
@@ -318,7 +318,7 @@ def test_a_job_is_as_urgent_as_the_longest_trial_that_needs_it(tmp_path: Path) -
         paths = trials.begin(made, RetryLimits()).remaining_path
     first, second, third = (paths[keys[0]] for keys in made[2].stages)
     assert first > second > third
-    assert trials.orders.open and not trials.orders.wanted
+    assert trials.schedule.open and not trials.schedule.wanted
 
 
 def test_64_trials_are_no_more_than_jobs_in_the_queue(tmp_path: Path) -> None:
