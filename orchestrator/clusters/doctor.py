@@ -7,14 +7,13 @@ import os
 import shutil
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
 from jobs.errors import BadInput
 from orchestrator.clusters.config import Target
-from orchestrator.clusters.finding import PACKAGES, Finding
+from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
-from orchestrator.clusters.slurm import doctor
+from orchestrator.clusters.versions import PACKAGES, package_versions
 from workers.store.store import Store
 
 _FREE_GIB = 5
@@ -25,7 +24,9 @@ def examine(place: Target) -> list[Finding]:
     """All checks of the local machine, cheap ones first; for SLURM also those of the cluster, by a job of seconds."""
     here = [_python(), *_packages()]
     if place.cluster.kind == "slurm":
-        return [*here, *_store(place.store), *doctor.examine(place)]
+        from orchestrator.clusters.slurm import doctor as slurm_doctor  # only where it is asked for
+
+        return [*here, *_store(place.store), *slurm_doctor.examine(place)]
     return [*here, _cores(place), _temporary_folder(), _shared_memory(), *_store(place.store)]
 
 
@@ -35,13 +36,14 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append(Finding(name, True, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            found.append(Finding(name, False, "not installed", f"pip install {name}"))
-    return [*found, _device()]
+    installed = package_versions()
+    return [
+        *(
+            Finding(name, name in installed, installed.get(name, "not installed"), f"pip install {name}")
+            for name in PACKAGES
+        ),
+        _device(),
+    ]
 
 
 def _device() -> Finding:

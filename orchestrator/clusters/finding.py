@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PACKAGES = ("torch", "torchvision", "ray", "submitit", "pyarrow", "numpy")
-"""Whose versions are looked at, here and on a node."""
-
 
 @dataclass(frozen=True)
 class Finding:

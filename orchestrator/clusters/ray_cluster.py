@@ -27,9 +27,10 @@ from typing import Any, Literal, Protocol
 
 from jobs.errors import BadInput
 from orchestrator.clusters import reaper
-from orchestrator.clusters.slurm.run_folder import difference
-from orchestrator.clusters.slurm.run_folder import versions as our_versions
+from orchestrator.clusters.versions import difference
+from orchestrator.clusters.versions import versions as our_versions
 from orchestrator.runs.pool import PoolBroken
+from workers.store.files import write_file
 
 SLOT = "pdd_slot"
 """The resource a node offers once for each job it may run at a time."""
@@ -125,7 +126,7 @@ class LocalCluster(PlainNodes):
         self._reaper = reaper.watch(self.folder)
         with _environment(_settings(self.folder / "token")):
             self._ray = import_ray()
-            _write_private(self.folder / "token", _token or "")
+            write_file(self.folder / "token", (_token or "").encode())
             self._ray.init(
                 address="local",
                 num_cpus=self.workers,
@@ -269,12 +270,6 @@ def _private_folder() -> Path:
         fix = f"name a folder of at most {LONGEST_FOLDER - 17} characters, such as /tmp"
         raise BadInput("environment", "TMPDIR", tempfile.gettempdir(), fix)
     return folder
-
-
-def _write_private(path: Path, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w", encoding="ascii") as file:
-        file.write(text)
 
 
 def brief(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from jobs.graph import Job
 from orchestrator.clusters.ray_cluster import SLOT, Cluster, NodeUsage, brief
-from orchestrator.clusters.slurm.run_folder import versions as our_versions
+from orchestrator.clusters.versions import versions as our_versions
 from orchestrator.runs.pool import (
     EXECUTE,
     JobReturned,

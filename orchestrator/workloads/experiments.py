@@ -6,13 +6,11 @@ of its own.
 
 from __future__ import annotations
 
-import platform
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from orchestrator.clusters.ray_cluster import Cluster, ExternalCluster, LocalClu
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import SlurmRun, uses_of
 from orchestrator.clusters.slurm.follow import follow as follow_to_end
+from orchestrator.clusters.versions import package_versions
 from orchestrator.planning.durations import estimate_durations, uninterrupted
 from orchestrator.planning.forecast import schedule_of
 from orchestrator.planning.requests import Request, ResolvedRequest
@@ -352,5 +351,4 @@ def _lately(claims: Claims) -> Iterable[Claim]:
 
 def versions() -> dict[str, str]:
     """The versions of what computes, for the journal."""
-    names = ("torch", "ray", "pyarrow", "numpy")
-    return {name: metadata.version(name) for name in names} | {"python": platform.python_version()}
+    return package_versions()

@@ -34,7 +34,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
@@ -52,6 +51,7 @@ from workers.store.files import (
     temporary_path,
     write_file,
 )
+from workers.store.versions import installed_versions
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class Store:
                     parents={role: list(keys) for role, keys in parents.items()},
                     files=files,
                     digest=digest_of(files),
-                    versions=_versions(),
+                    versions=installed_versions(_DISTRIBUTIONS),
                     host=Process.current().host,
                     device=device,
                     seconds=time.monotonic() - began if seconds is None else seconds,
@@ -361,15 +361,6 @@ def _inspect(folder: Path, key: str) -> Manifest:
         if size != manifest.files[name].size:
             raise Damaged(f"{folder / name}: {size} bytes, must be {manifest.files[name].size}")
     return manifest
-
-
-def _versions() -> dict[str, str]:
-    """Versions by name, asked of the installed distributions so that nothing heavy is imported."""
-    found = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def _peak_memory_mib() -> float:

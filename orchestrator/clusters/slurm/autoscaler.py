@@ -17,9 +17,10 @@ from typing import Any
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster, NodeActions, NodeUsage, PlainNodes
 from orchestrator.clusters.slurm.client import SlurmClient
+from orchestrator.clusters.slurm.parsers import QueuedJob
 from orchestrator.clusters.slurm.ray_node import JOB
 from orchestrator.clusters.slurm.run_folder import ALL, RunFolder
-from orchestrator.clusters.slurm.sbatch import Queued, name_of, workers_missing
+from orchestrator.clusters.slurm.sbatch import name_of, workers_missing
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.scheduler import State, Status
 
@@ -116,14 +117,14 @@ class SlurmAutoscaler(PlainNodes):
         elif self.open_jobs == 0:
             self.queue.cancel(job.id for job in living if job.state == "PENDING")
 
-    def _waiting(self, living: Sequence[Queued]) -> Iterator[str]:
+    def _waiting(self, living: Sequence[QueuedJob]) -> Iterator[str]:
         """Say what the run waits for, when nothing of it runs."""
         if not living or any(job.state == "RUNNING" for job in living) or self.clock() < self._quiet_until:
             return
         self._quiet_until = self.clock() + SAY_EVERY
         yield "waiting for SLURM: " + ", ".join(job.sentence() for job in living[:4]) + (" …" if living[4:] else "")
 
-    def _count_failures(self, held: Sequence[Queued]) -> None:
+    def _count_failures(self, held: Sequence[QueuedJob]) -> None:
         there = {job.id for job in held if job.there}
         lost = self._submitted - there - self._joined - self._leaving.keys()
         if len(lost) >= GIVE_UP and not self._joined:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.clusters.slurm import sbatch
-from orchestrator.clusters.slurm.sbatch import Queued, Used
+from orchestrator.clusters.slurm import parsers
+from orchestrator.clusters.slurm.parsers import JobUsage, QueuedJob
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ class SlurmClient:
 
     run: Run = ask
 
-    def jobs(self, name: str) -> list[Queued] | None:
+    def jobs(self, name: str) -> list[QueuedJob] | None:
         """The jobs of this name that SLURM holds; None if it does not say."""
         user = ["--user", str(os.getuid())]
-        text = self.run(["squeue", "--noheader", "--array", *user, "--name", name, "--format", sbatch.COLUMNS])
-        return None if text is None else sbatch.read_squeue(text, name)
+        text = self.run(["squeue", "--noheader", "--array", *user, "--name", name, "--format", parsers.SQUEUE_COLUMNS])
+        return None if text is None else parsers.read_squeue(text, name)
 
     def cancel(self, jobs: Iterable[str]) -> bool:
         """Cancel jobs by id; whether SLURM took it. A job that is gone already is no error to it."""
@@ -75,17 +75,17 @@ class SlurmClient:
                 return False
             time.sleep(0.5)
 
-    def used(self, name: str) -> list[Used] | None:
+    def used(self, name: str) -> list[JobUsage] | None:
         """What all starts of the jobs of this name took; None without accounting."""
         options = ["--allocations", "--duplicates", "--noheader", "--parsable2", "--starttime", "now-30days"]
-        text = self.run(["sacct", *options, "--name", name, "--format", sbatch.SACCT_COLUMNS])
-        return None if text is None else sbatch.read_sacct(text, name)
+        text = self.run(["sacct", *options, "--name", name, "--format", parsers.SACCT_COLUMNS])
+        return None if text is None else parsers.read_sacct(text, name)
 
     def config(self) -> dict[str, str]:
         """The site's settings; empty if SLURM does not say."""
-        return sbatch.read_config(self.run(["scontrol", "show", "config"]) or "")
+        return parsers.read_config(self.run(["scontrol", "show", "config"]) or "")
 
     def partition(self, name: str) -> dict[str, str] | None:
         """A partition's fields; None if there is none of this name or SLURM does not say."""
         text = self.run(["scontrol", "--oneliner", "show", "partition", name])
-        return None if text is None else sbatch.read_partition(text)
+        return None if text is None else parsers.read_partition(text)

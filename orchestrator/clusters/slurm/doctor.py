@@ -16,17 +16,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadInput
 from orchestrator.clusters.config import SlurmClusterSpec, Target
-from orchestrator.clusters.finding import PACKAGES, Finding
-from orchestrator.clusters.slurm import sbatch
+from orchestrator.clusters.finding import Finding
+from orchestrator.clusters.slurm import parsers
 from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
 from orchestrator.clusters.slurm.ray_node import address_of, private_folder
-from orchestrator.clusters.slurm.run_folder import CODE, versions, write_private
+from orchestrator.clusters.versions import CODE, package_versions, versions
+from workers.store.files import replace_file
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 NODE_SECONDS = 120.0
@@ -74,7 +74,7 @@ def partition_finding(role: str, name: str, minutes: int, fields: Mapping[str, s
         return Finding(label, False, f"there is no partition {name}", "take one of `sinfo`")
     if fields.get("State", "UP") != "UP":
         return Finding(label, False, f"{name} is {fields['State']}", "take another one, or wait for the site")
-    limit = sbatch.minutes_of(fields.get("MaxTime", ""))
+    limit = parsers.minutes_of(fields.get("MaxTime", ""))
     if limit is not None and minutes > limit:
         return Finding(label, False, f"{name} allows {limit:.0f} minutes", f"set minutes to {limit:.0f} or less")
     return Finding(label, True, f"{name}, {minutes} of {f'{limit:.0f}' if limit else 'any number of'} minutes")
@@ -94,14 +94,14 @@ def _on_a_node(place: Target, spec: SlurmClusterSpec) -> list[Finding]:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".pdd-doctor-") as folder:
-            write_private(Path(folder) / "mark", "login")
+            replace_file(Path(folder) / "mark", "login")
             answer, why = _answer_of_a_node(node_command(spec, Path(folder)))
     except OSError as error:
         return [Finding("shared folder", False, f"{root}: {error.strerror}", "name a folder you can write to")]
     if answer is None:
         fix = "fix what it says; if no node was free, ask again later"
         return [Finding("a node", False, why, fix)]
-    return node_findings(spec, str(root), answer, {**versions(), **_packages()})
+    return node_findings(spec, str(root), answer, {**versions(), **package_versions()})
 
 
 def node_command(spec: SlurmClusterSpec, folder: Path) -> list[str]:
@@ -170,18 +170,10 @@ def node_findings(
 
 def _node_gpus(spec: SlurmClusterSpec, variable: str | None) -> Finding:
     try:
-        seen = sbatch.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpus)
+        seen = parsers.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpus)
     except ValueError as error:
         return Finding("GPUs on a node", False, f"CUDA_VISIBLE_DEVICES is {variable!r}", str(error))
     return Finding("GPUs on a node", True, ", ".join(seen) or "none, none asked for")
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
 
 
 def node_answer(folder: Path, temporary: str, interface: str | None) -> dict[str, Any]:
@@ -189,7 +181,7 @@ def node_answer(folder: Path, temporary: str, interface: str | None) -> dict[str
     sees, trouble, address = False, "", ""
     with suppress(OSError):
         sees = (folder / "mark").read_text() == "login"
-        write_private(folder / "answer", "node")
+        replace_file(folder / "answer", "node")
     try:
         private_folder(temporary).rmdir()
         address = address_of(interface)
@@ -200,7 +192,7 @@ def node_answer(folder: Path, temporary: str, interface: str | None) -> dict[str
         "address": address,
         "sees": sees,
         "temporary": trouble,
-        "versions": {**versions(), **_packages()},
+        "versions": {**versions(), **package_versions()},
         "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from jobs.errors import PddError
 from orchestrator.clusters.slurm.client import SlurmClient
-from orchestrator.clusters.slurm.sbatch import Queued, Role, name_of, spoken_use
+from orchestrator.clusters.slurm.parsers import QueuedJob, usage_text
+from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
 from orchestrator.workloads.sweep.mailbox import spoken
@@ -56,12 +57,12 @@ class SlurmRun:
         """Which job drives the run."""
         return "gang" if self.mode == "gang" else "head"
 
-    def head(self) -> list[Queued] | None:
+    def head(self) -> list[QueuedJob] | None:
         """The living head job, in a list; None if SLURM does not say."""
         held = self.queue.jobs(name_of(self.run, self.head_role))
         return None if held is None else [job for job in held if job.there]
 
-    def workers(self) -> list[Queued] | None:
+    def workers(self) -> list[QueuedJob] | None:
         """The worker jobs; None if SLURM does not say."""
         held = self.queue.jobs(name_of(self.run, "worker"))
         return None if held is None else [job for job in held if job.there]
@@ -78,7 +79,7 @@ class SlurmRun:
     def uses(self) -> list[str]:
         """What the jobs of each role took: starts, time in the queue, GPU-hours; nothing without accounting."""
         roles: tuple[Role, ...] = (self.head_role, "worker")
-        return [f"{role}: {spoken_use(used)}" for role in roles if (used := self.queue.used(name_of(self.run, role)))]
+        return [f"{role}: {usage_text(used)}" for role in roles if (used := self.queue.used(name_of(self.run, role)))]
 
     def cancel(self, store: Store) -> None:
         """End the jobs of a run that no driver drives at the moment; a driver hears the wish and ends them itself."""

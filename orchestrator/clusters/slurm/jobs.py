@@ -32,11 +32,13 @@ from submitit.helpers import DelayedSubmission
 
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
-from orchestrator.clusters.slurm import sbatch
+from orchestrator.clusters.slurm import parsers, sbatch
 from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
+from orchestrator.clusters.slurm.parsers import visible_gpus
 from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
-from orchestrator.clusters.slurm.run_folder import Head, RunFolder, difference, versions
-from orchestrator.clusters.slurm.sbatch import Role, name_of, visible_gpus
+from orchestrator.clusters.slurm.run_folder import Head, RunFolder
+from orchestrator.clusters.slurm.sbatch import Role, name_of
+from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.driver import HEAD_MOVES, STOP, StopFile
 from workers.runtime.time_limit import TimeLimit
 from workers.store.store import Store
@@ -330,7 +332,7 @@ def submit(run_folder: RunFolder, role: Role, count: int = 1, queue: SlurmClient
     executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code))
     made: list[str] = []
     with _clean_environment():
-        for size in sbatch.chunks(count, sbatch.largest_array(queue.config()) if count > 1 else 1):
+        for size in sbatch.chunks(count, parsers.largest_array(queue.config()) if count > 1 else 1):
             try:
                 calls = [_CLASS[role](str(run_folder.folder)) for _ in range(size)]
                 made += [job.job_id for job in executor.submit_array(calls)]
@@ -340,7 +342,7 @@ def submit(run_folder: RunFolder, role: Role, count: int = 1, queue: SlurmClient
     return made
 
 
-def _cancel_the_lost(queue: SlurmClient, name: str, made: list[str], before: list[sbatch.Queued] | None) -> None:
+def _cancel_the_lost(queue: SlurmClient, name: str, made: list[str], before: list[parsers.QueuedJob] | None) -> None:
     """Cancel jobs of this name that appeared although `sbatch` failed."""
     held = queue.jobs(name)
     if held is None or before is None:

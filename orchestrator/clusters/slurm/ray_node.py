@@ -30,8 +30,8 @@ from typing import Any
 from jobs.errors import BadInput
 from orchestrator.clusters import reaper
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
-from orchestrator.clusters.slurm.run_folder import write_private
 from workers.runtime.time_limit import TimeLimit
+from workers.store.files import write_file
 
 PREFIX = "pdd-node-"
 OWNER = "owner"
@@ -107,7 +107,7 @@ class Node:
         self.folder = private_folder(temporary_folder)
         self.address = address_of(interface)
         self._held = hold(self.folder)
-        write_private(self.folder / "token", token.read_text(encoding="ascii"))
+        write_file(self.folder / "token", token.read_bytes())
         self.reaper = reaper.watch(self.folder)
         self.ray: subprocess.Popen[bytes] | None = None
 

@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadInput
+from orchestrator.clusters.versions import CODE, SOURCES
+from workers.store.files import replace_file, write_file
 
-CODE = Path(__file__).resolve().parents[3]
-"""The folder in which the packages of this project lie."""
 ALL = "all"
-PACKAGES = ("jobs", "workers", "orchestrator")
+"""What `dismiss` takes for the id of every worker."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +84,10 @@ class RunFolder:
         mode = stat.S_IMODE(folder.stat().st_mode)
         if mode & 0o077:
             raise BadInput("shared folder", "mode", f"{mode:o}", f"make {folder} private: chmod 700")
-        write_private(made.token, secrets.token_hex(32))
-        for package in PACKAGES:
+        write_file(made.token, secrets.token_hex(32).encode())
+        for package in SOURCES:
             shutil.copytree(CODE / package, made.code / package, ignore=shutil.ignore_patterns("__pycache__"))
-        write_private(made.order_file, json.dumps(order, indent=2))
+        replace_file(made.order_file, json.dumps(order, indent=2))
         return made
 
     def order(self) -> dict[str, Any]:
@@ -101,7 +97,7 @@ class RunFolder:
 
     def announce(self, head: Head) -> None:
         """Say where the head is."""
-        write_private(self.head_file, json.dumps(asdict(head)))
+        replace_file(self.head_file, json.dumps(asdict(head)))
 
     def beat(self) -> None:
         """Show that the head lives."""
@@ -145,38 +141,8 @@ class RunFolder:
 
     def refuse(self, job: str, why: str) -> None:
         """Say why a worker does not start."""
-        write_private(self.refusals / f"{job}.txt", why)
+        replace_file(self.refusals / f"{job}.txt", why)
 
     def refused(self) -> dict[str, str]:
         """By SLURM job: why workers did not start."""
         return {path.stem: path.read_text(encoding="utf-8") for path in sorted(self.refusals.glob("*.txt"))}
-
-
-def versions() -> dict[str, str]:
-    """What must be the same on all nodes: Python, Ray and this project's code."""
-    return {"python": platform.python_version(), "ray": metadata.version("ray"), "code": code_digest()}
-
-
-def code_digest(root: Path = CODE) -> str:
-    """A digest over the sources of this project."""
-    summed = sha256()
-    for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            summed.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return summed.hexdigest()[:16]
-
-
-def difference(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str:
-    """What differs between two nodes' versions, for people; empty when nothing does."""
-    names = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    return ", ".join(f"{name} is {ours.get(name)} there and {theirs.get(name)} on the head" for name in names)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file, 0600, in one step."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # makes it 0600
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(name, path)

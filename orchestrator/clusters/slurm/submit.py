@@ -25,11 +25,12 @@ from jobs.graph import Graph
 from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.slurm import jobs
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
-from orchestrator.clusters.slurm.run_folder import RunFolder, write_private
+from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.planning.requests import Request
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
+from workers.store.files import replace_file
 from workers.store.store import Store
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def sweep_of(document: Mapping[str, Any]) -> What:
 
     def keep(home: Path) -> dict[str, Any]:
         path = home / "sweep.yaml"
-        write_private(path, yaml.safe_dump(dict(document), sort_keys=False))
+        replace_file(path, yaml.safe_dump(dict(document), sort_keys=False))
         return {"sweep": str(path.resolve())}
 
     return keep
@@ -107,7 +108,7 @@ def submit(
         except OSError as error:
             fix = "name a folder that you can write to and that all nodes see"
             raise BadInput("cluster.yaml", "shared_folder", str(shared), f"{fix} ({error.strerror})") from error
-        write_private(home / POINTER, json.dumps({"mode": spec.mode, "folder": str(shared)}))
+        replace_file(home / POINTER, json.dumps({"mode": spec.mode, "folder": str(shared)}))
         kinds, known = Counter(one.kind for one in graph), (home / journal.NAME).exists()
         with Journal.open(home) as book:  # closed before the driver can open it
             facts = {"run": run, "command": command, "experiments": list(names), "jobs": dict(kinds)}

@@ -25,7 +25,6 @@ from orchestrator.clusters.config import Target
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
-from orchestrator.clusters.slurm.run_folder import write_private
 from orchestrator.planning.durations import uninterrupted
 from orchestrator.planning.requests import Request, overridden
 from orchestrator.results import cells
@@ -42,6 +41,7 @@ from orchestrator.workloads.sweep.rows import Row
 from orchestrator.workloads.sweep.rows import rows as rows_of
 from orchestrator.workloads.sweep.trials import Trial, Trials, make_trial, merge
 from orchestrator.workloads.sweep.tune import DESK, TuneCluster, check_searcher
+from workers.store.files import replace_file
 from workers.store.store import Store
 
 DOCUMENT = "sweep.json"
@@ -262,7 +262,7 @@ def _reported(
         winners=best,
         files=files,
     )
-    write_private(folder / DOCUMENT, json.dumps(done.to_json(), allow_nan=False))
+    replace_file(folder / DOCUMENT, json.dumps(done.to_json(), allow_nan=False))
     return done
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from orchestrator.clusters.ray_cluster import ExternalCluster
 from orchestrator.clusters.slurm.ray_node import Node, Offer, wait_for
-from orchestrator.clusters.slurm.run_folder import versions
+from orchestrator.clusters.versions import versions
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

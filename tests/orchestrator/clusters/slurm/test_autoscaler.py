@@ -12,8 +12,8 @@ from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster, NodeUsage
 from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
 from orchestrator.clusters.slurm.client import SlurmClient
+from orchestrator.clusters.slurm.parsers import SQUEUE_COLUMNS, QueuedJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
-from orchestrator.clusters.slurm.sbatch import COLUMNS, Queued
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.events import Began
 from orchestrator.scheduler.scheduler import State, Status, decide
@@ -26,7 +26,7 @@ class Site:
     """A queue that holds what is submitted, and a clock."""
 
     def __init__(self, folder: Path, **fields: Any) -> None:
-        self.now, self.silent, self.jobs, self.cancelled = 0.0, False, list[Queued](), list[str]()
+        self.now, self.silent, self.jobs, self.cancelled = 0.0, False, list[QueuedJob](), list[str]()
         spec = SlurmClusterSpec.model_validate({"kind": "slurm", "max_workers": 3, "idle_seconds": 30, **fields})
         self.run_folder = RunFolder(folder)
         self.run_folder.refusals.mkdir()
@@ -38,7 +38,7 @@ class Site:
 
     def submit(self, count: int) -> list[str]:
         made = [f"9_{len(self.jobs) + number}" for number in range(count)]
-        self.jobs += [Queued(job, NAME, "PENDING", "Resources", "", "") for job in made]
+        self.jobs += [QueuedJob(job, NAME, "PENDING", "Resources", "", "") for job in made]
         return made
 
     def run(self, command: list[str]) -> str | None:
@@ -49,7 +49,7 @@ class Site:
             self.cancelled += ids
             self.jobs = [job for job in self.jobs if job.id not in ids]
             return ""
-        assert command[0] == "squeue" and COLUMNS in command
+        assert command[0] == "squeue" and SQUEUE_COLUMNS in command
         return "".join(f"{j.id}|{j.name}|{j.state}|{j.reason}|{j.nodes}|\n" for j in self.jobs)
 
     def reconcile(self, *nodes: NodeUsage, after: float = 10.0) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ class Site:
         return care.say
 
     def start(self, *ids: str) -> None:
-        self.jobs = [Queued(j.id, j.name, "RUNNING", "None", "n", "") if j.id in ids else j for j in self.jobs]
+        self.jobs = [QueuedJob(j.id, j.name, "RUNNING", "None", "n", "") if j.id in ids else j for j in self.jobs]
 
 
 def node(job: str, busy: int) -> NodeUsage:
@@ -167,7 +167,7 @@ def test_workers_that_end_before_they_join_end_the_run(tmp_path: Path) -> None:
 
 def test_workers_of_an_earlier_driver_are_taken_over(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.jobs = [Queued(f"5_{n}", NAME, "RUNNING", "None", "n", "") for n in range(3)]
+    site.jobs = [QueuedJob(f"5_{n}", NAME, "RUNNING", "None", "n", "") for n in range(3)]
     site.autoscaler.open_jobs = 9
     assert site.reconcile() == () and len(site.jobs) == 3
 
@@ -183,7 +183,7 @@ def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
 
 def test_a_worker_that_slurm_holds_after_a_failed_start_is_replaced(tmp_path: Path) -> None:
     site = Site(tmp_path, max_workers=1)
-    site.jobs = [Queued("4_0", NAME, "PENDING", "launch failed requeued held", "", "")]
+    site.jobs = [QueuedJob("4_0", NAME, "PENDING", "launch failed requeued held", "", "")]
     site.autoscaler.open_jobs = 1
     assert "submitted 1 worker" in site.reconcile()[0]
     assert site.cancelled == ["4_0"]

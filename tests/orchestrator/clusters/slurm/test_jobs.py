@@ -18,8 +18,9 @@ from orchestrator.clusters.slurm import follow, jobs
 from orchestrator.clusters.slurm.client import SlurmClient, ask, outside_a_job
 from orchestrator.clusters.slurm.follow import HeadGone, SlurmRun
 from orchestrator.clusters.slurm.jobs import NotSubmitted
-from orchestrator.clusters.slurm.run_folder import ALL, Head, RunFolder, difference, versions
+from orchestrator.clusters.slurm.run_folder import ALL, Head, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of
+from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.journal import Journal
 from workers.store.store import Store
 
