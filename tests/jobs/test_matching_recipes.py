@@ -1,4 +1,4 @@
-"""Recipes of the methods that match gradients, against the collected facts of their papers and codes."""
+"""Recipes of the methods that match gradients, against the published numbers of their papers and codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = {
     "MNIST": ("mnist", 28),
     "FashionMNIST": ("fashion-mnist", 28),
 }
-"""Our name and the images' side, by the name in the collected facts."""
+"""Our name and the images' side, by the name in the published numbers."""
 DSA = "color_crop_cutout_flip_scale_rotate"
 
 
@@ -38,7 +38,7 @@ def numbers(method: str, dataset: str = "CIFAR-10", stages: int = 1, ipc: int = 
 
 @pytest.mark.parametrize("method", ["dc", "dsa"])
 def test_dc_and_dsa_go_through_the_published_loops(facts: dict[str, Any], method: str) -> None:
-    for ipc, (outer, inner) in facts["DC"]["outer_inner_loops"].items():
+    for ipc, (outer, inner) in facts["DC"]["loops"].items():
         settings = numbers(method, ipc=ipc)
         assert (settings["outer"], settings["training"]["epochs"]) == (outer, inner)
     published, distil = facts["DC"], paper(method).distil
@@ -46,10 +46,9 @@ def test_dc_and_dsa_go_through_the_published_loops(facts: dict[str, Any], method
     assert (distil.iterations, distil.image.lr) == (published["iterations"], published["lr_img"])
     assert (distil.image.name, distil.image.momentum) == ("sgd", published["image_momentum"])
     assert distil.init == (facts["DSA"]["init"] if method == "dsa" else published["init"])
-    assert distil.settings["batch_real"] == published["batch_real_per_class"]
+    assert distil.settings["batch_real"] == published["batch_real"]
     training = distil.settings["training"]
-    assert (training["lr"], training["batch_size"]) == (published["lr_net"], published["batch_train"])
-    assert training.get("momentum", 0.0) == published["net_optimizer"]["momentum"]
+    assert {"momentum": 0.0, **training} == {**training, **published["training"]}
 
 
 @pytest.mark.parametrize("dataset", NAMES)
@@ -64,12 +63,12 @@ def test_dsa_augments_matches_networks_and_evaluation_by_one_strategy(facts: dic
     assert "augmentation" not in numbers("dc", dataset)
 
 
-@pytest.mark.parametrize(("method", "epochs"), [("dc", "epochs_no_aug"), ("dsa", "epochs_with_aug")])
+@pytest.mark.parametrize(("method", "epochs"), [("dc", "epochs"), ("dsa", "epochs_augmented")])
 def test_dc_and_dsa_are_evaluated_as_published(facts: dict[str, Any], method: str, epochs: str) -> None:
     published, training = facts["DC"]["eval"], paper(method).evaluate.training(1)
     assert training.epochs == published[epochs]
     assert (training.lr, training.momentum) == (published["lr"], published["momentum"])
-    assert (training.weight_decay, training.batch_size) == (published["weight_decay"], published["batch"])
+    assert (training.weight_decay, training.batch_size) == (published["weight_decay"], published["batch_size"])
     assert (training.extra_epoch, training.drop) == (published["extra_epoch"], "half")
 
 
@@ -78,20 +77,18 @@ def test_dc_and_dsa_are_evaluated_as_published(facts: dict[str, Any], method: st
 def test_idc_and_dream_have_idc_s_numbers(facts: dict[str, Any], method: str, dataset: str) -> None:
     published, distil = facts["IDC"], paper(method, dataset).distil
     assert distil is not None
-    settings, update = distil.settings, published["net_update"]
-    assert distil.iterations == published["outer_iterations"][dataset]
+    settings, update = distil.settings, published["update"]
+    assert distil.iterations == published["iterations"][dataset]
     assert (distil.factor, distil.image.momentum) == (published["factor"], published["image_momentum"])
-    assert settings["rounds"] == published["inner_loop"]
-    assert settings["max_synthetic"] == published["batch_syn_max_per_class"]
-    kind = {"l1": "sum_abs", "l2": "sum_squared"}[settings["distance"]]
-    assert kind == published["matching"]["distance"][dataset]
-    assert settings["n_data"] == update["n_data"].get(dataset, update["n_data"]["other"])
-    mnist = dataset == "MNIST"
-    assert settings["augmentation"] == published["aug_matching"]["MNIST_factor2" if mnist else "CIFAR"]
+    assert settings["rounds"] == published["rounds"]
+    assert settings["max_synthetic"] == published["max_synthetic"]
+    assert settings["distance"] == published["distance"][dataset]
+    assert settings["n_data"] == update["n_data"][dataset]
+    assert settings["augmentation"] == published["strategy"][dataset]
     training = settings["training"]
     assert (training["lr"], training["momentum"]) == (update["lr"], update["momentum"])
-    assert (training["weight_decay"], training["augmentation"]) == (update["weight_decay"], update["aug"])
-    assert training["cutmix"] == (0.0 if mnist else update["cutmix_prob"]["CIFAR"])
+    assert (training["weight_decay"], training["augmentation"]) == (update["weight_decay"], update["strategy"])
+    assert training["cutmix"] == update["cutmix"][dataset]
 
 
 @pytest.mark.parametrize("method", ["idc", "dream"])
@@ -100,8 +97,8 @@ def test_idc_and_dream_have_idc_s_numbers(facts: dict[str, Any], method: str, da
 def test_idc_s_image_learning_rate_follows_its_formula(
     facts: dict[str, Any], method: str, dataset: str, ipc: int
 ) -> None:
-    base = facts["IDC"]["lr_img_base"][dataset]
-    size, own = NAMES[dataset][1], 28 if dataset == "MNIST" else 32
+    base, own = facts["IDC"]["lr_img_base"][dataset], facts["IDC"]["base_side"][dataset]
+    size = NAMES[dataset][1]
     distil = paper(method, dataset, ipc=ipc).distil
     assert distil is not None
     assert distil.image.lr == pytest.approx(base * ipc / 10 * (size / own) ** 2, rel=1e-12)
@@ -113,7 +110,7 @@ def test_idc_and_dream_are_evaluated_as_published(facts: dict[str, Any], method:
     assert (training.epochs, training.batch_size) == (published["epochs"], published["batch_size"])
     assert (training.lr, training.momentum) == (published["lr"], published["momentum"])
     assert (training.weight_decay, training.drop) == (published["weight_decay"], "thirds")
-    assert (training.augmentation, training.cutmix) == (published["aug"], published["mix_prob"])
+    assert (training.augmentation, training.cutmix) == (published["strategy"], published["cutmix"])
     assert (training.family, training.extra_epoch) == ("idc", False)
 
 
@@ -121,31 +118,31 @@ def test_dream_differs_from_idc_as_published(facts: dict[str, Any]) -> None:
     published, dream, idc = facts["DREAM"], paper("dream").distil, paper("idc").distil
     assert dream is not None and idc is not None
     assert (dream.init, idc.init) == ("centroids", "real")
-    assert dream.settings["recluster_every"] == published["cluster_every_inner_loops"]
-    assert dream.settings["batch_real"] == published["batch_real_per_class"]
-    assert dream.settings["training"]["batch_size"] == published["net_update_batch"]
-    assert idc.settings["batch_real"] == facts["IDC"]["batch_real_per_class"]
+    assert dream.settings["recluster_every"] == published["recluster_every"]
+    assert dream.settings["batch_real"] == published["batch_real"]
+    assert dream.settings["training"]["batch_size"] == published["update_batch"]
+    assert idc.settings["batch_real"] == facts["IDC"]["batch_real"]
     same = {name: value for name, value in idc.settings.items() if name not in ("batch_real", "training")}
     assert {name: dream.settings[name] for name in same} == same
 
 
 @pytest.mark.parametrize(("dataset", "total"), [(d, t) for d in ("CIFAR-10", "CIFAR-100") for t in (10, 50)])
 def test_pdd_on_idc_has_the_numbers_of_its_readme(facts: dict[str, Any], dataset: str, total: int) -> None:
-    published = facts["PDD+IDC"][dataset][f"ipc_{total}"]
-    recipe = paper("idc", dataset, stages=5, ipc=published["per_stage_ipc"])
+    published = facts["PDD+IDC"]["settings"][dataset][total]
+    recipe = paper("idc", dataset, stages=5, ipc=published["ipc"])
     assert recipe.distil is not None
-    assert recipe.distil.iterations == published["niter"]
-    assert recipe.distil.image.lr == pytest.approx(published["lr_img_effective"])
+    assert recipe.distil.iterations == published["iterations"]
+    assert recipe.distil.image.lr == pytest.approx(published["lr_img"])
 
 
 @pytest.mark.parametrize("method", ["idc", "dream"])
 def test_the_chain_of_idc_and_dream_is_pdd_s(facts: dict[str, Any], method: str) -> None:
-    published, chain = facts["PDD+IDC"]["common"]["pretrain_chain"], paper(method, stages=5).transition
+    published, chain = facts["PDD+IDC"]["chain"], paper(method, stages=5).transition
     assert chain is not None
-    assert (chain.epochs, chain.lr, chain.drop) == (published["per_stage_epochs"], published["lr"], "thirds")
+    assert (chain.epochs, chain.lr, chain.drop) == (published["epochs"], published["lr"], "thirds")
     assert (chain.momentum, chain.weight_decay) == (published["momentum"], published["weight_decay"])
-    assert (chain.batch_size, chain.cutmix) == (published["batch_size"], published["mix_prob"])
-    assert (chain.augmentation, chain.family) == (published["aug"], "idc")
+    assert (chain.batch_size, chain.cutmix) == (published["batch_size"], published["cutmix"])
+    assert (chain.augmentation, chain.family) == (published["strategy"], "idc")
 
 
 @pytest.mark.parametrize("method", ["dsa", "idc", "dream"])

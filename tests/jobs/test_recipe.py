@@ -340,7 +340,7 @@ def test_a_fixed_number_of_epochs_holds_for_every_prefix() -> None:
     assert evaluate.training(1).lr == 0.02
 
 
-# ------------------------------------------- published numbers (shared/science/hyperparameters.yaml)
+# --------------------------------------------------- published numbers (tests/data/hyperparameters.yaml)
 
 
 def matching(recipe: Recipe, classes: int, ipc: int) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def matching(recipe: Recipe, classes: int, ipc: int) -> dict[str, Any]:
 @pytest.mark.parametrize("ipc", [1, 10, 50])
 def test_mtt_alone_has_the_numbers_of_its_authors_commands(facts: dict[str, Any], dataset: str, ipc: int) -> None:
     name, classes = PUBLISHED[dataset]
-    published = dict(facts["MTT"]["settings"][dataset][f"ipc_{ipc}"])
+    published = dict(facts["MTT"]["settings"][dataset][ipc])
     if published["batch_syn"] == "all":
         published["batch_syn"] = classes * ipc
     assert matching(paper(name, stages=1, ipc_per_stage=ipc), classes, ipc) == published
@@ -373,31 +373,30 @@ def test_mtt_alone_has_the_numbers_of_its_authors_commands(facts: dict[str, Any]
 @pytest.mark.parametrize("total", [10, 50])
 def test_pdd_has_the_numbers_of_its_readme(facts: dict[str, Any], dataset: str, total: int) -> None:
     name, classes = PUBLISHED[dataset]
-    published = facts["PDD+MTT"][dataset][f"ipc_{total}"]
-    ipc = published["per_stage_ipc"]
-    recipe = paper(name, stages=facts["PDD+MTT"]["common"]["num_stages"], ipc_per_stage=ipc)
-    ours = matching(recipe, classes, ipc)
+    published, stages = facts["PDD+MTT"]["settings"][dataset][total], facts["PDD+MTT"]["stages"]
+    ipc = published["ipc"]
+    assert stages * ipc == total
+    ours = matching(paper(name, stages, ipc), classes, ipc)
     assert ours == {name: published[name] for name in ours}
-    assert [classes * ipc * stage for stage in range(1, 6)] == published["union_images_per_stage"]
 
 
 @pytest.mark.parametrize("dataset", PUBLISHED)
 @pytest.mark.parametrize("stages", [1, 5])
 def test_what_all_settings_share_is_as_published(facts: dict[str, Any], dataset: str, stages: int) -> None:
     recipe = paper(PUBLISHED[dataset][0], stages, 10)
-    common = facts["PDD+MTT"]["common"] if stages > 1 else facts["MTT"]["distill_common"]
-    networks, distil = facts["common"]["networks"], recipe.distil
+    common = facts["PDD+MTT" if stages > 1 else "MTT"]["common"]
+    networks, distil = facts["networks"], recipe.distil
     assert distil is not None
     assert recipe.network.architecture == "convnet" and recipe.network.norm == "instance"
-    assert recipe.network.width == networks["convnet_width"]
-    assert recipe.network.depth == networks["convnet_depth"][dataset]
-    assert distil.iterations == common["iterations_per_stage" if stages > 1 else "iterations"]
-    assert (distil.image.name, distil.image.momentum) == ("sgd", common["image_optimizer"]["momentum"])
+    assert recipe.network.width == networks["width"]
+    assert recipe.network.depth == networks["depth"][dataset]
+    assert distil.iterations == common["iterations"]
+    assert (distil.image.name, distil.image.momentum) == ("sgd", common["image_momentum"])
     assert distil.image.final_lr is None
-    assert distil.settings["step_size_momentum"] == common["lr_optimizer"]["momentum"]
-    assert distil.settings["augmentation"] == DSA == facts["common"]["dsa"]["strategy_color_images"]
+    assert distil.settings["step_size_momentum"] == common["step_size_momentum"]
+    assert distil.settings["augmentation"] == DSA == facts["MTT"]["strategy"]
     assert distil.settings["step_size_form"] == "linear"
-    assert distil.init == common["pix_init"]
+    assert distil.init == common["init"]
     assert (distil.choice.every, distil.choice.networks) == (common["eval_every"], common["num_eval"])
 
 
@@ -405,10 +404,10 @@ def test_what_all_settings_share_is_as_published(facts: dict[str, Any], dataset:
 @pytest.mark.parametrize("stages", [1, 5])
 def test_experts_are_trained_as_published(facts: dict[str, Any], dataset: str, stages: int) -> None:
     experts = paper(PUBLISHED[dataset][0], stages, 10).experts
-    published = facts["PDD+MTT"]["common"]["stage_1_experts"] if stages > 1 else facts["MTT"]["experts"]
+    published = facts["PDD+MTT" if stages > 1 else "MTT"]["experts"]
     epochs = published["train_epochs"]
     if isinstance(epochs, dict):
-        epochs = epochs.get(dataset, epochs["CIFAR"])
+        epochs = epochs[dataset]
     assert experts is not None
     assert experts.number == published["num_experts"]
     assert experts.real.model_dump() == {
@@ -429,17 +428,17 @@ def test_links_candidates_and_evaluation_networks_are_trained_as_published(
     facts: dict[str, Any], dataset: str, stages: int
 ) -> None:
     recipe = paper(PUBLISHED[dataset][0], stages, 10)
-    mtt, pdd = facts["MTT"]["eval"], facts["PDD+MTT"]["evaluation"]
-    chain = facts["PDD+MTT"]["common"]["later_stage_experts"]
+    mtt, pdd = facts["MTT"]["eval"], facts["PDD+MTT"]["eval"]
+    chain = facts["PDD+MTT"]["chain"]
     assert recipe.transition is not None and recipe.distil is not None
-    assert recipe.transition.epochs == chain["transition_epochs_on_union"]
-    assert recipe.transition.momentum == chain["transition_optimizer"]["momentum"]
-    assert recipe.transition.weight_decay == chain["transition_optimizer"]["weight_decay"]
+    assert recipe.transition.epochs == chain["epochs"]
+    assert recipe.transition.momentum == chain["momentum"]
+    assert recipe.transition.weight_decay == chain["weight_decay"]
     assert recipe.distil.choice.training.epochs == mtt["epochs"]
     for training in (recipe.transition, recipe.distil.choice.training, recipe.evaluate.training(1)):
         assert training.lr is None, "the learned step size"
-        assert training.momentum == mtt["momentum"] == pdd["optimizer"]["momentum"]
-        assert training.weight_decay == mtt["weight_decay"] == pdd["optimizer"]["weight_decay"]
+        assert training.momentum == mtt["momentum"] == pdd["momentum"]
+        assert training.weight_decay == mtt["weight_decay"] == pdd["weight_decay"]
         assert training.batch_size == mtt["batch_size"] == pdd["batch_size"]
         assert training.extra_epoch is mtt["extra_epoch"] is pdd["extra_epoch"] is True
         assert (training.drop, training.augmentation) == ("half", DSA)
@@ -448,12 +447,12 @@ def test_links_candidates_and_evaluation_networks_are_trained_as_published(
 def test_evaluation_takes_the_paper_s_epochs_and_the_readme_s_where_the_paper_is_silent(
     facts: dict[str, Any],
 ) -> None:
-    epochs = facts["PDD+MTT"]["evaluation"]["epochs_per_stage"]
+    epochs = facts["PDD+MTT"]["eval"]["epochs"]
     assert epochs["paper"]["CIFAR-10"] == "2000/(P+1)"
-    assert paper("cifar10", 5, 10).evaluate.training(5).epochs == int(epochs["paper"]["CIFAR-10_P5"])
+    assert paper("cifar10", 5, 10).evaluate.training(5).epochs == 2000 // (5 + 1)
     assert paper("cifar100", 5, 10).evaluate.training(5).epochs == epochs["paper"]["CIFAR-100"]
     assert epochs["paper"]["Tiny-ImageNet"] is None
-    assert paper("tiny-imagenet", 5, 10).evaluate.training(5).epochs == epochs["code_readme"]["Tiny-ImageNet"]
+    assert paper("tiny-imagenet", 5, 10).evaluate.training(5).epochs == epochs["readme"]["Tiny-ImageNet"]
     for name, _ in PUBLISHED.values():
         assert paper(name, 1, 10).evaluate.training(1).epochs == facts["MTT"]["eval"]["epochs"]
 
@@ -462,11 +461,11 @@ def test_random_images_are_evaluated_by_the_protocol_of_dataset_condensation(fac
     published = facts["DC"]["eval"]
     training = resolve("random", setting("paper", "cifar10"), {}, "x").recipe.evaluate.training(1)
     assert training.model_dump() == {
-        "epochs": published["epochs_no_aug"],
+        "epochs": published["epochs"],
         "lr": published["lr"],
         "momentum": published["momentum"],
         "weight_decay": published["weight_decay"],
-        "batch_size": published["batch"],
+        "batch_size": published["batch_size"],
         "augmentation": "none",
         "drop": "half",
         "extra_epoch": published["extra_epoch"],
@@ -478,7 +477,7 @@ def test_random_images_are_evaluated_by_the_protocol_of_dataset_condensation(fac
 
 def test_departure_iterates_are_chosen_on_a_tenth_held_out_and_not_on_test(facts: dict[str, Any]) -> None:
     recipe = paper("cifar10", 5, 10)
-    assert "test accuracy" in facts["PDD+MTT"]["common"]["set_kept"]
+    assert facts["PDD+MTT"]["kept_by"] == "test accuracy"
     assert recipe.distil is not None and recipe.distil.choice.by == "validation"
     assert recipe.dataset.validation_fraction == 0.1
 
@@ -488,17 +487,17 @@ def test_departure_iterates_are_chosen_on_a_tenth_held_out_and_not_on_test(facts
 def test_departure_later_experts_leave_out_the_two_epochs_that_nothing_reads(
     facts: dict[str, Any], dataset: str, total: int
 ) -> None:
-    published = facts["PDD+MTT"][dataset][f"ipc_{total}"]
-    recipe = paper(PUBLISHED[dataset][0], 5, published["per_stage_ipc"])
+    published = facts["PDD+MTT"]["settings"][dataset][total]
+    recipe = paper(PUBLISHED[dataset][0], 5, published["ipc"])
     assert recipe.experts is not None and recipe.distil is not None
-    assert recipe.experts.later_epochs == published["real_epochs_later_stages"] - 2
+    assert recipe.experts.later_epochs == published["later_epochs"] - 2
     last_target = published["max_start_epoch"] - 1 + published["expert_epochs"]
     assert recipe.experts.later_epochs == last_target <= recipe.experts.real.epochs
 
 
 def test_departure_one_image_a_stage_keeps_its_step_size_rate_in_later_stages(facts: dict[str, Any]) -> None:
     recipe = paper("cifar10", 5, 1)
-    assert facts["PDD+MTT"]["CIFAR-10"]["per_stage_ipc_1"]["lr_lr_stages_2_on"] == 1e-5
+    assert facts["PDD+MTT"]["lr_lr_at_one_image_a_stage"]["CIFAR-10"]["from_stage_2"] == 1e-5
     assert recipe.distil is not None and recipe.distil.settings["lr_step_size"] == 1e-7
 
 

@@ -644,10 +644,21 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     assert "replace test.parquet" in refused("parquet", tmp_path).fix
 
 
+def test_cifar10_in_parquet_has_five_thousand_training_images_a_class(tmp_path: Path) -> None:
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    pictures = [png(label, height=32, width=32) for label in range(10)]  # one for all images of a class
+    for split, count in (("train", 5000), ("test", 1000)):
+        write_parquet(tmp_path / f"{split}.parquet", [*range(10)] * count, pictures * count, names)
+    assert_is_cifar10(tmp_path)
+
+
 @pytest.mark.slow
-def test_cifar10_in_parquet_has_five_thousand_training_images_a_class(shared: Path) -> None:
-    if not (folder := shared / "data" / "cifar10").is_dir():
-        pytest.skip(f"no folder {folder}")
+@pytest.mark.long
+def test_the_real_cifar10_in_parquet_has_five_thousand_training_images_a_class(real_cifar10: Path) -> None:
+    assert_is_cifar10(real_cifar10)
+
+
+def assert_is_cifar10(folder: Path) -> None:
     facts = inspect(source("cifar10", folder))
     assert (facts.layout, facts.channels, facts.height, facts.width) == ("parquet", 3, 32, 32)
     assert facts.train_per_class == (5000,) * 10 and facts.test_per_class == (1000,) * 10
