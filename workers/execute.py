@@ -19,6 +19,7 @@ import torch
 
 from jobs.errors import BadInput, Damaged, Diverged, Yielded
 from jobs.graph import Job
+from jobs.outcomes import Outcome
 from jobs.specs import Kind
 from workers.data import dataset
 from workers.runtime.context import JobContext
@@ -30,7 +31,7 @@ from workers.store.files import make_folder
 from workers.store.store import Store
 from workers.tasks import distil, evaluate, experts, forgetting, select
 
-Work = Callable[[JobContext, Path], dict[str, Any]]
+Work = Callable[[JobContext, Path], Outcome]
 
 WORK: dict[Kind, Work] = {
     "dataset": dataset.prepare,
@@ -131,7 +132,7 @@ def perform(context: JobContext) -> None:
         device=str(context.device),
         extra=extra,
     ) as folder:
-        extra.update(WORK[job.kind](context, folder))
+        extra.update(WORK[job.kind](context, folder).to_extra())
     context.checkpoints.drop(job.key)
     if job.kind == "experts":
         experts.drop_checkpoints(context)

@@ -19,6 +19,7 @@ from typing import Any
 from jobs.errors import BadInput, Damaged
 from jobs.experiment import Cell, Plan
 from jobs.keys import kind_of
+from jobs.outcomes import DistilOutcome, NetworkOutcome
 from jobs.recipe import flat
 from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
 from orchestrator.planning.explain import sources_of
@@ -196,13 +197,17 @@ def best_of_run(store: Store, run: str) -> Chain:
         if record["event"] in _FOUND_IN_JOURNAL and kind_of(record["key"]) == "distil"
     }
     made = [manifest for key in sorted(keys) if (manifest := results.manifest_of(store, key)) is not None]
-    scored = [one for one in made if one.extra.get("validation_accuracy") is not None]
+    scored = {
+        manifest.key: accuracy
+        for manifest in made
+        if (accuracy := DistilOutcome.from_extra(manifest.extra).held_out) is not None
+    }
     if not scored:
         fix = "none of its sets was measured on held-out images; name an experiment's arm or a --key instead"
         raise BadInput("command line", "--run", run, fix)
-    best = max(scored, key=lambda one: float(one.extra["validation_accuracy"]))
-    origin = f"the set of the run {run!r} that was best on held-out images ({best.extra['validation_accuracy']:.1f} %)"
-    return replace(of_key(store, best.key), origin=origin)
+    best = max(scored, key=lambda key: scored[key])
+    origin = f"the set of the run {run!r} that was best on held-out images ({scored[best]:.1f} %)"
+    return replace(of_key(store, best), origin=origin)
 
 
 def gather(chain: Chain, store: Store) -> Exportable:
@@ -278,7 +283,7 @@ def _measured(chain: Chain, store: Store) -> Iterable[Measured]:
             stage=stage,
             spec=spec,
             keys=tuple(one.key for one in members),
-            values=tuple(float(one.extra["accuracy"]) for one in members),
+            values=tuple(NetworkOutcome.from_extra(one.extra).accuracy for one in members),
         )
 
 

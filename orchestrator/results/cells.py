@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from jobs.errors import Damaged
 from jobs.experiment import SELECTIONS, Cell, Plan
 from jobs.graph import Job
+from jobs.outcomes import DistilOutcome, ExpertsOutcome, NetworkOutcome
 from jobs.specs import DistilSpec, EvaluateSpec
 from workers.store.store import Manifest
 
@@ -241,9 +242,14 @@ def manifest_of(store: Reader, key: str) -> Manifest | None:
         return None
 
 
+def accuracy_in(manifest: Manifest) -> float:
+    """Test accuracy (percent) of the trained network that this manifest describes."""
+    return NetworkOutcome.from_extra(manifest.extra).accuracy
+
+
 def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) -> Result:
     found = {key: manifest_of(store, key) for key in cell.jobs}
-    values = tuple(float(manifest.extra["accuracy"]) for manifest in found.values() if manifest is not None)
+    values = tuple(accuracy_in(manifest) for manifest in found.values() if manifest is not None)
     missing = tuple(key for key, manifest in found.items() if manifest is None)
     return Result(
         experiment=cell.experiment,
@@ -286,8 +292,8 @@ def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageRes
     job, manifest = plan.graph[key], manifest_of(store, key)
     assert isinstance(job.spec, DistilSpec)
     experts = [manifest_of(store, parent) for parent in job.parents.get("experts", ())]
-    known = [(found.spec["count"], found.extra) for found in experts if found is not None]
-    seen = manifest.extra if manifest is not None else {}
+    batches = [(found.spec["count"], ExpertsOutcome.from_extra(found.extra)) for found in experts if found is not None]
+    outcome = DistilOutcome.from_extra(manifest.extra) if manifest is not None else None
     return StageResult(
         experiment=chain.cell.experiment,
         arm=arm_label(chain.cell),
@@ -297,13 +303,13 @@ def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageRes
         key=key,
         made=manifest is not None,
         iterations=job.spec.iterations,
-        expert_start=_weighted_mean([(count, extra["start_accuracy"]) for count, extra in known]),
-        expert_end=_weighted_mean([(count, extra["end_accuracy"]) for count, extra in known]),
-        kept=seen.get("iteration"),
-        first_loss=seen.get("first_loss"),
-        loss=seen.get("loss"),
-        step_size=seen.get("step_size"),
-        held_out=seen.get("validation_accuracy"),
+        expert_start=_weighted_mean([(count, batch.start_accuracy) for count, batch in batches]),
+        expert_end=_weighted_mean([(count, batch.end_accuracy) for count, batch in batches]),
+        kept=outcome and outcome.iteration,
+        first_loss=outcome and outcome.first_loss,
+        loss=outcome and outcome.loss,
+        step_size=outcome and outcome.step_size,
+        held_out=outcome and outcome.held_out,
     )
 
 

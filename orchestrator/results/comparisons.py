@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 from jobs.experiment import Cell, Plan
-from orchestrator.results.cells import Reader, label, manifest_of
+from orchestrator.results.cells import Reader, accuracy_in, label, manifest_of
 
 LEAST = 3
 """Seeds below which an interval says nothing."""
@@ -100,7 +100,7 @@ def _by_seed(cell: Cell, plan: Plan, store: Reader) -> dict[int, float]:
     for key in cell.jobs:
         manifest = manifest_of(store, key)
         seed = int(getattr(plan.graph[key].spec, "seed", 0))
-        values.setdefault(seed, []).append(None if manifest is None else float(manifest.extra["accuracy"]))
+        values.setdefault(seed, []).append(None if manifest is None else accuracy_in(manifest))
     whole = {
         seed: [value for value in found if value is not None] for seed, found in values.items() if None not in found
     }

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.table import NETWORKS, Published, Table, TableCell, TablesPlan
-from orchestrator.results.cells import Reader, manifest_of
+from orchestrator.results.cells import Reader, accuracy_in, manifest_of
 
 CellStatus = Literal["measured", "partial", "failed", "not run"]
 CELL_STATUSES: tuple[CellStatus, ...] = ("measured", "partial", "failed", "not run")
@@ -108,7 +108,7 @@ class _Reading:
     def accuracy(self, key: str) -> float | None:
         if key not in self.accuracies:
             manifest = manifest_of(self.store, key)
-            self.accuracies[key] = None if manifest is None else float(manifest.extra["accuracy"])
+            self.accuracies[key] = None if manifest is None else accuracy_in(manifest)
         return self.accuracies[key]
 
     def standing(self, one: TableCell, values: Sequence[float], missing: Sequence[str]) -> tuple[CellStatus, str]:

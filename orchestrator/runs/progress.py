@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -25,9 +25,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from jobs import outcomes
 from jobs.experiment import Cell, Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
+from jobs.outcomes import NetworkOutcome
 from orchestrator.results.cells import Reader, label, manifest_of
 from orchestrator.scheduler.scheduler import AVAILABLE, UNFINISHED, UNSUCCESSFUL, State, Status
 from workers.store.claims import Claim
@@ -249,7 +251,7 @@ class Progress:
     def _remember(self, key: str) -> None:
         manifest = manifest_of(self._store, key)
         if manifest is not None:
-            self._accuracies[key] = float(manifest.extra["accuracy"])
+            self._accuracies[key] = NetworkOutcome.from_extra(manifest.extra).accuracy
 
     def _said_of(self, key: str) -> str:
         manifest = manifest_of(self._store, key)
@@ -332,7 +334,7 @@ def clock_time(seconds: float) -> str:
 
 def held_out(manifest: Manifest) -> str:
     """` (held-out 91.9 %)`, if the finished job knows its accuracy on the held-out split."""
-    accuracy: Any = manifest.extra.get("validation_accuracy", manifest.extra.get("end_accuracy"))
+    accuracy = outcomes.of(manifest.kind, manifest.extra).held_out
     return "" if accuracy is None else f" (held-out {accuracy:.1f} %)"
 
 

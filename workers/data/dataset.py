@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.errors import BadInput
+from jobs.outcomes import DatasetOutcome
 from jobs.specs import DatasetSpec
 from workers.data import preprocess, sources
 from workers.runtime.context import JobContext
@@ -68,7 +68,7 @@ class Dataset:
         return channels, height, width
 
 
-def prepare(context: JobContext, folder: Path) -> dict[str, Any]:
+def prepare(context: JobContext, folder: Path) -> DatasetOutcome:
     """Read the source, cut the splits, fit the transform, write the artifact.
 
     Raises:
@@ -105,10 +105,10 @@ def prepare(context: JobContext, folder: Path) -> dict[str, Any]:
     _write_split(folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names)
     kind = "zca" if isinstance(transform, preprocess.Zca) else "affine"
     np.savez(folder / TRANSFORM, kind=np.array(kind), **preprocess.arrays(transform))  # type: ignore[arg-type]
-    return {"train": len(kept), "validation": len(held), "test": len(tested)}
+    return DatasetOutcome(train=len(kept), validation=len(held), test=len(tested))
 
 
-def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> dict[str, Any]:
+def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> DatasetOutcome:
     """Write the images of these classes (ascending) of the parent dataset, labels counted from 0."""
     whole = context.parent("dataset")
     sizes = {}
@@ -120,7 +120,7 @@ def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> dic
         _write_split(folder / f"{name}.arrow", images[own].numpy(), counted.numpy(), kept)
         sizes[name] = len(counted)
     shutil.copyfile(context.store.path(whole, TRANSFORM), folder / TRANSFORM)
-    return sizes
+    return DatasetOutcome(**sizes)
 
 
 def load(store: Store, key: str, device: torch.device) -> Dataset:

@@ -16,7 +16,6 @@ import logging
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from jobs.errors import Diverged, Yielded
 from jobs.keys import seed_from
+from jobs.outcomes import DistilOutcome
 from jobs.specs import DistilSpec
 from workers.data import dataset as datasets
 from workers.data import multi_formation, synthetic_set
@@ -279,7 +279,7 @@ class StageRun:
         return torch.arange(self.data.classes, device=self.context.device).repeat_interleave(self.spec.ipc)
 
 
-def distil(context: JobContext, folder: Path) -> dict[str, Any]:
+def distil(context: JobContext, folder: Path) -> DistilOutcome:
     """Run a stage to its end, from its checkpoint if there is one, and write S_i.
 
     Raises:
@@ -301,15 +301,16 @@ def distil(context: JobContext, folder: Path) -> dict[str, Any]:
     if (earlier := run.earlier_result()) is not None:
         synthetic_set.write_exact(folder / synthetic_set.EARLIER, earlier)
     _write_history(folder / HISTORY, run.history)
-    judged = run.spec.choice.by != "last"
-    return {
-        "iteration": run.kept.iteration,
-        "step_size": run.kept.step_size,
-        "loss": run.history.loss[-1],
-        "first_loss": run.history.loss[0],
-        **({f"{run.spec.choice.by}_accuracy": run.kept.accuracy} if judged else {}),
-        **forgetting.share_below(context, run.spec.partition),
-    }
+    choice = run.spec.choice.by
+    return DistilOutcome(
+        iteration=run.kept.iteration,
+        step_size=run.kept.step_size,
+        loss=run.history.loss[-1],
+        first_loss=run.history.loss[0],
+        validation_accuracy=run.kept.accuracy if choice == "validation" else None,
+        test_accuracy=run.kept.accuracy if choice == "test" else None,
+        data_used=forgetting.share_below(context, run.spec.partition),
+    )
 
 
 def _note(run: StageRun) -> str:

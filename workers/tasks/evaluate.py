@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.outcomes import NetworkOutcome
 from jobs.specs import EvaluateSpec, FullSpec, Mode
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
@@ -46,7 +46,7 @@ def links(sets: Sequence[SyntheticSet], mode: Mode) -> list[SyntheticSet]:
     return [synthetic_set.union(sets[: stage + 1]) for stage in range(len(sets))]
 
 
-def evaluate(context: JobContext, folder: Path) -> dict[str, Any]:
+def evaluate(context: JobContext, folder: Path) -> NetworkOutcome:
     """Train through the links and test after each; the accuracy (percent) after the last is the result."""
     spec = context.job.spec
     assert isinstance(spec, EvaluateSpec)
@@ -70,7 +70,7 @@ def evaluate(context: JobContext, folder: Path) -> dict[str, Any]:
     return _result(folder, curve)
 
 
-def train_full(context: JobContext, folder: Path) -> dict[str, Any]:
+def train_full(context: JobContext, folder: Path) -> NetworkOutcome:
     """Train one network on the whole training split: the bound printed beside a table."""
     spec = context.job.spec
     assert isinstance(spec, FullSpec)
@@ -101,6 +101,6 @@ def _network(context: JobContext, spec: EvaluateSpec, data: Dataset) -> Network:
     return network
 
 
-def _result(folder: Path, curve: list[float]) -> dict[str, Any]:
+def _result(folder: Path, curve: list[float]) -> NetworkOutcome:
     pq.write_table(pa.table({"link": range(1, len(curve) + 1), "accuracy": curve}), folder / RESULT)
-    return {"accuracy": curve[-1], "curve": curve}
+    return NetworkOutcome(accuracy=curve[-1], curve=tuple(curve))

@@ -13,12 +13,12 @@ the live weights on a CPU), and no test accuracy is computed along the way.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jobs.outcomes import ExpertsOutcome
 from jobs.specs import ExpertsSpec
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
@@ -35,7 +35,7 @@ Trajectory = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """Snapshots [epochs + 1, parameters] and correctness [epochs, images] of one expert."""
 
 
-def train_experts(context: JobContext, folder: Path) -> dict[str, Any]:
+def train_experts(context: JobContext, folder: Path) -> ExpertsOutcome:
     """Train the experts of the batch one after another, keeping each finished one in a checkpoint."""
     spec = _spec(context)
     data = datasets.load(context.store, context.parent("dataset"), context.device)
@@ -85,7 +85,7 @@ def _train_expert(context: JobContext, data: Dataset, real: Split, number: int) 
     return np.stack(snapshots), np.stack(correctness)
 
 
-def _held_out_accuracy(context: JobContext, data: Dataset, done: list[Trajectory]) -> dict[str, Any]:
+def _held_out_accuracy(context: JobContext, data: Dataset, done: list[Trajectory]) -> ExpertsOutcome:
     """Mean held-out accuracy (percent) at the first and the last snapshot; for people, steers nothing."""
     split = data.validation if len(data.validation) else data.train
     network = build_network(
@@ -98,7 +98,7 @@ def _held_out_accuracy(context: JobContext, data: Dataset, done: list[Trajectory
             load_flat(network, torch.from_numpy(snapshots[row]).to(context.device))
             total += accuracy(network, split.images, split.labels)
         means[name] = total / len(done)
-    return means
+    return ExpertsOutcome(**means)
 
 
 def _spec(context: JobContext) -> ExpertsSpec:

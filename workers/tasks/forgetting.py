@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.errors import BadInput
+from jobs.outcomes import ForgettingOutcome
 from jobs.specs import ForgettingSpec, NeverLearned
 from workers.data import dataset as datasets
 from workers.data.dataset import Dataset, Split
@@ -53,7 +53,7 @@ def count_events(right: NDArray[np.bool_], never_learned: NeverLearned) -> NDArr
     return events
 
 
-def score(context: JobContext, folder: Path) -> dict[str, Any]:
+def score(context: JobContext, folder: Path) -> ForgettingOutcome:
     """Sum the counts over the experts' streams, or over networks trained here when there are no experts."""
     spec = context.job.spec
     assert isinstance(spec, ForgettingSpec)
@@ -73,7 +73,7 @@ def score(context: JobContext, folder: Path) -> dict[str, Any]:
         data = datasets.load(context.store, context.parent("dataset"), context.device)
         counts = levels_of(counts, data.train.labels.cpu().numpy(), spec.levels)
     write_counts(folder / COUNTS, counts)
-    return {"streams": len(streams), "never_forgotten": never}
+    return ForgettingOutcome(streams=len(streams), never_forgotten=never)
 
 
 def levels_of(counts: NDArray[np.int64], labels: NDArray[np.int64], levels: int) -> NDArray[np.int64]:
@@ -128,12 +128,12 @@ def partitioned(context: JobContext, data: Dataset, partition: tuple[int, int] |
     return replace(data, train=Split(data.train.images[inside], labels))
 
 
-def share_below(context: JobContext, partition: tuple[int, int] | None) -> dict[str, float]:
+def share_below(context: JobContext, partition: tuple[int, int] | None) -> float | None:
     """Share of the training images (percent) that stages up to this partition have seen: Table 6's "data used"."""
     if partition is None:
-        return {}
+        return None
     counts = read_counts(context.store.path(context.parent("forgetting"), COUNTS))
-    return {"data_used": 100 * float((counts < partition[1]).mean())}
+    return 100 * float((counts < partition[1]).mean())
 
 
 def _stream(context: JobContext, spec: ForgettingSpec, run: int) -> NDArray[np.bool_]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.outcomes import SelectOutcome
 from jobs.specs import NetworkSpec, SelectSpec
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
@@ -100,7 +100,7 @@ def k_center(features: Tensor, count: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def select(context: JobContext, folder: Path) -> dict[str, Any]:
+def select(context: JobContext, folder: Path) -> SelectOutcome:
     """Choose the images by the spec's rule and write them as a synthetic set."""
     spec = context.job.spec
     assert isinstance(spec, SelectSpec)
@@ -110,7 +110,7 @@ def select(context: JobContext, folder: Path) -> dict[str, Any]:
     chosen = SyntheticSet(data.train.images[where].cpu(), data.train.labels[where].cpu(), None)
     synthetic_set.write(folder, chosen, data.transform, data.class_names)
     pq.write_table(pa.table({"index": index.numpy()}), folder / INDICES)
-    return {"images": len(index)}
+    return SelectOutcome(images=len(index))
 
 
 def _chosen(context: JobContext, spec: SelectSpec, data: Dataset) -> Tensor:

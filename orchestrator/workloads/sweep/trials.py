@@ -22,6 +22,7 @@ from jobs.documents import set_path, validate
 from jobs.errors import BadInput
 from jobs.experiment import Experiment, Plan
 from jobs.graph import Job
+from jobs.outcomes import DistilOutcome
 from jobs.recipe import Recipe
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values
@@ -285,10 +286,11 @@ class Trials:
 
     def _metrics(self, trial: Trial, stage: int) -> dict[str, float]:
         """Means over seeds; and the images per class so far, the other unit of a rung."""
-        found = [self.store.manifest(key).extra for key in trial.stages[stage - 1]]
-        metrics = {"loss": statistics.fmean(extra["loss"] for extra in found)}
-        if all("validation_accuracy" in extra for extra in found):
-            metrics["held_out"] = statistics.fmean(extra["validation_accuracy"] for extra in found)
+        sets = [DistilOutcome.from_extra(self.store.manifest(key).extra) for key in trial.stages[stage - 1]]
+        metrics = {"loss": statistics.fmean(outcome.loss for outcome in sets)}
+        held_out = [outcome.held_out for outcome in sets if outcome.held_out is not None]
+        if len(held_out) == len(sets):
+            metrics["held_out"] = statistics.fmean(held_out)
         return {**metrics, "ipc_total": float(stage * trial.ipc_per_stage)}
 
     # The end.

@@ -31,7 +31,7 @@ def put(store: Store, plan: TablesPlan, row: str, accuracies: list[float]) -> li
     assert cell is not None
     for key, accuracy in zip(cell.jobs, accuracies, strict=False):
         job = plan.plan.graph[key]
-        extra = {"accuracy": accuracy}
+        extra = {"accuracy": accuracy, "curve": [accuracy]}
         with store.put(key, job.kind, job.canonical()["spec"], job.parents, device="cpu", seconds=1, extra=extra) as at:
             (at / "data").write_text("x")
     return list(cell.jobs)

@@ -63,12 +63,13 @@ def execute(document: Mapping[str, Any], root: str, run: str, memory_level: int)
     """Make a job's artifact: stage i is 1 percent better; an image step size of 1 is poor, one of 2 diverges."""
     job = Job.from_json(document)
     spec = job.spec
-    extra = {}
+    extra: dict[str, float | None] = {}
     if isinstance(spec, DistilSpec):
         if spec.image.lr == 2:
             return {"status": "failed", "key": job.key, "seconds": 1.0, "reason": "diverged", "message": "NaN"}
         accuracy = (POOR if spec.image.lr == 1 else GOOD) + spec.stage + spec.seed
-        extra = {"validation_accuracy": accuracy, "loss": 1 / accuracy}
+        extra = {"iteration": 1, "step_size": None, "first_loss": 1.0, "loss": 1 / accuracy}
+        extra["validation_accuracy"] = accuracy
     (Path(root) / f"{job.key}.made").write_text(json.dumps({"extra": extra, "seconds": 1.0}))
     return {"status": "done", "key": job.key, "seconds": 1.0}
 
