@@ -67,7 +67,7 @@ class Lineage:
             case "forgetting":
                 parents["forgetting"] = self._scores(data, seed)
         draw = index if rule == "random" else 0
-        return self._add(SelectSpec(rule=rule, ipc=self.arm.ipc_total, draw=draw, seed=seed), parents)
+        return self._add(SelectSpec(rule=rule, ipc_total=self.arm.ipc_total, draw=draw, seed=seed), parents)
 
     def chain(self, data: str, seed: int) -> list[str]:
         """The sets S_1..S_P of one seed; the experts of stage i have been through S_1..S_{i-1}."""
@@ -127,7 +127,7 @@ class Lineage:
         spec = DistilSpec(
             method=class_of(self.arm.method),
             stage=stage,
-            ipc=self.arm.ipc_per_stage or 0,
+            ipc_per_stage=self.arm.ipc_per_stage or 0,
             network=self.recipe.network,
             transition=self._transition(stage) if self.recipe.experts is None else None,
             partition=self._partition(stage),

@@ -172,7 +172,7 @@ def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:
 def _matching(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
     """The iterations of a stage, by its base method's own settings; one that is not known counts as MTT."""
     data = _data(job, graph)
-    new = data.classes * spec.ipc * spec.factor**2
+    new = data.classes * spec.ipc_per_stage * spec.factor**2
     match = _Match(
         forward=forward_flops(spec.network, data),
         layers=len(list(_multiply_adds(spec.network, data))),
@@ -303,7 +303,7 @@ def _judging(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
     """Each candidate is judged by networks trained on the union of the stage and those before it."""
     if spec.choice.by == "last" or spec.choice.training is None:
         return Effort(0.0)
-    union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc * spec.factor**2
+    union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc_per_stage * spec.factor**2
     candidates = math.ceil(spec.iterations / spec.choice.every)
     return _fit(spec.network, spec.choice.training, union, job, graph).times(candidates * spec.choice.networks)
 
@@ -341,8 +341,10 @@ def _set_sizes(job: Job, graph: Graph) -> list[int]:
     sizes = []
     for made in (graph[key] for key in job.parents.get("sets", ())):
         assert isinstance(made.spec, DistilSpec | SelectSpec)
-        factor = made.spec.factor if isinstance(made.spec, DistilSpec) else 1
-        sizes.append(_data(made, graph).classes * made.spec.ipc * factor**2)
+        per_class = (
+            made.spec.ipc_per_stage * made.spec.factor**2 if isinstance(made.spec, DistilSpec) else made.spec.ipc_total
+        )
+        sizes.append(_data(made, graph).classes * per_class)
     return sizes
 
 

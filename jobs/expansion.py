@@ -191,13 +191,14 @@ class _ArmExpansion:
     def _enough_images(self) -> None:
         """Every class has the images that the arm selects, or that the new images of a stage start from."""
         _, kept = self.lineage.split()
-        distil, ipc = self.lineage.recipe.distil, self.arm.ipc_per_stage or 0
-        drawn = ipc * distil.factor**2 if distil is not None and distil.init != "noise" else 0
+        distil, ipc_per_stage = self.lineage.recipe.distil, self.arm.ipc_per_stage or 0
+        drawn = ipc_per_stage * distil.factor**2 if distil is not None and distil.init != "noise" else 0
         for name, images in zip(self.lineage.facts.class_names, kept, strict=True):
             if images < max(self.arm.ipc_total, drawn):
-                asked = f"{self.arm.stages} x {ipc} images per class are asked for"
+                asked = f"{self.arm.stages} x {ipc_per_stage} images per class are asked for"
                 if drawn > self.arm.ipc_total:
-                    asked = f"{ipc} images per class start from {drawn} real ones ({drawn // ipc} in each)"
+                    each = drawn // ipc_per_stage
+                    asked = f"{ipc_per_stage} images per class start from {drawn} real ones ({each} in each)"
                 raise BadInput(
                     self.place,
                     f"{self.path}.ipc_per_stage",

@@ -45,7 +45,7 @@ class Job:
         """The job as plain values, placement included: what travels to a worker."""
         return {
             "kind": self.kind,
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": self.spec.model_dump(mode="json", by_alias=True),
             "parents": {role: list(keys) for role, keys in self.parents.items()},
         }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from pydantic import TypeAdapter, ValidationError
@@ -45,16 +44,12 @@ class Outcome:
             Damaged: a number is absent, or is not a number.
         """
         try:
-            return _adapter(cls).validate_python(dict(extra))
+            outcome: Self = TypeAdapter(cls).validate_python(dict(extra))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             name = ".".join(map(str, first["loc"]))
             raise Damaged(f"manifest: extra.{name}: {first['msg']}: quarantine the artifact and run again") from None
-
-
-@cache
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+        return outcome
 
 
 @dataclass(frozen=True, kw_only=True)

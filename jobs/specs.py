@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -70,6 +71,11 @@ def _finite(settings: dict[str, Any]) -> dict[str, Any]:
 
 Settings = Annotated[dict[str, Any], AfterValidator(_finite)]
 """A base method's own numbers, which only the method knows."""
+
+
+def _stored_as(name: str, stored: str) -> Any:
+    """A field that manifests and keys know by another name; both are read."""
+    return Field(validation_alias=AliasChoices(name, stored), serialization_alias=stored)
 
 
 class Frozen(BaseModel):
@@ -152,7 +158,7 @@ class Spec(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """The fields that enter the key, as plain JSON values."""
-        return self.model_dump(mode="json", exclude=set(self.placement))
+        return self.model_dump(mode="json", by_alias=True, exclude=set(self.placement))
 
     def title(self) -> str:
         """The readable words of the key, most telling first."""
@@ -272,13 +278,13 @@ class SelectSpec(Spec):
     version: ClassVar[int] = 1
 
     rule: Rule
-    ipc: Count
+    ipc_total: Annotated[Count, _stored_as("ipc_total", "ipc")]
     draw: Index = 0
     seed: Index = 0
 
     def title(self) -> str:
         """The rule, how many images per class, and which draw."""
-        return f"{self.rule}-ipc{self.ipc}-draw{self.draw}-seed{self.seed}"
+        return f"{self.rule}-ipc{self.ipc_total}-draw{self.draw}-seed{self.seed}"
 
 
 class ImageOptimiserSpec(Frozen):
@@ -334,7 +340,7 @@ class DistilSpec(Spec):
 
     method: str
     stage: Count
-    ipc: Count
+    ipc_per_stage: Annotated[Count, _stored_as("ipc_per_stage", "ipc")]
     network: NetworkSpec
     iterations: Count
     image: ImageOptimiserSpec
@@ -353,7 +359,7 @@ class DistilSpec(Spec):
 
     def title(self) -> str:
         """The base method, the stage, and its new images per class."""
-        return f"{self.method}-stage{self.stage}-ipc{self.ipc}-seed{self.seed}"
+        return f"{self.method}-stage{self.stage}-ipc{self.ipc_per_stage}-seed{self.seed}"
 
 
 class EvaluateSpec(Spec):

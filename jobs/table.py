@@ -147,7 +147,7 @@ class TableFile(Frozen):
     caption: str
     kind: Kind = "table"
     common: dict[str, Any] = {}
-    """What all cells are about: fields of `CellRequest`, `ipc` (images per class in all), and fields of an arm."""
+    """What all cells are about: fields of `CellRequest`, `ipc_total` (images per class), and fields of an arm."""
     columns: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     rows: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     published: dict[str, tuple[Any, ...]] = {}
@@ -349,14 +349,14 @@ class _Filler:
         notes.append(f"{arm.stages} x {asked} images per class are {arm.stages} x {fits} here: a class has {min(kept)}")
         return arm.model_copy(update={"ipc_per_stage": fits})
 
-    def numbers(self, arm: Arm, ipc: int, data: Data, name: str) -> Recipe:
+    def numbers(self, arm: Arm, ipc_per_stage: int, data: Data, name: str) -> Recipe:
         """The recipe's numbers for an arm of so many images per class and stage."""
         setting = Setting(
             scale=self.under.scale,
             dataset=data.choice.name,
             size=data.facts.height,
             stages=arm.stages,
-            ipc_per_stage=ipc,
+            ipc_per_stage=ipc_per_stage,
             protocol=arm.protocol,
         )
         return resolve(arm.method, setting, arm.set, name, REDUCED.get(self.under.scale)).recipe
@@ -383,7 +383,7 @@ def _read(file: TableFile, row: str, column: str) -> tuple[CellRequest, Arm]:
     said = {**file.common, **file.rows[row], **file.columns[column]}
     place = f"{file.name}.yaml"
     about = {name: said.pop(name) for name in list(said) if name in CellRequest.model_fields}
-    total, stages = said.pop("ipc", None), said.get("stages", 1)
+    total, stages = said.pop("ipc_total", None), said.get("stages", 1)
     if said.get("method") == "full":
         said = {"method": "full"}
     elif total is not None:

@@ -305,11 +305,11 @@ def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageRes
         iterations=job.spec.iterations,
         expert_start=_weighted_mean([(count, batch.start_accuracy) for count, batch in batches]),
         expert_end=_weighted_mean([(count, batch.end_accuracy) for count, batch in batches]),
-        kept=outcome and outcome.iteration,
-        first_loss=outcome and outcome.first_loss,
-        loss=outcome and outcome.loss,
-        step_size=outcome and outcome.step_size,
-        held_out=outcome and outcome.held_out,
+        kept=None if outcome is None else outcome.iteration,
+        first_loss=None if outcome is None else outcome.first_loss,
+        loss=None if outcome is None else outcome.loss,
+        step_size=None if outcome is None else outcome.step_size,
+        held_out=None if outcome is None else outcome.held_out,
     )
 
 

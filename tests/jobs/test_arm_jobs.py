@@ -24,7 +24,7 @@ def test_features_come_from_one_expert_trained_on_the_whole_split(method: str) -
     (expert,), (chosen,) = jobs(plan, ExpertsSpec), jobs(plan, SelectSpec)
     assert isinstance(expert.spec, ExpertsSpec) and isinstance(chosen.spec, SelectSpec)
     assert (expert.spec.stage, expert.spec.count, expert.spec.partition) == (1, 1, None)
-    assert (chosen.spec.rule, chosen.spec.ipc, chosen.spec.draw) == (method, 6, 0)
+    assert (chosen.spec.rule, chosen.spec.ipc_total, chosen.spec.draw) == (method, 6, 0)
     assert chosen.parents["experts"] == (expert.key,)
     assert [job.parents["sets"] for job in jobs(plan, EvaluateSpec)] == 2 * [(chosen.key,)]
 

@@ -182,7 +182,7 @@ def test_an_evaluation_trains_on_what_its_mode_says(chain: Chain, mode: Mode, im
 
 
 def test_an_evaluation_of_selected_images_counts_them_too(chain: Chain) -> None:
-    chosen = chain.graph.add(SelectSpec(rule="random", ipc=4), {"dataset": [chain.data]})
+    chosen = chain.graph.add(SelectSpec(rule="random", ipc_total=4), {"dataset": [chain.data]})
     spec = EvaluateSpec(network=NETWORK, training=sgd(6), index=0)
     assert chain.work(spec, sets=[chosen]) == 3 * FORWARD * 5 * 4 * 6
 
@@ -230,7 +230,7 @@ def test_forgetting_trains_its_runs_or_only_counts_what_experts_kept(chain: Chai
 
 def test_datasets_and_selections_cost_next_to_nothing(chain: Chain) -> None:
     assert work(chain.graph[chain.data], chain.graph) == LIGHT
-    assert chain.work(SelectSpec(rule="random", ipc=1)) == LIGHT
+    assert chain.work(SelectSpec(rule="random", ipc_total=1)) == LIGHT
 
 
 def test_herding_and_k_center_look_at_the_features_of_all_training_images(chain: Chain) -> None:

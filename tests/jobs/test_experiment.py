@@ -126,7 +126,7 @@ def test_random_images_are_drawn_anew_for_every_network_and_shared_by_the_archit
         architectures=["convnet", "resnet10"],
     )
     assert [name for name, _ in listing(plan)] == ["dataset", "select", "select"] + 4 * ["evaluate 1"]
-    assert [(s.rule, s.ipc, s.draw) for s in specs(plan, SelectSpec)] == [("random", 6, 0), ("random", 6, 1)]
+    assert [(s.rule, s.ipc_total, s.draw) for s in specs(plan, SelectSpec)] == [("random", 6, 0), ("random", 6, 1)]
     evaluations = [job for job in plan.graph if isinstance(job.spec, EvaluateSpec)]
     assert [job.parents["sets"] for job in evaluations[:2]] == [job.parents["sets"] for job in evaluations[2:]]
     assert evaluations[0].parents["sets"] != evaluations[1].parents["sets"]

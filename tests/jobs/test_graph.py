@@ -12,7 +12,7 @@ from jobs.specs import ExpertsSpec, NetworkSpec, SelectSpec, SgdSpec, Transition
 
 
 def select(draw: int) -> SelectSpec:
-    return SelectSpec(rule="random", ipc=1, draw=draw)
+    return SelectSpec(rule="random", ipc_total=1, draw=draw)
 
 
 class Diamond:

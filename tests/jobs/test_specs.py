@@ -71,7 +71,7 @@ def test_an_integer_and_the_equal_float_are_one_number() -> None:
 
 def test_a_spec_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        SelectSpec(rule="random", ipc=1).ipc = 2
+        SelectSpec(rule="random", ipc_total=1).ipc_total = 2
 
 
 @pytest.mark.parametrize(
@@ -173,3 +173,16 @@ def test_a_partition_comes_back_from_json_as_the_pair_it_was(partition: Any) -> 
     assert spec.partition == (0, 3)
     assert spec.transition == TransitionSpec(epochs=1)
     assert ExpertsSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "field"),
+    [("select", {"rule": "random"}, "ipc_total"), ("distil", {**DISTIL}, "ipc_per_stage")],
+)
+def test_images_per_class_are_stored_under_the_name_that_keys_have_always_had(
+    kind: Kind, value: dict[str, object], field: str
+) -> None:
+    others = {name: part for name, part in value.items() if name != "ipc"}
+    stored, named = (SPECS[kind].model_validate({**others, name: 3}) for name in ("ipc", field))
+    assert stored == named and getattr(named, field) == 3
+    assert named.identity()["ipc"] == 3 and field not in named.identity()

@@ -147,7 +147,7 @@ def write(tmp_path: Path, **changes: Any) -> str:
         "title": "Mine",
         "caption": "Random images of CIFAR-10.",
         "common": {"dataset": "cifar10", "method": "random"},
-        "columns": {"1": {"ipc": 1}, "2": {"ipc": 2}},
+        "columns": {"1": {"ipc_total": 1}, "2": {"ipc_total": 2}},
         "rows": {"Random": {}},
         "published": {"Random": ["14.4 ± 2.0", "-"]},
     }
@@ -175,7 +175,10 @@ def test_adding_a_table_is_adding_a_file(tmp_path: Path) -> None:
         ({"published": {"Random": ["1.0"]}}, "a number for each column"),
         ({"published": {"Random": ["1.0", "two"]}}, "'two' is not a published number"),
         ({"rows": {"Random": {"steges": 2}}}, "unknown field"),
-        ({"rows": {"Random": {"stages": 2}}, "columns": {"1": {"ipc": 3}, "2": {"ipc": 2}}}, "2 stages cannot share 3"),
+        (
+            {"rows": {"Random": {"stages": 2}}, "columns": {"1": {"ipc_total": 3}, "2": {"ipc_total": 2}}},
+            "2 stages cannot share 3",
+        ),
         ({"kind": "chart"}, "kind is 'chart'"),
     ],
 )

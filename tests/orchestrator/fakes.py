@@ -44,7 +44,7 @@ def graph_of(draws: Iterable[int], chained: bool = False) -> tuple[Graph, list[s
     graph, keys = Graph(), list[str]()
     for number, draw in enumerate(draws):
         parents = {"before": keys[-1:]} if chained else {}
-        keys.append(graph.add(SelectSpec(rule="random", ipc=1, draw=draw, seed=number), parents))
+        keys.append(graph.add(SelectSpec(rule="random", ipc_total=1, draw=draw, seed=number), parents))
     return graph, keys
 
 

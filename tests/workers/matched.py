@@ -69,7 +69,7 @@ def stage(
     spec = DistilSpec(
         method=method,
         stage=1 + len(earlier),
-        ipc=ipc,
+        ipc_per_stage=ipc,
         factor=factor,
         network=NetworkSpec(),
         iterations=10,

@@ -36,7 +36,7 @@ class LearnableImages:
     With an `earlier_rate` the earlier ones are not frozen but learn too, at this share of the rate (A3.2).
 
     Attributes:
-        new: float32 [classes * ipc, C, H, W], the stage's own images.
+        new: float32 [classes * ipc_per_stage, C, H, W], the stage's own images.
         earlier: those of the stages before, if they take part in matching.
         labels: int64 labels of the union, earlier first.
     """

@@ -140,7 +140,7 @@ class TrajectoryMatching(Method):
 
     def _inner_batch(self, union: Tensor, generator: torch.Generator) -> InnerBatch:
         spec = self._stage.spec
-        size = self._settings.batch_syn or self._stage.classes * spec.ipc
+        size = self._settings.batch_syn or self._stage.classes * spec.ipc_per_stage
         chosen = draw_without_replacement(self._image_order, size, len(union), generator)
         augmentation = self._student.augmentation
         height, width = union.shape[2:]

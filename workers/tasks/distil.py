@@ -77,7 +77,7 @@ class StageRun:
         self.context, self.spec = context, context.job.spec
         whole = datasets.load(context.store, context.parent("dataset"), context.device)
         self.data = forgetting.partitioned(
-            context, whole, self.spec.partition, least=self.spec.ipc * self.spec.factor**2
+            context, whole, self.spec.partition, least=self.spec.ipc_per_stage * self.spec.factor**2
         )
         self.earlier = synthetic_set.newest(context.store, context.parents("sets"))
         self.before = _on(synthetic_set.union(self.earlier), context.device) if self.earlier else None
@@ -247,7 +247,7 @@ class StageRun:
         if self.spec.init == "noise":
             images = torch.randn((len(labels), *self.data.shape), generator=generator).to(self.context.device)
         else:
-            chosen = self._first_real(self.spec.ipc * self.spec.factor**2, generator)
+            chosen = self._first_real(self.spec.ipc_per_stage * self.spec.factor**2, generator)
             images = multi_formation.compose(self.data.train.images[chosen.to(self.context.device)], self.spec.factor)
         return SyntheticSet(images, labels, None, self.spec.factor)
 
@@ -276,7 +276,7 @@ class StageRun:
         return SyntheticSet(images, labels, step_size, self.spec.factor)
 
     def _new_labels(self) -> Tensor:
-        return torch.arange(self.data.classes, device=self.context.device).repeat_interleave(self.spec.ipc)
+        return torch.arange(self.data.classes, device=self.context.device).repeat_interleave(self.spec.ipc_per_stage)
 
 
 def distil(context: JobContext, folder: Path) -> DistilOutcome:

@@ -37,32 +37,57 @@ BATCH = 512
 """Images embedded at a time."""
 
 
-def random_per_class(labels: Tensor, ipc: int, generator: torch.Generator) -> Tensor:
-    """Indices int64 [classes * ipc], class by class, drawn without replacement inside each class.
+def random_per_class(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Random images of each class, drawn without replacement.
+
+    Args:
+        labels: int64 [N], the label of every image.
+        count: images wanted of each class.
+        generator: a CPU generator.
+
+    Returns:
+        Indices int64 [classes * count], class by class.
 
     Raises:
-        ValueError: a class has fewer than `ipc` images.
+        ValueError: a class has fewer than `count` images.
     """
-    return _per_class(labels, ipc, lambda own: torch.randperm(len(own), generator=generator)[:ipc])
+    return _per_class(labels, count, lambda own: torch.randperm(len(own), generator=generator)[:count])
 
 
-def most_forgotten_per_class(labels: Tensor, counts: NDArray[np.int64], ipc: int) -> Tensor:
-    """Indices int64 [classes * ipc] of the images with the highest forgetting counts of each class.
+def most_forgotten_per_class(labels: Tensor, counts: NDArray[np.int64], count: int) -> Tensor:
+    """The images of each class with the highest forgetting counts.
+
+    Args:
+        labels: int64 [N], the label of every image.
+        counts: int64 [N], how often every image was forgotten.
+        count: images wanted of each class.
+
+    Returns:
+        Indices int64 [classes * count], class by class.
 
     Raises:
-        ValueError: a class has fewer than `ipc` images.
+        ValueError: a class has fewer than `count` images.
     """
     scores = torch.from_numpy(np.array(counts))
-    return _per_class(labels, ipc, lambda own: torch.argsort(scores[own], descending=True, stable=True)[:ipc])
+    return _per_class(labels, count, lambda own: torch.argsort(scores[own], descending=True, stable=True)[:count])
 
 
-def by_features(rule: Callable[[Tensor, int], Tensor], features: Tensor, labels: Tensor, ipc: int) -> Tensor:
-    """Indices int64 [classes * ipc]: a rule such as `herding`, applied to the features [N, d] of each class by itself.
+def by_features(rule: Callable[[Tensor, int], Tensor], features: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The images that a rule such as `herding` takes from each class by itself.
+
+    Args:
+        rule: given the features float32 [n, d] of a class and a count, the rows it takes, int64 [count].
+        features: float32 [N, d] of all images.
+        labels: int64 [N], the label of every image.
+        count: images wanted of each class.
+
+    Returns:
+        Indices int64 [classes * count], class by class.
 
     Raises:
-        ValueError: a class has fewer than `ipc` images.
+        ValueError: a class has fewer than `count` images.
     """
-    return _per_class(labels, ipc, lambda own: rule(features[own], ipc))
+    return _per_class(labels, count, lambda own: rule(features[own], count))
 
 
 def herding(features: Tensor, count: int) -> Tensor:
@@ -117,14 +142,14 @@ def _chosen(context: JobContext, spec: SelectSpec, data: Dataset) -> Tensor:
     labels = data.train.labels
     match spec.rule:
         case "random":
-            return random_per_class(labels, spec.ipc, context.generator("select"))
+            return random_per_class(labels, spec.ipc_total, context.generator("select"))
         case "forgetting":
             counts = forgetting.read_counts(context.store.path(context.parent("forgetting"), forgetting.COUNTS))
-            return most_forgotten_per_class(labels, counts, spec.ipc)
+            return most_forgotten_per_class(labels, counts, spec.ipc_total)
         case "herding":
-            return by_features(herding, expert_features(context, data), labels, spec.ipc)
+            return by_features(herding, expert_features(context, data), labels, spec.ipc_total)
         case "k_center":
-            return by_features(k_center, expert_features(context, data), labels, spec.ipc)
+            return by_features(k_center, expert_features(context, data), labels, spec.ipc_total)
 
 
 def expert_features(context: JobContext, data: Dataset) -> Tensor:
@@ -139,13 +164,13 @@ def expert_features(context: JobContext, data: Dataset) -> Tensor:
         return torch.cat([network.embed(images).cpu() for images in torch.split(data.train.images, BATCH)])
 
 
-def _per_class(labels: Tensor, ipc: int, rule: Callable[[Tensor], Tensor]) -> Tensor:
+def _per_class(labels: Tensor, count: int, rule: Callable[[Tensor], Tensor]) -> Tensor:
     """The images that `rule` takes from each class, given their indices; it answers with positions among these."""
     labels = labels.cpu()
     chosen = []
     for label in range(int(labels.max()) + 1):
         members = torch.nonzero(labels == label).flatten()
-        if len(members) < ipc:
-            raise ValueError(f"class {label} has {len(members)} images, fewer than {ipc=}")
+        if len(members) < count:
+            raise ValueError(f"class {label} has {len(members)} images, fewer than {count}")
         chosen.append(members[rule(members)])
     return torch.cat(chosen)

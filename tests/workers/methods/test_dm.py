@@ -59,7 +59,7 @@ def stage(frozen: SyntheticSet | None = None, transition: bool = True, factor: i
     spec = DistilSpec(
         method="dm",
         stage=1 if frozen is None else 2,
-        ipc=2,
+        ipc_per_stage=2,
         network=NetworkSpec(width=2, depth=2),
         iterations=10,
         image=SGD,

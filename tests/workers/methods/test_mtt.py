@@ -71,7 +71,7 @@ def stage(tmp_path: Path) -> Stage:
     spec = DistilSpec(
         method="mtt",
         stage=2,
-        ipc=1,
+        ipc_per_stage=1,
         network=NetworkSpec(),
         iterations=10,
         image=SGD,

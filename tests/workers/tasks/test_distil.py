@@ -348,7 +348,7 @@ def test_a_candidate_starts_at_a_trajectorys_start_and_trains_on_the_union_at_th
 
 
 def test_new_images_start_from_training_images_of_their_class(made: Workshop) -> None:
-    run = StageRun(made.context(changed(made.job("distil", stage=1), ipc=3)))
+    run = StageRun(made.context(changed(made.job("distil", stage=1), ipc_per_stage=3)))
     train = run.data.train
     rows = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
     found = [rows[image.numpy().tobytes()] for image in run.pixels.new]
@@ -357,7 +357,7 @@ def test_new_images_start_from_training_images_of_their_class(made: Workshop) ->
 
 
 def test_new_images_can_start_from_noise(made: Workshop) -> None:
-    run = StageRun(made.context(changed(made.job("distil", stage=1), init="noise", ipc=20)))
+    run = StageRun(made.context(changed(made.job("distil", stage=1), init="noise", ipc_per_stage=20)))
     assert float(run.pixels.new.mean()) == pytest.approx(0.0, abs=0.05)
     assert float(run.pixels.new.std()) == pytest.approx(1.0, abs=0.05)
 

@@ -176,6 +176,6 @@ def test_new_images_start_from_images_of_the_partition(split: Workshop) -> None:
 
 def test_a_partition_with_too_few_images_of_a_class_is_refused(split: Workshop) -> None:
     second = split.job("distil", stage=2)
-    job = changed(second, partition=(1, 2), ipc=60)
+    job = changed(second, partition=(1, 2), ipc_per_stage=60)
     with pytest.raises(BadInput, match="training images with such forgetting scores and 60 are needed; widen it"):
         StageRun(split.context(job))

@@ -39,7 +39,7 @@ def test_every_image_can_be_chosen_equally_often() -> None:
 
 
 def test_a_class_too_small_is_named() -> None:
-    with pytest.raises(ValueError, match="class 1 has 3 images, fewer than ipc=4"):
+    with pytest.raises(ValueError, match="class 1 has 3 images, fewer than 4"):
         random_per_class(LABELS, 4, generator())
 
 
@@ -80,7 +80,7 @@ def test_rules_on_features_look_at_one_class_at_a_time_and_answer_with_indices_i
     # class 0 has images 1, 3, 7, 8 with 0, 1, 5, 9, mean 3.75; class 1 has 0, 4, 5 with 5, 7, 6; class 2 2, 6, 9
     assert by_features(herding, features, LABELS, 1).tolist() == [7, 5, 6]
     assert by_features(k_center, features, LABELS, 2).tolist() == [7, 1, 5, 0, 6, 2]
-    with pytest.raises(ValueError, match="class 1 has 3 images, fewer than ipc=4"):
+    with pytest.raises(ValueError, match="class 1 has 3 images, fewer than 4"):
         by_features(herding, features, LABELS, 4)
 
 
@@ -140,7 +140,7 @@ def test_the_forgetting_rule_takes_the_highest_counts(made: Workshop) -> None:
     scores = Job.make(ForgettingSpec(network=expert.spec.network, training=training), {"dataset": [dataset]})
     made.make(scores)
     parents = {"dataset": [dataset], "forgetting": [scores.key]}
-    job = Job.make(SelectSpec(rule="forgetting", ipc=2), parents)
+    job = Job.make(SelectSpec(rule="forgetting", ipc_total=2), parents)
     made.make(job)
 
     counts = read_counts(made.store.path(scores.key, COUNTS)).tolist()
