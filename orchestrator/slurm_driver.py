@@ -14,7 +14,7 @@ from pathlib import Path
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.ray_cluster import AttachedCluster
-from orchestrator.clusters.slurm import jobs
+from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.planning import table_requests
@@ -33,7 +33,7 @@ def drive(folder: Path, head: str, address: str) -> int:
     spec = SlurmClusterSpec.model_validate(order["cluster"])
     attached = AttachedCluster(head, Path(os.environ["PDD_NODE_TOKEN"]), address)
     autoscaler = SlurmAutoscaler(
-        attached, run_folder, order["run"], spec, lambda count: jobs.submit(run_folder, "worker", count)
+        attached, run_folder, order["run"], spec, lambda count: submit.submit_jobs(run_folder, "worker", count)
     )
 
     def demand(state: State) -> None:

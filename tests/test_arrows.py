@@ -23,7 +23,7 @@ FORBIDDEN = {
     "workers": {"ray", "submitit", "orchestrator"},
 }
 ALLOWED_RAY = {"orchestrator/clusters/ray_cluster.py", "orchestrator/workloads/sweep/tune.py"}
-ALLOWED_SUBMITIT = {"orchestrator/clusters/slurm/jobs.py"}
+ALLOWED_SUBMITIT = {"orchestrator/clusters/slurm/submit.py"}
 
 # Arguments: the tree's root, and the modules and the forbidden names as JSON lists. The tree comes first on
 # the path and answers are checked to come from it, so an installed copy cannot stand in for it.

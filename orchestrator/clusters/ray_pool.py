@@ -35,7 +35,7 @@ from orchestrator.runs.pool import (
 from orchestrator.scheduler.events import LeaveReason
 from workers.runtime.time_limit import TimeLimit
 
-LOOK_EVERY = 1.0
+NODE_POLL_SECONDS = 1.0
 """Seconds between two looks at the list of nodes."""
 START_ATTEMPTS = 3
 """Workers in a row that may fail to start on a node before the node is given up."""
@@ -121,11 +121,11 @@ class RayPool:
 
     def _look_at_nodes(self) -> Iterator[PoolEvent]:
         """Let the slots follow the living nodes."""
-        self._next_look = time.monotonic() + LOOK_EVERY
+        self._next_look = time.monotonic() + NODE_POLL_SECONDS
         nodes = self._living_nodes()
         for name in [name for name, slot in self._slots.items() if slot.node not in nodes]:
             yield from self._drop(name, "lost", "its node is gone")
-        yield from self._tend(nodes)
+        yield from self._reconcile(nodes)
         taken = Counter(slot.node for slot in self._slots.values())
         for node in nodes.values():
             if node["NodeID"] in self._released:
@@ -135,7 +135,7 @@ class RayPool:
                 if self._failed_starts[node["NodeID"]] < START_ATTEMPTS:
                     self._start_worker(node, offered)
 
-    def _tend(self, nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[PoolEvent]:
+    def _reconcile(self, nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[PoolEvent]:
         """Let the cluster look after its nodes, and let go those that it wants back."""
         at_work = Counter(self._slots[name].node for name in self._pending.values() if self._slots[name].joined)
         uses = [
@@ -143,13 +143,13 @@ class RayPool:
             for name, node in nodes.items()
             if name not in self._released
         ]
-        care = self._cluster.reconcile(uses)
-        for text in care.say:
+        actions = self._cluster.reconcile(uses)
+        for text in actions.say:
             yield Message(text)
-        for name in [name for name, slot in self._slots.items() if slot.node in care.release]:
+        for name in [name for name, slot in self._slots.items() if slot.node in actions.release]:
             yield from self._drop(name, "preempted", "its node is given back")
-        self._released |= set(care.release)
-        self._cluster.released([use for use in uses if use.id in care.release])
+        self._released |= set(actions.release)
+        self._cluster.released([use for use in uses if use.id in actions.release])
 
     def _living_nodes(self) -> dict[str, dict[str, Any]]:
         nodes = self._ray.nodes()  # lists the dead ones too

@@ -25,12 +25,12 @@ from pathlib import Path
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 ORDERLY = b"ended"
 """What stands at the end of the input when the cluster was shut down and not cut off."""
-QUIET = 3.0
+QUIET_SECONDS = 3.0
 """Seconds without any process before the folder goes: a driver that is killed while it starts Ray may leave a process
 that has not yet become Ray, and a raylet that is killed may just have started its agents."""
-LONGEST = 60.0
+LONGEST_SECONDS = 60.0
 """Seconds after which even a cluster that keeps starting processes is left alone."""
-PATIENCE = 2.0
+GRACE_SECONDS = 2.0
 """Seconds for processes to go by themselves; Ray's workers notice the end of their raylet in about that."""
 
 
@@ -65,16 +65,16 @@ def end(watcher: subprocess.Popen[bytes]) -> None:
     watcher.wait()
 
 
-def clear(folder: Path, patience: float = PATIENCE, quiet: float = QUIET) -> None:
+def clear(folder: Path, grace: float = GRACE_SECONDS, quiet: float = QUIET_SECONDS) -> None:
     """Wait for the cluster's processes to go, kill those that stay, and remove the folder.
 
     Args:
         folder: of the cluster.
-        patience: seconds for the processes to go by themselves.
+        grace: seconds for the processes to go by themselves.
         quiet: seconds without any process after which there will be none.
     """
-    _wait_for_end(folder, patience)
-    last, deadline = time.monotonic(), time.monotonic() + LONGEST
+    _wait_for_end(folder, grace)
+    last, deadline = time.monotonic(), time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < min(last + quiet, deadline):
         for pid in processes_of(folder):
             last = time.monotonic()
@@ -95,4 +95,4 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):  # the last is SLURM's warning
         signal.signal(number, signal.SIG_IGN)
     orderly = sys.stdin.buffer.read() == ORDERLY
-    clear(Path(sys.argv[1]), quiet=0.2 if orderly else QUIET)
+    clear(Path(sys.argv[1]), quiet=0.2 if orderly else QUIET_SECONDS)

@@ -18,19 +18,19 @@ from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster, NodeActions, NodeUsage, PlainNodes
 from orchestrator.clusters.slurm.client import SlurmClient
 from orchestrator.clusters.slurm.parsers import QueuedJob
-from orchestrator.clusters.slurm.ray_node import JOB
-from orchestrator.clusters.slurm.run_folder import ALL, RunFolder
+from orchestrator.clusters.slurm.ray_node import JOB_RESOURCE
+from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of, workers_missing
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.scheduler import State, Status
 
-ASK_EVERY = 5.0
+QUEUE_POLL_SECONDS = 5.0
 """Seconds between two looks at SLURM's queue."""
-SAY_EVERY = 60.0
+WAITING_MESSAGE_SECONDS = 60.0
 """Seconds after which the run says again what it waits for."""
-GIVE_UP = 3
+FAILED_STARTS = 3
 """Workers in a row that may refuse, or end before they joined, before the run gives up."""
-GONE = 30.0
+LEAVE_SECONDS = 30.0
 """Seconds that workers get to leave the queue before they are cancelled."""
 
 
@@ -44,7 +44,7 @@ class SlurmAutoscaler(PlainNodes):
     spec: SlurmClusterSpec
     submit: Callable[[int], list[str]]
     """Submits so many workers."""
-    queue: SlurmClient = field(default_factory=SlurmClient)
+    client: SlurmClient = field(default_factory=SlurmClient)
     clock: Callable[[], float] = time.monotonic
     open_jobs: int = 0
     """How many of our jobs run or could."""
@@ -55,7 +55,7 @@ class SlurmAutoscaler(PlainNodes):
     _joined: set[str] = field(default_factory=set)
     _ask_at: float = -inf
     _quiet_until: float = -inf
-    _told: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
     _unanswered: bool = False
 
     @property
@@ -75,10 +75,10 @@ class SlurmAutoscaler(PlainNodes):
             PoolBroken: several workers in a row could not start.
         """
         self._joined |= {job for node in nodes if (job := _job(node))}
-        said = [*self._refusals()]
+        messages = [*self._refusals()]
         if self.clock() >= self._ask_at:
-            said += self._adapt()
-        return NodeActions(tuple(said), tuple(self._idle(nodes)))
+            messages += self._adapt()
+        return NodeActions(tuple(messages), tuple(self._idle(nodes)))
 
     def released(self, nodes: Sequence[NodeUsage]) -> None:
         """Tell the SLURM jobs of these nodes to end."""
@@ -88,54 +88,56 @@ class SlurmAutoscaler(PlainNodes):
 
     def close(self) -> None:
         """End all workers, and disconnect: they are told to go, and cancelled if they stay."""
-        self.run_folder.dismiss(ALL)
-        self.queue.cancel(job.id for job in self.queue.jobs(self.name) or () if job.state == "PENDING")
+        self.run_folder.dismiss(ALL_WORKERS)
+        self.client.cancel(job.id for job in self.client.jobs(self.name) or () if job.state == "PENDING")
         self.ray.close()
-        if not self.queue.wait_until_gone(self.name, GONE):
-            self.queue.cancel_all(self.name)
-            self.queue.wait_until_gone(self.name, GONE)
+        if not self.client.wait_until_gone(self.name, LEAVE_SECONDS):
+            self.client.cancel_all(self.name)
+            self.client.wait_until_gone(self.name, LEAVE_SECONDS)
 
     def _adapt(self) -> Iterator[str]:
         """Let the number of workers follow the work."""
-        self._ask_at = self.clock() + ASK_EVERY
-        held = self.queue.jobs(self.name)
-        if held is None:
+        self._ask_at = self.clock() + QUEUE_POLL_SECONDS
+        queued = self.client.jobs(self.name)
+        if queued is None:
             if not self._unanswered:
                 yield "SLURM's queue does not answer; no workers are submitted meanwhile"
             self._unanswered = True
             return
         self._unanswered = False
-        self.queue.cancel(job.id for job in held if job.held or self.clock() - self._leaving.get(job.id, inf) > GONE)
-        living = [job for job in held if job.living and not job.held and job.id not in self._leaving]
+        self.client.cancel(
+            job.id for job in queued if job.held or self.clock() - self._leaving.get(job.id, inf) > LEAVE_SECONDS
+        )
+        living = [job for job in queued if job.living and not job.held and job.id not in self._leaving]
         yield from self._waiting(living)
-        self._count_failures(held)
+        self._count_failures(queued)
         missing = workers_missing(self.open_jobs, self.spec, len(living))
         if missing:
-            made = self.submit(missing)
-            self._submitted |= set(made)
-            yield f"submitted {missing} worker{'s' if missing > 1 else ''} to SLURM ({', '.join(made)})"
+            ids = self.submit(missing)
+            self._submitted |= set(ids)
+            yield f"submitted {missing} worker{'s' if missing > 1 else ''} to SLURM ({', '.join(ids)})"
         elif self.open_jobs == 0:
-            self.queue.cancel(job.id for job in living if job.state == "PENDING")
+            self.client.cancel(job.id for job in living if job.state == "PENDING")
 
     def _waiting(self, living: Sequence[QueuedJob]) -> Iterator[str]:
         """Say what the run waits for, when nothing of it runs."""
         if not living or any(job.state == "RUNNING" for job in living) or self.clock() < self._quiet_until:
             return
-        self._quiet_until = self.clock() + SAY_EVERY
+        self._quiet_until = self.clock() + WAITING_MESSAGE_SECONDS
         yield "waiting for SLURM: " + ", ".join(job.sentence() for job in living[:4]) + (" …" if living[4:] else "")
 
-    def _count_failures(self, held: Sequence[QueuedJob]) -> None:
-        there = {job.id for job in held if job.there}
+    def _count_failures(self, queued: Sequence[QueuedJob]) -> None:
+        there = {job.id for job in queued if job.there}
         lost = self._submitted - there - self._joined - self._leaving.keys()
-        if len(lost) >= GIVE_UP and not self._joined:
+        if len(lost) >= FAILED_STARTS and not self._joined:
             raise PoolBroken(f"{len(lost)} workers ended before they joined; their logs are in {self.run_folder.jobs}")
 
     def _refusals(self) -> Iterator[str]:
         refused = self.run_folder.refused()
-        for job in refused.keys() - self._told:
-            self._told.add(job)
+        for job in refused.keys() - self._reported:
+            self._reported.add(job)
             yield f"worker {job} refuses to start: {refused[job]}"
-        if len(refused) >= GIVE_UP and not self._joined:
+        if len(refused) >= FAILED_STARTS and not self._joined:
             raise PoolBroken(f"{len(refused)} workers refused to start, the last: {list(refused.values())[-1]}")
 
     def _idle(self, nodes: Sequence[NodeUsage]) -> Iterator[str]:
@@ -162,4 +164,4 @@ def open_jobs(state: State) -> int:
 
 def _job(node: NodeUsage) -> str:
     """The SLURM job that lends a node."""
-    return next((name.removeprefix(JOB) for name in node.resources if name.startswith(JOB)), "")
+    return next((name.removeprefix(JOB_RESOURCE) for name in node.resources if name.startswith(JOB_RESOURCE)), "")

@@ -18,7 +18,7 @@ from orchestrator.clusters.slurm.parsers import JobUsage, QueuedJob
 
 log = logging.getLogger(__name__)
 
-SECONDS = 15.0
+ANSWER_SECONDS = 15.0
 """How long one program may take: a busy controller answers late."""
 
 Run = Callable[[list[str]], str | None]
@@ -27,7 +27,9 @@ Run = Callable[[list[str]], str | None]
 def ask(command: list[str]) -> str | None:
     """What the program prints; None if it fails, is absent, or does not end in time."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=outside_a_job(os.environ))
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=outside_a_job(os.environ)
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s: %s", command[0], error)
         return None
@@ -68,8 +70,8 @@ class SlurmClient:
         """Wait for the last job of this name to leave the queue; false when some are left or nobody says."""
         deadline = time.monotonic() + seconds
         while True:
-            held = self.jobs(name)
-            if held is not None and not any(job.there for job in held):
+            queued = self.jobs(name)
+            if queued is not None and not any(job.there for job in queued):
                 return True
             if time.monotonic() >= deadline:
                 return False

@@ -33,19 +33,19 @@ NODE_SECONDS = 120.0
 """How long a node may take to answer: it may have to be waited for."""
 
 
-def examine(place: Target, queue: SlurmClient | None = None) -> list[Finding]:
+def examine(place: Target, client: SlurmClient | None = None) -> list[Finding]:
     """All checks of a SLURM cluster; a job of seconds runs on one of its nodes."""
-    spec, queue = place.cluster, queue or SlurmClient()
+    spec, client = place.cluster, client or SlurmClient()
     assert isinstance(spec, SlurmClusterSpec)
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         fix = "run this on a login node of the cluster, or put SLURM's programs on PATH"
         return [Finding("slurm", False, f"not found: {', '.join(missing)}", fix)]
-    config = queue.config()
+    config = client.config()
     if not config:
         return [Finding("slurm", False, "the controller does not answer", "ask again, or ask the site")]
     found = [Finding("slurm", True, config.get("SLURM_VERSION", "version unknown"))]
-    found += [_accounting(config), *_partitions(spec, queue), *_gpus(spec, config)]
+    found += [_accounting(config), *_partitions(spec, client), *_gpus(spec, config)]
     return [*found, *_on_a_node(place, spec)]
 
 
@@ -55,7 +55,7 @@ def _accounting(config: Mapping[str, str]) -> Finding:
     return Finding("accounting", True, "slurmdbd" if has else "none: `status` will not know queue times")
 
 
-def _partitions(spec: SlurmClusterSpec, queue: SlurmClient) -> Iterator[Finding]:
+def _partitions(spec: SlurmClusterSpec, client: SlurmClient) -> Iterator[Finding]:
     asked = {"workers": (spec.partition, spec.minutes)}
     if spec.mode == "elastic":
         asked["head"] = (spec.head.partition or spec.partition, spec.head.minutes or spec.minutes)
@@ -63,7 +63,7 @@ def _partitions(spec: SlurmClusterSpec, queue: SlurmClient) -> Iterator[Finding]
         if name is None:
             yield Finding(f"partition of {role}", True, "the site's default")
             continue
-        fields = queue.partition(name)
+        fields = client.partition(name)
         yield partition_finding(role, name, minutes, fields)
 
 

@@ -18,15 +18,14 @@ from orchestrator.clusters.slurm.parsers import QueuedJob, usage_text
 from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
-from orchestrator.workloads.sweep.mailbox import spoken
 from workers.store.store import Store
 
 POINTER = "slurm.json"
 """In a run's folder: where its SLURM jobs meet."""
-LOOK = 0.5
-ASK_EVERY = 3.0
+POLL_SECONDS = 0.5
+QUEUE_POLL_SECONDS = 3.0
 """Seconds between two questions to SLURM's queue while nothing new is in the journal."""
-LAST_WORD = 90.0
+QUEUE_EXIT_SECONDS = 90.0
 """Seconds that a run's jobs may stay in the queue after its last word; if it was stopped, it then goes on."""
 
 
@@ -41,16 +40,16 @@ class SlurmRun:
     run: str
     mode: str
     folder: Path
-    queue: SlurmClient = SlurmClient()
+    client: SlurmClient = SlurmClient()
 
     @classmethod
-    def of(cls, store: Store, run: str, queue: SlurmClient | None = None) -> SlurmRun | None:
+    def of(cls, store: Store, run: str, client: SlurmClient | None = None) -> SlurmRun | None:
         """Those of a run of this store; None if it is not on SLURM."""
         try:
             document = json.loads((store.run_folder(run) / POINTER).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return cls(run, document["mode"], Path(document["folder"]), queue or SlurmClient())
+        return cls(run, document["mode"], Path(document["folder"]), client or SlurmClient())
 
     @property
     def head_role(self) -> Role:
@@ -59,12 +58,12 @@ class SlurmRun:
 
     def head(self) -> list[QueuedJob] | None:
         """The living head job, in a list; None if SLURM does not say."""
-        held = self.queue.jobs(name_of(self.run, self.head_role))
+        held = self.client.jobs(name_of(self.run, self.head_role))
         return None if held is None else [job for job in held if job.there]
 
     def workers(self) -> list[QueuedJob] | None:
         """The worker jobs; None if SLURM does not say."""
-        held = self.queue.jobs(name_of(self.run, "worker"))
+        held = self.client.jobs(name_of(self.run, "worker"))
         return None if held is None else [job for job in held if job.there]
 
     def sentences(self) -> list[str]:
@@ -79,15 +78,15 @@ class SlurmRun:
     def uses(self) -> list[str]:
         """What the jobs of each role took: starts, time in the queue, GPU-hours; nothing without accounting."""
         roles: tuple[Role, ...] = (self.head_role, "worker")
-        return [f"{role}: {usage_text(used)}" for role in roles if (used := self.queue.used(name_of(self.run, role)))]
+        return [f"{role}: {usage_text(used)}" for role in roles if (used := self.client.used(name_of(self.run, role)))]
 
     def cancel(self, store: Store) -> None:
         """End the jobs of a run that no driver drives at the moment; a driver hears the wish and ends them itself."""
         head = self.head()
         waits = head is not None and all(job.state == "PENDING" for job in head)
         if waits or not _driven(journal.read(store.run_folder(self.run) / journal.NAME)):
-            self.queue.cancel_all(name_of(self.run, self.head_role))
-            self.queue.cancel_all(name_of(self.run, "worker"))
+            self.client.cancel_all(name_of(self.run, self.head_role))
+            self.client.cancel_all(name_of(self.run, "worker"))
 
 
 def uses_of(store: Store, run: str | None) -> list[str]:
@@ -133,14 +132,14 @@ def _leaves(slurm_run: SlurmRun, patiently: bool) -> bool:
 
     A head that is requeued waits in the queue, or drives again.
     """
-    deadline = time.monotonic() + LAST_WORD
+    deadline = time.monotonic() + QUEUE_EXIT_SECONDS
     while time.monotonic() < deadline:
         head, workers = slurm_run.head(), slurm_run.workers()
         if head == [] and workers == []:
             return True
         if head and not patiently and all(job.state == "PENDING" for job in head):
             return False
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     return patiently
 
 
@@ -163,10 +162,10 @@ class _Watch:
 
     def wait(self) -> None:
         """Wait a moment; raises `HeadGone` when nobody can write the journal any more."""
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
         if time.monotonic() < self._ask_at:
             return
-        self._ask_at = time.monotonic() + ASK_EVERY
+        self._ask_at = time.monotonic() + QUEUE_POLL_SECONDS
         held = self.slurm_run.head()
         if held is None:
             return
@@ -196,8 +195,9 @@ def lines_of(record: Record) -> Iterator[str]:
         case {"event": "job_failed", "key": key, "reason": reason, "message": message}:
             yield f"{key} FAILED ({reason}): {' '.join(message.split())}"
         case {"event": "trial_reported", "trial": trial, "stage": stage, "stages": stages, "values": values, **rest}:
+            tried = ", ".join(f"{name}={value}" for name, value in values.items())
             metrics = ", ".join(f"{name} {value:.4g}" for name, value in rest["metrics"].items() if name != "ipc_total")
-            yield f"trial {trial}: {spoken(values)}: stage {stage} of {stages}: {metrics}"
+            yield f"trial {trial}: {tried}: stage {stage} of {stages}: {metrics}"
         case {"event": "note", "text": text}:
             yield text
         case {"event": "run_ended", "exit": code, "why": why}:

@@ -1,15 +1,12 @@
-"""The SLURM jobs of a run: what they do, and how Submitit submits them. The one file that imports Submitit.
+"""What the SLURM jobs of a run do: the head, the workers, and the one job of gang mode.
 
 Elastic mode has two roles. The *head* is a small job on a CPU partition: it starts a Ray head that offers nothing,
 and beside it the driver in a process of its own, which is started again if something kills it. *Workers* are an array
 of single-node jobs that the driver submits while there is work for them: each joins the head, works, and leaves
 before its walltime. *Gang* mode is one job of many nodes, in which task 0 is the head and a worker at once.
 
-SIGUSR2 says that a job must go soon and may come back: Submitit calls `checkpoint`, which lets running work be
-saved and ends Ray, and has the job requeued. SIGTERM says that it must go for good.
-
-What Submitit pickles is one of these small classes with a path in it, in a folder that only its owner can enter.
-Nobody waits for Submitit's results: what a run has done is told by its journal and its store.
+SIGUSR2 says that a job must go soon and may come back: running work is saved, Ray is ended, and the job is requeued.
+SIGTERM says that it must go for good. What is pickled for a job is one of these small classes with a path in it.
 """
 
 from __future__ import annotations
@@ -20,54 +17,45 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.helpers import DelayedSubmission
-
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
-from orchestrator.clusters.slurm import parsers, sbatch
-from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
+from orchestrator.clusters.slurm import sbatch
+from orchestrator.clusters.slurm.client import SlurmClient
 from orchestrator.clusters.slurm.parsers import visible_gpus
 from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
 from orchestrator.clusters.slurm.run_folder import Head, RunFolder
-from orchestrator.clusters.slurm.sbatch import Role, name_of
+from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.driver import HEAD_MOVES, STOP, StopFile
 from workers.runtime.time_limit import TimeLimit
 from workers.store.store import Store
 
-LOOK = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two looks of a job at its children."""
-BEAT = 5.0
+HEARTBEAT_SECONDS = 5.0
 """Seconds between two signs of life of the head."""
-SILENCE = 45.0
+SILENCE_SECONDS = 45.0
 """Seconds without a sign of life after which a worker gives its node back."""
-START_SECONDS = 300.0
+HEAD_START_SECONDS = 300.0
 """How long the Ray head may take to answer."""
-STARTS = 3
+START_ATTEMPTS = 3
 """How often in a row something may die at once before its job gives up."""
-HURRY = 3.0
+TERM_SAVE_SECONDS = 3.0
 """Seconds for saving work after SIGTERM; SLURM kills after KillWait, 30 s where the site has not changed it."""
 
 log = logging.getLogger(__name__)
 
 
-class NotSubmitted(PddError):
-    """SLURM did not take a job."""
+class JobFailed(PddError):
+    """A job of this run cannot do its part."""
 
 
-# What runs on the nodes.
-
-
-class _Job:
-    """A callable for Submitit: a role in the run that meets in a folder."""
+class SlurmJob:
+    """A role in the run that meets in a folder; called on its node, it returns an exit code."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
@@ -78,20 +66,17 @@ class _Job:
 
     @property
     def run_folder(self) -> RunFolder:
+        """Where the jobs of the run meet."""
         return RunFolder(Path(self.folder))
 
     @property
     def order(self) -> dict[str, Any]:
+        """What the run is to do."""
         return self.run_folder.order()
 
     def __call__(self) -> int:
         """Play the role; the number is an exit code."""
         raise NotImplementedError
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Save and end; Submitit then has the job requeued."""
-        self.save(requeued=True)
-        return DelayedSubmission(type(self)(self.folder))
 
     def save(self, *, requeued: bool) -> None:
         """Let running work be saved and end what was started."""
@@ -106,7 +91,7 @@ class _Job:
         signal.signal(signal.SIGTERM, leave)
 
 
-class WorkerJob(_Job):
+class WorkerJob(SlurmJob):
     """A node that works for a run: joins its head, and leaves when it is told to or nobody is there."""
 
     node: Node | None = None
@@ -131,25 +116,25 @@ class WorkerJob(_Job):
 
     def _work(self, spec: SlurmClusterSpec, node: Node, time_limit: TimeLimit) -> None:
         offer = Offer(spec.slots_per_worker, spec.gpus, job_id())
-        ear = HeadMonitor(self.run_folder)
-        joined, falls = "", 0
-        while not self.leaving and not self.run_folder.dismissed(offer.job) and not ear.silent():
-            head = ear.listen()
+        monitor = HeadMonitor(self.run_folder)
+        joined, crashes = "", 0
+        while not self.leaving and not self.run_folder.dismissed(offer.job) and not monitor.silent():
+            head = monitor.listen()
             if head is not None and head.start != joined:  # a new head, or our first
                 if differs := difference(versions(), head.versions):
                     self.run_folder.refuse(job_id(), differs)
-                    raise NotSubmitted(f"this node does not fit the head: {differs}")
+                    raise JobFailed(f"this node does not fit the head: {differs}")
                 node.stop()
                 node.start(offer, head.address, time_limit)
                 joined, since = head.start, time.monotonic()
             elif joined and node.ray is not None and node.ray.poll() is not None:
-                falls = falls + 1 if time.monotonic() - since < 60 else 1
+                crashes = crashes + 1 if time.monotonic() - since < 60 else 1
                 log.warning("ray ended with %s: %s", node.ray.returncode, node.last_words())
-                if falls >= STARTS:
+                if crashes >= START_ATTEMPTS:
                     self.run_folder.refuse(job_id(), f"Ray does not stay up: {node.last_words()}")
-                    raise NotSubmitted("Ray does not stay up")
+                    raise JobFailed("Ray does not stay up")
                 joined = ""
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         self.save(requeued=False)
 
     def save(self, *, requeued: bool) -> None:
@@ -158,12 +143,12 @@ class WorkerJob(_Job):
             return
         time_limit = self.time_limit
         time_limit.end()
-        wait_for(lambda: not time_limit.busy(), _time_to_save(self.order) if requeued else HURRY)
-        time.sleep(LOOK)  # the answers must reach the driver
+        wait_for(lambda: not time_limit.busy(), _time_to_save(self.order) if requeued else TERM_SAVE_SECONDS)
+        time.sleep(POLL_SECONDS)  # the answers must reach the driver
         self.node.close()
 
 
-class HeadJob(_Job):
+class HeadJob(SlurmJob):
     """The Ray head and the driver of a run."""
 
     driver: subprocess.Popen[bytes] | None = None
@@ -194,9 +179,9 @@ class HeadJob(_Job):
         return None
 
     def _run(self, spec: SlurmClusterSpec, node: Node) -> int:
-        for _ in range(STARTS):
+        for _ in range(START_ATTEMPTS):
             address = node.start(self.offer(spec), None, self.time_limit(spec, node))
-            wait_for(partial(node.settled, address), START_SECONDS)
+            wait_for(partial(node.settled, address), HEAD_START_SECONDS)
             if node.listens(address):
                 self.run_folder.reopen()
                 self.run_folder.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
@@ -205,15 +190,15 @@ class HeadJob(_Job):
                     return code
             log.warning("the Ray head fell: %s", node.last_words())
             node.stop()
-        raise NotSubmitted(f"the Ray head fell {STARTS} times: {node.last_words()}")
+        raise JobFailed(f"the Ray head fell {START_ATTEMPTS} times: {node.last_words()}")
 
     def _drive(self, node: Node, address: str) -> int | None:
         """The driver's exit code; None if the Ray head fell."""
         command = [sys.executable, "-P", "-m", "orchestrator.slurm_driver", self.folder, address, node.address]
         token = {"PDD_NODE_TOKEN": str(node.folder / "token")}
-        for _ in range(STARTS):
+        for _ in range(START_ATTEMPTS):
             self.driver = start_child(command, token, None)
-            began = beaten = time.monotonic()
+            began = last_heartbeat = time.monotonic()
             while self.driver.poll() is None:
                 if node.fell():
                     self.driver.kill()
@@ -222,16 +207,16 @@ class HeadJob(_Job):
                 if self.leaving:
                     self.save(requeued=False)
                     return 130
-                if time.monotonic() - beaten >= BEAT:
-                    beaten = time.monotonic()
-                    self.run_folder.beat()
-                time.sleep(LOOK)
+                if time.monotonic() - last_heartbeat >= HEARTBEAT_SECONDS:
+                    last_heartbeat = time.monotonic()
+                    self.run_folder.heartbeat()
+                time.sleep(POLL_SECONDS)
             if self.driver.returncode >= 0:
                 return self.driver.returncode
             log.warning(
                 "the driver was killed by signal %d after %.0f s", -self.driver.returncode, time.monotonic() - began
             )
-        raise NotSubmitted(f"the driver was killed {STARTS} times")
+        raise JobFailed(f"the driver was killed {START_ATTEMPTS} times")
 
     def save(self, *, requeued: bool) -> None:
         """Have running jobs save, and end the driver; the next driver goes on from the store."""
@@ -239,7 +224,7 @@ class HeadJob(_Job):
         stop.write(HEAD_MOVES if requeued else "the head job was cancelled")
         if self.driver is not None:
             try:
-                self.driver.wait(_time_to_save(self.order) if requeued else HURRY)
+                self.driver.wait(_time_to_save(self.order) if requeued else TERM_SAVE_SECONDS)
             except subprocess.TimeoutExpired:
                 self.driver.kill()
         self.requeued = requeued
@@ -280,17 +265,17 @@ class HeadMonitor:
 
     def listen(self) -> Head | None:
         """The head, if one is announced."""
-        found = self.run_folder.head()
-        if found is None:
+        announced = self.run_folder.head()
+        if announced is None:
             return None
-        head, changed = found
+        head, changed = announced
         if changed != self._last:
             self._last, self._heard = changed, time.monotonic()
         return head
 
     def silent(self) -> bool:
         """Whether nothing was heard for long."""
-        return time.monotonic() - self._heard > SILENCE
+        return time.monotonic() - self._heard > SILENCE_SECONDS
 
 
 def job_id() -> str:
@@ -308,64 +293,6 @@ def _time_limit(spec: SlurmClusterSpec, folder: Path) -> TimeLimit:
 
 def _time_to_save(order: dict[str, Any]) -> float:
     """What a job may take to save its work after SIGUSR2; preemption may leave less, then SLURM cuts it short."""
-    return max(HURRY, sbatch.lead_seconds(SlurmClusterSpec.model_validate(order["cluster"]), "worker") * 0.7)
-
-
-# How they are submitted.
-
-_CLASS: dict[Role, type[_Job]] = {"head": HeadJob, "worker": WorkerJob, "gang": GangJob}
-
-
-def submit(run_folder: RunFolder, role: Role, count: int = 1, queue: SlurmClient | None = None) -> list[str]:
-    """Submit `count` jobs of a role and return their ids.
-
-    `sbatch` may fail although SLURM has taken the job. Such a job would find nothing to do; it is cancelled.
-
-    Raises:
-        NotSubmitted: SLURM refuses.
-    """
-    order = run_folder.order()
-    spec, queue = SlurmClusterSpec.model_validate(order["cluster"]), queue or SlurmClient()
-    name = name_of(order["run"], role)
-    before = queue.jobs(name)
-    executor = submitit.SlurmExecutor(run_folder.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
-    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code))
-    made: list[str] = []
-    with _clean_environment():
-        for size in sbatch.chunks(count, parsers.largest_array(queue.config()) if count > 1 else 1):
-            try:
-                calls = [_CLASS[role](str(run_folder.folder)) for _ in range(size)]
-                made += [job.job_id for job in executor.submit_array(calls)]
-            except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
-                _cancel_the_lost(queue, name, made, before)
-                raise NotSubmitted(f"sbatch refuses the {role}: {_last_line(error)}") from error
-    return made
-
-
-def _cancel_the_lost(queue: SlurmClient, name: str, made: list[str], before: list[parsers.QueuedJob] | None) -> None:
-    """Cancel jobs of this name that appeared although `sbatch` failed."""
-    held = queue.jobs(name)
-    if held is None or before is None:
-        return
-    known = {*made, *(job.id for job in before)}
-    queue.cancel(job.id for job in held if job.there and job.id not in known)
-
-
-@contextmanager
-def _clean_environment() -> Iterator[None]:
-    """What SLURM set for the job we may be in does not reach a job that is submitted from it."""
-    before = dict(os.environ)
-    kept = outside_a_job(before)
-    for name in before.keys() - kept.keys():
-        del os.environ[name]
-    mask = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(mask)
-        os.environ.update(before)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else repr(error))
+    return max(
+        TERM_SAVE_SECONDS, sbatch.lead_seconds(SlurmClusterSpec.model_validate(order["cluster"]), "worker") * 0.7
+    )

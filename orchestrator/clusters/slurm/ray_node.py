@@ -34,12 +34,12 @@ from workers.runtime.time_limit import TimeLimit
 from workers.store.files import write_file
 
 PREFIX = "pdd-node-"
-OWNER = "owner"
+OWNER_FILE = "owner"
 PORTS = range(20_000, 32_000)
 """Above Ray's own range for workers, below the one from which the kernel gives ports (32768 by default)."""
-JOB = "pdd_job_"
+JOB_RESOURCE = "pdd_job_"
 """With a SLURM job's id behind it: the resource by which the head tells the nodes apart."""
-HEALTH = {
+HEALTH_CHECKS = {
     "RAY_health_check_initial_delay_ms": "2000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
@@ -47,7 +47,7 @@ HEALTH = {
 }
 """A silent node counts as dead after 4 to 12 seconds; Ray's own numbers take half a minute."""
 
-PATIENCE = {
+STARTUP_TIMEOUTS = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
 }
@@ -69,7 +69,7 @@ class Offer:
     def resources(self) -> dict[str, int]:
         """Ray's custom resources."""
         slots = {SLOT: self.slots} if self.slots else {}
-        return {**slots, f"{JOB}{self.job}": 1} if self.job else slots
+        return {**slots, f"{JOB_RESOURCE}{self.job}": 1} if self.job else slots
 
 
 def ray_command(address: str, folder: Path, ports: Sequence[int], offer: Offer, head: str | None) -> tuple[str, ...]:
@@ -117,8 +117,8 @@ class Node:
         command = ray_command(self.address, self.folder, ports, offer, head)
         variables = {
             **settings(self.folder / "token"),
-            **HEALTH,
-            **PATIENCE,
+            **HEALTH_CHECKS,
+            **STARTUP_TIMEOUTS,
             **(time_limit.environment() if time_limit else {}),
         }
         self.ray = start_child(command, variables, self.folder / "ray.log")
@@ -273,7 +273,7 @@ def private_folder(parent: str) -> Path:
 
 def hold(folder: Path) -> int:
     """Mark a folder as in use for as long as the returned descriptor is open, which is as long as we live."""
-    descriptor = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(folder / OWNER_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return descriptor
 
@@ -282,7 +282,7 @@ def sweep(parent: Path) -> None:
     """Remove this user's folders that nobody holds any more: after a power cut nobody else does."""
     for folder in parent.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            if folder.stat().st_uid != os.getuid() or not (folder / OWNER).exists():
+            if folder.stat().st_uid != os.getuid() or not (folder / OWNER_FILE).exists():
                 continue
             os.close(hold(folder))
             shutil.rmtree(folder, ignore_errors=True)

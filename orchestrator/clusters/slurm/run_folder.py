@@ -25,7 +25,7 @@ from jobs.errors import BadInput
 from orchestrator.clusters.versions import CODE, SOURCES
 from workers.store.files import replace_file, write_file
 
-ALL = "all"
+ALL_WORKERS = "all"
 """What `dismiss` takes for the id of every worker."""
 
 
@@ -99,7 +99,7 @@ class RunFolder:
         """Say where the head is."""
         replace_file(self.head_file, json.dumps(asdict(head)))
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Show that the head lives."""
         os.utime(self.head_file)
 
@@ -123,16 +123,16 @@ class RunFolder:
         return self.folder / "dismissed"
 
     def dismiss(self, job: str) -> None:
-        """Tell a worker that it is not needed; for the job `ALL`, tell all of them."""
+        """Tell a worker that it is not needed; for the job `ALL_WORKERS`, tell all of them."""
         (self.dismissals / job).touch(0o600)
 
     def reopen(self) -> None:
         """A new head needs workers again, though an earlier one sent all home."""
-        (self.dismissals / ALL).unlink(missing_ok=True)
+        (self.dismissals / ALL_WORKERS).unlink(missing_ok=True)
 
     def dismissed(self, job: str) -> bool:
         """Whether a worker is not needed any more."""
-        return (self.dismissals / job).exists() or (self.dismissals / ALL).exists()
+        return (self.dismissals / job).exists() or (self.dismissals / ALL_WORKERS).exists()
 
     @property
     def refusals(self) -> Path:

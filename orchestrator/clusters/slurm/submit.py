@@ -1,8 +1,11 @@
-"""Handing a run over to SLURM: the folder in which its jobs meet, its first record, its head job.
+"""Handing a run over to SLURM: the folder in which its jobs meet, its first record, its head job; by Submitit.
 
 A run has one head. Whether SLURM has it already is asked before another one is submitted, one launch at a time, and
 "it does not say" submits nothing. Only a sweep's name comes twice, because it follows from what is searched; its
 folder, from which it is taken up again, outlives a refusal of SLURM.
+
+The one file that imports Submitit. Nobody waits for Submitit's results: what a run has done is told by its journal and
+its store.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,15 +23,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import submitit
 import yaml
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.helpers import DelayedSubmission
 
 from jobs.errors import BadInput, PddError
 from jobs.graph import Graph
 from orchestrator.clusters.config import SlurmClusterSpec, Target
-from orchestrator.clusters.slurm import jobs
+from orchestrator.clusters.slurm import parsers, sbatch
+from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
+from orchestrator.clusters.slurm.jobs import GangJob, HeadJob, SlurmJob, WorkerJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
-from orchestrator.clusters.slurm.sbatch import name_of
+from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.planning.requests import Request
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
@@ -38,8 +48,32 @@ if TYPE_CHECKING:
 
 What = Callable[[Path], dict[str, Any]]
 """What a head is to do: a part of its order, with the files that it names put into the run's folder."""
-GONE = 60.0
+LEAVE_SECONDS = 60.0
 """Seconds that jobs of an earlier head get to leave the queue."""
+ROLES: Mapping[Role, type[SlurmJob]] = {"head": HeadJob, "worker": WorkerJob, "gang": GangJob}
+
+
+class NotSubmitted(PddError):
+    """SLURM did not take a job."""
+
+
+class Call:
+    """What Submitit pickles, and calls on a node: a role of the run."""
+
+    def __init__(self, job: SlurmJob) -> None:
+        self.job = job
+
+    def __call__(self) -> int:
+        """Play the role; a run that did not end well ends its job so that SLURM shows it as FAILED."""
+        code = self.job()
+        if code != 0:
+            sys.exit(code)
+        return code
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Save and end; Submitit then has the job requeued."""
+        self.job.save(requeued=True)
+        return DelayedSubmission(Call(type(self.job)(self.job.folder)))
 
 
 def request_of(request: Request) -> What:
@@ -114,7 +148,7 @@ def submit(
             facts = {"run": run, "command": command, "experiments": list(names), "jobs": dict(kinds)}
             book.write("submitted", **facts, cluster=place.name)
         try:
-            (job,) = jobs.submit(run_folder, "gang" if spec.mode == "gang" else "head")
+            (job,) = submit_jobs(run_folder, "gang" if spec.mode == "gang" else "head")
         except PddError as error:
             shutil.rmtree(shared, ignore_errors=True)
             _forget(home, str(error) if known else "")
@@ -124,17 +158,16 @@ def submit(
 
 def _goes_on(earlier: SlurmRun) -> bool:
     """Whether SLURM has a head of this run; of one that is gone nothing is left behind."""
-    held = earlier.head()
-    if held is None:
-        raise jobs.NotSubmitted(f"whether {earlier.run} goes on is unknown: SLURM's queue does not answer; try again")
-    if any(job.living for job in held):
+    head = earlier.head()
+    if head is None:
+        raise NotSubmitted(f"whether {earlier.run} goes on is unknown: SLURM's queue does not answer; try again")
+    if any(job.living for job in head):
         return True
     workers = name_of(earlier.run, "worker")
-    earlier.queue.cancel_all(workers)
-    if not all(
-        earlier.queue.wait_until_gone(name, GONE) for name in (name_of(earlier.run, earlier.head_role), workers)
-    ):
-        raise jobs.NotSubmitted(f"jobs of an earlier head of {earlier.run} do not leave SLURM's queue; try again")
+    earlier.client.cancel_all(workers)
+    names = (name_of(earlier.run, earlier.head_role), workers)
+    if not all(earlier.client.wait_until_gone(name, LEAVE_SECONDS) for name in names):
+        raise NotSubmitted(f"jobs of an earlier head of {earlier.run} do not leave SLURM's queue; try again")
     shutil.rmtree(earlier.folder, ignore_errors=True)
     return False
 
@@ -174,3 +207,70 @@ def _kept(experiments: Sequence[str], home: Path) -> list[str]:
             name = str(copy.resolve())
         kept.append(name)
     return kept
+
+
+# One role, by Submitit.
+
+
+def submit_jobs(run_folder: RunFolder, role: Role, count: int = 1, client: SlurmClient | None = None) -> list[str]:
+    """Submit `count` jobs of a role and return their ids.
+
+    `sbatch` may fail although SLURM has taken the job. Such a job would find nothing to do; it is cancelled.
+
+    Args:
+        run_folder: where the jobs of the run meet.
+        role: what the jobs do.
+        count: how many; more than one are submitted as arrays.
+        client: the queue.
+
+    Returns:
+        The ids of the jobs, those of an array's elements as `ARRAY_INDEX`.
+
+    Raises:
+        NotSubmitted: SLURM refuses.
+    """
+    order = run_folder.order()
+    spec, client = SlurmClusterSpec.model_validate(order["cluster"]), client or SlurmClient()
+    name = name_of(order["run"], role)
+    before = client.jobs(name)
+    executor = submitit.SlurmExecutor(run_folder.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
+    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code))
+    ids: list[str] = []
+    with _clean_environment():
+        for size in sbatch.chunks(count, parsers.largest_array(client.config()) if count > 1 else 1):
+            try:
+                calls = [Call(ROLES[role](str(run_folder.folder))) for _ in range(size)]
+                ids += [job.job_id for job in executor.submit_array(calls)]
+            except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
+                _cancel_the_lost(client, name, ids, before)
+                raise NotSubmitted(f"sbatch refuses the {role}: {_last_line(error)}") from error
+    return ids
+
+
+def _cancel_the_lost(client: SlurmClient, name: str, ids: list[str], before: list[parsers.QueuedJob] | None) -> None:
+    """Cancel jobs of this name that appeared although `sbatch` failed."""
+    queued = client.jobs(name)
+    if queued is None or before is None:
+        return
+    known = {*ids, *(job.id for job in before)}
+    client.cancel(job.id for job in queued if job.there and job.id not in known)
+
+
+@contextmanager
+def _clean_environment() -> Iterator[None]:
+    """What SLURM set for the job we may be in does not reach a job that is submitted from it."""
+    before = dict(os.environ)
+    kept = outside_a_job(before)
+    for name in before.keys() - kept.keys():
+        del os.environ[name]
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+        os.environ.update(before)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else repr(error))

@@ -14,12 +14,12 @@ import pytest
 
 from jobs.errors import BadInput
 from orchestrator.clusters.config import SlurmClusterSpec
-from orchestrator.clusters.slurm import follow, jobs
+from orchestrator.clusters.slurm import follow, jobs, submit
 from orchestrator.clusters.slurm.client import SlurmClient, ask, outside_a_job
 from orchestrator.clusters.slurm.follow import HeadGone, SlurmRun
-from orchestrator.clusters.slurm.jobs import NotSubmitted
-from orchestrator.clusters.slurm.run_folder import ALL, Head, RunFolder
+from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, Head, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of
+from orchestrator.clusters.slurm.submit import NotSubmitted
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.journal import Journal
 from workers.store.store import Store
@@ -64,7 +64,7 @@ def run_folder(tmp_path: Path) -> RunFolder:
 
 def test_a_submitted_head_has_its_name_its_call_and_private_files(programs: Programs, run_folder: RunFolder) -> None:
     programs.say("sbatch", "Submitted batch job 41")
-    assert jobs.submit(run_folder, "head") == ["41"]
+    assert submit.submit_jobs(run_folder, "head") == ["41"]
     text = (run_folder.jobs / "41_submission.sh").read_text()
     assert "#SBATCH --job-name=pdd-r-head" in text and "#SBATCH --requeue" in text
     assert run_folder.token.read_text() not in text
@@ -77,7 +77,7 @@ def test_a_submitted_head_has_its_name_its_call_and_private_files(programs: Prog
 def test_workers_are_arrays_within_the_sites_limit(programs: Programs, run_folder: RunFolder) -> None:
     programs.say("scontrol", "MaxArraySize            = 4")
     programs.write("sbatch", f'echo "Submitted batch job $(wc -l < {programs.folder}/sbatch.calls)"')
-    made = jobs.submit(run_folder, "worker", 6)
+    made = submit.submit_jobs(run_folder, "worker", 6)
     assert made == ["1_0", "1_1", "1_2", "1_3", "2_0", "2_1"]
     assert "#SBATCH --array=0-3%4" in (run_folder.jobs / "1_submission.sh").read_text()
     assert "#SBATCH --array=0-1%2" in (run_folder.jobs / "2_submission.sh").read_text()
@@ -86,7 +86,7 @@ def test_workers_are_arrays_within_the_sites_limit(programs: Programs, run_folde
 def test_a_refusal_of_sbatch_is_told_in_its_own_words(programs: Programs, run_folder: RunFolder) -> None:
     programs.write("sbatch", "echo 'sbatch: error: invalid partition specified: gpux' >&2; exit 1")
     with pytest.raises(NotSubmitted, match="sbatch refuses the head: .*invalid partition specified: gpux"):
-        jobs.submit(run_folder, "head")
+        submit.submit_jobs(run_folder, "head")
 
 
 def test_a_job_that_slurm_took_although_sbatch_failed_is_cancelled(programs: Programs, run_folder: RunFolder) -> None:
@@ -94,7 +94,7 @@ def test_a_job_that_slurm_took_although_sbatch_failed_is_cancelled(programs: Pro
     programs.write("squeue", f"test -e {programs.folder}/sbatch.calls && {held}; exit 0")
     programs.write("sbatch", "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1")
     with pytest.raises(NotSubmitted, match="timed out"):
-        jobs.submit(run_folder, "head")
+        submit.submit_jobs(run_folder, "head")
     assert programs.calls("scancel") == ["--quiet 77"]
 
 
@@ -104,7 +104,7 @@ def test_a_job_submitted_from_inside_a_job_does_not_inherit_it(
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "99")
     monkeypatch.setenv("SLURM_CONF", "/etc/x.conf")
     programs.write("sbatch", f"env > {programs.folder}/seen; echo 'Submitted batch job 5'")
-    jobs.submit(run_folder, "head")
+    submit.submit_jobs(run_folder, "head")
     seen = (programs.folder / "seen").read_text()
     assert "SLURM_CONF=/etc/x.conf" in seen and "SLURM_CPUS_PER_TASK" not in seen
     assert os.environ["SLURM_CPUS_PER_TASK"] == "99"
@@ -146,16 +146,16 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
 def test_a_head_is_heard_while_it_beats(run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("orchestrator.clusters.slurm.jobs.time.monotonic", lambda: now[0])
-    ear = jobs.HeadMonitor(run_folder)
-    assert ear.listen() is None and not ear.silent()
+    monitor = jobs.HeadMonitor(run_folder)
+    assert monitor.listen() is None and not monitor.silent()
     run_folder.announce(Head("a:1", "s1", {}))
     now[0] = 40.0
-    assert ear.listen() == Head("a:1", "s1", {}) and not ear.silent()
+    assert monitor.listen() == Head("a:1", "s1", {}) and not monitor.silent()
     now[0] = 80.0
     os.utime(run_folder.head_file, (1, 1))  # a clock of another machine, far behind
-    assert ear.listen() is not None and not ear.silent()
-    now[0] = 80.0 + jobs.SILENCE + 1
-    assert ear.listen() is not None and ear.silent()
+    assert monitor.listen() is not None and not monitor.silent()
+    now[0] = 80.0 + jobs.SILENCE_SECONDS + 1
+    assert monitor.listen() is not None and monitor.silent()
 
 
 def test_versions_that_differ_are_named() -> None:
@@ -234,7 +234,7 @@ def test_a_stopped_run_whose_head_left_the_queue_has_ended(programs: Programs, s
 def test_a_head_that_is_gone_without_a_last_word_is_an_error(
     programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(follow, "QUEUE_POLL_SECONDS", 0.0)
     with pytest.raises(HeadGone, match="nothing finished is lost"):
         follow.follow(store, began(store), lambda text: None)
 
@@ -242,7 +242,8 @@ def test_a_head_that_is_gone_without_a_last_word_is_an_error(
 def test_a_queue_that_does_not_answer_does_not_end_a_follower(
     programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(follow, "ASK_EVERY", 0.0)
+    monkeypatch.setattr(follow, "QUEUE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "QUEUE_EXIT_SECONDS", 0.3)  # nobody says when the jobs have left
     programs.say("squeue", "", code=1)
     run = began(store)
     rounds = [0]
@@ -259,6 +260,7 @@ def test_a_queue_that_does_not_answer_does_not_end_a_follower(
 
     monkeypatch.setattr(follow._Watch, "wait", count(follow._Watch.wait))  # type: ignore[arg-type]
     assert follow.follow(store, run, lambda text: None)["exit"] == 0
+    assert rounds[0] >= 3 and len(programs.calls("squeue")) >= 3
 
 
 def test_cancelling_a_run_that_waits_takes_its_jobs_out_of_the_queue(programs: Programs, store: Store) -> None:
@@ -278,7 +280,7 @@ def test_a_driver_that_drives_hears_the_wish_and_is_not_cancelled(programs: Prog
 def test_workers_sent_home_are_welcome_again_when_a_new_head_is_there(run_folder: RunFolder) -> None:
     run_folder.dismiss("8_1")
     assert run_folder.dismissed("8_1") and not run_folder.dismissed("8_2")
-    run_folder.dismiss(ALL)
+    run_folder.dismiss(ALL_WORKERS)
     assert run_folder.dismissed("8_2")
     run_folder.reopen()
     assert run_folder.dismissed("8_1") and not run_folder.dismissed("8_2")

@@ -16,7 +16,7 @@ from orchestrator import slurm_driver
 from orchestrator.clusters.config import SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
-from orchestrator.clusters.slurm.jobs import NotSubmitted
+from orchestrator.clusters.slurm.submit import NotSubmitted
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs import journal
 from orchestrator.runs.driver import RunInfo
