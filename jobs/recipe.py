@@ -3,7 +3,8 @@
 A recipe file (`jobs/recipes/<method>.yaml`) is a list of layers. A layer applies when each entry of its
 `when` matches the setting; later layers overwrite earlier ones; every leaf of `set` is `[value, source]`. So
 the published numbers, the reductions for two cores, and the choices that are ours stand side by side and can
-be printed with their origin (`pdd explain`). Recipes hold numbers, never code.
+be printed with their origin (`pdd explain`). Recipes hold numbers, never code. A source that says "facts 5.1" is that
+paragraph of docs/facts.md.
 
 Beside its layers a file may name a `base`, the recipe whose layers come before its own, and a `method`, the class
 (`package.module:Class`) of a base method that lives outside of `workers.methods`.
