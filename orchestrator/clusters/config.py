@@ -38,7 +38,7 @@ class LocalClusterSpec(Frozen):
         return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
 
     def limited(self, workers: int) -> LocalClusterSpec:
-        """The same with another number of worker processes."""
+        """This cluster with another number of worker processes."""
         return self.model_copy(update={"workers": workers})
 
 
@@ -101,7 +101,7 @@ class SlurmClusterSpec(Frozen):
         return self.max_workers * self.slots_per_worker
 
     def limited(self, workers: int) -> SlurmClusterSpec:
-        """The same with another limit of workers."""
+        """This cluster with another limit of workers."""
         return self.model_copy(update={"max_workers": workers})
 
 
@@ -122,7 +122,7 @@ class RayClusterSpec(Frozen):
         return self.expected_slots
 
     def limited(self, workers: int) -> RayClusterSpec:
-        """The same with another number for forecasts."""
+        """This cluster with another number for forecasts."""
         return self.model_copy(update={"expected_slots": workers})
 
 
@@ -165,18 +165,18 @@ def choose_target(file: Path | None, name: str | None, store: str | None, worker
     known = ClusterFile()
     if file is not None or path.is_file():
         known = validate(ClusterFile, read_yaml(path), str(path))
-    described = {one: described_cluster(document, str(path), one) for one, document in known.clusters.items()}
-    asked = name if name is not None else known.default
-    if asked not in described:
+    clusters = {key: described_cluster(document, str(path), key) for key, document in known.clusters.items()}
+    chosen = name if name is not None else known.default
+    if chosen not in clusters:
         place, field = ("command line", "--cluster") if name is not None else (str(path), "default")
-        raise BadInput(place, field, asked, f"must be one of {', '.join(sorted(described))} (see {path})")
+        raise BadInput(place, field, chosen, f"must be one of {', '.join(sorted(clusters))} (see {path})")
     if workers is not None and workers < 1:
         raise BadInput("command line", "--workers", workers, "must be at least 1")
-    cluster = described[asked]
+    cluster = clusters[chosen]
     if workers is not None:
         cluster = cluster.limited(workers)
-    data = {one: str(Path(lies).expanduser().resolve()) for one, lies in known.data.items() if lies is not None}
-    return Target(asked, cluster, store if store is not None else known.store, data)
+    data = {dataset: str(Path(path).expanduser().resolve()) for dataset, path in known.data.items() if path is not None}
+    return Target(chosen, cluster, store if store is not None else known.store, data)
 
 
 def described_cluster(

@@ -1,8 +1,8 @@
-"""Ray clusters that a run may use, and how this process comes to know Ray: the file that imports it.
+"""Ray clusters that a run may use, and the one place that imports Ray into this process.
 
-`LocalCluster` starts a cluster on this machine, `AttachedCluster` joins one by its address. A cluster whose nodes are
-lent (`orchestrator.clusters.slurm.autoscaler`) looks after them itself: it is told what each node has to do, and says
-which of them to let go.
+`LocalCluster` starts a cluster on this machine, `AttachedCluster` joins one by its address. A cluster whose nodes come
+and go (`orchestrator.clusters.slurm.autoscaler`) manages them itself: it gets each node's usage and names the nodes to
+release.
 
 What is kept from others on the machine or the network: token authentication is always on, with a fresh
 token in a 0600 file inside a 0700 folder; a local cluster's ports listen on the loopback address; no dashboard; nothing
@@ -45,7 +45,7 @@ _token: str | None = None
 
 @dataclass(frozen=True)
 class NodeUsage:
-    """A living node, what it offers, and how many of its slots have a job."""
+    """A living node: its resources, and how many of its slots have a job."""
 
     id: str
     host: str
@@ -55,30 +55,30 @@ class NodeUsage:
 
 @dataclass(frozen=True)
 class NodeActions:
-    """What a cluster wants after a look at its nodes: words for people, and the ids of the nodes to let go."""
+    """What a cluster wants done after a look at its nodes: messages for people, and ids of nodes to release."""
 
     say: tuple[str, ...] = ()
     release: tuple[str, ...] = ()
 
 
 class Cluster(Protocol):
-    """Where the nodes come from."""
+    """A source of nodes for the Ray pool."""
 
     def open(self) -> Any:
         """Connect this process to the cluster and return the module `ray`."""
 
     def reconcile(self, nodes: Sequence[NodeUsage]) -> NodeActions:
-        """Look after the nodes; called about once a second.
+        """Let the nodes follow the work; called about once a second.
 
         Raises:
             PoolBroken: no node will come.
         """
 
     def released(self, nodes: Sequence[NodeUsage]) -> None:
-        """These nodes were let go, as `reconcile` wished: nothing runs on them and nothing more will."""
+        """Take back nodes that `reconcile` named: nothing runs on them and nothing more will."""
 
     def offers(self, resources: Mapping[str, float]) -> int:
-        """The slots of a node with these resources."""
+        """The number of slots of a node with these resources."""
 
     def version_mismatch(self, versions: Mapping[str, str]) -> str:
         """Why a worker that has these versions must not work; empty if it may."""
@@ -88,21 +88,21 @@ class Cluster(Protocol):
 
 
 class PlainNodes:
-    """What clusters have in common whose nodes offer slots and need no care."""
+    """The defaults of a cluster whose nodes offer slots by themselves and are never released."""
 
     def reconcile(self, nodes: Sequence[NodeUsage]) -> NodeActions:
-        """Nothing is to be done."""
+        """Leave the nodes as they are."""
         return NodeActions()
 
     def released(self, nodes: Sequence[NodeUsage]) -> None:
-        """None ever is."""
+        """Do nothing: no node is ever released."""
 
     def offers(self, resources: Mapping[str, float]) -> int:
-        """What the node says."""
+        """The slots that the node itself declares as a resource."""
         return int(resources.get(SLOT, 0))
 
     def version_mismatch(self, versions: Mapping[str, str]) -> str:
-        """None: it runs what we run."""
+        """No mismatch: the node runs this very code."""
         return ""
 
 
@@ -116,7 +116,7 @@ class LocalCluster(PlainNodes):
         self._ray: Any = None
 
     def open(self) -> Any:
-        """Start the cluster.
+        """Start the cluster and connect this process to it.
 
         Raises:
             BadInput: the folder for temporary files has too long a name.
@@ -157,7 +157,7 @@ class AttachedCluster(PlainNodes):
         self._ray: Any = None
 
     def open(self) -> Any:
-        """Connect.
+        """Connect this process to the cluster.
 
         Raises:
             PoolBroken: Ray was imported before with another token, or the cluster does not answer or let us in.
@@ -172,7 +172,7 @@ class AttachedCluster(PlainNodes):
         return self._ray
 
     def close(self) -> None:
-        """Disconnect; the cluster goes on."""
+        """Disconnect this process; the cluster goes on."""
         if self._ray is not None:
             self._ray.shutdown()
 
@@ -188,13 +188,13 @@ class ExternalCluster(AttachedCluster):
         self.slots = slots
 
     def offers(self, resources: Mapping[str, float]) -> int:
-        """One slot a GPU, or a core where there is none; the head of a cluster often offers none of both."""
+        """One slot per GPU, or per core where there is no GPU; a cluster's head often has neither."""
         if self.slots != "auto":
             return self.slots if resources.get("CPU", 0) else 0
         return int(resources.get("GPU", 0) or resources.get("CPU", 0))
 
     def version_mismatch(self, versions: Mapping[str, str]) -> str:
-        """What differs from this process."""
+        """What of Python, Ray and our code differs between the worker and this process."""
         return difference(versions, our_versions())
 
 
@@ -226,7 +226,7 @@ def import_ray(token_file: Path | None = None) -> Any:
 
 
 def _settings(token: Path) -> dict[str, str | None]:
-    """The same for a cluster that keeps to the loopback address, which Ray does on Linux only when told."""
+    """The `settings` of a cluster that keeps to the loopback address, which Ray does on Linux only when told."""
     return settings(token) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 

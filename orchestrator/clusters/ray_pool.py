@@ -1,6 +1,6 @@
 """Workers on a Ray cluster of our own: one actor a slot, pinned to its node.
 
-Ray is the muscle and nothing else: it carries specs and keys to processes and tells which processes died.
+Ray carries specs and keys to processes and tells which processes died, and does nothing else.
 Retries, order and results are ours, so every one of Ray's own retries is off, and artifacts travel
 through the store.
 
@@ -50,7 +50,7 @@ class _Slot:
 
 
 class RayPool:
-    """The pool over a cluster; see `orchestrator.runs.pool.Pool`."""
+    """A pool of actors on a Ray cluster; see `orchestrator.runs.pool.Pool`."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class RayPool:
         self._next_look = 0.0
 
     def start(self) -> None:
-        """Open the cluster; workers are told as they report."""
+        """Open the cluster; each worker is an event when it reports."""
         self._ray = self._cluster.open()
         self._actor_class = self._ray.remote(max_restarts=0, max_task_retries=0)(SlotWorker)
 
@@ -89,15 +89,15 @@ class RayPool:
             PoolBroken: on no living node a worker starts.
         """
         deadline = time.monotonic() + timeout
-        found: list[PoolEvent] = []
+        happened: list[PoolEvent] = []
         while True:
             if time.monotonic() >= self._next_look:
-                found += self._look_at_nodes()
+                happened += self._look_at_nodes()
             until = min(deadline, self._next_look)
-            for object_ref in self._wait(0.0 if found else max(0.0, until - time.monotonic())):
-                found += self._collect(object_ref)
-            if found or time.monotonic() >= deadline:
-                return found
+            for object_ref in self._wait(0.0 if happened else max(0.0, until - time.monotonic())):
+                happened += self._collect(object_ref)
+            if happened or time.monotonic() >= deadline:
+                return happened
 
     def close(self, grace_seconds: float) -> None:
         """Wait for running jobs, at most that long, and close the cluster."""
@@ -109,15 +109,15 @@ class RayPool:
         self._cluster.close()
 
     def _wait(self, seconds: float) -> list[Any]:
-        """The object refs that were kept; waits for the first of them."""
+        """The object refs that have a result; waits for the first of them."""
         if not self._pending:
             time.sleep(seconds)
             return []
         object_refs = list(self._pending)
-        kept, _ = self._ray.wait(object_refs, num_returns=1, timeout=seconds)
-        if kept:
-            kept, _ = self._ray.wait(object_refs, num_returns=len(object_refs), timeout=0)
-        return list(kept)
+        ready, _ = self._ray.wait(object_refs, num_returns=1, timeout=seconds)
+        if ready:
+            ready, _ = self._ray.wait(object_refs, num_returns=len(object_refs), timeout=0)
+        return list(ready)
 
     def _look_at_nodes(self) -> Iterator[PoolEvent]:
         """Let the slots follow the living nodes."""
@@ -136,7 +136,7 @@ class RayPool:
                     self._start_worker(node, offered)
 
     def _reconcile(self, nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[PoolEvent]:
-        """Let the cluster look after its nodes, and let go those that it wants back."""
+        """Let the cluster manage its nodes, and drop the slots of those that it releases."""
         at_work = Counter(self._slots[name].node for name in self._pending.values() if self._slots[name].joined)
         uses = [
             NodeUsage(name, node["NodeManagerHostname"], node["Resources"], at_work[name])
@@ -169,7 +169,7 @@ class RayPool:
         self._pending[actor.greet.remote()] = name
 
     def _collect(self, object_ref: Any) -> Iterator[PoolEvent]:
-        """What a kept, or broken, object ref means."""
+        """The events that an object ref with a result, or an error, stands for."""
         name = self._pending.pop(object_ref)
         slot, broken = self._slots[name], self._ray.exceptions
         try:

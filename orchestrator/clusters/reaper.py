@@ -48,12 +48,12 @@ def watch(folder: Path) -> subprocess.Popen[bytes]:
 def processes_of(folder: Path) -> list[int]:
     """The living processes whose environment names a token in this folder."""
     mark = f"{TOKEN_VARIABLE}={folder}/".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # gone meanwhile, or somebody else's
             if mark in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def end(watcher: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""SLURM's programs, asked with patience.
+"""The client of SLURM: its programs, each with a time limit.
 
 An answer that does not come, or comes with an error, is `None`: unknown, never "gone". Everything works with
 `squeue` and `scancel` alone; where there is no accounting, only `status` has less to tell.
@@ -47,7 +47,7 @@ def outside_a_job(environment: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SlurmClient:
-    """The queue of this user; `run` runs one program, as `ask` does."""
+    """The jobs of this user and the settings of the site; `run` runs one program, as `ask` does."""
 
     run: Run = ask
 

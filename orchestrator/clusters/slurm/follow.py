@@ -1,4 +1,4 @@
-"""A run on SLURM as any login node sees it: asked after, followed, cancelled.
+"""A run on SLURM as any login node sees it: its state, followed, cancelled.
 
 Nothing here talks to Ray. What a run does stands in its journal, what SLURM does with its jobs in SLURM's queue; so
 any terminal that sees the store may do all of this, and the one that launched the run may leave.
@@ -107,13 +107,13 @@ def follow(store: Store, slurm_run: SlurmRun, say: Callable[[str], None]) -> Rec
         HeadGone: it ended without a last word.
     """
     submitted = [
-        one["seq"]
-        for one in journal.read(store.run_folder(slurm_run.run) / journal.NAME)
-        if one["event"] == "submitted"
+        record["seq"]
+        for record in journal.read(store.run_folder(slurm_run.run) / journal.NAME)
+        if record["event"] == "submitted"
     ]
     seen = max(submitted, default=0) - 1
     while True:
-        watch = _Watch(slurm_run, say)
+        watch = _HeadWatch(slurm_run, say)
         last: Record = {}
         for last in journal.follow(store.run_folder(slurm_run.run) / journal.NAME, watch.wait):
             if last["seq"] <= seen:
@@ -145,13 +145,13 @@ def _leaves(slurm_run: SlurmRun, patiently: bool) -> bool:
 
 def _until_more(store: Store, slurm_run: SlurmRun, seen: int, say: Callable[[str], None]) -> None:
     """Wait for the next driver's first record."""
-    watch = _Watch(slurm_run, say)
+    watch = _HeadWatch(slurm_run, say)
     path = store.run_folder(slurm_run.run) / journal.NAME
     while journal.read(path)[-1]["seq"] <= seen:
         watch.wait()
 
 
-class _Watch:
+class _HeadWatch:
     """What a follower does while the journal has nothing new: look after the head job."""
 
     def __init__(self, slurm_run: SlurmRun, say: Callable[[str], None]) -> None:

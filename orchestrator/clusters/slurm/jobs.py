@@ -240,7 +240,7 @@ class GangJob(HeadJob):
     worker: WorkerJob | None = None
 
     def __call__(self) -> int:
-        """The part of this task."""
+        """Play the head on task 0, a worker on every other."""
         if os.environ.get("SLURM_PROCID", "0") == "0":
             return super().__call__()
         self.worker = WorkerJob(self.folder)
@@ -251,7 +251,7 @@ class GangJob(HeadJob):
         return Offer(spec.slots_per_worker, spec.gpus)
 
     def time_limit(self, spec: SlurmClusterSpec, node: Node) -> TimeLimit:
-        """It ends with the job."""
+        """The node's time limit is that of the job."""
         return _time_limit(spec, node.folder)
 
 
@@ -279,13 +279,13 @@ class HeadMonitor:
 
 
 def job_id() -> str:
-    """Of the SLURM job we are in; an element of an array as SLURM's programs write it."""
+    """The id of the SLURM job that this process is in; of an array's element as SLURM's programs write it."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "none")
 
 
 def _time_limit(spec: SlurmClusterSpec, folder: Path) -> TimeLimit:
-    """Ours ends when SLURM will tell us to go, by its word where it gives one."""
+    """The time limit of this job: when SLURM will signal it, by SLURM's own end time where it gives one."""
     began = time.time()
     end = float(os.environ.get("SLURM_JOB_END_TIME") or began + spec.minutes * 60)
     return TimeLimit(began, end - sbatch.lead_seconds(spec, "worker"), folder)

@@ -57,7 +57,7 @@ class QueuedJob:
         return self.state == "PENDING" and "launch failed" in self.reason
 
     def sentence(self) -> str:
-        """Where it stands, for people."""
+        """The job's state for people."""
         if self.held:
             return f"{self.id} held ({self.reason}); let it go on with: scontrol release {self.id}"
         if self.state == "PENDING" and self.reason:
@@ -91,12 +91,12 @@ FAILED = frozenset({"BOOT_FAIL", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOU
 
 
 def usage_text(used: Sequence[JobUsage]) -> str:
-    """What the starts of a role's jobs took, for people."""
-    jobs = len({one.id for one in used})
-    waited, ran = sum(one.waited for one in used), sum(one.seconds for one in used)
+    """The sum of what the starts of a role's jobs took, for people."""
+    jobs = len({job.id for job in used})
+    waited, ran = sum(job.waited for job in used), sum(job.seconds for job in used)
     text = f"{jobs} submitted, {len(used) - jobs} requeued, {waited:.0f} s queued, {ran:.0f} s run"
-    hours = [(one.seconds * one.gpus / 3600, one.state in FAILED) for one in used]
-    if not any(one.gpus for one in used):
+    hours = [(job.seconds * job.gpus / 3600, job.state in FAILED) for job in used]
+    if not any(job.gpus for job in used):
         return text
     lost = sum(spent for spent, failed in hours if failed)
     return f"{text}, {sum(spent for spent, _ in hours):.2f} GPU-hours ({lost:.2f} in starts that failed)"
@@ -107,13 +107,13 @@ SACCT_COLUMNS = "JobID,JobName,State,Eligible,Start,ElapsedRaw,AllocTRES"
 
 def read_sacct(text: str, name: str) -> list[JobUsage]:
     """The starts of the jobs of this name in an answer of `sacct --parsable2 --noheader --duplicates`."""
-    found = []
+    starts = []
     for line in text.splitlines():
         cells = line.split("|")
         if len(cells) != 7 or cells[1] != name or not cells[5].isdigit():
             continue
         job, _, state, eligible, start, elapsed, resources = cells
-        found.append(
+        starts.append(
             JobUsage(
                 job,
                 name,
@@ -123,7 +123,7 @@ def read_sacct(text: str, name: str) -> list[JobUsage]:
                 _gpus(resources),
             )
         )
-    return found
+    return starts
 
 
 def read_config(text: str) -> dict[str, str]:
@@ -145,10 +145,10 @@ def read_partition(text: str) -> dict[str, str]:
 
 def minutes_of(limit: str) -> float | None:
     """A time limit as SLURM writes it ([days-]hours:minutes:seconds) in minutes; None for none."""
-    found = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
-    if found is None:
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if match is None:
         return None
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return days * 1440 + hours * 60 + minutes + seconds / 60
 
 
@@ -185,5 +185,5 @@ def _between(earlier: str, later: str) -> float:
 
 
 def _gpus(resources: str) -> int:
-    found = re.search(r"gres/gpu=(\d+)", resources)
-    return int(found.group(1)) if found else 0
+    match = re.search(r"gres/gpu=(\d+)", resources)
+    return int(match.group(1)) if match else 0

@@ -1,4 +1,4 @@
-"""One node's part of a Ray cluster that SLURM lends: its folder, its ports, its processes, its end.
+"""One node's part of a Ray cluster on SLURM: its folder, its ports, its processes, their end.
 
 A shared node has other users and other Rays on it. So every port is probed here and now, outside the ranges from
 which Ray's workers and the kernel draw theirs; every address is explicit; the folder is short, private and our own;
@@ -165,7 +165,7 @@ class Node:
         return self.listens(address) or self.fell()
 
     def last_words(self) -> str:
-        """The end of what `ray start` printed."""
+        """The last lines that `ray start` printed."""
         with suppress(OSError):
             return (self.folder / "ray.log").read_text(errors="replace")[-2000:]
         return ""
@@ -215,16 +215,16 @@ def free_ports(
     """
     candidates = list(ports)
     (chance or random.SystemRandom()).shuffle(candidates)
-    found: list[int] = []
+    free: list[int] = []
     for port in candidates:
-        if len(found) == count:
-            return found
+        if len(free) == count:
+            return free
         with socket.socket() as probe, suppress(OSError):
             probe.bind((address, port))
-            found.append(port)
-    if len(found) < count:
-        raise OSError(f"only {len(found)} of {count} ports from {ports[0]} to {ports[-1]} are free on {address}")
-    return found
+            free.append(port)
+    if len(free) < count:
+        raise OSError(f"only {len(free)} of {count} ports from {ports[0]} to {ports[-1]} are free on {address}")
+    return free
 
 
 def address_of(interface: str | None) -> str:
@@ -236,9 +236,9 @@ def address_of(interface: str | None) -> str:
     if interface is not None:
         return _address_of_interface(interface)
     with suppress(OSError):
-        found = socket.gethostbyname(socket.gethostname())
-        if not found.startswith("127."):
-            return found
+        address = socket.gethostbyname(socket.gethostname())
+        if not address.startswith("127."):
+            return address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
         probe.connect(("192.0.2.1", 9))  # sends nothing; the kernel only chooses the way out
         return str(probe.getsockname()[0])

@@ -1,4 +1,4 @@
-"""Where the SLURM jobs of one run meet: a private folder that all nodes see.
+"""The folder in which the SLURM jobs of one run meet: private, and visible from all nodes.
 
 The head says in `head.json` where it listens and in which versions it speaks, and touches the file while it lives;
 workers read it, and leave when it stays untouched. That is a signal and not a clock: nobody compares times of two
@@ -6,7 +6,7 @@ machines, a worker only looks whether the file changed since it looked last. The
 folder that is 0700; only its path ever travels. And so does a copy of the code, because jobs wait in a queue and come
 back from it: they run what was submitted, whatever has been edited since.
 
-This class is the one that knows what the files are called.
+`RunFolder` alone knows what the files are called.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALL_WORKERS = "all"
 
 @dataclass(frozen=True)
 class Head:
-    """What the head says of itself."""
+    """The head's address and versions, as it announces them."""
 
     address: str
     """Of Ray's GCS, as `host:port`."""
@@ -63,48 +63,48 @@ class RunFolder:
 
     @property
     def head_file(self) -> Path:
-        """Where the head says where it is."""
+        """The file in which the head announces itself."""
         return self.folder / "head.json"
 
     @property
     def order_file(self) -> Path:
-        """What the head is to do."""
+        """The file with the order of the run."""
         return self.folder / "order.json"
 
     @classmethod
     def make(cls, folder: Path, order: Mapping[str, Any]) -> RunFolder:
-        """A new folder with a fresh token, a copy of the code, and the order of the run.
+        """Make a folder with a fresh token, a copy of the code, and the order of the run.
 
         Raises:
             BadInput: others may look into the folder.
         """
-        made = cls(folder)
-        for path in (folder, made.jobs, made.refusals, made.dismissals):
+        run_folder = cls(folder)
+        for path in (folder, run_folder.jobs, run_folder.refusals, run_folder.dismissals):
             path.mkdir(mode=0o700, parents=True, exist_ok=path == folder)
         mode = stat.S_IMODE(folder.stat().st_mode)
         if mode & 0o077:
             raise BadInput("shared folder", "mode", f"{mode:o}", f"make {folder} private: chmod 700")
-        write_file(made.token, secrets.token_hex(32).encode())
+        write_file(run_folder.token, secrets.token_hex(32).encode())
         for package in SOURCES:
-            shutil.copytree(CODE / package, made.code / package, ignore=shutil.ignore_patterns("__pycache__"))
-        replace_file(made.order_file, json.dumps(order, indent=2))
-        return made
+            shutil.copytree(CODE / package, run_folder.code / package, ignore=shutil.ignore_patterns("__pycache__"))
+        replace_file(run_folder.order_file, json.dumps(order, indent=2))
+        return run_folder
 
     def order(self) -> dict[str, Any]:
-        """What the head is to do."""
+        """Read the order: what the run is to do, on which cluster, in which store."""
         document: dict[str, Any] = json.loads(self.order_file.read_text(encoding="utf-8"))
         return document
 
     def announce(self, head: Head) -> None:
-        """Say where the head is."""
+        """Let the workers know where the head is."""
         replace_file(self.head_file, json.dumps(asdict(head)))
 
     def heartbeat(self) -> None:
-        """Show that the head lives."""
+        """Touch the head's file: a sign of life for the workers."""
         os.utime(self.head_file)
 
     def withdraw(self) -> None:
-        """Say that there is no head any more."""
+        """Remove the announcement: there is no head any more."""
         self.head_file.unlink(missing_ok=True)
 
     def head(self) -> tuple[Head, int] | None:
@@ -127,7 +127,7 @@ class RunFolder:
         (self.dismissals / job).touch(0o600)
 
     def reopen(self) -> None:
-        """A new head needs workers again, though an earlier one sent all home."""
+        """Take the dismissal of all workers back: a new head needs them again."""
         (self.dismissals / ALL_WORKERS).unlink(missing_ok=True)
 
     def dismissed(self, job: str) -> bool:
@@ -140,9 +140,9 @@ class RunFolder:
         return self.folder / "refused"
 
     def refuse(self, job: str, why: str) -> None:
-        """Say why a worker does not start."""
+        """Leave the reason why a worker does not start."""
         replace_file(self.refusals / f"{job}.txt", why)
 
     def refused(self) -> dict[str, str]:
-        """By SLURM job: why workers did not start."""
+        """The reasons of the workers that did not start, by SLURM job."""
         return {path.stem: path.read_text(encoding="utf-8") for path in sorted(self.refusals.glob("*.txt"))}

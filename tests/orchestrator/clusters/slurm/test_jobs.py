@@ -258,7 +258,7 @@ def test_a_queue_that_does_not_answer_does_not_end_a_follower(
 
         return wait
 
-    monkeypatch.setattr(follow._Watch, "wait", count(follow._Watch.wait))  # type: ignore[arg-type]
+    monkeypatch.setattr(follow._HeadWatch, "wait", count(follow._HeadWatch.wait))  # type: ignore[arg-type]
     assert follow.follow(store, run, lambda text: None)["exit"] == 0
     assert rounds[0] >= 3 and len(programs.calls("squeue")) >= 3
 
