@@ -46,12 +46,18 @@ class Lineage:
     experiment: Experiment
     arm: Arm
     facts: Facts
-    resolved: Resolved
+    stages: tuple[Resolved, ...]
+    """The recipe of each stage."""
     plan: Plan
 
     @property
+    def resolved(self) -> Resolved:
+        """The recipe of the first stage, which has the numbers that all stages share."""
+        return self.stages[0]
+
+    @property
     def recipe(self) -> Recipe:
-        """The arm's numbers."""
+        """The numbers that all stages share."""
         return self.resolved.recipe
 
     def select(self, data: str, seed: int, index: int) -> str:
@@ -80,7 +86,8 @@ class Lineage:
         return sets
 
     def _experts(self, data: str, stage: int, sets: list[str], before: list[str], seed: int) -> list[str]:
-        numbers = self.recipe.experts
+        resolved = self.stages[stage - 1]
+        numbers = resolved.recipe.experts
         if numbers is None:
             return []
         real = numbers.real
@@ -100,7 +107,7 @@ class Lineage:
             )
             parents = {"dataset": [data], "chain": before[number : number + 1], "sets": sets}
             parents["forgetting"] = self._partition_scores(data, seed)
-            batches.append(self._add(spec, parents))
+            batches.append(self._add(spec, parents, resolved))
         return batches
 
     def _partition_scores(self, data: str, seed: int) -> list[str]:
@@ -150,11 +157,12 @@ class Lineage:
 
     def _resolved_for(self, stage: int) -> Resolved:
         """The recipe of one stage: without transition its matching starts later on the first stage's experts."""
-        if self.arm.transition or self.recipe.experts is None or stage == 1:
-            return self.resolved
-        assert self.recipe.distil is not None
-        span = self.recipe.distil.settings["max_start_epoch"]
-        return self.resolved.changed(
+        resolved = self.stages[stage - 1]
+        if self.arm.transition or resolved.recipe.experts is None or stage == 1:
+            return resolved
+        assert resolved.recipe.distil is not None
+        span = resolved.recipe.distil.settings["max_start_epoch"]
+        return resolved.changed(
             "ours: stage i starts in [(i-1) T, i T) without transition (facts 5.6)",
             {
                 "distil.settings.min_start_epoch": (stage - 1) * span,
@@ -163,7 +171,7 @@ class Lineage:
         )
 
     def _transition(self, stage: int) -> TransitionSpec | None:
-        return self.recipe.transition if stage > 1 and self.arm.transition else None
+        return self.stages[stage - 1].recipe.transition if stage > 1 and self.arm.transition else None
 
     def _partition(self, stage: int) -> tuple[int, int] | None:
         if self.arm.partition is None:
@@ -188,8 +196,9 @@ class Lineage:
         spec = EvaluateSpec(
             mode=mode,
             network=network,
-            training=self.recipe.evaluate.training(prefix),
+            training=self.recipe.evaluate.training(prefix, mode),
             start="expert" if stored else "random",
+            best_of=self.recipe.evaluate.best_of,
             phases=phases,
             index=index,
             seed=seed,

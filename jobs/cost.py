@@ -308,18 +308,28 @@ def _judging(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
     return _fit(spec.network, spec.choice.training, union, job, graph).times(candidates * spec.choice.networks)
 
 
+def image_visits(job: Job, graph: Graph) -> int:
+    """How many training images, counted once for every pass over them, an evaluated network sees in all its links."""
+    assert isinstance(job.spec, EvaluateSpec)
+    training = job.spec.training
+    return sum(_trained_on(job.spec, job, graph)) * (training.epochs + training.extra_epoch)
+
+
 def _links(spec: EvaluateSpec, job: Job, graph: Graph) -> Effort:
-    """Stage by stage; in class-incremental learning a stage has the sets of that stage from every phase."""
+    fits = (_fit(spec.network, spec.training, images, job, graph) for images in _trained_on(spec, job, graph))
+    return sum(fits, Effort(0.0))
+
+
+def _trained_on(spec: EvaluateSpec, job: Job, graph: Graph) -> list[int]:
+    """Training images of each link; in class-incremental learning a stage has its sets from every phase."""
     by_set, phases = _set_sizes(job, graph), max(1, len(spec.phases))
     stages = len(by_set) // phases
     sizes = [sum(by_set[stage::stages]) for stage in range(stages)]
-    trained_on = {
+    return {
         "union": [sum(sizes)],
         "sequential": sizes,
         "progressive": list(itertools.accumulate(sizes)),
     }[spec.mode]
-    fits = (_fit(spec.network, spec.training, images, job, graph) for images in trained_on)
-    return sum(fits, Effort(0.0))
 
 
 def _fit(network: NetworkSpec, training: SgdSpec, images: int, job: Job, graph: Graph) -> Effort:

@@ -20,7 +20,7 @@ from jobs.arm_jobs import Lineage, Phases
 from jobs.errors import BadInput
 from jobs.experiment import SELECTIONS, Arm, Cell, ClassIncremental, Experiment, Plan
 from jobs.facts import Facts, deepest_convnet
-from jobs.recipe import Recipe, Resolved, Setting, flat, resolve
+from jobs.recipe import Recipe, Resolved, Setting, flat, resolve, varies_by_stage
 from jobs.specs import Architecture, Mode
 
 
@@ -34,7 +34,7 @@ def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None =
     if facts.height != facts.width:
         raise BadInput(place, "dataset", f"{facts.height}x{facts.width}", "crop or pad the images to squares")
     lineages = [
-        Lineage(experiment, arm, facts, _numbers(experiment, arm, f"arms.{number}", facts, place), plan)
+        Lineage(experiment, arm, facts, _stages(experiment, arm, f"arms.{number}", facts, place), plan)
         for number, arm in enumerate(experiment.arms)
     ]
     for number, lineage in enumerate(lineages):
@@ -51,15 +51,24 @@ def class_order(classes: int, phases: int, order: int) -> Phases:
     return tuple(tuple(sorted(map(int, group))) for group in shuffled)
 
 
-def _numbers(experiment: Experiment, arm: Arm, path: str, facts: Facts, place: str) -> Resolved:
-    """The recipe of an arm with the numbers that its own fields imply."""
+def _stages(experiment: Experiment, arm: Arm, path: str, facts: Facts, place: str) -> tuple[Resolved, ...]:
+    """The recipe of an arm for each of its stages; one recipe for all where it does not tell them apart."""
+    differ = range(1, arm.stages + 1) if varies_by_stage(arm.method) else (1,)
+    recipes = tuple(_numbers(experiment, arm, stage, path, facts, place) for stage in differ)
+    return recipes if len(recipes) == arm.stages else recipes * arm.stages
+
+
+def _numbers(experiment: Experiment, arm: Arm, stage: int, path: str, facts: Facts, place: str) -> Resolved:
+    """The recipe of a stage of an arm with the numbers that the arm's own fields imply."""
     setting = Setting(
         scale=experiment.scale,
         dataset=experiment.dataset_name(facts),
         size=facts.height,
         stages=arm.stages,
         ipc_per_stage=arm.ipc_per_stage or 0,
+        stage=stage,
         protocol=arm.protocol,
+        class_incremental=arm.class_incremental is not None,
     )
     borrowed = {"scores": "forgetting"} if arm.partition is not None else None
     resolved = resolve(arm.method, setting, arm.set, place, experiment.set, borrowed)

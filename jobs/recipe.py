@@ -6,6 +6,10 @@ the published numbers, the reductions for two cores, and the choices that are ou
 be printed with their origin (`pdd explain`). Recipes hold numbers, never code. A source that says "facts 5.1" is that
 paragraph of docs/facts.md.
 
+An entry of `when` is a value, a list of values, or bounds (`{at_least: 2, at_most: 5}`). With `stage` a layer gives a
+number to some stages only. A published setting may be the nearest one for settings that were never published: its layer
+names those under `also`, which replaces entries of its `when`, and its sources then read "ours: as published for …".
+
 Beside its layers a file may name a `base`, the recipe whose layers come before its own, and a `method`, the class
 (`package.module:Class`) of a base method that lives outside of `workers.methods`.
 """
@@ -34,6 +38,8 @@ from jobs.specs import (
     Frozen,
     ImageOptimiserSpec,
     Init,
+    Mode,
+    MomentumAtDrop,
     NetworkSpec,
     NeverLearned,
     NonNegative,
@@ -48,6 +54,8 @@ Scale = Literal["paper", "small", "tiny"]
 Protocol = Literal["published", "augmented"]
 """How a selection baseline is evaluated: as the printed rows were, or augmented as the distilled rows beside them."""
 FOLDER = Path(__file__).parent / "recipes"
+SHARED = FOLDER / "shared"
+"""Files of layers that come after those of every method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +68,10 @@ class Setting:
     """Height of the images in pixels."""
     stages: int = 1
     ipc_per_stage: int = 0
+    stage: int = 1
+    """The stage whose numbers are asked for, 1-based; see `varies_by_stage`."""
     protocol: Protocol = "published"
+    class_incremental: bool = False
 
     @property
     def progressive(self) -> bool:
@@ -68,10 +79,16 @@ class Setting:
         return self.stages > 1
 
     def matches(self, when: Mapping[str, Any]) -> bool:
-        """Whether every asked field has the asked value, or one of a list of them."""
-        return all(
-            getattr(self, name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in when.items()
-        )
+        """Whether every field in `when` has the value there, one of a list of values, or one within bounds."""
+        return all(_is_wanted(getattr(self, name), wanted) for name, wanted in when.items())
+
+
+def _is_wanted(value: Any, wanted: Any) -> bool:
+    """Whether a field's value is the wanted one, in the wanted list, or within `{at_least: …, at_most: …}`."""
+    if isinstance(wanted, Mapping):
+        lowest, highest = wanted.get("at_least", value), wanted.get("at_most", value)
+        return bool(lowest <= value <= highest)
+    return value in (wanted if isinstance(wanted, list) else [wanted])
 
 
 class DatasetNumbers(Frozen):
@@ -129,13 +146,16 @@ class EvaluateNumbers(Frozen):
     """How a network is trained on the sets.
 
     Exactly one of `epochs` (of every stage) and `epochs_total` (the paper's int(total / (p + 1)) for a prefix
-    of p stages, section 5.1) is given. `networks` says which network an architecture's name stands for: another size
-    at reduced scale, or the IDC family's for a method whose ResNets are those. `start` is about the architecture that
-    was distilled with; others always start from random weights.
+    of p stages, section 5.1) is given. A network that is trained on the union at once, or on each set in turn, is
+    trained as one stage is, or for `epochs_alone` (Table 3; facts 6.3). `networks` says which network an architecture's
+    name stands for: another size at reduced scale, or the IDC family's for a method whose ResNets are those. `start` is
+    about the architecture that was distilled with; others always start from random weights. `best_of` is the number of
+    tests of which `jobs.specs.EvaluateSpec` takes the best.
     """
 
     epochs: Count | None = None
     epochs_total: Count | None = None
+    epochs_alone: Count | None = None
     lr: Positive | None = None
     momentum: Fraction = 0.9
     weight_decay: NonNegative = 5e-4
@@ -145,14 +165,23 @@ class EvaluateNumbers(Frozen):
     cutmix: Fraction = 0.0
     drop: Drop = "half"
     extra_epoch: bool = False
+    momentum_at_drop: MomentumAtDrop = "kept"
+    best_of: Count = 1
     start: Start = "random"
     networks: dict[str, NetworkSpec] = {}
 
-    def training(self, prefix: int) -> SgdSpec:
-        """The SGD numbers of every link when a prefix of `prefix` stages is evaluated."""
-        epochs = self.epochs if self.epochs is not None else int((self.epochs_total or 0) / (prefix + 1))
-        shared = self.model_dump(exclude={"epochs", "epochs_total", "start", "networks"})
-        return SgdSpec(epochs=max(1, epochs), **shared)
+    def training(self, prefix: int, mode: Mode = "progressive") -> SgdSpec:
+        """The SGD numbers of every link when a prefix of `prefix` stages is evaluated in a mode."""
+        shared = self.model_dump(include=set(SgdSpec.model_fields) - {"epochs"})
+        return SgdSpec(epochs=max(1, self._epochs(prefix, mode)), **shared)
+
+    def _epochs(self, prefix: int, mode: Mode) -> int:
+        """Epochs of a link; outside of `progressive` a link is like the only one of a single stage."""
+        if mode != "progressive" and self.epochs_alone is not None:
+            return self.epochs_alone
+        if self.epochs is not None:
+            return self.epochs
+        return (self.epochs_total or 0) // ((prefix if mode == "progressive" else 1) + 1)
 
 
 class Recipe(Frozen):
@@ -206,6 +235,11 @@ def class_of(method: str) -> str:
     return named
 
 
+def varies_by_stage(method: str) -> bool:
+    """Whether a method's recipe has numbers for some stages only."""
+    return any("stage" in layer.when for layer in _layers(method))
+
+
 def resolve(
     method: str,
     setting: Setting,
@@ -236,7 +270,7 @@ def resolve(
         raise BadInput(place, "protocol", setting.protocol, fix)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    _lay(layers, setting, values, sources)
+    _lay([*layers, *_shared_layers()], setting, values, sources)
     for section, lender in (borrowed or {}).items():
         _lay(_layers(lender), setting, values, sources, section)
     if is_file(method) and "distil" not in values:
@@ -265,18 +299,36 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 class _Layer(Frozen):
-    """Numbers for the settings that match `when`."""
+    """Numbers for the settings that match `when`, or `when` with the entries of `also` in the place of its own."""
 
     when: dict[str, Any] = {}
+    also: dict[str, Any] = {}
     set: Annotated[dict[str, Any], Field(min_length=1)]
 
-    @field_validator("when")
+    @field_validator("when", "also")
     @classmethod
     def _can_be_answered(cls, when: dict[str, Any]) -> dict[str, Any]:
         known = [*Setting.__dataclass_fields__, "progressive"]
         if unknown := set(when) - set(known):
-            raise PydanticCustomError("when", "no setting has {unknown}; known: {known}", _said(unknown, known))
+            raise PydanticCustomError("when", "no setting has {unknown}; known: {known}", _unknown(unknown, known))
+        for name, wanted in when.items():
+            if isinstance(wanted, Mapping) and not (wanted and set(wanted) <= {"at_least", "at_most"}):
+                raise PydanticCustomError(
+                    "when", "write {name} as a value, a list, or bounds: at_least, at_most", {"name": name}
+                )
         return when
+
+    def numbers(self, setting: Setting) -> Iterator[tuple[str, Any, str]]:
+        """Path, value and source of every number that the layer has for a setting; none if it does not apply."""
+        published = setting.matches(self.when)
+        if published or (self.also and setting.matches(self.when | self.also)):
+            for path, (value, source) in flat(self.set):
+                yield path, value, source if published else self._nearest(source)
+
+    def _nearest(self, source: str) -> str:
+        """The source of a number that was published for another setting, the nearest one."""
+        where = ", ".join(f"{name} {self.when[name]}" for name in self.also if name in self.when)
+        return f"ours: as published for {where} ({source})"
 
     @field_validator("set")
     @classmethod
@@ -313,7 +365,14 @@ def _layers(method: str) -> list[_Layer]:
     return [*(_layers(file.base) if file.base else []), *file.layers]
 
 
-def _said(unknown: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+@cache
+def _shared_layers() -> tuple[_Layer, ...]:
+    """The layers that come after those of every method."""
+    paths = sorted(SHARED.glob("*.yaml"))
+    return tuple(layer for path in paths for layer in validate(_File, read_yaml(path), path.name).layers)
+
+
+def _unknown(unknown: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     return {"unknown": ", ".join(sorted(unknown)), "known": ", ".join(known)}
 
 
@@ -326,10 +385,9 @@ def _lay(
 ) -> None:
     """Put the numbers of all layers that apply over each other; of one section only, if it is named."""
     for layer in layers:
-        if setting.matches(layer.when):
-            for path, (value, source) in flat(layer.set):
-                if section is None or path.split(".")[0] == section:
-                    _put(values, sources, path, deepcopy(value), source)
+        for path, value, source in layer.numbers(setting):
+            if section is None or path.split(".")[0] == section:
+                _put(values, sources, path, deepcopy(value), source)
 
 
 def _put(values: dict[str, Any], sources: dict[str, str], path: str, value: Any, source: str) -> None:

@@ -42,6 +42,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Init = Literal["real", "noise", "centroids"]
 """New images start as random real ones, as noise, or as the real ones nearest to the centroids of k-means (DREAM)."""
 Drop = Literal["none", "half", "thirds"]
+MomentumAtDrop = Literal["kept", "reset"]
+"""Whether SGD's momentum outlives a drop of the learning rate, as in PDD's code, or starts anew with a new optimiser,
+as in that of DC, DSA, DM, CAFE and MTT (facts 4.3)."""
 Rule = Literal["random", "herding", "k_center", "forgetting"]
 NeverLearned = Literal["zero", "epochs"]
 """How often an image that was never right counts as forgotten: never, which is the paper's own wording (no right, so no
@@ -133,7 +136,7 @@ class SgdSpec(Frozen):
     `cutmix` is the probability of mixing a batch, after the augmentation.
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"family", "cutmix"})
+    later: ClassVar[frozenset[str]] = frozenset({"family", "cutmix", "momentum_at_drop"})
 
     epochs: Count
     lr: Positive | None = None
@@ -145,6 +148,7 @@ class SgdSpec(Frozen):
     cutmix: Fraction = 0.0
     drop: Drop = "none"
     extra_epoch: bool = False
+    momentum_at_drop: MomentumAtDrop = "kept"
 
 
 class Spec(Frozen):
@@ -304,12 +308,17 @@ class ImageOptimiserSpec(Frozen):
 class ChoiceSpec(Frozen):
     """Which iterate of a stage is kept: the best on the held-out split, the last, or, by name, on test.
 
-    `test` repeats the reference's choice on the test split (facts 4.3, a leak) and is never a default.
+    `test` repeats the reference's choice on the test split (facts 4.3, a leak) and is never a default. Candidates are
+    the iterates after `every` iterations, twice as many, and so on, and the last one. With `initial_not_final` they are
+    the initial images, those after `every` iterations, and so on, but not the last one, as in PDD's code (facts 5.4).
     """
+
+    later: ClassVar[frozenset[str]] = frozenset({"initial_not_final"})
 
     by: Choice = "validation"
     every: Count = 100
     networks: Count = 5
+    initial_not_final: bool = False
     training: SgdSpec | None = None
     """How a candidate's networks are trained; not needed for `last`."""
 
@@ -317,6 +326,10 @@ class ChoiceSpec(Frozen):
     def _a_contest_needs_training(self) -> ChoiceSpec:
         if self.by != "last" and self.training is None:
             raise PydanticCustomError("training", "give choice.training, or choose the last iterate (by: last)")
+        if self.by == "last" and self.initial_not_final:
+            raise PydanticCustomError(
+                "initial", "initial_not_final leaves the last iterate out; leave it or by: last out"
+            )
         return self
 
 
@@ -368,16 +381,20 @@ class EvaluateSpec(Spec):
     `training.epochs` counts the epochs of every link. `lr` of None uses each stage's learned step size. In
     class-incremental learning (Table 7) `phases` holds the classes of each phase so far: the sets come phase by phase,
     their labels count inside their phase, and only test images of these classes are asked about.
+
+    With `best_of` above 1 the test split is looked at so many times during the last link, at even distances, and the
+    best accuracy is the result, as IDC and DREAM report it (facts 6.1): a choice on test images, never a default.
     """
 
     kind: ClassVar[Kind] = "evaluate"
     version: ClassVar[int] = 1
-    later: ClassVar[frozenset[str]] = frozenset({"start", "phases"})
+    later: ClassVar[frozenset[str]] = frozenset({"start", "phases", "best_of"})
 
     mode: Mode = "progressive"
     network: NetworkSpec
     training: SgdSpec
     start: Start = "random"
+    best_of: Count = 1
     phases: Annotated[tuple[Classes, ...], Field(strict=False)] = ()
     index: Index
     seed: Index = 0

@@ -285,12 +285,12 @@ class _Filler:
         published, data = file.number(row, column), self.under.of(request.dataset)
         if data.absent and not self.under.allow_missing_data:
             return TableCell(row, column, published, None, data.absent)
-        arm = self.fitted(arm, data, file.name, notes)
         if arm.partition is not None and self.under.scale != "paper":
             notes.append(
                 f"At this scale the partitions are the {LEVELS} equal parts of each class by rank of the score."
             )
         try:
+            arm = self.fitted(arm, data, file.name, notes)
             cell = self.cell(file, request, arm, data)
         except BadInput as error:
             return TableCell(row, column, published, None, f"{error.field}: {error.fix}")
@@ -358,6 +358,7 @@ class _Filler:
             stages=arm.stages,
             ipc_per_stage=ipc_per_stage,
             protocol=arm.protocol,
+            class_incremental=arm.class_incremental is not None,
         )
         return resolve(arm.method, setting, arm.set, name, REDUCED.get(self.under.scale)).recipe
 

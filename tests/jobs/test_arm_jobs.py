@@ -43,7 +43,7 @@ def test_both_protocols_of_a_selection_share_the_images_and_differ_in_how_networ
     plan = plan_of(arm, {**arm, "protocol": "augmented"})
     assert len(specs(plan, SelectSpec)) == 1
     plain, augmented = (spec.training for spec in specs(plan, EvaluateSpec))
-    assert (plain.augmentation, augmented.augmentation) == ("none", "color_crop_cutout_flip_scale_rotate")
+    assert (plain.augmentation, augmented.augmentation) == ("none", "color_crop_cutout_scale_rotate")
     assert augmented.family == "dc"
     assert [cell.method for cell in plan.cells] == ["Random", "Random (augmented)"]
 

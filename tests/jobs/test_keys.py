@@ -61,6 +61,7 @@ TRAININGS: list[Any] = [
         {"cutmix": 0.5},
         {"drop": "half"},
         {"extra_epoch": True},
+        {"momentum_at_drop": "reset"},
     )
 ]
 CHANGES: dict[Kind, dict[str, list[Any]]] = {
@@ -123,6 +124,7 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
             {"training": SGD, "by": "test"},
             {"training": SGD, "every": 5},
             {"training": SGD, "networks": 1},
+            {"training": SGD, "initial_not_final": True},
         ],
         "settings": [{"syn_steps": 4, "lr_step_size": 1e-5}, {"syn_steps": 3}, {}],
         "seed": [1],
@@ -132,6 +134,7 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
         "network": NETWORKS,
         "training": TRAININGS,
         "start": ["expert"],
+        "best_of": [4],
         "phases": [((0, 1),), ((0,), (1,))],
         "index": [1],
         "seed": [1],

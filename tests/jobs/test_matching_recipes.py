@@ -163,7 +163,7 @@ def test_the_last_set_counts_and_nothing_is_reused_at_the_paper_s_scale(method: 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dataset", NAMES)
 def test_a_source_names_where_a_number_comes_from(method: str, dataset: str) -> None:
-    known = r"(P \d|PDD|DC|DSA|IDC|DREAM|ours:|replaced)"
+    known = r"(P A?\d|PDD|DC|DSA|IDC|DREAM|ours:|replaced)"
     for stages, ipc in ((1, 10), (5, 2)):
         sources = resolve(method, setting(dataset, stages, ipc), {}, "x").sources
         assert {path: said for path, said in sources.items() if not re.match(known, said)} == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,19 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from jobs.recipe import FOLDER, Recipe, Resolved, Scale, Setting, class_of, flat, methods, resolve
+from jobs.recipe import (
+    FOLDER,
+    Protocol,
+    Recipe,
+    Resolved,
+    Scale,
+    Setting,
+    class_of,
+    flat,
+    methods,
+    resolve,
+    varies_by_stage,
+)
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 IMAGES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}
@@ -57,7 +70,7 @@ def test_every_method_has_numbers_at_every_scale_and_each_has_a_source(method: s
 @pytest.mark.parametrize("method", methods())
 def test_a_layer_asks_only_what_a_setting_can_answer(method: str) -> None:
     for layer in yaml.safe_load((FOLDER / f"{method}.yaml").read_text())["layers"]:
-        assert set(layer) == {"when", "set"}
+        assert {"when", "set"} <= set(layer) <= {"when", "also", "set"}
         setting().matches(layer["when"])
 
 
@@ -127,6 +140,7 @@ def test_a_recipe_outside_the_package_adds_its_layers_to_those_of_its_base(tmp_p
         ("layers:", "layer:", "layers is None: required"),
         ("[5, mine]", "5", "write distil.iterations as [value, source]"),
         ("when: {}", "when: {colour: red}", "no setting has colour; known: scale, dataset,"),
+        ("when: {}", "when: {stages: {from: 2}}", "write stages as a value, a list, or bounds"),
         ("when: {}", "when: {scale: paper}", "no layer sets a distil section"),
     ],
 )
@@ -154,9 +168,61 @@ def test_every_selection_is_evaluated_by_the_same_two_protocols(method: str) -> 
         )
 
 
-def test_digits_are_not_mirrored_under_the_augmented_protocol() -> None:
-    asked = Setting(scale="paper", dataset="mnist", size=28, protocol="augmented")
-    assert "flip" not in resolve("random", asked, {}, "x").recipe.evaluate.augmentation
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("dataset", ["mnist", "svhn", "digits"])
+def test_digits_are_never_mirrored(method: str, dataset: str) -> None:
+    """A mirrored 2 is no 2: not in experts, scores, links, matching or evaluation, in no protocol, at no scale."""
+    protocols = get_args(Protocol) if method in ("random", "herding", "k_center", "forgetting") else ("published",)
+    for scale, protocol, phases in product(get_args(Scale), protocols, (False, True)):
+        asked = Setting(
+            scale=scale, dataset=dataset, size=28, protocol=protocol, ipc_per_stage=10, class_incremental=phases
+        )
+        recipe = resolve(method, asked, {}, "x").recipe.model_dump()
+        assert [path for path, value in flat(recipe) if "flip" in str(value)] == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "matches"),
+    [
+        ({"ipc_per_stage": 10}, "published"),
+        ({"ipc_per_stage": 9}, "nearest"),
+        ({"ipc_per_stage": 12}, "nearest"),
+        ({"ipc_per_stage": 13}, None),
+        ({"ipc_per_stage": 10, "stages": 2}, None),
+    ],
+)
+def test_a_published_setting_serves_those_for_which_it_is_the_nearest_and_its_sources_say_so(
+    tmp_path: Path, numbers: dict[str, int], matches: str | None
+) -> None:
+    layer = """
+  - when: {ipc_per_stage: 10, stages: 1}
+    also: {ipc_per_stage: {at_least: 8, at_most: 12}}
+    set: {distil: {iterations: [7, DC]}}
+"""
+    file = tmp_path / "toy.yaml"
+    file.write_text(TOY + layer)
+    asked = Setting(**{"scale": "tiny", "dataset": "digits", "size": 8, **numbers})  # type: ignore[arg-type]
+    resolved = resolve(str(file), asked, {}, "mine.yaml")
+    source = {"published": "DC", "nearest": "ours: as published for ipc_per_stage 10 (DC)", None: "mine"}[matches]
+    assert resolved.sources["distil.iterations"] == source
+    assert resolved.recipe.distil is not None and resolved.recipe.distil.iterations == (5 if matches is None else 7)
+
+
+def test_a_layer_may_be_about_some_stages_only_and_the_users_number_still_wins(tmp_path: Path) -> None:
+    file = tmp_path / "toy.yaml"
+    file.write_text(TOY + "\n  - when: {stage: {at_least: 2}}\n    set: {distil: {iterations: [7, mine]}}\n")
+    assert varies_by_stage(str(file)) and not varies_by_stage("dc")
+    for stage, ours in ((1, 5), (2, 7), (3, 7)):
+        asked = Setting(scale="tiny", dataset="digits", size=8, stages=3, stage=stage)
+        for overrides, iterations in (({}, ours), ({"distil.iterations": 9}, 9)):
+            distil = resolve(str(file), asked, overrides, "mine.yaml").recipe.distil
+            assert distil is not None and distil.iterations == iterations
+
+
+def test_full_data_is_trained_as_the_method_whose_training_reaches_the_printed_number(facts: dict[str, Any]) -> None:
+    ours, published = resolve("full", setting("paper", "cifar10"), {}, "x").recipe.evaluate, facts["IDC"]["eval"]
+    assert (ours.augmentation, ours.cutmix, ours.family) == (published["aug"], published["mix_prob"], "idc")
+    assert (ours.lr, ours.batch_size, ours.drop) == (published["lr"], published["batch_size"], "thirds")
 
 
 def test_a_method_with_one_way_of_evaluation_has_no_protocols() -> None:
@@ -495,10 +561,15 @@ def test_departure_later_experts_leave_out_the_two_epochs_that_nothing_reads(
     assert recipe.experts.later_epochs == last_target <= recipe.experts.real.epochs
 
 
-def test_departure_one_image_a_stage_keeps_its_step_size_rate_in_later_stages(facts: dict[str, Any]) -> None:
-    recipe = paper("cifar10", 5, 1)
-    assert facts["PDD+MTT"]["lr_lr_at_one_image_a_stage"]["CIFAR-10"]["from_stage_2"] == 1e-5
-    assert recipe.distil is not None and recipe.distil.settings["lr_step_size"] == 1e-7
+def test_with_one_image_a_stage_the_step_size_s_rate_rises_from_stage_2_on(facts: dict[str, Any]) -> None:
+    published = facts["PDD+MTT"]["lr_lr_at_one_image_a_stage"]["CIFAR-10"]["from_stage_2"]
+    rates = []
+    for stage in (1, 2, 10):
+        asked = Setting(scale="paper", dataset="cifar10", size=32, stages=10, ipc_per_stage=1, stage=stage)
+        distil = resolve("mtt", asked, {}, "x").recipe.distil
+        assert distil is not None
+        rates.append(distil.settings["lr_step_size"])
+    assert rates == [1e-7, published, published] == [1e-7, 1e-5, 1e-5]
 
 
 def test_a_source_of_the_published_scale_names_where_it_comes_from() -> None:

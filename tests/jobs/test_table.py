@@ -14,11 +14,13 @@ import pytest
 import yaml
 
 from jobs import table as tables
+from jobs.cost import image_visits
 from jobs.errors import BadInput
 from jobs.experiment import DatasetChoice
+from jobs.graph import Job
 from jobs.known import KNOWN, KnownFacts
 from jobs.recipe import Scale
-from jobs.specs import EvaluateSpec
+from jobs.specs import DistilSpec, EvaluateSpec
 from jobs.table import Circumstances, Data, Published, TableCell, TablesPlan, fill, load, walk
 from tests.jobs.conftest import DATA
 
@@ -258,6 +260,74 @@ def test_the_phases_of_table_7_follow_each_other() -> None:
         assert isinstance(spec, EvaluateSpec)
         seen.append(len({label for group in spec.phases for label in group}))
     assert seen == [20, 40, 60, 80, 100]
+
+
+# Each table's cells are trained as the paper, or its code, says.
+
+
+def evaluated(plan: TablesPlan, name: str, row: str, column: str) -> EvaluateSpec:
+    spec = plan.plan.graph[jobs(plan, name, row, column)[0]].spec
+    assert isinstance(spec, EvaluateSpec)
+    return spec
+
+
+@pytest.mark.parametrize("method", ["MTT", "IDC"])
+@pytest.mark.parametrize("stages", [2, 3, 4, 5])
+@pytest.mark.parametrize(("scale", "epochs"), [("paper", 1000), ("small", 120), ("tiny", 4)])
+def test_the_modes_of_table_3_see_as_many_images(scale: Scale, epochs: int, stages: int, method: str) -> None:
+    """Union and sequential are trained 1000 epochs a set, progressive 2000/(P+1) a stage (facts 6.3)."""
+    plan = filled("table3") if scale == "paper" else rehearsed("table3", scale=scale)
+    rows = {mode: f"{stages} stages, {mode}" for mode in "USP"}
+    trained = {mode: evaluated(plan, "table3", row, method).training.epochs for mode, row in rows.items()}
+    assert trained == {"U": epochs, "S": epochs, "P": max(1, 2 * epochs // (stages + 1))}
+    union, sequential, progressive = (
+        image_visits(plan.plan.graph[jobs(plan, "table3", row, method)[0]], plan.plan.graph) for row in rows.values()
+    )
+    assert union == sequential
+    assert progressive == pytest.approx(union, rel=0.01 if scale == "paper" else 0.5)
+
+
+def test_in_table_5_the_rate_of_the_step_size_rises_from_stage_2_on_with_one_image_a_stage() -> None:
+    plan = filled("table5")
+    rates = {
+        column: [job.spec.settings["lr_step_size"] for job in chain(plan, "table5", "PDD+MTT", column)]
+        for column in ("1 x 10", "2 x 5", "5 x 2", "10 x 1")
+    }
+    assert rates == {"1 x 10": [1e-5], "2 x 5": [1e-7] * 2, "5 x 2": [1e-7] * 5, "10 x 1": [1e-7] + [1e-5] * 9}
+    resolved = plan.plan.sources[chain(plan, "table5", "PDD+MTT", "10 x 1")[1].key]
+    assert resolved.sources["distil.settings.lr_step_size"] == "PDD code: from stage 2 on, with one image a stage"
+
+
+def chain(plan: TablesPlan, name: str, row: str, column: str) -> list[Job]:
+    """The stages behind the first network of a cell."""
+    graph = plan.plan.graph
+    behind = graph.ancestors(jobs(plan, name, row, column)[:1])
+    return [job for job in graph if job.key in behind and isinstance(job.spec, DistilSpec)]
+
+
+@pytest.mark.parametrize("scale", ["paper", "small", "tiny"])
+def test_all_rows_of_table_7_are_trained_alike(scale: Scale) -> None:
+    """At the published scale as the setting that the paper cites trains them (facts 5.8)."""
+    plan = filled("table7") if scale == "paper" else rehearsed("table7", scale=scale)
+    rows = ["DSA", "Herding", "MTT", "PDD+MTT"]
+    trainings = [evaluated(plan, "table7", row, "100 classes").training for row in rows]
+    alike = [training.model_dump(exclude={"lr", "epochs"}) for training in trainings]
+    assert alike == [alike[0]] * 4
+    rates = {"paper": 0.01}.get(scale, 0.02)
+    assert [training.lr for training in trainings] == [rates, rates, None, None]  # MTT's are learned with the images
+    visits = [
+        image_visits(plan.plan.graph[jobs(plan, "table7", row, "100 classes")[0]], plan.plan.graph) for row in rows
+    ]
+    assert visits == pytest.approx([visits[0]] * 4, rel=0.01 if scale == "paper" else 0.5)
+    if scale == "paper":
+        assert (trainings[0].epochs, trainings[0].extra_epoch, trainings[0].batch_size) == (1000, True, 256)
+        assert trainings[0].augmentation == "color_crop_cutout_flip_scale_rotate"
+
+
+def test_pdd_around_dc_is_trained_with_the_papers_epochs_a_stage() -> None:
+    plan = filled("tableA8")
+    assert evaluated(plan, "tableA8", "PDD+DC", "50").training.epochs == 333
+    assert evaluated(plan, "tableA8", "DC", "50").training.epochs == 300
 
 
 # What is not there, and what stands in.

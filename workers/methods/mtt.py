@@ -33,7 +33,12 @@ from workers.training.students import augmentation_of
 
 
 class MttSettings(Frozen):
-    """MTT's own numbers. `batch_syn` of None is classes * ipc_per_stage, fixed for all stages (facts 5.3)."""
+    """MTT's own numbers. `batch_syn` of None is classes * ipc_per_stage, fixed for all stages (facts 5.3).
+
+    Inner batches are chunks of a random order of the union, which goes on from one iteration to the next (`carried`),
+    or is drawn `anew` in each, as in the published code (facts 4.2). Candidates are judged by networks that start where
+    the stage's `experts` did, as in PDD's code, or from weights of their own (`random`), as in MTT's (facts 4.3, 5.4).
+    """
 
     syn_steps: Count
     expert_epochs: Count
@@ -47,6 +52,8 @@ class MttSettings(Frozen):
     step_size_clamp: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Largest change of the logarithm in one iteration; `log` only."""
     augmentation: Augmentation = "none"
+    image_order: Literal["carried", "anew"] = "carried"
+    candidates_start: Literal["experts", "random"] = "experts"
     engine: Engine = "unrolled"
 
     @model_validator(mode="after")
@@ -104,8 +111,10 @@ class TrajectoryMatching(Method):
         """The learned step size."""
         return self._step_size.value
 
-    def start(self, number: int) -> Tensor:
+    def start(self, number: int) -> Tensor | None:
         """The start of an expert's trajectory: random in stage 1, the end of its chain later (facts 5.4)."""
+        if self._settings.candidates_start == "random":
+            return None
         return self._experts.parameters(number % len(self._experts), 0)
 
     def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
@@ -127,6 +136,8 @@ class TrajectoryMatching(Method):
         (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
         epoch = int(torch.randint(settings.min_start_epoch, settings.max_start_epoch, (), generator=generator))
         union = pixels.union
+        if settings.image_order == "anew":
+            self._image_order.clear()
         batches = [self._inner_batch(union, generator) for _ in range(settings.syn_steps)]
         return self._match(
             self._student,

@@ -92,6 +92,9 @@ class StageRun:
 
     def step(self) -> None:
         """One iteration, and the judging of the iterate when it is due."""
+        choice = self.spec.choice
+        if choice.initial_not_final and self.iteration % choice.every == 0:
+            self._evaluate_candidate()
         loss = self.method.iterate(self.pixels, self.iteration, self.generator)
         self.iteration += 1
         self.history.loss.append(loss)
@@ -176,8 +179,11 @@ class StageRun:
         return True
 
     def _judging_is_due(self) -> bool:
+        choice = self.spec.choice
+        if choice.initial_not_final:
+            return False
         last = self.iteration == self.spec.iterations
-        return last or (self.spec.choice.by != "last" and self.iteration % self.spec.choice.every == 0)
+        return last or (choice.by != "last" and self.iteration % choice.every == 0)
 
     def _evaluate_candidate(self) -> None:
         """Keep the current iterate if it is as good as the kept one; the last wins without a contest."""

@@ -71,6 +71,7 @@ def fit(
         lr=lr,
         on_epoch=on_epoch,
         correctness=correctness,
+        reset_at_drop=spec.momentum_at_drop == "reset",
     )
 
 

@@ -123,6 +123,7 @@ class Trainer:
         on_epoch: Callable[[int, EpochStats], None] | None = None,
         correctness: bool = False,
         first_epoch: int = 0,
+        reset_at_drop: bool = False,
     ) -> list[EpochStats]:
         """Train through the schedule, or what is left of it.
 
@@ -138,6 +139,7 @@ class Trainer:
                 pass. What it keeps of them it must clone. What it raises ends the run.
             correctness: fill `EpochStats.correct`.
             first_epoch: index of the first pass to make: e + 1, with the state saved in `on_epoch(e, …)`.
+            reset_at_drop: forget the momentum before every pass at which the learning rate drops.
 
         Returns:
             The stats of the passes made, in order.
@@ -156,6 +158,8 @@ class Trainer:
         history = []
         for epoch in range(first_epoch, schedule.epochs):
             rate = self._sgd.param_groups[0]["lr"] = schedule.rate(lr, epoch)
+            if reset_at_drop and epoch in schedule.drops:
+                self.reset_momentum()
             order = torch.randperm(len(images), generator=self.generator).to(images.device)
             batches = torch.split(order, batch_size)
             loss, right = self._epoch(images, labels, batches, augmentation, cutmix_probability)

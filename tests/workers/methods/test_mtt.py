@@ -297,6 +297,18 @@ def test_candidates_start_where_the_trajectories_do_and_go_round(stage: Stage) -
     assert torch.equal(method.start(EXPERTS + 2), snapshot(2, 0, size))
 
 
+def test_candidates_may_start_from_weights_of_their_own_as_in_mtts_code(stage: Stage) -> None:
+    assert TrajectoryMatching(stage, settings(candidates_start="random")).start(1) is None
+
+
+def test_the_order_of_the_union_may_be_drawn_anew_in_every_iteration(stage: Stage) -> None:
+    """Three batches of 3 from 6 images: carried on, the fourth completes the third; drawn anew, it begins a round."""
+    anew = record(stage, 4, pixels(), image_order="anew").batches
+    assert all(sorted(first + second) == list(range(6)) for first, second, _ in anew)
+    carried = record(stage, 4, pixels()).batches
+    assert not all(sorted(first + second) == list(range(6)) for first, second, _ in carried)
+
+
 @pytest.mark.parametrize("form", ["linear", "log"])
 def test_a_method_goes_on_from_its_state_as_if_it_had_never_stopped(stage: Stage, form: str) -> None:
     numbers = settings(step_size_form=form, lr_step_size=1e-3, batch_syn=4, augmentation="crop_flip")

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from jobs.errors import Diverged, Yielded
@@ -244,6 +245,23 @@ def test_the_best_candidate_is_kept_with_its_step_size_a_later_one_on_a_tie(
     curve = pq.read_table(copied.store.path(job.key, HISTORY)).to_pydict()
     assert stored.step_size == extra["step_size"] == curve["step_size"][kept - 1]
     assert curve["candidate_accuracy"] == [None, scores[0], None, scores[1], None, scores[2]]
+
+
+def test_candidates_may_be_the_initial_images_and_never_the_last_ones(
+    copied: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = choosing(copied.job("distil", stage=1), every=2, initial_not_final=True)
+    judged = scripted(monkeypatch, 10.0, 40.0, 30.0)
+    manifest = copied.make(job)
+    assert len(judged) == 3 and manifest.extra["iteration"] == 2
+    assert torch.equal(result(copied.store, job).images, judged[1])
+    start = StageRun(copied.context(job)).pixels.new
+    assert torch.equal(start, judged[0])
+
+
+def test_the_last_iterate_cannot_be_kept_where_it_is_no_candidate(made: Workshop) -> None:
+    with pytest.raises(ValidationError, match="leaves the last iterate out"):
+        choosing(made.job("distil", stage=1), by="last", initial_not_final=True)
 
 
 def test_the_best_candidate_survives_an_interruption(copied: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,18 @@ def test_nothing_but_the_test_split_is_tested_on(made: Workshop, monkeypatch: py
     assert len(tested) == 2 and all(images is made.data().test.images for images in tested)
 
 
+@pytest.mark.parametrize(("best_of", "tests"), [(2, 2), (4, 4)])
+def test_the_best_of_several_tests_of_the_last_link_is_the_result_only_where_it_is_asked_for(
+    made: Workshop, monkeypatch: pytest.MonkeyPatch, best_of: int, tests: int
+) -> None:
+    """As IDC and DREAM report: after 8 epochs of the last link, and before that at even distances."""
+    job = changed(evaluation(made, 2, "progressive"), best_of=best_of)
+    scores, seen = iter([30.0, 70.0, 60.0, 50.0, 40.0]), []
+    monkeypatch.setattr("workers.tasks.evaluate.accuracy", lambda *_: seen.append(next(scores)) or seen[-1])
+    extra = made.make(job).extra
+    assert len(seen) == 1 + tests and extra == {"accuracy": 70.0, "curve": [30.0, 70.0]}
+
+
 # Learning rates
 
 

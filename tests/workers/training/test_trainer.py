@@ -111,6 +111,20 @@ def test_momentum_is_carried_into_the_next_run_or_reset_on_request(carried: bool
     assert not torch.allclose(flatten(ours), flatten(other), rtol=1e-4)
 
 
+@pytest.mark.parametrize("reset", [True, False])
+def test_momentum_outlives_a_drop_of_the_learning_rate_unless_it_is_to_be_reset(reset: bool) -> None:
+    images, labels = _data()
+    ours, reference, other = (_net().double() for _ in range(3))
+    schedule, stages = Schedule(epochs=6, drops=(2, 5), factor=0.5), [(0.1, 2), (0.05, 3), (0.025, 1)]
+    Trainer(ours, SGD, _generator()).run(
+        images.double(), labels, schedule=schedule, batch_size=10, lr=0.1, reset_at_drop=reset
+    )
+    _by_hand(reference, images.double(), labels, stages, carried=not reset)
+    _by_hand(other, images.double(), labels, stages, carried=reset)
+    torch.testing.assert_close(flatten(ours), flatten(reference), rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(flatten(ours), flatten(other), rtol=1e-4)
+
+
 def test_the_reported_loss_is_the_mean_over_examples_before_their_updates() -> None:
     images, labels = _data(10)
     net, trainer = _net(), Trainer(_net(), Optimiser(lr=1e-12), _generator())
