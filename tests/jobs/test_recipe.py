@@ -221,7 +221,7 @@ def test_a_layer_may_be_about_some_stages_only_and_the_users_number_still_wins(t
 
 def test_full_data_is_trained_as_the_method_whose_training_reaches_the_printed_number(facts: dict[str, Any]) -> None:
     ours, published = resolve("full", setting("paper", "cifar10"), {}, "x").recipe.evaluate, facts["IDC"]["eval"]
-    assert (ours.augmentation, ours.cutmix, ours.family) == (published["aug"], published["mix_prob"], "idc")
+    assert (ours.augmentation, ours.cutmix, ours.family) == (published["strategy"], published["cutmix"], "idc")
     assert (ours.lr, ours.batch_size, ours.drop) == (published["lr"], published["batch_size"], "thirds")
 
 
