@@ -1,7 +1,7 @@
 """The driver's process beside a Ray head in a SLURM job: `python -m orchestrator.slurm_driver FOLDER HEAD ADDRESS`.
 
-It answers the request, fills the tables or takes up the sweep anew from the order in the run's folder, attaches to the
-head and runs to the end. The exit code is the run's; the head job starts it again if a signal kills it.
+It takes up the workload of the order in the run's folder, attaches to the head and runs to the end. The exit code is
+the run's; the head job starts it again if a signal kills it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ from orchestrator.clusters.ray_cluster import AttachedCluster
 from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
 from orchestrator.clusters.slurm.run_folder import RunFolder
-from orchestrator.planning import table_requests
-from orchestrator.planning.requests import Request, resolve
 from orchestrator.scheduler.scheduler import State
-from orchestrator.workloads import experiments
-from orchestrator.workloads import tables as reproducing
-from orchestrator.workloads.sweep import sweep as sweeping
+from orchestrator.workloads import launcher
+from orchestrator.workloads.base import LaunchOptions, Run
 from workers.store.store import Store
 
 
@@ -39,17 +36,18 @@ def drive(folder: Path, head: str, address: str) -> int:
     def demand(state: State) -> None:
         autoscaler.open_jobs = open_jobs(state)
 
-    place, store = Target(order["cluster_name"], spec, order["store"]), Store.open(order["store"])
-    cluster = autoscaler if spec.mode == "elastic" else attached
-    said = {"command": order["command"], "fail_fast": order["fail_fast"], "name": order["run"]}
-    if "sweep" in order:
-        sweep = sweeping.resolve_sweep(order["sweep"], Request())
-        return sweeping.run(sweep, store, place, cluster=cluster, watch=demand, **said).exit
-    if "tables" in order:
-        tables = table_requests.resolve_tables(table_requests.TableRequest(**order["tables"]))
-        return reproducing.run(tables, store, place, cluster=cluster, watch=demand, **said).exit
-    asked = resolve(Request(**order["request"]))
-    return experiments.run(asked, store, place, cluster=cluster, watch=demand, **said).exit
+    store = Store.open(order["store"])
+    options = LaunchOptions(command=order["command"], fail_fast=order["fail_fast"])
+    run = Run(
+        name=order["run"],
+        store=store,
+        target=Target(order["cluster_name"], spec, order["store"]),
+        options=options,
+        cluster=autoscaler if spec.mode == "elastic" else attached,
+        queued=True,
+    )
+    workload = launcher.workload_from_order(order["workload"], store, run.workers)
+    return launcher.drive(workload, run, demand).exit
 
 
 if __name__ == "__main__":

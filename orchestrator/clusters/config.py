@@ -33,12 +33,17 @@ class LocalClusterSpec(Frozen):
     kind: Literal["local"] = "local"
     workers: Count | Literal["auto"] = "auto"
 
+    @property
+    def in_process(self) -> bool:
+        """Whether jobs run one after another in the process of the command, as `--workers 0` asks."""
+        return self.workers == 0
+
     def count(self) -> int:
-        """The number of worker processes."""
-        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+        """How many jobs run at a time."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else max(1, self.workers)
 
     def limited(self, workers: int) -> LocalClusterSpec:
-        """This cluster with another number of worker processes."""
+        """This cluster with another number of worker processes; 0 is none but this one."""
         return self.model_copy(update={"workers": workers})
 
 
@@ -170,10 +175,12 @@ def choose_target(file: Path | None, name: str | None, store: str | None, worker
     if chosen not in clusters:
         place, field = ("command line", "--cluster") if name is not None else (str(path), "default")
         raise BadInput(place, field, chosen, f"must be one of {', '.join(sorted(clusters))} (see {path})")
-    if workers is not None and workers < 1:
-        raise BadInput("command line", "--workers", workers, "must be at least 1")
     cluster = clusters[chosen]
     if workers is not None:
+        local = isinstance(cluster, LocalClusterSpec)
+        if workers < (0 if local else 1):
+            fix = "must be at least 1" + (", or 0 to run the jobs in this process" if local else "")
+            raise BadInput("command line", "--workers", workers, fix)
         cluster = cluster.limited(workers)
     data = {dataset: str(Path(path).expanduser().resolve()) for dataset, path in known.data.items() if path is not None}
     return Target(chosen, cluster, store if store is not None else known.store, data)

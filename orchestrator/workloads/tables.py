@@ -1,34 +1,34 @@
-"""The paper's tables as one run: priced, run, measured, reported.
+"""The paper's tables as a workload: their graph within a budget, the prediction of its makespan, the filled cells.
 
-What `orchestrator.workloads.experiments` is to experiments. All tables are one graph, and one run by the same driver; a
-run that was stopped, or of which jobs failed, leaves its report like any other, and the same command goes on. With a
-budget the cells that it does not buy are left out, and say so.
+All tables are one graph, and one run by the same driver; a run that was stopped, or of which jobs failed, leaves its
+report like any other, and the same command goes on. With a budget the cells that it does not buy are left out, and say
+so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from rich.table import Table as Grid
+from rich.table import Table
 from rich.text import Text
 
 from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Graph
-from orchestrator.clusters.config import Target
-from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.clusters.slurm.follow import uses_of
 from orchestrator.planning import durations, quote, simulate
-from orchestrator.planning.requests import ResolvedRequest
-from orchestrator.planning.table_requests import ResolvedTables
+from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 from orchestrator.results.tables import CELL_STATUSES, MeasuredCell, measure
 from orchestrator.runs import journal
+from orchestrator.runs.journal import Journal
 from orchestrator.runs.timeline import duration, failures
-from orchestrator.scheduler.scheduler import State
-from orchestrator.workloads import experiments
+from orchestrator.workloads.base import Run, RunEnd, RunResult, Session, keep_files, new_run_name
+from orchestrator.workloads.experiments import plan_session, report_of
 from workers.store.store import Store
 
 STARTING = 6.0
@@ -36,186 +36,159 @@ STARTING = 6.0
 
 
 @dataclass(frozen=True)
-class DoneTables:
-    """A run of tables that ended, and what it leaves."""
+class TableWorkload:
+    """Tables to fill; a `orchestrator.workloads.base.Workload`."""
 
-    done: experiments.Done
-    asked: ResolvedTables
-    measured: Mapping[str, Sequence[MeasuredCell]]
-    predicted: float
-    """The makespan expected before the run, on as many workers."""
-    predicted_from_measured: float
-    """The same with the times that its jobs took."""
+    resolved: ResolvedTables
+    plan: Plan = field(repr=False)
+    """What the budget buys of the tables' graph."""
+    left_out: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """By key of every job that fills a cell but is left out, why."""
+    predicted: float | None = None
+    """The makespan expected before the run, in seconds."""
+    kind: ClassVar[str] = "tables"
+    needs_ray: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, resolved: ResolvedTables, store: Store, workers: int) -> Self:
+        """The workload of tables on as many workers, within their budget."""
+        plan, left_out = bought(resolved, store)
+        return cls(resolved, plan, left_out, _predicted(plan, store, workers, resolved.request.scale))
 
     @property
-    def exit(self) -> int:
-        """The process's exit code."""
-        return self.done.exit
+    def names(self) -> tuple[str, ...]:
+        """The tables' experiments."""
+        return tuple(dict.fromkeys(experiment.name for experiment in self.resolved.tables.experiments))
+
+    @property
+    def graph(self) -> Graph:
+        """All jobs that the budget buys."""
+        return self.plan.graph
+
+    def run_name(self) -> str:
+        """A new name after the table; several are a reproduction."""
+        tables = self.resolved.tables.tables
+        return new_run_name(tables[0].name if len(tables) == 1 else "reproduce")
+
+    def to_order(self, home: Path) -> dict[str, Any]:
+        """The request; of a table's file, a copy stays as it is while the run waits and comes back."""
+        request = self.resolved.request
+        return {"request": asdict(request) | {"tables": keep_files(request.tables, home)}}
+
+    @classmethod
+    def from_order(cls, order: Mapping[str, Any], store: Store, workers: int) -> Self:
+        """The workload of the request in an order."""
+        return cls.of(resolve_tables(TableRequest(**order["request"])), store, workers)
+
+    @contextmanager
+    def session(self, run: Run, journal: Journal) -> Iterator[Session]:
+        """The fixed plan, with progress on the screen."""
+        with plan_session(self.plan, run, self._report) as session:
+            yield session
+
+    def result(self, end: RunEnd) -> TableResult:
+        """The cells of all tables."""
+        measured = measure(self.resolved.tables, end.store, end.messages, commands(self.resolved), self.left_out)
+        return TableResult(end, self.plan, report_of(end), self, measured)
+
+    def write_report(self, folder: Path, store: Store, run: str | None, command: str, workers: int = 1) -> list[Path]:
+        """Write the report of what the store has for the tables.
+
+        Args:
+            folder: made if absent.
+            store: where artifacts are looked up.
+            run: whose journal has timing and failures; None if there was no run.
+            command: the command line, to be run again.
+            workers: how many the run had.
+
+        Returns:
+            The files written, the report first.
+        """
+        from orchestrator.reports import table_report  # takes what draws along
+
+        records = [] if run is None else journal.read(store.run_folder(run) / journal.NAME)
+        return table_report.write(
+            folder,
+            self.resolved.tables,
+            measure(self.resolved.tables, store, failures(records), commands(self.resolved), self.left_out),
+            store,
+            records,
+            command,
+            self.predicted,
+            None if run is None else predicted_from_measured(self.plan, store, run, workers),
+            uses_of(store, run),
+        )
+
+    def _report(self, end: RunEnd) -> None:
+        self.write_report(end.folder, end.store, end.run, end.command, end.workers)
+
+
+@dataclass(frozen=True)
+class TableResult(RunResult):
+    """What a run of tables leaves."""
+
+    workload: TableWorkload
+    measured: Mapping[str, Sequence[MeasuredCell]]
+
+    @cached_property
+    def predicted_from_measured(self) -> float:
+        """The makespan expected with the times that the run's jobs took, in seconds."""
+        return predicted_from_measured(self.plan, self.end.store, self.end.run, self.end.workers)
 
     def to_json(self) -> dict[str, Any]:
         """The interface of `reproduce --json`: as `run --json`, and the tables."""
-        return self.done.to_json() | {
+        return super().to_json() | {
             "makespan": {
-                "predicted": round(self.predicted, 3),
+                "predicted": round(self.workload.predicted or 0.0, 3),
                 "predicted_from_measured": round(self.predicted_from_measured, 3),
-                "measured": round(self.done.seconds, 3),
+                "measured": round(self.end.seconds, 3),
             },
             "tables": {
-                table.name: [_cell_json(one) for one in self.measured[table.name]] for table in self.asked.tables.tables
+                table.name: [_cell_json(cell) for cell in self.measured[table.name]]
+                for table in self.workload.resolved.tables.tables
             },
         }
 
-    def lines(self) -> Iterator[Any]:
-        """The same for people."""
-        yield self._grid()
-        done, counted = self.done, self.done.counts
-        jobs = ", ".join(f"{count} {name}" for name, count in counted.items() if count)
-        yield Text(f"{jobs} in {duration(done.seconds)} on {done.workers} workers; run {done.run}")
-        yield Text(
-            f"makespan: predicted {duration(self.predicted)}, measured {duration(done.seconds)}; "
+    def table(self) -> Table:
+        """How many cells of each table have which status."""
+        request = self.workload.resolved.request
+        title = f"scale {request.scale}"
+        title += f", {request.dataset} in the place of all datasets" if request.dataset else ""
+        table = Table("table", "cells", *CELL_STATUSES, title=Text(title), title_justify="left")
+        for name, cells in self.measured.items():
+            counts = (sum(cell.status == status for cell in cells) for status in CELL_STATUSES)
+            table.add_row(name, str(len(cells)), *(str(count or "") for count in counts))
+        return table
+
+    def remarks(self) -> Iterator[str]:
+        """The makespan, and the datasets that are missing."""
+        yield (
+            f"makespan: predicted {duration(self.workload.predicted or 0.0)}, measured {duration(self.end.seconds)}; "
             f"predicted with the times that its jobs took {duration(self.predicted_from_measured)}"
         )
-        if done.report:
-            yield Text(f"report: {done.report}")
-        yield from (Text(f"not here: {reason}") for reason in self.asked.absent)
-        yield from done.troubles()
-
-    def _grid(self) -> Grid:
-        title = f"scale {self.asked.request.scale}"
-        title += f", {self.asked.request.dataset} in the place of all datasets" if self.asked.request.dataset else ""
-        grid = Grid("table", "cells", *CELL_STATUSES, title=Text(title), title_justify="left")
-        for name, cells in self.measured.items():
-            counts = (sum(one.status == standing for one in cells) for standing in CELL_STATUSES)
-            grid.add_row(name, str(len(cells)), *(str(count or "") for count in counts))
-        return grid
+        yield from (f"not here: {reason}" for reason in self.workload.resolved.absent)
 
 
-def run(
-    asked: ResolvedTables,
-    store: Store,
-    place: Target,
-    *,
-    command: str,
-    quiet: bool = False,
-    fail_fast: bool = False,
-    name: str | None = None,
-    cluster: Cluster | None = None,
-    watch: Callable[[State], None] = lambda state: None,
-) -> DoneTables:
-    """Run the graph of the tables to its end and write their report into the run's folder."""
-    plan, left_out = bought(asked, store)
-    workers = place.cluster.count()
-    predicted = _predicted(plan, store, workers, asked.request.scale)
-
-    def write(folder: Path, run: str) -> list[Path]:
-        again = predicted_from_measured(plan, store, run, workers)
-        return write_report(folder, asked, store, run, command, left_out, predicted, again)
-
-    done = experiments.run(
-        ResolvedRequest(asked.tables.experiments, plan),
-        store,
-        place,
-        command=command,
-        quiet=quiet,
-        fail_fast=fail_fast,
-        name=name or run_name(asked),
-        cluster=cluster,
-        watch=watch,
-        write=write,
-    )
-    return _filled(done, asked, plan, left_out, predicted)
-
-
-def run_on_slurm(
-    asked: ResolvedTables,
-    store: Store,
-    place: Target,
-    *,
-    command: str,
-    quiet: bool = False,
-    fail_fast: bool = False,
-    follow: bool = True,
-) -> DoneTables | str:
-    """Submit the tables to SLURM and follow the run to its end; only its name when it is not followed to its end.
-
-    Raises:
-        NotSubmitted, BadInput: SLURM or the shared folder refuse.
-        HeadGone: the run ended without a last word.
-    """
-    from orchestrator.clusters.slurm import submit  # takes Submitit along, which a run on this machine does without
-
-    plan, left_out = bought(asked, store)
-    predicted = _predicted(plan, store, place.cluster.count(), asked.request.scale)
-    done = experiments.submitted(
-        submit.tables_of(asked.request),
-        ResolvedRequest(asked.tables.experiments, plan),
-        store,
-        place,
-        run_name(asked),
-        command=command,
-        quiet=quiet,
-        fail_fast=fail_fast,
-        follow=follow,
-    )
-    if isinstance(done, str):
-        return done
-    return _filled(done, asked, plan, left_out, predicted)
-
-
-def _filled(
-    done: experiments.Done, asked: ResolvedTables, plan: Plan, left_out: Mapping[str, str], predicted: float
-) -> DoneTables:
-    """The tables as the run left them."""
-    found = measure(asked.tables, done.store, experiments.messages_of(done.failures), commands(asked), left_out)
-    return DoneTables(done, asked, found, predicted, predicted_from_measured(plan, done.store, done.run, done.workers))
-
-
-def write_report(
-    folder: Path,
-    asked: ResolvedTables,
-    store: Store,
-    run: str | None,
-    command: str,
-    left_out: Mapping[str, str] | None = None,
-    predicted: float | None = None,
-    again: float | None = None,
-) -> list[Path]:
-    """The report of what the store has for the tables; timing and failures come from the run's journal."""
-    from orchestrator.reports import table_report  # takes what draws along
-
-    records = journal.read(store.run_folder(run) / journal.NAME) if run is not None else []
-    found = measure(asked.tables, store, failures(records), commands(asked), left_out)
-    return table_report.write(
-        folder, asked.tables, found, store, records, command, predicted, again, uses_of(store, run)
-    )
-
-
-def bought(asked: ResolvedTables, store: Store) -> tuple[Plan, dict[str, str]]:
+def bought(resolved: ResolvedTables, store: Store) -> tuple[Plan, dict[str, str]]:
     """What to run within the budget, and by key of every job that fills a cell but is left out, why."""
-    plan, limit = asked.tables.plan, asked.request.seconds()
+    plan, limit = resolved.tables.plan, resolved.request.seconds()
     if limit is None:
         return plan, {}
-    offer = quote.quote(asked.tables, store, 1, budget=limit).purchase
+    offer = quote.quote(resolved.tables, store, 1, budget=limit).purchase
     assert offer is not None
     cells = [one.cell for _, one in offer.cells if one.cell is not None]
     needed = plan.graph.ancestors({key for cell in cells for key in cell.jobs})
     kept = {key: job for key, job in plan.graph.jobs.items() if key in needed}
     smaller = replace(plan, graph=Graph(kept, len(kept)), cells=cells)
-    why = f"left out by the budget of {asked.request.budget}"
+    why = f"left out by the budget of {resolved.request.budget}"
     return smaller, {key: why for _, one, _ in offer.left_out if one.cell for key in one.cell.jobs if key not in needed}
 
 
-def commands(asked: ResolvedTables) -> dict[str, str]:
+def commands(resolved: ResolvedTables) -> dict[str, str]:
     """By table, what fills it."""
-    named = [Path(name).stem if Path(name).suffix else name for name in asked.request.tables]
-    typed = dict(zip(named, asked.request.tables, strict=True))
-    return {one.name: asked.request.command(typed.get(one.name, one.name)) for one in asked.tables.tables}
-
-
-def run_name(asked: ResolvedTables) -> str:
-    """As `running.run_name`; several tables are a reproduction."""
-    named = experiments.run_name(ResolvedRequest(asked.tables.experiments))
-    return named if len(asked.tables.tables) == 1 else "reproduce" + named.removeprefix(asked.tables.tables[0].name)
+    named = [Path(name).stem if Path(name).suffix else name for name in resolved.request.tables]
+    typed = dict(zip(named, resolved.request.tables, strict=True))
+    return {one.name: resolved.request.command(typed.get(one.name, one.name)) for one in resolved.tables.tables}
 
 
 def predicted_from_measured(plan: Plan, store: Store, run: str, workers: int) -> float:

@@ -19,12 +19,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import submitit
-import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import DelayedSubmission
 
@@ -37,17 +35,11 @@ from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.jobs import GangJob, HeadJob, SlurmJob, WorkerJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.clusters.slurm.sbatch import Role, name_of
-from orchestrator.planning.requests import Request
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
 from workers.store.files import replace_file
 from workers.store.store import Store
 
-if TYPE_CHECKING:
-    from orchestrator.planning.table_requests import TableRequest as TablesRequest
-
-What = Callable[[Path], dict[str, Any]]
-"""What a head is to do: a part of its order, with the files that it names put into the run's folder."""
 LEAVE_SECONDS = 60.0
 """Seconds that jobs of an earlier head get to leave the queue."""
 ROLES: Mapping[Role, type[SlurmJob]] = {"head": HeadJob, "worker": WorkerJob, "gang": GangJob}
@@ -76,53 +68,37 @@ class Call:
         return DelayedSubmission(Call(type(self.job)(self.job.folder)))
 
 
-def request_of(request: Request) -> What:
-    """To run these experiments; of a file, a copy stays as it is while the run waits and comes back."""
-
-    def keep(home: Path) -> dict[str, Any]:
-        return {"request": asdict(request) | {"experiments": _kept(request.experiments, home)}}
-
-    return keep
-
-
-def tables_of(request: TablesRequest) -> What:
-    """To fill these tables; of a file, a copy stays."""
-
-    def keep(home: Path) -> dict[str, Any]:
-        return {"tables": asdict(request) | {"tables": _kept(request.tables, home)}}
-
-    return keep
-
-
-def sweep_of(document: Mapping[str, Any]) -> What:
-    """To run the sweep of this document."""
-
-    def keep(home: Path) -> dict[str, Any]:
-        path = home / "sweep.yaml"
-        replace_file(path, yaml.safe_dump(dict(document), sort_keys=False))
-        return {"sweep": str(path.resolve())}
-
-    return keep
-
-
 def submit(
-    what: What,
+    order_of: Callable[[Path], Mapping[str, Any]],
     names: Sequence[str],
     graph: Graph,
     store: Store,
-    place: Target,
+    target: Target,
     run: str,
     *,
     command: str,
     fail_fast: bool,
 ) -> str | None:
-    """Submit a run's head (in gang mode: all of it) and return the SLURM job's id; None if SLURM has one already.
+    """Submit a run's head (in gang mode: all of it).
+
+    Args:
+        order_of: the workload as plain values; the files that it names are put into the run's folder, its argument.
+        names: the workload's experiments, for the journal.
+        graph: the jobs that are known beforehand, for the journal.
+        store: where the run's folder is.
+        target: the cluster.
+        run: the run's name.
+        command: what launches it again.
+        fail_fast: whether the first failure ends it.
+
+    Returns:
+        The SLURM job's id; None if SLURM has one already.
 
     Raises:
         BadInput: the shared folder is not private or cannot be written.
         NotSubmitted: SLURM refuses, or does not say what it has.
     """
-    spec, home = place.cluster, store.run_folder(run)
+    spec, home = target.cluster, store.run_folder(run)
     assert isinstance(spec, SlurmClusterSpec)
     with _one_at_a_time(home):
         if (earlier := SlurmRun.of(store, run)) is not None and _goes_on(earlier):
@@ -130,9 +106,9 @@ def submit(
         shared = Path(spec.shared_folder).expanduser().resolve() / run if spec.shared_folder else home / "slurm"
         order = {
             "run": run,
-            **what(home),
+            "workload": dict(order_of(home)),
             "cluster": spec.model_dump(mode="json"),
-            "cluster_name": place.name,
+            "cluster_name": target.name,
             "store": str(store.root.resolve()),
             "command": command,
             "fail_fast": fail_fast,
@@ -146,7 +122,7 @@ def submit(
         kinds, known = Counter(one.kind for one in graph), (home / journal.NAME).exists()
         with Journal.open(home) as book:  # closed before the driver can open it
             facts = {"run": run, "command": command, "experiments": list(names), "jobs": dict(kinds)}
-            book.write("submitted", **facts, cluster=place.name)
+            book.write("submitted", **facts, cluster=target.name)
         try:
             (job,) = submit_jobs(run_folder, "gang" if spec.mode == "gang" else "head")
         except PddError as error:
@@ -193,20 +169,6 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _kept(experiments: Sequence[str], home: Path) -> list[str]:
-    """The experiments by name; of a file, the copy's."""
-    kept = []
-    for number, name in enumerate(experiments):
-        path = Path(name)
-        if path.suffix:
-            copy = home / "experiments" / f"{number}" / path.name
-            copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-            name = str(copy.resolve())
-        kept.append(name)
-    return kept
 
 
 # One role, by Submitit.
