@@ -1,19 +1,21 @@
 """What every command of the command line shares: its options, and how it reads and answers.
 
-A command reads its words into `Options`, asks for the request or the store here, and says its result by `say`: one
-JSON document or lines for people. The commands stand in `orchestrator.launch` and in the modules it registers, which
-cannot import it back, since as a program it has another name.
+A command is a function of `Options` and of its own words. `with_options` adds the options of whole groups to it, and
+`say` prints its result: one JSON document or lines for people.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,25 +24,67 @@ from rich.text import Text
 from jobs.errors import BadInput
 from orchestrator.clusters.config import Target, choose_target
 
+if TYPE_CHECKING:  # each takes much along that not every command needs
+    from orchestrator.planning.requests import Request
+    from orchestrator.planning.table_requests import TableRequest
+    from workers.store.store import Store
+
 SCHEMA = 1
 people = Console(stderr=True)
 """Where words for people go; standard output is for results."""
 
+Group = tuple[Parameter, ...]
+"""Options that stand together in several commands."""
+
+
+def option(name: str, kind: Any, *flags: str, help: str, default: Any = None) -> Parameter:
+    """One option of a group, as a parameter of a command."""
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=typer.Option(default, *flags, help=help), annotation=kind)
+
+
+STORE: Group = (option("store", str | None, "--store", help="Folder of all results."),)
+TARGET: Group = (
+    option("cluster", str | None, "--cluster", help="A cluster of cluster.yaml."),
+    option("cluster_file", Path | None, "--cluster-file", help="Instead of ./cluster.yaml."),
+    *STORE,
+    option(
+        "workers",
+        int | None,
+        "--workers",
+        help="Worker processes, one core each; 0: in this process, one job at a time, for a debugger.",
+    ),
+)
+TABLE_REQUEST: Group = (
+    option("scale", str | None, "--scale", help="paper, small or tiny."),
+    option("dataset", str | None, "--dataset", help="A dataset's name or path."),
+    option("seed", int | None, "--seed", help="Instead of the experiment's seeds."),
+)
+REQUEST: Group = (
+    *TABLE_REQUEST,
+    option("settings", list[str] | None, "--set", help="path.to.field=value; repeatable."),
+)
+JSON: Group = (option("as_json", bool, "--json", default=False, help="One JSON document on standard output."),)
+LAUNCH: Group = (
+    option("fail_fast", bool, "--fail-fast", default=False, help="Stop at the first failure."),
+    option(
+        "detach",
+        bool,
+        "--detach/--follow",
+        default=False,
+        help="On SLURM: submit and leave, or watch to the end; the last one said holds.",
+    ),
+    *JSON,
+    option("quiet", bool, "--quiet", "-q", default=False, help="Say nothing but failures."),
+    option("verbose", bool, "--verbose", "-v", default=False, help="Also say what the driver does, line by line."),
+)
+
 Names = Annotated[list[str] | None, typer.Argument(help="Experiment files or names.", show_default=False)]
-ClusterName = Annotated[str | None, typer.Option("--cluster", help="A cluster of cluster.yaml.")]
-ClusterPath = Annotated[Path | None, typer.Option("--cluster-file", help="Instead of ./cluster.yaml.")]
-StoreRoot = Annotated[str | None, typer.Option("--store", help="Folder of all results.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Worker processes, one core each.")]
-ScaleName = Annotated[str | None, typer.Option("--scale", help="paper, small or tiny.")]
-DatasetName = Annotated[str | None, typer.Option("--dataset", help="A dataset's name or path.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Instead of the experiment's seeds.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="path.to.field=value; repeatable.")]
-FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
-Detach = Annotated[bool, typer.Option("--detach/--follow", help="On SLURM: submit and leave, or watch to the end.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but failures.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+TableNames = Annotated[
+    list[str] | None, typer.Argument(help="Tables and figures, by name or file.", show_default=False)
+]
 RunName = Annotated[str | None, typer.Argument(help="A run; the latest by default.", show_default=False)]
+AllTables = Annotated[bool, typer.Option("--all", help="All tables and figures of the paper.")]
+Budget = Annotated[str | None, typer.Option("--budget", help="Hours of one worker, as 40gpu-h.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,28 +109,56 @@ class Options:
     def of(cls, context: typer.Context) -> Options:
         """The options of a command; what it leaves open was perhaps said before its name. `--set`s add up."""
         names = {field.name for field in fields(cls)}
-        given = {name: value for name, value in context.params.items() if name in names}
-        said = {name: value for name, value in given.items() if value is not None and value is not False}
+        given = {
+            name: value
+            for name, value in context.params.items()
+            if name in names and (source := context.get_parameter_source(name)) and source.name != "DEFAULT"
+        }
         earlier = context.obj if isinstance(context.obj, Options) else cls()
-        said["settings"] = (*earlier.settings, *said.get("settings", ()))
-        return replace(earlier, **said)
+        given["settings"] = (*earlier.settings, *given.get("settings", ()))
+        return replace(earlier, **given)
 
-    def place(self) -> Target:
+    def target(self) -> Target:
         """The cluster and the store."""
         return choose_target(self.cluster_file, self.cluster, self.store, self.workers)
 
 
-def asked_of(experiments: list[str] | None, options: Options) -> tuple[Any, Any]:
-    """The request answered and the store opened; everything that can be refused is refused here."""
-    from orchestrator.planning.requests import resolve
-    from workers.store.store import Store
+def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command that has the options of these groups beside its own parameters.
 
-    answered = resolve(request_of(experiments, options))
-    return answered, Store.open(options.place().store)
+    The function's first parameter, `options`, gets their values; a parameter `context` gets Typer's context.
+    """
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        wanted = dict(inspect.signature(function, eval_str=True).parameters)
+        context = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        own = {"context": context, **wanted}
+        del own["options"]
+        shared = [parameter for group in groups for parameter in group]
+        parameters = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in (*own.values(), *shared)]
+
+        def command(**words: Any) -> None:
+            options = Options.of(words["context"])
+            if options.verbose:
+                _log_to_people()
+            function(options, **{name: words[name] for name in own if name in wanted})
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return command
+
+    return add
 
 
-def request_of(experiments: list[str] | None, options: Options) -> Any:
-    """What stands on the command line, as one value."""
+def _log_to_people() -> None:
+    """Send log lines to standard error: all of the orchestrator's, of others what is worth a note."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("orchestrator").setLevel(logging.DEBUG)
+
+
+def request_of(experiments: list[str] | None, options: Options) -> Request:
+    """The experiments that the command line asks for."""
     from orchestrator.planning.requests import QUICKSTART, Request
 
     return Request(
@@ -95,11 +167,59 @@ def request_of(experiments: list[str] | None, options: Options) -> Any:
         dataset=options.dataset,
         seed=options.seed,
         settings=options.settings,
-        data=options.place().data,
+        data=options.target().data,
     )
 
 
-def existing_store(options: Options) -> Any:
+def table_request_of(names: list[str] | None, all_tables: bool, budget: str | None, options: Options) -> TableRequest:
+    """The tables that the command line asks for.
+
+    Args:
+        names: tables by name or file.
+        all_tables: whether all are asked for instead.
+        budget: hours of one worker, as 40gpu-h.
+        options: the common options.
+
+    Raises:
+        BadInput: numbers are set, which tables have from their files.
+    """
+    from orchestrator.planning.table_requests import TableRequest
+
+    if options.settings:
+        fix = "tables have their numbers from their files; use `run` with an experiment, or a table's file of your own"
+        raise BadInput("command line", "--set", options.settings[0], fix)
+    return TableRequest(
+        tables=() if all_tables else tuple(names or ()),
+        scale=options.scale or "paper",
+        dataset=options.dataset,
+        seed=options.seed,
+        budget=budget,
+        data=options.target().data,
+    )
+
+
+def are_tables(names: list[str] | None, all_tables: bool) -> bool:
+    """Whether tables are named, and not experiments.
+
+    Raises:
+        BadInput: both are.
+    """
+    from jobs import table
+
+    tables = [name for name in names or () if table.is_table(name)]
+    if tables and len(tables) < len(names or ()):
+        raise BadInput("command line", "experiments", ", ".join(names or ()), "name experiments or tables, not both")
+    return all_tables or bool(tables)
+
+
+def open_store(options: Options) -> Store:
+    """The store, made if it is not there: for what was resolved before, since a refusal makes no folders."""
+    from workers.store.store import Store
+
+    return Store.open(options.target().store)
+
+
+def existing_store(options: Options) -> Store:
     """The store that a run has made.
 
     Raises:
@@ -107,14 +227,14 @@ def existing_store(options: Options) -> Any:
     """
     from workers.store.store import Store
 
-    root = options.place().store
+    root = options.target().store
     if not (Store(root).root / "runs").is_dir():
         raise BadInput("--store", "store", root, "no store is there; name the one the run was started with")
     return Store.open(root)
 
 
-def say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> None:
-    """The result, for a script or for a person."""
+def say(document: Mapping[str, Any], lines: Iterable[Any], options: Options) -> None:
+    """Print a result, for a script or for a person."""
     if options.as_json:
         print(json.dumps(document, allow_nan=False))
         return
@@ -123,26 +243,10 @@ def say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> Non
         console.print(line, soft_wrap=isinstance(line, Text))
 
 
-def carry_out(
-    here: Callable[..., Any], on_slurm: Callable[..., Any], place: Target, opened: Any, options: Options
-) -> None:
-    """Run what is asked for, where the cluster says, and end with what came of it."""
-    said = {"command": command_line(), "quiet": options.quiet, "fail_fast": options.fail_fast}
-    if place.cluster.kind == "slurm":
-        done = on_slurm(**said, follow=not options.detach)
-    else:
-        done = here(**said)
-    ended(done, opened, options)
-
-
-def ended(done: Any, opened: Any, options: Options) -> None:
-    """Print what came of a run and end with its exit code; of one left with SLURM there is only a name."""
-    if isinstance(done, str):
-        words = f"{done} is with SLURM; see `pdd status`, `pdd logs`, `pdd cancel`"
-        say({"schema": SCHEMA, "run": done, "exit": None, "store": str(opened.root)}, [Text(words)], options)
-        return
-    say(done.to_json(), done.lines(), options)
-    raise typer.Exit(done.exit)
+def say_files(paths: Iterable[Path], options: Options) -> None:
+    """Print which files were written; for people only the first."""
+    files = [str(path) for path in paths]
+    say({"schema": SCHEMA, "files": files}, [Text(files[0])], options)
 
 
 def command_line() -> str:

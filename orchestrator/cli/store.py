@@ -10,29 +10,22 @@ from rich.text import Text
 
 from jobs.errors import BadInput
 from orchestrator.cli.options import (
+    JSON,
+    REQUEST,
     SCHEMA,
-    AsJson,
-    DatasetName,
+    STORE,
     Names,
     Options,
-    ScaleName,
-    Seed,
-    Settings,
-    StoreRoot,
     existing_store,
     request_of,
     say,
+    with_options,
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    for command in (export, verify, gc):
-        app.command()(command)
-
-
+@with_options(STORE, REQUEST, JSON)
 def export(
-    context: typer.Context,
+    options: Options,
     experiments: Names = None,
     arm: Annotated[str | None, typer.Option("--arm", help="An arm with sets, as tables call it.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="Instead of an arm: a set's key or a part of it.")] = None,
@@ -40,12 +33,6 @@ def export(
     stages: Annotated[int | None, typer.Option("--stages", help="Only the first stages.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("export"),
     with_test: Annotated[bool, typer.Option("--with-test", help="Real test images too, whatever the licence.")] = False,
-    store: StoreRoot = None,
-    scale: ScaleName = None,
-    dataset: DatasetName = None,
-    seed: Seed = None,
-    settings: Settings = None,
-    as_json: AsJson = False,
 ) -> None:
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
     from orchestrator.export import chain as exportable
@@ -57,7 +44,6 @@ def export(
     given = [name for name, value in ways.items() if value] or ["experiment"]
     if len(given) > 1 or (arm and given != ["experiment"]):
         raise BadInput("command line", given[-1], ways[given[-1]], "name an experiment with --arm, or --key, or --run")
-    options = Options.of(context)
     opened = existing_store(options)
     if key:
         chain = exportable.of_key(opened, key)
@@ -70,17 +56,15 @@ def export(
     say(done.to_json(), done.lines(), options)
 
 
+@with_options(STORE, JSON)
 def verify(
-    context: typer.Context,
+    options: Options,
     key: Annotated[str | None, typer.Argument(help="A key or a part of it; all if none.", show_default=False)] = None,
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Move the damaged away, to be made anew.")] = False,
-    store: StoreRoot = None,
-    as_json: AsJson = False,
 ) -> None:
     """Compare every byte of the artifacts with the digests in their manifests; exit 3 if one is damaged."""
     from orchestrator.runs import garbage
 
-    options = Options.of(context)
     opened = existing_store(options)
     checked = garbage.complaints(opened, key or "")
     damaged = {name: found for name, found in checked.items() if found}
@@ -97,22 +81,16 @@ def verify(
     raise typer.Exit(code)
 
 
+@with_options(STORE, REQUEST, JSON)
 def gc(
-    context: typer.Context,
+    options: Options,
     experiments: Names = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only listed.")] = False,
-    store: StoreRoot = None,
-    scale: ScaleName = None,
-    dataset: DatasetName = None,
-    seed: Seed = None,
-    settings: Settings = None,
-    as_json: AsJson = False,
 ) -> None:
     """List the artifacts that no run refers to, nor any experiment named here; remove them if asked."""
     from orchestrator.planning.requests import resolve
     from orchestrator.runs import garbage
 
-    options = Options.of(context)
     opened = existing_store(options)
     wanted = resolve(request_of(experiments, options)).plan.graph.jobs if experiments else ()
     found = garbage.unused(opened, wanted)

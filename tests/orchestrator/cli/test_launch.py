@@ -47,7 +47,7 @@ def type_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         code = ended.value.code
         return Said(code if isinstance(code, int) else 0, said.out, said.err)
 
-    monkeypatch.setattr("orchestrator.workloads.experiments.run", begin)
+    monkeypatch.setattr("orchestrator.workloads.launcher.launch", begin)
     monkeypatch.chdir(tmp_path)
     yield type_in
 
@@ -119,7 +119,10 @@ def test_a_bad_field_of_an_experiment_is_refused_with_its_place_value_and_mend(
         (["run", "nope.yaml"], ("nope.yaml: file", "readable YAML file")),
         (["run", "tiny", "--cluster", "nope"], ("command line: --cluster is 'nope'", "local")),
         (["run", "tiny", "--cluster-file", "nope.yaml"], ("nope.yaml: file", "readable YAML file")),
-        (["run", "tiny", "--workers", "0"], ("command line: --workers is 0", "at least 1")),
+        (
+            ["run", "tiny", "--workers", "-1"],
+            ("command line: --workers is -1", "at least 1, or 0", "in this process"),
+        ),
         (["run", "tiny", "--workers", "many"], ("command line", "--workers", "integer")),
         (["run", "tiny", "--many"], ("command line", "No such option", "--many")),
         (["run", "tiny", "--set", "networks"], ("command line: --set is 'networks'", "path.to.field=value")),
@@ -202,7 +205,7 @@ def test_an_unknown_key_of_cluster_yaml_is_refused_with_the_known_ones(type_in: 
 @pytest.mark.parametrize(
     ("words", "place", "field", "value"),
     [
-        (["run", "tiny", "--workers", "0"], "command line", "--workers", 0),
+        (["run", "tiny", "--workers", "-1"], "command line", "--workers", -1),
         (["--json", "run", "tiny", "--set", "networks=.nan"], "command line over tiny.yaml", "networks", "nan"),
         (["plan", "tiny", "--set", "arms=[]"], "command line over tiny.yaml", "arms", []),
         (["status", "--store", "nowhere"], "--store", "store", "nowhere"),
@@ -243,6 +246,6 @@ def test_the_same_holds_of_real_processes(tmp_path: Path) -> None:
     with shell_in(tmp_path) as shell:
         ended = shell.run("run", "tiny", "--set", "distil.settings.max_start_epoch=30")
         refused(Said(ended.exit, ended.out, ended.err), "experts.real.epochs is 3", "at least 30")
-        refused_too = shell.run("run", "tiny", "--workers", "0", "--json")
+        refused_too = shell.run("run", "tiny", "--workers", "-1", "--json")
         assert refused_too.exit == 2 and refused_too.document["error"]["field"] == "--workers"
         assert not shell.store.exists() and shell.left() == []

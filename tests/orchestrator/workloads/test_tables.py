@@ -21,8 +21,9 @@ from orchestrator.clusters.slurm.follow import SlurmRun
 from orchestrator.planning import quote
 from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 from orchestrator.runs import journal
-from orchestrator.workloads import tables as reproducing
-from orchestrator.workloads.tables import STARTING, bought, commands, run_name
+from orchestrator.workloads import launcher
+from orchestrator.workloads.base import LaunchOptions, Run
+from orchestrator.workloads.tables import STARTING, TableWorkload, bought, commands
 from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from tests.orchestrator.shell import Ended, Shell, shell_in
 from workers.store.store import Store
@@ -30,6 +31,10 @@ from workers.store.store import Store
 
 def rehearsal(*names: str, **changes: Any) -> ResolvedTables:
     return resolve_tables(TableRequest(tables=names, scale="tiny", dataset="digits", **changes))
+
+
+def workload(resolved: ResolvedTables) -> TableWorkload:
+    return TableWorkload(resolved, resolved.tables.plan)
 
 
 # What is asked.
@@ -93,8 +98,8 @@ def test_each_table_has_a_command_that_fills_it_alone() -> None:
 
 
 def test_a_run_of_several_tables_is_a_reproduction_and_one_of_one_has_its_name() -> None:
-    assert run_name(rehearsal("table5", "figure1")).startswith("reproduce-")
-    assert run_name(rehearsal("table5")).startswith("table5-")
+    assert workload(rehearsal("table5", "figure1")).run_name().startswith("reproduce-")
+    assert workload(rehearsal("table5")).run_name().startswith("table5-")
 
 
 # What is bought.
@@ -192,22 +197,22 @@ def test_the_head_is_told_of_the_tables_and_fills_the_same_ones(
     made.write("squeue", "")
     store, spec = Store.open(tmp_path / "store"), SlurmClusterSpec(kind="slurm")
     asked = rehearsal("table5", "figure1")
-    name = reproducing.run_on_slurm(
-        asked, store, Target("slurm", spec, str(store.root)), command="again", quiet=True, follow=False
-    )
+    target = Target("slurm", spec, str(store.root))
+    options = LaunchOptions(command="again", quiet=True, follow=False)
+    name = launcher.launch(TableWorkload.of(asked, store, target.cluster.count()), target, store, options)
     assert isinstance(name, str) and name.startswith("reproduce-")
-    called: list[tuple[ResolvedTables, dict[str, Any]]] = []
+    driven: list[tuple[TableWorkload, Run]] = []
 
-    def run(told: ResolvedTables, *_: Any, **said: Any) -> Any:
-        called.append((told, said))
-        return type("Done", (), {"exit": 3})
+    def drive(workload: TableWorkload, run: Run, *_: Any) -> Any:
+        driven.append((workload, run))
+        return type("Result", (), {"exit": 3})
 
-    monkeypatch.setattr(reproducing, "run", run)
+    monkeypatch.setattr(launcher, "drive", drive)
     monkeypatch.setenv("PDD_NODE_TOKEN", "token")
     slurm_run = SlurmRun.of(store, name)
     assert slurm_run is not None and slurm_driver.drive(slurm_run.folder, "a:1", "a") == 3
-    ((told, said),) = called
-    assert told.tables.by_table == asked.tables.by_table and said["name"] == name
+    ((taken_up, run),) = driven
+    assert taken_up.resolved.tables.by_table == asked.tables.by_table and run.name == name and run.queued
 
 
 # On the command line.

@@ -17,15 +17,17 @@ from orchestrator.clusters.config import SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.submit import NotSubmitted
-from orchestrator.planning.requests import Request, resolve
+from orchestrator.planning.requests import Request
 from orchestrator.runs import journal
 from orchestrator.runs.driver import RunInfo
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.status import status
-from orchestrator.workloads import experiments
+from orchestrator.workloads import launcher
+from orchestrator.workloads.base import LaunchOptions, Run, Workload
+from orchestrator.workloads.experiments import ExperimentWorkload
 from orchestrator.workloads.sweep import sweep
 from orchestrator.workloads.sweep.rows import Row
-from orchestrator.workloads.sweep.sweep import ResolvedSweep, seconds_driven
+from orchestrator.workloads.sweep.sweep import SweepWorkload, seconds_driven
 from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from workers.store.store import Store
 
@@ -54,21 +56,25 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> ResolvedSweep:
+def asked(tmp_path: Path) -> SweepWorkload:
     space = {"stages": {"path": "arms.0.stages", "grid": [1, 2]}}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({"name": "base", **BASE}))
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump({"name": "s", "base": str(tmp_path / "base.yaml"), "space": space}))
-    return sweep.resolve_sweep(str(file), Request(seed=3, settings=("distil.iterations=4",)))
+    return SweepWorkload.of(str(file), Request(seed=3, settings=("distil.iterations=4",)))
 
 
 @pytest.fixture
-def launch(programs: Programs, asked: ResolvedSweep, store: Store) -> Callable[..., Any]:
+def launch(programs: Programs, asked: SweepWorkload, store: Store) -> Callable[..., Any]:
     def launch(follow: bool = False) -> Any:
-        place = Target("slurm", SPEC, str(store.root))
-        return sweep.run_on_slurm(asked, store, place, command="again", quiet=True, follow=follow)
+        return on_slurm(asked, store, follow)
 
     return launch
+
+
+def on_slurm(workload: Workload, store: Store, follow: bool = False) -> Any:
+    options = LaunchOptions(command="again", quiet=True, follow=follow)
+    return launcher.launch(workload, Target("slurm", SPEC, str(store.root)), store, options)
 
 
 def held(programs: Programs, run: str, role: str = "head", state: str = "RUNNING") -> None:
@@ -85,7 +91,7 @@ def begin(book: Journal, run: str) -> None:
 
 
 def test_the_head_is_told_of_a_sweep_that_stands_alone(
-    launch: Callable[..., Any], asked: ResolvedSweep, store: Store, tmp_path: Path
+    launch: Callable[..., Any], asked: SweepWorkload, store: Store, tmp_path: Path
 ) -> None:
     run = launch()
     assert run == asked.run_name()
@@ -94,7 +100,8 @@ def test_the_head_is_told_of_a_sweep_that_stands_alone(
     order = json.loads((slurm_run.folder / "order.json").read_text())
     (tmp_path / "base.yaml").unlink()
     (tmp_path / "s.yaml").unlink()
-    told = sweep.resolve_sweep(order["sweep"], Request())
+    told = launcher.workload_from_order(order["workload"], store, 1)
+    assert isinstance(told, SweepWorkload)
     assert [one.stages for one in told.trials] == [one.stages for one in asked.trials]
     assert told.trials[0].experiment.seeds == (3,)
     (record,) = journal.read(store.run_folder(run) / journal.NAME)
@@ -107,25 +114,33 @@ def test_the_driver_does_what_the_order_says(
 ) -> None:
     called: list[str] = []
 
-    def note(what: str) -> Callable[..., Any]:
-        def run(asked: Any, store: Store, place: Target, **said: Any) -> Any:
-            called.append(f"{what} {said['name']} {said['cluster'].name}")
-            return type("Done", (), {"exit": 3})
+    def drive(workload: Workload, run: Run, watch: Any) -> Any:
+        assert run.cluster is not None and run.queued
+        called.append(f"{workload.kind} {run.name} {getattr(run.cluster, 'name', '')}")
+        return type("Result", (), {"exit": 3})
 
-        return run
-
-    monkeypatch.setattr(sweep, "run", note("sweep"))
-    monkeypatch.setattr(experiments, "run", note("run"))
+    monkeypatch.setattr(launcher, "drive", drive)
     monkeypatch.setenv("PDD_NODE_TOKEN", "token")
-    if swept:
-        name = launch()
-    else:
-        request, place = Request(experiments=("tiny",)), Target("slurm", SPEC, str(store.root))
-        name = experiments.run_on_slurm(request, resolve(request), store, place, command="", quiet=True, follow=False)
+    tiny = Request(experiments=("tiny",))
+    name = launch() if swept else on_slurm(ExperimentWorkload.of(tiny), store)
     slurm_run = SlurmRun.of(store, name)
     assert slurm_run is not None
     assert slurm_driver.drive(slurm_run.folder, "a:1", "a") == 3
-    assert called == [f"{'sweep' if swept else 'run'} {name} pdd-{name}-worker"]
+    assert called == [f"{'sweep' if swept else 'experiments'} {name} pdd-{name}-worker"]
+
+
+def test_the_file_of_an_experiment_may_change_while_its_run_waits(
+    programs: Programs, store: Store, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"name": "mine", **BASE}))
+    submitted = ExperimentWorkload.of(Request(experiments=(str(file),), seed=3))
+    slurm_run = SlurmRun.of(store, on_slurm(submitted, store))
+    assert slurm_run is not None
+    file.write_text("spoilt")
+    order = json.loads((slurm_run.folder / "order.json").read_text())["workload"]
+    taken_up = launcher.workload_from_order(order, store, 1)
+    assert taken_up.graph.jobs.keys() == submitted.graph.jobs.keys() and taken_up.names == ("mine",)
 
 
 def test_a_second_launch_of_a_sweep_that_goes_on_submits_nothing(
@@ -214,7 +229,7 @@ ROW = Row(
 
 
 def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
-    launch: Callable[..., Any], asked: ResolvedSweep, store: Store, monkeypatch: pytest.MonkeyPatch
+    launch: Callable[..., Any], asked: SweepWorkload, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch()
     monkeypatch.setattr(submit, "submit", lambda *_, **__: None)  # it is there already
@@ -228,31 +243,43 @@ def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
     (report / sweep.DOCUMENT).write_text(json.dumps(document))
     done = launch(follow=True)
     assert done.exit == 0 and list(done.rows) == [ROW] and done.files == [report / "sweep.md"]
-    assert done.counts["done"] == 1
+    assert done.end.counts["done"] == 1
     said = done.to_json()
     assert said["trials"] == [ROW.to_json()] and [one["ipc_total"] for one in said["results"]] == [2]
     assert any("sweep.md" in str(line) for line in done.lines())
 
 
 def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
-    launch: Callable[..., Any], asked: ResolvedSweep, store: Store
+    launch: Callable[..., Any], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, last = launch(), {"exit": 130, "why": "cancelled", "seconds": 2.0}
-    done = sweep.load_remote_result(asked, store, Target("slurm", SPEC, str(store.root)), run, "again", last)
-    assert (done.exit, done.rows, done.files) == (130, [], [])
+    run = launch()
+    monkeypatch.setattr(submit, "submit", lambda *_, **__: None)  # it is there already
+    with Journal.open(store.run_folder(run)) as book:
+        begin(book, run)
+        book.write("run_ended", exit=130, why="cancelled", counts={})
+    done = launch(follow=True)
+    assert (done.exit, done.rows, done.files, done.report) == (130, [], [], None)
     assert "cancelled; nothing is lost, go on with: again" in str(list(done.lines())[-1])
 
 
 def test_a_sweep_that_slurm_has_is_not_driven_here_and_one_it_had_is(
-    launch: Callable[..., Any], programs: Programs, asked: ResolvedSweep, store: Store
+    launch: Callable[..., Any],
+    programs: Programs,
+    asked: SweepWorkload,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, here = launch(), choose_target(None, "local", str(store.root), 1)
+    options = LaunchOptions(command="")
     held(programs, run)
     with pytest.raises(BadInput, match="SLURM has it .*pdd cancel"):
-        sweep.run(asked, store, here, command="")
+        launcher.launch(asked, here, store, options)
     assert events(store, run) == ["submitted"]
     programs.write("squeue", "")
-    sweep._take_back(store, run)
+    driven: list[Run] = []
+    monkeypatch.setattr(launcher, "drive", lambda workload, run: driven.append(run))
+    launcher.launch(asked, here, store, options)
+    assert [each.name for each in driven] == [run] and not driven[0].queued
     assert not (store.run_folder(run) / POINTER).exists()
 
 

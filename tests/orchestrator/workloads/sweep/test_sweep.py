@@ -20,7 +20,7 @@ from jobs.errors import BadInput
 from jobs.specs import Frozen
 from orchestrator.planning.requests import Request
 from orchestrator.runs.journal import Record, read
-from orchestrator.workloads.sweep import sweep
+from orchestrator.workloads.sweep.sweep import SweepWorkload
 
 ROOT = Path(__file__).resolve().parents[4]
 LIMIT = 900
@@ -161,13 +161,13 @@ def without_optuna(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_optuna_is_refused_with_the_mend_where_it_is_not_installed(tmp_path: Path) -> None:
     path = file_of(tmp_path, space={"step_size": STEP_SIZE | {"uniform": [0.01, 0.1]}}, searcher="optuna")
     with pytest.raises(BadInput, match="pip install optuna"):
-        sweep.resolve_sweep(str(path), Request())
+        SweepWorkload.of(str(path), Request())
 
 
 def test_a_sweep_has_the_same_run_whatever_its_limits_and_another_one_for_another_search(tmp_path: Path) -> None:
     def name(seed: int | None = None, **fields: Any) -> str:
         space = {"step_size": STEP_SIZE | {"grid": [0.05, 0.02]}}
-        return sweep.resolve_sweep(str(file_of(tmp_path, space=space, **fields)), Request(seed=seed)).run_name()
+        return SweepWorkload.of(str(file_of(tmp_path, space=space, **fields)), Request(seed=seed)).run_name()
 
     assert name() == name(budget={"gpu_hours": 1.0}) == name(at_once=3, winners=2, about="words")
     assert len({name(), name(mode="min"), name(seed=1), name(budget={"trials": 1})}) == 4
@@ -175,14 +175,14 @@ def test_a_sweep_has_the_same_run_whatever_its_limits_and_another_one_for_anothe
 
 def test_the_rung_that_nobody_passes_is_in_the_schedulers_unit(tmp_path: Path) -> None:
     space = {"ipc": {"path": "arms.0.ipc_per_stage", "grid": [1, 2]}}
-    by_stage = sweep.resolve_sweep(str(file_of(tmp_path, space=space)), Request())
-    by_images = sweep.resolve_sweep(str(file_of(tmp_path, space=space, scheduler={"rung": "ipc_total"})), Request())
+    by_stage = SweepWorkload.of(str(file_of(tmp_path, space=space)), Request())
+    by_images = SweepWorkload.of(str(file_of(tmp_path, space=space, scheduler={"rung": "ipc_total"})), Request())
     assert (by_stage.longest(), by_images.longest()) == (3, 6)
 
 
 def test_the_command_line_changes_the_base_of_every_trial(tmp_path: Path) -> None:
     path = file_of(tmp_path, space={"step_size": STEP_SIZE | {"grid": [0.05, 0.02]}})
-    asked = sweep.resolve_sweep(str(path), Request(seed=7, settings=("arms.0.stages=2", "distil.iterations=4")))
+    asked = SweepWorkload.of(str(path), Request(seed=7, settings=("arms.0.stages=2", "distil.iterations=4")))
     assert {trial.experiment.seeds for trial in asked.trials} == {(7,)}
     assert {len(trial.stages) for trial in asked.trials} == {2}
     specs: list[Frozen] = [trial.plan.graph[trial.stages[0][0]].spec for trial in asked.trials]
@@ -192,11 +192,11 @@ def test_the_command_line_changes_the_base_of_every_trial(tmp_path: Path) -> Non
 def test_the_base_finds_its_dataset_where_the_cluster_file_says(tmp_path: Path) -> None:
     path = file_of(tmp_path, space={"step_size": STEP_SIZE | {"grid": [0.05]}})
     with pytest.raises(BadInput, match="nowhere"):
-        sweep.resolve_sweep(str(path), Request(dataset="cifar10", data={"cifar10": str(tmp_path / "nowhere")}))
+        SweepWorkload.of(str(path), Request(dataset="cifar10", data={"cifar10": str(tmp_path / "nowhere")}))
 
 
 @pytest.mark.parametrize("name", ["stages_x_ipc", "random"])
 def test_the_shipped_sweeps_can_run(name: str) -> None:
-    asked = sweep.resolve_sweep(name, Request())
+    asked = SweepWorkload.of(name, Request())
     assert len(asked.trials) == {"stages_x_ipc": 4, "random": 12}[name]
     assert asked.longest() == 10

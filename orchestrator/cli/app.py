@@ -1,0 +1,42 @@
+"""The command line: its commands in the order of `--help`. Without a command the quickstart runs."""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.cli import monitor, planning, runs, store
+from orchestrator.cli.options import LAUNCH, REQUEST, TARGET, Options, with_options
+
+app = typer.Typer(
+    name="pdd",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Progressive dataset distillation on one machine or a cluster. Without a command: the quickstart.",
+)
+
+
+@app.callback(invoke_without_command=True)
+@with_options(TARGET, REQUEST, LAUNCH)
+def start(options: Options, context: typer.Context) -> None:
+    """Progressive dataset distillation on one machine or a cluster."""
+    context.obj = options
+    if context.invoked_subcommand is None:
+        runs.run_experiments(None, options)
+
+
+for command in (
+    runs.run,
+    runs.reproduce,
+    runs.sweep,
+    planning.plan,
+    planning.explain,
+    monitor.status,
+    monitor.logs,
+    monitor.cancel,
+    monitor.report,
+    store.export,
+    store.verify,
+    store.gc,
+    monitor.doctor,
+):
+    app.command()(command)

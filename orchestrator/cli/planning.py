@@ -1,0 +1,76 @@
+"""The commands that start nothing and say what a run would do: `plan` and `explain`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from jobs.errors import BadInput
+from orchestrator.cli.options import (
+    JSON,
+    REQUEST,
+    SCHEMA,
+    STORE,
+    TARGET,
+    AllTables,
+    Budget,
+    Names,
+    Options,
+    are_tables,
+    open_store,
+    request_of,
+    say,
+    table_request_of,
+    with_options,
+)
+
+
+@with_options(TARGET, REQUEST, JSON)
+def plan(options: Options, experiments: Names = None, all_tables: AllTables = False, budget: Budget = None) -> None:
+    """Show what a run of experiments or tables would do and take; start nothing."""
+    workers = options.target().cluster.count()
+    forecast: Any
+    if are_tables(experiments, all_tables):
+        from orchestrator.planning import quote, table_requests
+
+        request = table_request_of(experiments, all_tables, budget, options)
+        resolved = table_requests.resolve_tables(request, allow_missing_data=True)
+        forecast = quote.quote(resolved.tables, open_store(options), workers, resolved.absent, request.seconds())
+        say(forecast.to_json(), forecast.lines(), options)
+        return
+    from orchestrator.planning import forecast as forecasts
+    from orchestrator.planning.requests import resolve
+
+    forecast = forecasts.forecast(resolve(request_of(experiments, options)), open_store(options), workers)
+    say(forecast.to_json(), forecast.tables(), options)
+
+
+@with_options(STORE, REQUEST, JSON)
+def explain(
+    options: Options,
+    experiments: Names = None,
+    key: Annotated[str | None, typer.Option("--key", help="Only jobs whose key holds this.")] = None,
+    recipe: Annotated[bool, typer.Option("--recipe", help="Also every number with its source.")] = False,
+) -> None:
+    """Say of every job whether it is cached and, if not, which field makes it a new one."""
+    from orchestrator.planning import explain as explaining
+    from orchestrator.planning.requests import resolve
+
+    resolved = resolve(request_of(experiments, options))
+    jobs = [job for job in explaining.explain(resolved.plan, open_store(options)) if key is None or key in job.key]
+    if not jobs:
+        raise BadInput("command line", "--key", key, "no job's key holds this; leave it out to see all")
+    numbers = {job.key: explaining.sources_of(resolved.plan, job.key) for job in jobs} if recipe else {}
+    document = {
+        "schema": SCHEMA,
+        "jobs": [
+            job.to_json() | ({"recipe": [list(row) for row in numbers[job.key]]} if recipe else {}) for job in jobs
+        ],
+    }
+    lines: list[Text] = []
+    for job in jobs:
+        lines += [Text(f"{job.key}: {job.reason}"), *[Text(f"    {change}") for change in job.changed]]
+        lines += [Text(f"    {path} = {value}   [{source}]") for path, value, source in numbers.get(job.key, ())]
+    say(document, lines, options)
