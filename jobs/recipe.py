@@ -6,9 +6,10 @@ the published numbers, the reductions for two cores, and the choices that are ou
 be printed with their origin (`pdd explain`). Recipes hold numbers, never code. A source that says "facts 5.1" is that
 paragraph of docs/facts.md.
 
-An entry of `when` is a value, a list of values, or bounds (`{at_least: 2, at_most: 5}`). With `stage` a layer gives a
-number to some stages only. A published setting may be the nearest one for settings that were never published: its layer
-names those under `also`, which replaces entries of its `when`, and its sources then read "ours: as published for …".
+A value may be proportional to the images per class of a stage (`{per_image: 0.5}`). An entry of `when` is a value, a
+list of values, or bounds (`{at_least: 2, at_most: 5}`). With `stage` a layer gives a number to some stages only. A
+published setting may be the nearest one for settings that were never published: its layer names those under `also`,
+which replaces entries of its `when`, and its sources then read "ours: as published for …".
 
 Beside its layers a file may name a `base`, the recipe whose layers come before its own, and a `method`, the class
 (`package.module:Class`) of a base method that lives outside of `workers.methods`.
@@ -323,7 +324,7 @@ class _Layer(Frozen):
         published = setting.matches(self.when)
         if published or (self.also and setting.matches(self.when | self.also)):
             for path, (value, source) in flat(self.set):
-                yield path, value, source if published else self._nearest(source)
+                yield path, _of_setting(value, setting), source if published else self._nearest(source)
 
     def _nearest(self, source: str) -> str:
         """The source of a number that was published for another setting, the nearest one."""
@@ -336,7 +337,18 @@ class _Layer(Frozen):
         for path, leaf in flat(numbers):
             if not (isinstance(leaf, list) and len(leaf) == 2 and isinstance(leaf[1], str)):
                 raise PydanticCustomError("leaf", "write {path} as [value, source]", {"path": path})
+            if isinstance(leaf[0], Mapping) and "per_image" in leaf[0] and not isinstance(leaf[0]["per_image"], float):
+                raise PydanticCustomError(
+                    "leaf", "write per_image of {path} as a number such as 5.0e-4", {"path": path}
+                )
         return numbers
+
+
+def _of_setting(value: Any, setting: Setting) -> Any:
+    """The value itself, or what it is for the setting's images per class; to 12 digits, as one would write it."""
+    if isinstance(value, Mapping) and "per_image" in value:
+        return float(f"{value['per_image'] * setting.ipc_per_stage:.12g}")
+    return value
 
 
 class _File(Frozen):

@@ -25,6 +25,7 @@ from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import Arm, Cell, DatasetChoice, Experiment, Plan
 from jobs.facts import Facts, split
+from jobs.graph import Graph
 from jobs.recipe import Recipe, Scale, Setting, resolve
 from jobs.specs import Architecture, Count, Frozen, Index, Mode
 
@@ -38,6 +39,8 @@ LEVELS = 5
 stages are cut by the rank of the score into so many parts."""
 REDUCED: Mapping[Scale, Mapping[str, Any]] = {"tiny": {"dataset.train_per_class": 150}}
 """Recipe numbers for tables of a scale: `tiny` keeps fewer images than the 50 of a class that tables ask for."""
+DASH = "the paper prints a dash here; --with-dashes fills it, too"
+"""Why a cell that could be filled is left out."""
 LEAST_TILE = 8
 """Pixels of a side below which a tile of a stored image (multi-formation) is too coarse to train on."""
 
@@ -235,17 +238,45 @@ def fill(files: Sequence[TableFile], under: Circumstances) -> TablesPlan:
     """
     filler = _Filler(under)
     tables = tuple(filler.table(file) for file in files)
+    filler.plan.exclusive.clear()  # a chain is serial by its parents; different chains may be at work at a time
+    filler.plan.limits.clear()
+    return _limited_to(tables, filler.plan, tuple(filler.experiments))
+
+
+def without_dashes(tables: TablesPlan) -> TablesPlan:
+    """The tables without cells in which the paper prints a dash, unless jobs of other cells fill them anyway."""
+    printed = {
+        key
+        for table, entry in walk(tables.tables)
+        if entry.cell and not is_dash(table, entry)
+        for key in entry.cell.jobs
+    }
+
+    def kept(table: Table, entry: TableCell) -> TableCell:
+        if entry.cell is None or not is_dash(table, entry) or printed.issuperset(entry.cell.jobs):
+            return entry
+        return replace(entry, cell=None, absent=DASH)
+
+    smaller = tuple(replace(table, cells=tuple(kept(table, entry) for entry in table.cells)) for table in tables.tables)
+    return _limited_to(smaller, tables.plan, tables.experiments)
+
+
+def is_dash(table: Table, entry: TableCell) -> bool:
+    """Whether the paper prints a dash there; a figure prints no numbers at all, which is no dash."""
+    return table.kind == "table" and entry.published is not None and entry.published.mean is None
+
+
+def _limited_to(tables: tuple[Table, ...], plan: Plan, experiments: tuple[Experiment, ...]) -> TablesPlan:
+    """The plan of these tables: of a larger one the cells that they have, and the jobs behind those."""
     by_table = {
-        table.name: tuple(dict.fromkeys(key for one in table.cells if one.cell for key in one.cell.jobs))
+        table.name: tuple(dict.fromkeys(key for entry in table.cells if entry.cell for key in entry.cell.jobs))
         for table in tables
     }
-    plan = filler.plan
-    plan.exclusive.clear()  # a chain is serial by its parents; different chains may be at work at a time
-    plan.limits.clear()
-    plan.cells[:] = [one.cell for table in tables for one in table.cells if one.cell]
+    plan = replace(plan, cells=[entry.cell for table in tables for entry in table.cells if entry.cell])
     needed = plan.graph.ancestors(plan.wanted())
-    plan.graph.jobs = {key: job for key, job in plan.graph.jobs.items() if key in needed}
-    return TablesPlan(plan, tables, by_table, tuple(filler.experiments))
+    jobs = {key: job for key, job in plan.graph.jobs.items() if key in needed}
+    graph = Graph(jobs, plan.graph.requested - (len(plan.graph) - len(jobs)))
+    return TablesPlan(replace(plan, graph=graph), tables, by_table, experiments)
 
 
 @dataclass

@@ -21,7 +21,7 @@ from rich.text import Text
 from jobs import cost
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from jobs.table import Table, TableCell, TablesPlan, walk
+from jobs.table import DASH, Table, TableCell, TablesPlan, is_dash, walk
 from orchestrator.planning import budget as budgets
 from orchestrator.planning import durations, simulate
 from orchestrator.runs.timeline import duration
@@ -83,7 +83,9 @@ class Quote:
     """By witness: jobs to run, and their seconds."""
     covered: int
     out_of_scope: tuple[tuple[str, str], ...]
-    """Cells without jobs, each with the reason."""
+    """Cells without jobs, each with the reason; those in which the paper prints a dash are counted in `dashes`."""
+    dashes: int = 0
+    """Cells left out because the paper prints a dash there."""
     absent: tuple[str, ...] = ()
     """Datasets that are planned with and not here, each with where to get it."""
     purchase: BudgetSelection | None = None
@@ -109,6 +111,7 @@ class Quote:
                 "by_kind": {kind: {"cached": row[0], "to_run": row[1]} for kind, row in self.kinds.items()},
             },
             "cells": self.covered,
+            "dashes_left_out": self.dashes,
             "gpu_hours": {
                 "naive": self.naive / _HOUR,
                 "shared": self.shared / _HOUR,
@@ -168,6 +171,8 @@ class Quote:
                 f"Without the cells in which the paper prints a dash: {hours(shared)} instead of {hours(naive)}, "
                 f"a factor of {naive / shared if shared else 1:.2f}."
             )
+        if self.dashes:
+            yield Text(f"left out: {self.dashes} cells in which the paper prints a dash; --with-dashes plans them, too")
         sources = ", ".join(
             f"{jobs} {witness} ({hours(seconds)})" for witness, (jobs, seconds) in self.witnesses.items() if jobs
         )
@@ -209,7 +214,7 @@ def quote(
         tables=_by_table(tables, behind, seconds),
         naive=behind.naive(whole, seconds),
         shared=shared,
-        printed=behind.both([entry for entry in whole if not _is_dash(*entry)], seconds),
+        printed=behind.both([entry for entry in whole if not is_dash(*entry)], seconds),
         path=tuple((key, seconds[key], priced.witnesses[key]) for key in path if key in todo),
         spans=spans(schedule, cached, seconds, sorted({workers, *SIZES}), shared),
         witnesses=_witnesses(running, priced),
@@ -217,8 +222,9 @@ def quote(
         out_of_scope=tuple(
             (f"{table.name}: {one.row} / {one.column}", one.absent)
             for table, one in walk(tables.tables)
-            if one.cell is None
+            if one.cell is None and one.absent != DASH
         ),
+        dashes=sum(one.absent == DASH for _, one in walk(tables.tables)),
         absent=tuple(absent),
         purchase=None if budget is None else purchase(whole, behind, seconds, budget),
         prices=priced,
@@ -325,10 +331,6 @@ def _by_table(tables: TablesPlan, behind: _Behind, seconds: Mapping[str, float])
         )
         for name, keys in needed.items()
     }
-
-
-def _is_dash(table: Table, one: TableCell) -> bool:
-    return table.kind == "table" and one.published is not None and one.published.mean is None
 
 
 def _witnesses(running: Sequence[str], priced: durations.Durations) -> dict[str, tuple[int, float]]:

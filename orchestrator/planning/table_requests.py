@@ -34,6 +34,8 @@ class TableRequest:
     budget: str | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     """Where datasets lie, by name."""
+    with_dashes: bool = True
+    """Whether cells in which the paper prints a dash are filled, too."""
 
     def seconds(self) -> float | None:
         """The budget in seconds of worker time.
@@ -53,6 +55,7 @@ class TableRequest:
         words = ["python -m orchestrator.launch reproduce", table, "--scale", self.scale]
         words += ["--dataset", self.dataset] if self.dataset is not None else []
         words += ["--seed", str(self.seed)] if self.seed is not None else []
+        words += ["--with-dashes"] if self.with_dashes else []
         return " ".join(words)
 
 
@@ -89,8 +92,9 @@ def resolve_tables(request: TableRequest, allow_missing_data: bool = False) -> R
         allow_missing_data=allow_missing_data,
     )
     filled = tables.fill(files, under)
-    if not allow_missing_data:
-        methods_fit(filled.plan, "jobs/tables")
+    if not request.with_dashes:
+        filled = tables.without_dashes(filled)
+    methods_fit(filled.plan, "jobs/tables")
     return ResolvedTables(request, filled, tuple(one.absent for one in data.values() if one.absent))
 
 

@@ -93,7 +93,7 @@ def test_idc_and_dream_have_idc_s_numbers(facts: dict[str, Any], method: str, da
 
 @pytest.mark.parametrize("method", ["idc", "dream"])
 @pytest.mark.parametrize("dataset", NAMES)
-@pytest.mark.parametrize("ipc", [1, 2, 5, 10, 20, 50])
+@pytest.mark.parametrize("ipc", [1, 2, 4, 5, 10, 20, 29, 50])
 def test_idc_s_image_learning_rate_follows_its_formula(
     facts: dict[str, Any], method: str, dataset: str, ipc: int
 ) -> None:
