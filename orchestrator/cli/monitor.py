@@ -62,8 +62,8 @@ def logs(
 def cancel(options: Options, name: RunName = None) -> None:
     """Ask a run to save its work and end, from any shell that sees the store."""
     from orchestrator.clusters.slurm.follow import SlurmRun
-    from orchestrator.runs.driver import STOP, StopFile
     from orchestrator.runs.status import chosen_run, status
+    from orchestrator.runs.stop_file import STOP, StopFile
 
     store = existing_store(options)
     run = chosen_run(store, name)

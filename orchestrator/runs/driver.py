@@ -1,45 +1,42 @@
-"""The rim around the decision core: events in from the pool, actions out to it, everything into the journal.
+"""The driver: feeds events of the pool to the scheduler, carries out its actions, and writes the journal.
 
 The driver holds no truth. What is done is what lies in the store; a new driver asks the store and goes on
 from there, so this process may be killed at any moment. It decides nothing either: that is
-`orchestrator.scheduler.scheduler`.
-
-A run is stopped by a file, `stop` in the run's folder: `cancel` writes it, and so does the driver on
-SIGINT, SIGTERM or a first failure under fail-fast. Workers look at it, save a checkpoint and yield; the
-driver starts nothing more and ends when all are back. A second signal does not wait for them.
+`orchestrator.scheduler.scheduler`. All that one look at the pool brought is written to the journal in one go, before
+anything is acted on. How a run is stopped is in `orchestrator.runs.stop_file`; a second signal does not wait for
+running jobs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from jobs.graph import Graph
 from jobs.keys import kind_of
 from orchestrator.runs.journal import Journal, JournalLost
 from orchestrator.runs.pool import JobReturned, Message, Pool, PoolEvent, WorkerJoined, WorkerLeft
+from orchestrator.runs.stop_file import STOP, StopFile
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
+from orchestrator.scheduler.job_status import Status
 from orchestrator.scheduler.schedule import Schedule
-from orchestrator.scheduler.scheduler import State, Status, decide
+from orchestrator.scheduler.scheduler import Change, Scheduler, State
 
 PATIENCE = 1.0
 """Seconds the pool may wait before it lets the driver look at the stop file and the clock."""
 SOURCE_PATIENCE = 0.1
-"""The same while a plan may grow: a trial that asks for its next stage should not wait for it."""
-STOP = "stop"
+"""The same while a schedule may grow: a trial that asks for its next stage should not wait for it."""
 HEAD_MOVES = "the head job moves; the run goes on by itself"
 """Why a driver stops that will be followed by another one of the same run."""
+
+Entry = tuple[str, Mapping[str, Any]]
+"""An event's name and its fields, as the journal takes them."""
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +49,15 @@ class KnowsArtifacts(Protocol):
 
 
 class ScheduleSource(Protocol):
-    """Where an open plan grows from while the run goes on."""
+    """Where an open schedule grows from while the run goes on."""
 
     def replanned(self, state: State) -> Schedule | None:
-        """The plan to go on with if it is another one now; its jobs are in the run's graph already."""
+        """The schedule to go on with if it is another one now; its jobs are in the run's graph already."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the journal says about the run's origin."""
+    """The run's origin, for the journal."""
 
     run: str
     command: str = ""
@@ -81,7 +78,7 @@ class Outcome:
 
 
 def run(
-    plan: Schedule,
+    schedule: Schedule,
     graph: Graph,
     pool: Pool,
     journal: Journal,
@@ -92,11 +89,21 @@ def run(
     grace_seconds: float = 30.0,
     schedule_source: ScheduleSource | None = None,
 ) -> Outcome:
-    """Do all that the plan wants; the pool is started and closed here, and not at all when nothing is left to do.
+    """Do all that the schedule wants; the pool is started and closed here, and not at all when nothing is to do.
 
-    An open plan is replaced by what `schedule_source` says. `grace_seconds` is what running jobs get to save a
-    checkpoint when the run breaks off. SIGINT and SIGTERM are taken over for the time of the run if this is
-    the main thread.
+    Args:
+        schedule: the jobs, targets and limits.
+        graph: the jobs themselves.
+        pool: where they run.
+        journal: where all that happens is written.
+        store: says which artifacts are there.
+        on_change: called after every event with the state, which goes on changing afterwards.
+        about: the run's origin, for the journal.
+        grace_seconds: what running jobs get to save a checkpoint when the run breaks off.
+        schedule_source: what an open schedule is replaced by.
+
+    Returns:
+        How it ended. SIGINT and SIGTERM were taken over meanwhile if this is the main thread.
 
     Raises:
         JournalLost: the journal could not be written.
@@ -104,13 +111,13 @@ def run(
     """
     stop = StopFile(journal.folder / STOP)
     stop.clear()
-    loop = Loop(State.initial(plan), graph, pool, journal, on_change, stop, store, schedule_source)
+    loop = Loop(schedule, graph, pool, journal, on_change, stop, store, schedule_source)
     finish, grace = Finish(1, "the driver failed"), grace_seconds
-    with _signals(stop) as take_over:
+    with stop.signals() as take_over:
         try:
             journal.write("run_began", **_origin(about, graph))
-            loop.begin(frozenset(key for key in plan.keys if store.has(key)))
-            if loop.state.finished is None:  # else all of it was there, and no worker is needed
+            loop.begin(frozenset(key for key in schedule.keys if store.has(key)))
+            if loop.scheduler.finished is None:  # else all of it was there, and no worker is needed
                 pool.start()
                 take_over()  # not before: Ray's start takes SIGTERM for itself
             finish = loop.until_finished()
@@ -122,7 +129,7 @@ def run(
         finally:
             stop.closing = True
             _end(finish, grace, loop, pool)
-    return Outcome(finish.exit, finish.why, loop.state, journal.elapsed())
+    return Outcome(finish.exit, finish.why, loop.scheduler.state(), journal.elapsed())
 
 
 def _origin(about: RunInfo, graph: Graph) -> dict[str, Any]:
@@ -133,10 +140,11 @@ def _origin(about: RunInfo, graph: Graph) -> dict[str, Any]:
 def _end(finish: Finish, grace: float, loop: Loop, pool: Pool) -> None:
     """Write the last record and end the pool, the second even if the first fails."""
     try:
-        if Status.RUNNING in {job.status for job in loop.state.jobs.values()}:
+        counts = loop.scheduler.view().counts()
+        if counts[Status.RUNNING]:
             loop.stop.write(finish.why)
-        counts = {status.value: count for status, count in loop.state.counts().items()}
-        loop.journal.write("run_ended", exit=finish.exit, why=finish.why, counts=counts)
+        by_name = {status.value: count for status, count in counts.items()}
+        loop.journal.write("run_ended", exit=finish.exit, why=finish.why, counts=by_name)
     except (JournalLost, OSError):
         if finish.exit != 1:
             raise
@@ -146,11 +154,11 @@ def _end(finish: Finish, grace: float, loop: Loop, pool: Pool) -> None:
 
 
 class Loop:
-    """Feeds one run's events to the core and carries out what it says."""
+    """Feeds one run's events to the scheduler and carries out its actions, turn by turn."""
 
     def __init__(
         self,
-        state: State,
+        schedule: Schedule,
         graph: Graph,
         pool: Pool,
         journal: Journal,
@@ -159,191 +167,144 @@ class Loop:
         store: KnowsArtifacts,
         schedule_source: ScheduleSource | None,
     ) -> None:
-        self.state, self.graph, self.pool, self.journal = state, graph, pool, journal
-        self.on_change, self.stop, self.store, self.schedule_source = on_change, stop, store, schedule_source
+        self.scheduler = Scheduler(State.initial(schedule))
+        self.graph, self.pool, self.journal, self.on_change = graph, pool, journal, on_change
+        self.stop, self.store, self.schedule_source = stop, store, schedule_source
         self.hosts: dict[str, str] = {}
+        self.entries: list[Entry] = []
+        """What this turn has for the journal."""
+        self.actions: list[Action] = []
+        """What this turn is to carry out once that is written."""
 
     def begin(self, cached: frozenset[str]) -> None:
-        """Tell the core what is whole in the store."""
-        self.feed(events.Began(self.now(), cached))
+        """Tell the scheduler what is whole in the store."""
+        self.turn([events.Began(self.now(), cached)])
 
     def until_finished(self) -> Finish:
-        """Run until the core says how the run ends."""
-        while self.state.finished is None:
+        """Run until the scheduler says how the run ends."""
+        while self.scheduler.finished is None:
             self.replan()
             happened = self.pool.events(PATIENCE if self.schedule_source is None else SOURCE_PATIENCE)
-            if self.state.stopping is None and (why := self.stop.asked()):
-                self.feed(events.StopAsked(self.now(), why))
-            for event in happened:
-                self.take(event)
-            if not happened and self.state.finished is None:
-                self.feed(events.Tick(self.now()))
-        return self.state.finished
+            asked = self.stop.asked() if self.scheduler.stopping is None else ""
+            stops = [events.StopAsked(self.now(), asked)] if asked else []
+            ticks = [] if happened else [events.Tick(self.now())]
+            self.turn([*stops, *happened, *ticks])
+        return self.scheduler.finished
 
     def replan(self) -> None:
-        """Go on with another plan if there is one."""
-        if self.schedule_source is None or self.state.stopping is not None:
+        """Go on with another schedule if there is one."""
+        if self.schedule_source is None or self.scheduler.stopping is not None:
             return
-        plan = self.schedule_source.replanned(self.state)
-        if plan is not None:
-            new = set(plan.keys) - self.state.jobs.keys()
-            self.feed(events.Replanned(self.now(), plan, frozenset(key for key in new if self.store.has(key))))
+        schedule = self.schedule_source.replanned(self.scheduler.view())
+        if schedule is not None:
+            cached = {key for key in schedule.keys if key not in self.scheduler.jobs and self.store.has(key)}
+            self.turn([events.Replanned(self.now(), schedule, frozenset(cached))])
 
     def now(self) -> float:
         """Seconds since the run began."""
         return self.journal.elapsed()
 
+    def turn(self, happened: Iterable[Event | PoolEvent]) -> None:
+        """Let the scheduler decide on all that happened, write it down, then act on it."""
+        try:
+            for event in happened:
+                if isinstance(event, Event):
+                    self.feed(event)
+                else:
+                    self.take(event)
+        finally:
+            entries, self.entries = self.entries, []
+            self.journal.write_all(entries)
+        actions, self.actions = self.actions, []
+        for action in actions:
+            self.carry_out(action)
+
     def take(self, event: PoolEvent) -> None:
-        """Write down what the pool says, then let the core decide; after the end it is only written down."""
+        """Note what the pool reports, then let the scheduler decide; after the end it is only noted."""
         match event:
             case WorkerJoined(slot, host):
                 self.hosts[slot] = host
-                self.journal.write("slot_joined", slot=slot, host=host)
+                self.note("slot_joined", slot=slot, host=host)
                 self.feed(events.SlotJoined(self.now(), slot))
             case WorkerLeft(slot, reason, message):
-                self.journal.write("slot_left", slot=slot, reason=reason, message=message)
+                self.note("slot_left", slot=slot, reason=reason, message=message)
                 self.feed(events.SlotLeft(self.now(), slot, reason, message))
             case JobReturned():
-                self.answer(event)
+                self.job_returned(event)
             case Message(text):
-                self.journal.write("note", text=text)
+                self.note("note", text=text)
 
-    def answer(self, answer: JobReturned) -> None:
-        """One job is back."""
-        key, slot, at = self.state.slots.get(answer.slot) or answer.key, answer.slot, self.now()
+    def job_returned(self, result: JobReturned) -> None:
+        """Note how one job ended, and let the scheduler decide what follows."""
+        key, slot, at = self.scheduler.slots.get(result.slot) or result.key, result.slot, self.now()
         kind = kind_of(key)
-        if answer.key not in ("", key):
-            text = f"the worker computed {answer.key}: its code differs from the driver's; install one version"
-            self.feed(events.JobFailed(at, key, slot, "bug", text, answer.log))
+        if result.key not in ("", key):
+            text = f"the worker computed {result.key}: its code differs from the driver's; install one version"
+            self.feed(events.JobFailed(at, key, slot, "bug", text, result.log))
             return
-        match answer.status:
+        match result.status:
             case "done":
-                self.journal.write("job_done", key=key, kind=kind, slot=slot, job_seconds=answer.seconds)
-                self.feed(events.JobDone(at, key, slot, answer.seconds))
+                self.note("job_done", key=key, kind=kind, slot=slot, job_seconds=result.seconds)
+                self.feed(events.JobDone(at, key, slot, result.seconds))
             case "found":
-                self.journal.write("job_found", key=key, kind=kind, slot=slot)
+                self.note("job_found", key=key, kind=kind, slot=slot)
                 self.feed(events.JobFound(at, key, slot))
             case "busy":
-                self.journal.write("job_busy", key=key, slot=slot, retry_after=answer.retry_after)
-                self.feed(events.JobBusy(at, key, slot, answer.retry_after))
+                self.note("job_busy", key=key, slot=slot, retry_after=result.retry_after)
+                self.feed(events.JobBusy(at, key, slot, result.retry_after))
             case "yielded":
-                self.journal.write("job_yielded", key=key, slot=slot)
-                self.feed(events.JobYielded(at, key, slot, answer.leaving))
+                self.note("job_yielded", key=key, slot=slot)
+                self.feed(events.JobYielded(at, key, slot, result.leaving))
             case "failed":
-                reason = answer.reason or "bug"
-                message, parent = answer.message, answer.parent
-                self.feed(events.JobFailed(at, key, slot, reason, message, answer.log, parent))
+                reason = result.reason or "bug"
+                self.feed(events.JobFailed(at, key, slot, reason, result.message, result.log, result.parent))
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Keep an entry for the journal, which is written before this turn's actions."""
+        self.entries.append((event, fields))
 
     def feed(self, event: Event) -> None:
-        """Let the core decide on one event; write down what followed and do it."""
-        if self.state.finished:
+        """Let the scheduler decide on one event; keep what followed for the journal, and the actions for later."""
+        if self.scheduler.finished:
             return
-        before = self.state
-        self.state, actions = decide(before, event)
-        self.journal.write_all(list(_consequences(before, self.state)))
+        actions = self.scheduler.feed(event)
+        self.entries += _consequences(self.scheduler.changes, self.scheduler.schedule)
         for action in actions:
-            self.carry_out(action)
-        self.on_change(self.state)
+            match action:
+                case Start():
+                    self.note("job_started", **self._started(action))
+                case Note(text):
+                    self.note("note", text=text)
+        self.actions += actions
+        self.on_change(self.scheduler.view())
+
+    def _started(self, start: Start) -> dict[str, Any]:
+        path = self.scheduler.schedule.remaining_path[start.key]
+        where = {"slot": start.slot, "host": self.hosts.get(start.slot, "")}
+        return {"key": start.key, "kind": kind_of(start.key), **where, "attempt": start.attempt, "remaining_path": path}
 
     def carry_out(self, action: Action) -> None:
-        """Do what the core asks."""
+        """Do what the scheduler asks; a start is void if its slot left later in the same turn."""
         match action:
-            case Start(key, slot, attempt, memory_level):
-                self.journal.write(
-                    "job_started",
-                    key=key,
-                    kind=kind_of(key),
-                    slot=slot,
-                    host=self.hosts.get(slot, ""),
-                    attempt=attempt,
-                    remaining_path=self.state.plan.remaining_path[key],
-                )
+            case Start(key, slot, attempt, memory_level) if self.scheduler.slots.get(slot) == key:
                 self.pool.submit(self.graph[key].to_json(), slot, attempt, memory_level)
             case AskYield(why):
                 self.stop.write(why)
-            case Note(text):
-                self.journal.write("note", text=text)
-            case Finish():
-                pass  # the loop sees it in the state
 
 
-def _consequences(before: State, after: State) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The records of the jobs whose status followed from an event; what the event said is written already."""
-    for key, job in after.jobs.items():
-        old = before.jobs[key].status if key in before.jobs else Status.BLOCKED
-        if job.status is old:
-            continue
+def _consequences(changes: Iterable[Change], schedule: Schedule) -> Iterator[Entry]:
+    """The entries for the jobs whose status followed from an event; what the event itself said is noted already."""
+    for key, old, job in changes:
         match job.status:
             case Status.READY:
-                yield "job_ready", {"key": key, "remaining_path": after.plan.remaining_path[key]}
+                yield "job_ready", {"key": key, "remaining_path": schedule.remaining_path[key]}
             case Status.RUNNING if old is Status.BLOCKED:  # it was ready for no time at all
-                yield "job_ready", {"key": key, "remaining_path": after.plan.remaining_path[key]}
+                yield "job_ready", {"key": key, "remaining_path": schedule.remaining_path[key]}
             case Status.CACHED if old is Status.BLOCKED:
                 yield "job_cached", {"key": key}
             case Status.UNNEEDED:
                 yield "job_unneeded", {"key": key}
             case Status.FAILED:
-                failure = {"reason": job.reason, "message": job.because, "log": job.log}
-                yield "job_failed", {"key": key, **failure}
+                yield "job_failed", {"key": key, "reason": job.reason, "message": job.because, "log": job.log}
             case Status.SKIPPED:
                 yield "job_skipped", {"key": key, "because": job.because}
-
-
-class StopFile:
-    """The wish that a run ends, as a file that workers and other shells can see."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.closing = False
-        self._signal = ""
-
-    def write(self, why: str) -> None:
-        """Ask for the end; the first one to ask is remembered."""
-        try:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(why + "\n")
-
-    def clear(self) -> None:
-        """Forget the wish that ended an earlier driver of this run."""
-        self.path.unlink(missing_ok=True)
-
-    def asked(self) -> str:
-        """Why the run shall end; empty when nobody asked."""
-        if self._signal:
-            return self._signal
-        try:
-            return self.path.read_text(encoding="utf-8").strip() or "cancelled"
-        except OSError:  # not there, or the file system is away for a moment: asked again in a second
-            return ""
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks running jobs to yield, the next one breaks off; none disturbs the closing."""
-        if self.closing:
-            return
-        if self._signal:
-            raise KeyboardInterrupt
-        self._signal = f"stopped by {signal.Signals(number).name}"
-        with suppress(OSError):  # then running jobs go on to their end, but nothing new starts
-            self.write(self._signal)
-
-
-@contextmanager
-def _signals(stop: StopFile) -> Iterator[Callable[[], None]]:
-    """Yields the function that takes SIGINT and SIGTERM over; afterwards both are as they were."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def take_over() -> None:
-        for number in before:
-            signal.signal(number, stop.on_signal)
-
-    try:
-        yield take_over
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -31,7 +31,8 @@ from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.outcomes import NetworkOutcome
 from orchestrator.results.cells import Reader, label, manifest_of
-from orchestrator.scheduler.scheduler import AVAILABLE, UNFINISHED, UNSUCCESSFUL, State, Status
+from orchestrator.scheduler.job_status import AVAILABLE, UNFINISHED, UNSUCCESSFUL, Status
+from orchestrator.scheduler.scheduler import State
 from workers.store.claims import Claim
 from workers.store.store import Manifest
 
@@ -201,7 +202,9 @@ class Progress:
         self._live: Live | None = None
         self._began = self._clock()
         self._shown_at = float("-inf")
+        self._show_seconds = 0.0
         self._statuses: dict[str, Status] = {}
+        self._counts: Counter[Status] = Counter()
         self._accuracies: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -219,26 +222,33 @@ class Progress:
             self._live = None
 
     def update(self, state: State, claims: Iterable[Claim]) -> None:
-        """Show this state; may be called as often as the driver likes.
+        """Show the state after an event; it must be called after every event.
 
-        `claims` is gone through only when something is shown, so an iterator that reads them late is welcome.
+        Args:
+            state: what the run has come to. Only its `changes` are looked at, unless it has other jobs than before.
+            claims: read only when something is shown, so an iterator that reads them late is welcome.
         """
-        before, self._statuses = self._statuses, {key: job.status for key, job in state.jobs.items()}
-        news = [key for key, status in self._statuses.items() if before.get(key) is not status]
-        for key in news:
-            self._tell(key, state)
-        ended = any(self._statuses[key] not in UNFINISHED for key in news)
-        if not self._quiet and self._is_due(bool(before) and ended):
+        first, grown = not self._statuses, len(state.jobs) != len(self._statuses)
+        keys = list(state.jobs) if grown else [change.key for change in state.changes]
+        changed = [key for key in keys if self._statuses.get(key) is not state.jobs[key].status]
+        self._counts.subtract(self._statuses[key] for key in changed if key in self._statuses)
+        self._statuses |= {key: state.jobs[key].status for key in changed}
+        self._counts.update(self._statuses[key] for key in changed)
+        for key in changed:
+            self._report(key, state)
+        ended = any(self._statuses[key] not in UNFINISHED for key in changed)
+        if not self._quiet and self._is_due(ended and not first):
             self._shown_at = self._clock()
             self._show(state, claims)
+            self._show_seconds = self._clock() - self._shown_at
 
     def say(self, text: str) -> None:
         """Tell the people who watch; not in quiet mode."""
         if not self._quiet:
             self._line(text)
 
-    def _tell(self, key: str, state: State) -> None:
-        """The news about one job: every failure, every finished stage."""
+    def _report(self, key: str, state: State) -> None:
+        """Print a line about a job if it failed or finished a stage."""
         status, job = self._statuses[key], state.jobs[key]
         if status is Status.FAILED:
             log = f"; log: {job.log}" if job.log else ""
@@ -258,14 +268,14 @@ class Progress:
         return "" if manifest is None else f" in {manifest.seconds:.1f} s{held_out(manifest)}"
 
     def _fraction(self) -> str:
-        counts = Counter(self._statuses.values())
-        whole = sum(counts[status] for status in AVAILABLE)
-        return f"{whole}/{len(self._statuses) - counts[Status.UNNEEDED]} jobs"
+        whole = sum(self._counts[status] for status in AVAILABLE)
+        return f"{whole}/{len(self._statuses) - self._counts[Status.UNNEEDED]} jobs"
 
     def _is_due(self, ended: bool) -> bool:
+        """Whether it is time to show the state again, which takes at most a twentieth of the time."""
         waited = self._clock() - self._shown_at
         if self._live is not None:
-            return ended or waited >= _FRAME_SECONDS
+            return waited >= max(0.0 if ended else _FRAME_SECONDS, 20 * self._show_seconds)
         return waited >= between_lines(self._clock() - self._began)
 
     def _show(self, state: State, claims: Iterable[Claim]) -> None:

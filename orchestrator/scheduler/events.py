@@ -24,21 +24,21 @@ class Event:
 
 @dataclass(frozen=True)
 class Began(Event):
-    """The run began, and these keys were whole in the store."""
+    """The run began, and these artifacts were whole in the store."""
 
     cached: frozenset[str]
 
 
 @dataclass(frozen=True)
 class SlotJoined(Event):
-    """A worker is there to take jobs."""
+    """A worker can take jobs."""
 
     slot: str
 
 
 @dataclass(frozen=True)
 class SlotLeft(Event):
-    """A worker is gone, and with it the run of its job."""
+    """A worker is gone, and its job did not end."""
 
     slot: str
     reason: LeaveReason
@@ -47,7 +47,7 @@ class SlotLeft(Event):
 
 @dataclass(frozen=True)
 class JobEvent(Event):
-    """What a worker says about the job in its slot."""
+    """A worker reports on the job in its slot."""
 
     key: str
     slot: str
@@ -67,14 +67,14 @@ class JobFound(JobEvent):
 
 @dataclass(frozen=True)
 class JobBusy(JobEvent):
-    """Somebody alive is making it; asking again makes sense in `retry_after` seconds."""
+    """Another run is making the artifact; it is worth asking again in `retry_after` seconds."""
 
     retry_after: float
 
 
 @dataclass(frozen=True)
 class JobYielded(JobEvent):
-    """The job saved a checkpoint and stepped aside; a `leaving` worker has no time for another one."""
+    """The job saved a checkpoint and ended early; a `leaving` worker has no time for another job."""
 
     leaving: bool = False
 
@@ -91,37 +91,41 @@ class JobFailed(JobEvent):
 
 @dataclass(frozen=True)
 class JobMissing(Event):
-    """An artifact that was thought whole is damaged or gone."""
+    """An artifact that was believed whole is damaged or gone."""
 
     key: str
 
 
 @dataclass(frozen=True)
 class Replanned(Event):
-    """Another plan takes the present one's place: more jobs, other targets, or an end.
+    """Another schedule replaces the present one: more jobs, other targets, or no more to come (`open`).
 
     `cached` are those of its new keys that are whole in the store.
     """
 
-    plan: Schedule
+    schedule: Schedule
     cached: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Tick(Event):
-    """Nothing happened, but time went on."""
+    """Nothing happened; time went on."""
 
 
 @dataclass(frozen=True)
 class StopAsked(Event):
-    """Somebody wants the run to end: start nothing new, let running jobs step aside."""
+    """The run is to end: start nothing new, let running jobs save and yield."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Start:
-    """Run the job in the slot; at memory level n the worker divides its micro-batch by 2**n."""
+    """Run the job in the slot.
+
+    `memory_level` is how often the job ran out of memory: above 0 a method that can compute the same in less memory
+    does so (trajectory matching: `engine: adjoint`).
+    """
 
     key: str
     slot: str
@@ -131,21 +135,21 @@ class Start:
 
 @dataclass(frozen=True)
 class AskYield:
-    """Ask every running job to save a checkpoint and step aside."""
+    """Ask every running job to save a checkpoint and yield."""
 
     why: str
 
 
 @dataclass(frozen=True)
 class Note:
-    """Tell the people who watch the run."""
+    """Show a line to the people who watch the run."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Finish:
-    """End the run with this exit code: 0 all is there, 3 some jobs failed, 130 stopped on request."""
+    """End the run with this exit code: 0 all done, 1 error, 3 some jobs failed, 130 stopped on request."""
 
     exit: Literal[0, 1, 3, 130]
     why: str

@@ -1,7 +1,6 @@
-"""The life of one job in a run: where it can stand, what can happen to it, and what follows from that.
+"""The status of one job in a run, and the transitions between statuses.
 
-The legal moves are data (`TRANSITIONS`); the decision core (`orchestrator.scheduler.scheduler`) only looks them up, so
-the table is the whole truth about what follows what.
+The legal transitions are data (`TRANSITIONS`); the scheduler only looks them up, so the table is complete.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from enum import Enum, StrEnum
 
 
 class Status(StrEnum):
-    """Where a job stands; `meaning` is the sentence for people."""
+    """The status of a job; `meaning` explains it to people."""
 
     meaning: str
 
@@ -28,7 +27,7 @@ class Status(StrEnum):
     DONE = "done", "was made by this run"
     CACHED = "cached", "was found in the store"
     FAILED = "failed", "ended without its artifact and is not tried again"
-    SKIPPED = "skipped", "hangs on a job that failed"
+    SKIPPED = "skipped", "depends on a job that failed"
     UNNEEDED = "unneeded", "is not in the store, and nothing that must run needs it"
 
 
@@ -50,7 +49,7 @@ class Transition(Enum):
     SUCCEEDED = "its worker stored the artifact"
     FOUND = "another driver stored the artifact meanwhile"
     RETURNED = "came back without artifact or fault"
-    GAVE_UP = "no allowance is left"
+    GAVE_UP = "its retries are used up"
     LOST = "its artifact turned out damaged or gone"
 
 
@@ -82,7 +81,7 @@ TRANSITIONS: Mapping[Status, Mapping[Transition, Status]] = {
 
 
 class IllegalTransition(Exception):
-    """An event that cannot happen in this state: our own bug, never the user's."""
+    """An event cannot happen in this state: a bug of ours, never the user's fault."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a run is to do: the graph, the targets, the limits. Fixed before it begins, but for a sweep's (`open`)."""
+"""The schedule of a run: its jobs, targets and limits. Fixed before the run begins, except for a sweep's (`open`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RetryLimits:
     """How often a job may come back for each cause before it fails. Yields and lost workers are free."""
 
     crashes: int = 3
-    """The crash in a row at which a job counts as poison."""
+    """The crash in a row at which a job fails."""
     memory: int = 2
     """Retries after running out of memory; each raises the memory level by one."""
     repairs: int = 3
@@ -25,10 +25,10 @@ class RetryLimits:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The graph, the targets, and the limits.
+    """The jobs of a graph with their parents and children, the targets, and the limits.
 
     `remaining_path` is in seconds, the job itself included. Of the keys that `exclusive` puts into a group,
-    at most `limits[group]` run at once. An `open` plan will be replaced by another one (`events.Replanned`), so the
+    at most `limits[group]` run at once. An `open` schedule will be replaced by another one (`events.Replanned`), so the
     run does not end when all its targets are there.
     """
 
@@ -53,7 +53,14 @@ class Schedule:
 
     @classmethod
     def of(cls, graph: Graph, wanted: Iterable[str], seconds: Callable[[Job], float], **limits: Any) -> Schedule:
-        """The plan of a graph; `limits` are the optional fields of the class."""
+        """The schedule of a graph.
+
+        Args:
+            graph: the jobs.
+            wanted: the keys of the targets.
+            seconds: how long a job takes on one worker.
+            limits: the optional fields of the class.
+        """
         parents = {job.key: job.parent_keys() for job in graph}
         path = graph.remaining_path(seconds)
         return cls(tuple(graph.jobs), parents, graph.children(), path, frozenset(wanted), **limits)

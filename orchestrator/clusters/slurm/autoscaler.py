@@ -22,7 +22,8 @@ from orchestrator.clusters.slurm.ray_node import JOB_RESOURCE
 from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of, workers_missing
 from orchestrator.runs.pool import PoolBroken
-from orchestrator.scheduler.scheduler import State, Status
+from orchestrator.scheduler.job_status import Status
+from orchestrator.scheduler.scheduler import State
 
 QUEUE_POLL_SECONDS = 5.0
 """Seconds between two looks at SLURM's queue."""
@@ -152,11 +153,11 @@ class SlurmAutoscaler(PlainNodes):
 def open_jobs(state: State) -> int:
     """How many jobs run or could: of those that exclude each other, as many as may run at once."""
     running = [key for key, job in state.jobs.items() if job.status is Status.RUNNING]
-    in_use = Counter(group for key in running for group in state.plan.exclusive.get(key, ()))
+    in_use = Counter(group for key in running for group in state.schedule.exclusive.get(key, ()))
     count = len(running)
     for key, job in state.jobs.items():
-        groups = state.plan.exclusive.get(key, ())
-        if job.status is Status.READY and all(in_use[group] < state.plan.limits[group] for group in groups):
+        groups = state.schedule.exclusive.get(key, ())
+        if job.status is Status.READY and all(in_use[group] < state.schedule.limits[group] for group in groups):
             in_use.update(groups)
             count += 1
     return count

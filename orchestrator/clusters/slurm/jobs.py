@@ -30,7 +30,8 @@ from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_
 from orchestrator.clusters.slurm.run_folder import Head, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.clusters.versions import difference, versions
-from orchestrator.runs.driver import HEAD_MOVES, STOP, StopFile
+from orchestrator.runs.driver import HEAD_MOVES
+from orchestrator.runs.stop_file import STOP, StopFile
 from workers.runtime.time_limit import TimeLimit
 from workers.store.store import Store
 

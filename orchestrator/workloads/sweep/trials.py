@@ -29,8 +29,9 @@ from jobs.sweep import Sweep, Values
 from orchestrator.planning import durations
 from orchestrator.planning.requests import assign, resolve_experiment
 from orchestrator.runs.journal import Journal
+from orchestrator.scheduler.job_status import AVAILABLE, UNSUCCESSFUL, Status
 from orchestrator.scheduler.schedule import Schedule
-from orchestrator.scheduler.scheduler import AVAILABLE, UNSUCCESSFUL, State, Status
+from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialMailbox, spoken, trial_id
 from workers.store.store import Store
 

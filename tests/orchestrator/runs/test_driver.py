@@ -14,8 +14,9 @@ from jobs.graph import Graph
 from orchestrator.runs.driver import Outcome, RunInfo, run
 from orchestrator.runs.journal import Journal, JournalLost, Record, read
 from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolEvent, WorkerJoined, WorkerLeft
+from orchestrator.scheduler.job_status import AVAILABLE
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
-from orchestrator.scheduler.scheduler import AVAILABLE, State
+from orchestrator.scheduler.scheduler import State
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 
@@ -198,6 +199,40 @@ def test_workers_come_and_go_in_the_journal(tmp_path: Path) -> None:
     assert records(tmp_path, "slot_left")[0]["message"] == "its node is gone"
     assert records(tmp_path, "note")[0]["text"] == "one node is slow"
     assert pool.closed == [30.0]
+
+
+def test_what_one_look_at_the_pool_brought_is_written_in_one_go_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, keys = graph_of([fakes.WORKS] * 3)
+    writes: list[tuple[int, int]] = []
+    write_all = Journal.write_all
+
+    def counted(journal: Journal, entries: Any) -> None:
+        writes.append((len(entries), len(pool.submitted)))
+        write_all(journal, entries)
+
+    pool = ScriptedPool(
+        lambda pool: [WorkerJoined("w", "h"), WorkerJoined("v", "h")],
+        lambda pool: [JobReturned("w", "done", keys[0]), JobReturned("v", "done", keys[1])],
+        lambda pool: [JobReturned("w", "done", keys[2])],
+    )
+    monkeypatch.setattr(Journal, "write_all", counted)
+    assert drive(tmp_path, graph, pool).exit == 0
+    assert writes == [(1, 0), (3, 0), (4, 0), (3, 2), (1, 3), (1, 3)]
+
+
+def test_a_job_whose_slot_left_in_the_same_turn_is_not_sent_there(tmp_path: Path) -> None:
+    graph, keys = graph_of([fakes.WORKS] * 2)
+    pool = ScriptedPool(
+        lambda pool: [WorkerJoined("w", "h")],
+        lambda pool: [JobReturned("w", "done", keys[0]), WorkerLeft("w", "lost", "gone")],
+        lambda pool: [WorkerJoined("v", "h")],
+        lambda pool: [JobReturned("v", "done", keys[1])],
+    )
+    assert drive(tmp_path, graph, pool).exit == 0
+    assert [(slot, attempt) for _, slot, attempt, _ in pool.submitted] == [("w", 1), ("v", 2)]
+    assert [record["slot"] for record in records(tmp_path, "job_started")] == ["w", "w", "v"]
 
 
 def test_a_worker_with_other_code_is_noticed_by_the_key_it_computes(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from orchestrator.runs.progress import (
     snapshot,
     summary,
 )
+from orchestrator.scheduler.job_status import JobState, Status
 from orchestrator.scheduler.schedule import Schedule as CorePlan
-from orchestrator.scheduler.scheduler import JobState, State, Status
+from orchestrator.scheduler.scheduler import Change, State
 from tests.orchestrator.results.test_cells import cell_of, demo_plan, put
 from workers.store.claims import Claim
 from workers.store.store import Store
@@ -47,7 +48,8 @@ def statuses(plan: Plan, changed: Mapping[str, Status]) -> dict[str, Status]:
 def state_of(plan: Plan, jobs: Mapping[str, JobState | Status]) -> State:
     core = CorePlan.of(plan.graph, plan.wanted(), lambda job: 1.0)
     states = {key: JobState(value) if isinstance(value, Status) else value for key, value in jobs.items()}
-    return State(core, dict.fromkeys(core.keys, JobState()) | states, {"w0": None, "w1": None})
+    changes = tuple(Change(key, Status.BLOCKED, job) for key, job in states.items())
+    return State(core, dict.fromkeys(core.keys, JobState()) | states, {"w0": None, "w1": None}, changes=changes)
 
 
 @dataclass
@@ -192,6 +194,29 @@ def test_summaries_keep_their_distance_and_evaluations_are_not_told_one_by_one(s
             screen.now = number * 0.5
             progress.update(state_of(plan, dict.fromkeys(evaluations[:number], Status.DONE)), [])
     assert [line[:15] for line in screen.lines()] == ["[   0 s] 0/25 j", "[   2 s] 4/25 j", "[   4 s] 8/25 j"]
+
+
+def test_only_the_jobs_that_an_event_changed_are_looked_at_again(store: Store) -> None:
+    plan, screen = demo_plan(), Screen()
+    first, second = keys(plan, "distil", 1) + keys(plan, "distil", 2)
+    with screen.progress(plan, store) as progress:
+        progress.update(state_of(plan, {}), [])
+        unmarked = replace(state_of(plan, {first: JobState(Status.FAILED, reason="bug")}), changes=())
+        progress.update(unmarked, [])
+        assert not [line for line in screen.lines() if "FAILED" in line]
+        progress.update(state_of(plan, {second: JobState(Status.FAILED, reason="bug")}), [])
+    assert [line.split()[3] for line in screen.lines() if "FAILED" in line] == [second]
+
+
+def test_a_schedule_that_grew_is_looked_at_wholly(store: Store) -> None:
+    plan, screen = demo_plan(), Screen()
+    (first,) = keys(plan, "distil", 1)
+    whole = state_of(plan, {first: JobState(Status.FAILED, reason="bug")})
+    smaller = replace(whole, jobs={key: job for key, job in whole.jobs.items() if key != first}, changes=())
+    with screen.progress(plan, store, quiet=True) as progress:
+        progress.update(smaller, [])
+        progress.update(replace(whole, changes=()), [])
+    assert [line.split()[3] for line in screen.lines()] == [first]
 
 
 def test_a_failure_is_told_once_with_reason_message_and_log(store: Store) -> None:

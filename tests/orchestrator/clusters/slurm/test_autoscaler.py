@@ -16,7 +16,8 @@ from orchestrator.clusters.slurm.parsers import SQUEUE_COLUMNS, QueuedJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.events import Began
-from orchestrator.scheduler.scheduler import State, Status, decide
+from orchestrator.scheduler.job_status import Status
+from orchestrator.scheduler.scheduler import State, decide
 from tests.orchestrator.fakes import WORKS, graph_of, plan_of
 
 NAME = "pdd-r-worker"
