@@ -124,7 +124,12 @@ def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> Dat
 
 
 def load(store: Store, key: str, device: torch.device) -> Dataset:
-    """The artifact as resident tensors; the last two used in a process stay in memory."""
+    """The artifact as resident tensors; the last two used in a process stay in memory.
+
+    Raises:
+        Damaged: its files are not what they were, whether or not they were read before.
+    """
+    store.check(key)
     return _load(store.root, key, device)
 
 

@@ -8,12 +8,29 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from jobs.errors import BadInput
 from workers.store.claims import Process
+
+_digests: dict[tuple[int, ...], str] = {}
+"""What `sha256_once` has read in this process."""
+
+
+def local_folder(root: str | Path) -> Path:
+    """The absolute path of a folder given as a path or as a `file:` URI."""
+    text = str(root)
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        return Path(text).expanduser().absolute()
+    uri = urlsplit(text)
+    if uri.scheme != "file" or uri.netloc not in ("", "localhost"):
+        raise BadInput("--store", "store", text, "give a local folder; only local folders are supported now")
+    return Path(unquote(uri.path))
 
 
 def make_folder(path: Path) -> None:
@@ -63,6 +80,19 @@ def sha256_of(path: Path) -> str:
     """The hex sha256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """The hex sha256 of a file's content, read once in a process for as long as the file is not written to.
+
+    A file counts as the same while its inode, its size and its times do.
+    """
+    with path.open("rb") as file:
+        seen = os.fstat(file.fileno())
+        identity = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+        if identity not in _digests:
+            _digests[identity] = hashlib.file_digest(file, "sha256").hexdigest()
+        return _digests[identity]
 
 
 @contextmanager

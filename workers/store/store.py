@@ -8,9 +8,11 @@
 
 TRUTH: an artifact is what its manifest says it is. It is written in a temporary folder and fsynced, the
 manifest last, and moved into place by one rename, so a reader sees nothing or the whole. The first writer
-wins; a later one's copy is dropped. Every look at an artifact checks the sizes of its files, `verify` their
-digests. What does not match is moved to the quarantine and is absent from then on. An error of the file
-system is raised, not taken for damage. Files are 0600, folders 0700, and nothing is pickled.
+wins; a later one's copy is dropped. Every look at an artifact checks its manifest, which is covered by a digest
+of its own, and the sizes of its files. Whoever reads a data file asks `path` for it, which compares its bytes with
+their digest when this process first reads them; `verify` compares them always. What does not match is moved to
+the quarantine and is absent from then on. An error of the file system is raised, not taken for damage. Files are
+0600, folders 0700, and nothing is pickled.
 
 Left out: what the data files contain, when to compute, and stores that are not local folders. That this one
 is local is known to `workers.store.files`, to the last section and to the renames in `Store.quarantine` and
@@ -21,7 +23,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -30,13 +31,12 @@ import resource
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from jobs.errors import BadInput, Damaged
@@ -44,63 +44,50 @@ from jobs.keys import kind_of
 from workers.store.claims import Process
 from workers.store.files import (
     full_disk_explained,
+    local_folder,
     make_folder,
     names_in,
-    sha256_of,
+    sha256_once,
     sync_folder,
     temporary_path,
     write_file,
 )
+from workers.store.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    complaints_of,
+    digest_of,
+    is_covered,
+    outdated,
+    read_manifest,
+    wrong_bytes,
+)
 from workers.store.versions import installed_versions
+
+__all__ = ["MANIFEST", "Audit", "FileRecord", "Manifest", "Store", "digest_of"]
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+CHECKED_AT_START = 2**28
+"""Bytes of a file above which `Store.audit` leaves the check of its content to whoever reads it."""
 
 _FOLDERS = ("objects", "quarantine", "tmp", "claims", "checkpoints", "runs")
+_NAME = re.compile(r"[A-Za-z0-9][\w.=+@-]{0,199}", re.ASCII)
 _DISTRIBUTIONS = ("numpy", "pyarrow", "torch", "pdd-orchestrator")
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and sha256 (hex) of one data file."""
+class Audit:
+    """What a look at many artifacts found.
 
-    size: int
-    sha256: str
+    Attributes:
+        sound: the keys of those that can be used.
+        lost: why others that were there cannot, by key; they were quarantined where that was possible.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What an artifact is and how it came about; equal digests mean the same result."""
-
-    key: str
-    kind: str
-    spec: dict[str, Any]
-    parents: dict[str, list[str]]  # keys by role
-    files: dict[str, FileRecord]  # the data files by name
-    digest: str  # `digest_of(files)`
-    versions: dict[str, str]  # of Python, the libraries and this project
-    host: str
-    device: str
-    seconds: float  # what the job took
-    peak_memory_mib: float  # largest resident size of the process that wrote it, earlier jobs included
-    written: str  # ISO 8601, UTC
-    extra: dict[str, Any]  # small numbers of its kind, such as an accuracy
-
-    def to_json(self) -> bytes:
-        """The text of manifest.json; ValueError or TypeError for what JSON has no word for, such as NaN."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False).encode()
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Self:
-        """The manifest in this text; fields of later versions are passed over.
-
-        Raises:
-            ValueError, TypeError, KeyError, AttributeError: if the text is not a manifest.
-        """
-        document = json.loads(text)
-        files = {name: FileRecord(**record) for name, record in document["files"].items()}
-        return cls(**{f.name: document[f.name] for f in fields(cls)} | {"files": files})
+    sound: frozenset[str]
+    lost: dict[str, str]
 
 
 class Store:
@@ -111,7 +98,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = _local_folder(root)
+        self.root = local_folder(root)
         self._opened = False
 
     @classmethod
@@ -127,8 +114,7 @@ class Store:
         store = cls(root)
         try:
             store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if store.root.stat().st_mode & stat.S_IWOTH:
-                raise BadInput("--store", "store", str(store.root), "others may write there: chmod o-w it")
+            store._refuse_if_public()
             for name in _FOLDERS:
                 make_folder(store.root / name)
             probe = temporary_path(store.root)
@@ -140,12 +126,30 @@ class Store:
         store._opened = True
         return store
 
+    @classmethod
+    def for_reading(cls, root: str | Path) -> Self:
+        """The store in a folder, for commands that make nothing: it may be read-only, full, or not there yet.
+
+        Raises:
+            BadInput: if the folder is not local, not private enough or cannot be looked at.
+        """
+        store = cls(root)
+        try:
+            store._opened = (store.root / "objects").is_dir()
+            store._refuse_if_public()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            fix = f"give a folder that you can read ({error.strerror})"
+            raise BadInput("--store", "store", str(store.root), fix) from error
+        return store
+
     def run_folder(self, run: str) -> Path:
         """The folder of a run's journal and logs; not made here."""
         return self.root / "runs" / _plain(run)
 
     def has(self, key: str) -> bool:
-        """Whether the artifact is there, all its files in full size; a damaged one is quarantined."""
+        """Whether the artifact is there, as its manifest says but for the bytes; a damaged one is quarantined."""
         try:
             return self._look(key) is not None
         except Damaged:
@@ -163,16 +167,59 @@ class Store:
         return found
 
     def path(self, key: str, name: str) -> Path:
-        """One data file of an artifact, its size checked.
+        """One data file of an artifact, its bytes checked when this process first asks for it or it was written to.
 
         Raises:
-            Damaged: as `manifest` does.
+            Damaged: as `manifest` does, and if the bytes are not those that were written.
             KeyError: if the artifact is sound and has no such file.
         """
         files = self.manifest(key).files
         if name not in files:
             raise KeyError(f"{key} has no file {name!r}, only {sorted(files)}")
-        return self._object(key) / name
+        path = self._object(key) / name
+        if complaint := _complaint(path, files[name].sha256):
+            raise self._set_aside(key, complaint)
+        return path
+
+    def check(self, key: str) -> None:
+        """Check all bytes of an artifact as `path` does, for whoever goes on with what was read before.
+
+        Raises:
+            Damaged: as `path` does.
+        """
+        for name in sorted(self.manifest(key).files):
+            self.path(key, name)
+
+    def audit(self, keys: Iterable[str], largest: int = CHECKED_AT_START) -> Audit:
+        """Which of these artifacts can be used as they are, their bytes checked; the others are quarantined.
+
+        Those can not that are damaged or were made from other bytes than their parents have now, nor what was made
+        from them in turn. One that cannot be read stays where it is: its job will say why.
+
+        Args:
+            keys: of any artifacts, there or not.
+            largest: bytes of a file above which its content is not read now.
+        """
+        manifests: dict[str, Manifest] = {}
+        lost: dict[str, str] = {}
+        for key in keys:
+            try:
+                manifest = self._look(key)
+                if manifest is not None:
+                    for name in (name for name, record in manifest.files.items() if record.size <= largest):
+                        self.path(key, name)
+                    manifests[key] = manifest
+            except Damaged as damage:
+                lost[key] = str(damage)
+            except OSError as error:
+                if not (self.root / "objects").is_dir():
+                    raise
+                lost[key] = f"cannot be read: {error}"
+        late = outdated(manifests)
+        for key, why in late.items():
+            with suppress(OSError):
+                self.quarantine(key, why)
+        return Audit(frozenset(manifests.keys() - late.keys()), lost | late)
 
     @contextmanager
     def put(
@@ -195,9 +242,10 @@ class Store:
         Raises:
             OSError: from the file system, with a note of what to do when it is full.
             ValueError, TypeError: as `Manifest.to_json` does.
+            Damaged: if a parent has other bytes at the end of the block than at its beginning.
         """
         assert kind == kind_of(key), f"{key} is not a key of kind {kind}"
-        began = time.monotonic()
+        began, digests = time.monotonic(), self._digests(parents)
         temporary = temporary_path(self.root)
         with full_disk_explained(self.root):
             try:
@@ -205,11 +253,14 @@ class Store:
                 yield temporary
                 files = {name: _seal(temporary / name) for name in names_in(temporary)}
                 assert files, f"{key}: an artifact without a data file"
+                if any(digests.get(parent, digest) != digest for parent, digest in self._digests(parents).items()):
+                    raise Damaged(f"{key}: a parent was made anew meanwhile, with other bytes: run the job again")
                 manifest = Manifest(
                     key=key,
                     kind=kind,
                     spec=dict(spec),
                     parents={role: list(keys) for role, keys in parents.items()},
+                    parent_digests=digests,
                     files=files,
                     digest=digest_of(files),
                     versions=installed_versions(_DISTRIBUTIONS),
@@ -228,18 +279,11 @@ class Store:
 
     def verify(self, key: str) -> list[str]:
         """Complaints about an artifact after reading all its bytes; an empty list means it is sound."""
-        folder = self._object(key)
-        try:
-            manifest = _inspect(folder, key)
-        except (FileNotFoundError, Damaged) as error:
-            return [str(error)]
-        complaints = []
-        for name, record in sorted(manifest.files.items()):
-            if (found := sha256_of(folder / name)) != record.sha256:
-                complaints.append(f"{folder / name}: sha256 is {found}, must be {record.sha256}")
-        if manifest.digest != digest_of(manifest.files):
-            complaints.append(f"{folder / MANIFEST}: digest is not that of its files")
-        return complaints
+        return complaints_of(self._object(key), key)
+
+    def is_covered(self, key: str) -> bool:
+        """Whether a sound artifact's manifest has a digest of itself; those of earlier versions have none."""
+        return is_covered(self._object(key))
 
     def quarantine(self, key: str, why: str) -> Path:
         """Move an artifact out of the way, whatever its state; it is absent from then on.
@@ -249,7 +293,8 @@ class Store:
         """
         make_folder(self.root / "quarantine")
         kept = self.root / "quarantine" / f"{key}-{uuid4().hex[:8]}"
-        os.rename(self._object(key), kept)
+        folder = self._object(key)
+        os.rename(folder.parent if folder.parent.is_file() else folder, kept)
         with suppress(OSError):  # a full disk must not stop the repair
             write_file(kept / "why.txt", f"{why}\n".encode())
         return kept
@@ -260,6 +305,7 @@ class Store:
         Raises:
             FileNotFoundError: if it is absent already.
         """
+        make_folder(self.root / "tmp")
         gone = temporary_path(self.root)
         os.rename(self._object(key), gone)
         shutil.rmtree(gone)
@@ -268,7 +314,7 @@ class Store:
         """The keys of the artifacts, of one kind or of all, in order; `has` says which of them are whole."""
         objects = self.root / "objects"
         for each in [kind] if kind is not None else names_in(objects):
-            yield from (key for key in names_in(objects / each) if kind_of(key) == each)
+            yield from (key for key in names_in(objects / each) if kind_of(key) == each and _NAME.fullmatch(key))
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers left in `tmp`: this host's once they are gone, others' after 24 hours."""
@@ -285,33 +331,47 @@ class Store:
     def _look(self, key: str) -> Manifest | None:
         """The manifest of a whole artifact, None if it is absent; damage is quarantined and raised."""
         try:
-            return _inspect(self._object(key), key)
+            return read_manifest(self._object(key), key)
         except FileNotFoundError:
             if self._opened and not (self.root / "objects").is_dir():  # a vanished store is not an empty one
                 raise FileNotFoundError(errno.ENOENT, "the store is gone", str(self.root)) from None
             return None
         except Damaged as damage:
-            self._quarantine_if_still_damaged(key, str(damage))
-            raise Damaged(f"{damage}: quarantined, run its job again") from damage
+            raise self._set_aside(key, str(damage)) from damage
 
-    def _quarantine_if_still_damaged(self, key: str, why: str) -> None:
-        """Quarantine, unless another process has put a whole artifact there since we looked."""
+    def _digests(self, parents: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """The digests of the parents that are there, by key."""
+        keys = [key for several in parents.values() for key in several]
+        return {key: manifest.digest for key in keys if (manifest := self._look(key)) is not None}
+
+    def _refuse_if_public(self) -> None:
+        if self.root.stat().st_mode & stat.S_IWOTH:
+            raise BadInput("--store", "store", str(self.root), "others may write there: chmod o-w it")
+
+    def _set_aside(self, key: str, why: str) -> Damaged:
+        """Quarantine, unless another process has put a sound artifact there since we looked; the error to raise.
+
+        Where nothing can be moved, as on a read-only file system, the damaged one stays and is refused each time.
+        """
         try:
             kept = self.quarantine(key, why)
-        except FileNotFoundError:
-            return
-        try:
-            _inspect(kept, key)
-        except Damaged:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("%s is damaged and could not be quarantined (%s): %s", key, error, why)
+            return Damaged(f"{why}: run its job again")
+        if complaints_of(kept, key):
             log.warning("%s is damaged, now in %s: %s", key, kept, why)
         else:
             with suppress(OSError):
                 (kept / "why.txt").unlink()
                 os.rename(kept, self._object(key))
+        return Damaged(f"{why}: quarantined, run its job again")
 
     def _publish(self, temporary: Path, manifest: Manifest) -> None:
         """Move a finished folder into place; the rename fails where a folder with files stands."""
         final = self._object(manifest.key)
+        if final.parent.is_file():
+            self.quarantine(manifest.key, "a file in the place of a folder")
         make_folder(final.parent)
         while True:
             try:
@@ -327,40 +387,20 @@ class Store:
                 return
 
 
-def digest_of(files: Mapping[str, FileRecord]) -> str:
-    """The digest of an artifact: sha256 over one line `<name> <sha256>` a data file, sorted by name."""
-    lines = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
-    return hashlib.sha256(lines.encode()).hexdigest()
+def _complaint(path: Path, must_be: str) -> str:
+    """What is wrong with the bytes of a data file, unless they were found right before; empty if nothing is."""
+    try:
+        digest = sha256_once(path)
+    except FileNotFoundError:
+        return f"{path}: missing"
+    return "" if digest == must_be else wrong_bytes(path, digest, must_be)
 
 
 def _plain(name: str) -> str:
     """A key or run name that is safe as the name of a folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.=+@-]{0,199}", name, re.ASCII):
+    if not _NAME.fullmatch(name):
         raise BadInput("the store", "name", name, "give a key or a run as `status` prints it")
     return name
-
-
-def _inspect(folder: Path, key: str) -> Manifest:
-    """The manifest in an artifact's folder, after a look at its files' sizes.
-
-    Raises:
-        Damaged: if the manifest or a file is missing or not as it must be.
-        FileNotFoundError: if there is no folder.
-    """
-    folder.lstat()
-    try:
-        manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
-        sizes = {name: (folder / name).lstat().st_size for name in sorted(manifest.files)}
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{error.filename}: missing") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Damaged(f"{folder / MANIFEST}: not a manifest ({error!r})") from error
-    if manifest.key != key:
-        raise Damaged(f"{folder / MANIFEST}: key is {manifest.key!r}, must be {key!r}")
-    for name, size in sizes.items():
-        if size != manifest.files[name].size:
-            raise Damaged(f"{folder / name}: {size} bytes, must be {manifest.files[name].size}")
-    return manifest
 
 
 def _peak_memory_mib() -> float:
@@ -369,17 +409,6 @@ def _peak_memory_mib() -> float:
 
 
 # The file system: what stands below knows that a store is a local folder.
-
-
-def _local_folder(root: str | Path) -> Path:
-    """The absolute path of a folder given as a path or as a `file:` URI."""
-    text = str(root)
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        return Path(text).expanduser().absolute()
-    uri = urlsplit(text)
-    if uri.scheme != "file" or uri.netloc not in ("", "localhost"):
-        raise BadInput("--store", "store", text, "give a local folder; only local folders are supported now")
-    return Path(unquote(uri.path))
 
 
 def _seal(path: Path) -> FileRecord:
