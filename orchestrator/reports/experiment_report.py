@@ -1,34 +1,30 @@
-"""The report of a run: one folder with its page in two forms, its pictures, and the results for other programs.
+"""The report of an experiment: results, paired differences, stages; then what every report says of its run.
 
-    report.md                    tables, pictures, stages, timing, versions, the exact command
-    report.html                  the same in one file, for a browser
     results.json  .parquet       every cell with all its values
-    accuracy-*.png  sets-*.png  gantt.png
+    accuracy-*.png  sets-*.png   accuracy by stage, and the images of each arm
 
 A table always says its scale, what its spread is and over how many networks; a cell without a number says
-why. The page shows only files beside it, so the folder can be copied anywhere. `console_table` shows
-the same table at the end of a run.
+why. `console_table` shows the same table at the end of a run.
 
-Left out: measuring (`orchestrator.results.cells`) and drawing (`orchestrator.reports.images`, imported when a report is
-written, since matplotlib takes a while and most commands draw nothing).
+Left out: measuring (`orchestrator.results.cells`), drawing (`orchestrator.reports.images`, imported when a report is
+written, since matplotlib takes a while and most commands draw nothing), and the folder (`orchestrator.reports.folder`).
 """
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from jobs.experiment import SELECTIONS, Plan
-from orchestrator.reports.markdown import markdown
-from orchestrator.reports.page import Beside, Block, Grid, Page, Picture, Section, notes, slug
-from orchestrator.reports.sections import image_grid, made_with, provenance, put, timing
+from orchestrator.reports import folder as folders
+from orchestrator.reports.page import Block, Page, Picture, Section, Table, notes, slug
+from orchestrator.reports.sections import RunFacts, image_grid
 from orchestrator.results.cells import (
     Chain,
     Result,
@@ -42,14 +38,9 @@ from orchestrator.results.cells import (
     tabulate,
 )
 from orchestrator.results.comparisons import Comparison, comparisons
-from orchestrator.runs.timeline import Record, failures
+from orchestrator.runs.timeline import failures
 from workers.store.store import Store
 
-REPORT, HTML = "report.md", "report.html"
-FILES = (
-    Beside(("results.json", "results.parquet"), "every value above, for other programs"),
-    Beside((HTML,), "this report in one file, for a browser"),
-)
 ACCURACY_CAPTION = "Dots are single networks, markers their means, bars one standard deviation; dashed: full data."
 
 STAGE_HEADER = (
@@ -67,62 +58,41 @@ STAGE_CAPTION = (
 )
 
 
-def write(
-    folder: Path,
-    plan: Plan,
-    store: Store,
-    journal_records: Iterable[Record] | None,
-    command: str,
-    slurm: Sequence[str] = (),
-) -> list[Path]:
+def write(folder: Path, plan: Plan, store: Store, run: RunFacts) -> list[Path]:
     """Write the report of what the store has for a plan, over an earlier report in the same folder.
 
     Args:
-        folder: made if absent (0700; its files 0600).
+        folder: made if absent.
         plan: the cells to report.
         store: where artifacts are looked up; missing ones become notes.
-        journal_records: the run's journal, for timing and reasons of failures; None if there is none.
-        command: the exact command line, to be run again.
-        slurm: what the run took of SLURM, in sentences.
+        run: the command, and the journal for timing and reasons of failures.
 
     Returns:
         The files written, `report.md` first.
     """
-    from orchestrator.reports.html import html
-
-    records = list(journal_records or ())
-    results = collect(plan, store, failures(records))
-    page = page_of(results, plan, store, records, command, slurm)
-    files = {REPORT: markdown(page).encode(), HTML: html(page).encode()}
-    files |= {picture.name: picture.png for picture in page.pictures()}
-    return put(folder, files | {"results.json": _json(results), "results.parquet": _parquet(results)})
+    results = collect(plan, store, failures(run.records))
+    data = {"results.json": _json(results), "results.parquet": _parquet(results)}
+    page = page_of(results, plan, store)
+    return folders.write(folder, page, plan, store, run, data, "every value above, for other programs")
 
 
-def page_of(
-    results: Sequence[Result],
-    plan: Plan,
-    store: Store,
-    records: Sequence[Record],
-    command: str,
-    slurm: Sequence[str] = (),
-) -> Page:
-    """The report before it is set: results by experiment, differences, stages, time, and how to run it again."""
+def page_of(results: Sequence[Result], plan: Plan, store: Store) -> Page:
+    """The report before it is set, without its run: results by experiment, differences and stages."""
     sections = [_experiment(group, plan, store) for group in by_experiment(results)]
     sections += [*_comparisons(comparisons(plan, store)), *_stages(stage_results(plan, store))]
-    sections += [timing(plan, store, records, slurm=slurm), provenance(command, (*made_with(plan, store), *FILES))]
     title = ", ".join(dict.fromkeys(result.experiment for result in results))
     return Page(title, "", (), tuple(sections))
 
 
-def console_table(results: Sequence[Result]) -> Table:
+def console_table(results: Sequence[Result]) -> RichTable:
     """The results for a terminal: the Markdown table with its scale, caption and notes."""
-    made = tabulate(results)
-    caption = "\n".join([made.caption, *made.notes])
-    table = Table(title=Text(made.title), caption=Text(caption), caption_justify="left", title_justify="left")
-    words = made.header.index("Images per class")
-    for number, name in enumerate(made.header):
+    content = tabulate(results)
+    caption = "\n".join([content.caption, *content.notes])
+    table = RichTable(title=Text(content.title), caption=Text(caption), caption_justify="left", title_justify="left")
+    words = content.header.index("Images per class")
+    for number, name in enumerate(content.header):
         table.add_column(Text(name), justify="left" if number < words else "right", no_wrap=number != words)
-    for row in made.rows:
+    for row in content.rows:
         table.add_row(*map(Text, row))
     return table
 
@@ -131,16 +101,17 @@ def console_table(results: Sequence[Result]) -> Table:
 
 
 def _experiment(group: Sequence[Result], plan: Plan, store: Store) -> Section:
-    name, made = group[0].experiment, tabulate(group)
+    name, content = group[0].experiment, tabulate(group)
     anchor = f"results-{slug(name)}-{slug(group[0].dataset)}-{group[0].scale}"
-    blocks: list[Block] = [Grid(f"{anchor}-table", made.header, made.rows, made.caption), *notes(made.notes)]
+    table = Table(f"{anchor}-table", content.header, content.rows, content.caption)
+    blocks: list[Block] = [table, *notes(content.notes)]
     if any(result.mean is not None and result.stage for result in group):
         from orchestrator.reports import images, plots
 
-        drawn = images.png(plots.accuracy_by_stage(group))
-        blocks.append(Picture(f"accuracy-{slug(name)}.png", drawn, "accuracy by stage", ACCURACY_CAPTION))
+        png = images.png(plots.accuracy_by_stage(group))
+        blocks.append(Picture(f"accuracy-{slug(name)}.png", png, "accuracy by stage", ACCURACY_CAPTION))
     blocks += _grids(name, plan, store)
-    return Section(anchor, made.title, tuple(blocks), "Results", short=f"{name} on {group[0].dataset}")
+    return Section(anchor, content.title, tuple(blocks), "Results", short=f"{name} on {group[0].dataset}")
 
 
 def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture]:
@@ -150,8 +121,7 @@ def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture]:
         if chain.cell.experiment == experiment:
             arms.setdefault(arm_label(chain.cell), chain)
     for arm, chain in arms.items():
-        made = [manifest_of(store, key) is not None for key in chain.sets]
-        sets = chain.sets[: made.index(False)] if False in made else chain.sets
+        sets = tuple(takewhile(lambda key: manifest_of(store, key) is not None, chain.sets))
         if sets:
             name, title = f"sets-{slug(experiment)}-{slug(arm)}.png", f"{arm} ({chain.cell.dataset})"
             yield image_grid(store, sets, title, _headings(chain)[: len(sets)], name)
@@ -163,28 +133,28 @@ def _headings(chain: Chain) -> list[str]:
     return [f"stage {number}" for number in range(1, len(chain.sets) + 1)]
 
 
-def _comparisons(found: Sequence[Comparison]) -> Iterator[Section]:
+def _comparisons(pairs: Sequence[Comparison]) -> Iterator[Section]:
     rows = tuple(
         (
-            one.experiment,
-            one.architecture,
-            str(one.ipc_total),
-            f"{one.better} − {one.worse}",
-            f"{one.paired.mean:+.2f}",
-            f"[{one.paired.low:+.2f}, {one.paired.high:+.2f}]",
-            str(one.paired.n),
+            pair.experiment,
+            pair.architecture,
+            str(pair.ipc_total),
+            f"{pair.better} − {pair.worse}",
+            f"{pair.difference.mean:+.2f}",
+            f"[{pair.difference.low:+.2f}, {pair.difference.high:+.2f}]",
+            str(pair.difference.n),
         )
-        for one in found
+        for pair in pairs
     )
     if rows:
-        grid = Grid("differences-table", COMPARISON_HEADER, rows, COMPARISON_CAPTION, words=4)
-        yield Section("differences", "Paired differences", (grid,), "Results")
+        table = Table("differences-table", COMPARISON_HEADER, rows, COMPARISON_CAPTION, words=4)
+        yield Section("differences", "Paired differences", (table,), "Results")
 
 
 def _stages(results: Sequence[StageResult]) -> Iterator[Section]:
     if results:
-        grid = Grid("stages-table", STAGE_HEADER, tuple(map(_stage_row, results)), STAGE_CAPTION)
-        yield Section("stages", "Stages", (grid,), "Results")
+        table = Table("stages-table", STAGE_HEADER, tuple(map(_stage_row, results)), STAGE_CAPTION)
+        yield Section("stages", "Stages", (table,), "Results")
 
 
 def _stage_row(result: StageResult) -> tuple[str, ...]:
@@ -196,7 +166,7 @@ def _stage_row(result: StageResult) -> tuple[str, ...]:
         _number(result.expert_start, ".1f"),
         _number(result.expert_end, ".1f"),
         str(result.iterations),
-        _number(result.kept, "d") if result.made else "not made",
+        _number(result.kept, "d") if result.distilled else "not made",
         loss,
         _number(result.step_size, ".3g"),
         _number(result.held_out, ".1f"),
@@ -218,9 +188,7 @@ def _parquet(results: Sequence[Result]) -> bytes:
     types |= dict.fromkeys(("ipc_total", "ipc_per_stage", "stages", "stage", "phase", "n"), pa.int64())
     names = [*Result.__dataclass_fields__, "state"]
     schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([result.to_json() for result in results], schema=schema), buffer)
-    return buffer.getvalue()
+    return folders.parquet((result.to_json() for result in results), schema)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -9,14 +9,14 @@ from orchestrator.reports.page import (
     Block,
     Command,
     Coverage,
+    Details,
     Entry,
-    Fold,
     Gallery,
-    Grid,
     Notes,
     Page,
+    Paragraph,
     Picture,
-    Prose,
+    Table,
 )
 
 
@@ -40,13 +40,13 @@ def escaped(text: str) -> str:
 def _lines(blocks: Sequence[Block]) -> Iterator[str]:
     for block in blocks:
         match block:
-            case Prose(text=text, notice=notice):
+            case Paragraph(text=text, notice=notice):
                 yield from (f"> {escaped(text)}" if notice else escaped(text), "")
             case Notes(items=items):
                 yield from (*(f"* {escaped(note.text)}" for note in items), "")
             case Command(text=text):
                 yield from ("```", text, "```", "")
-            case Grid():
+            case Table():
                 yield from _table(block)
             case Picture():
                 yield from _picture(block)
@@ -54,11 +54,11 @@ def _lines(blocks: Sequence[Block]) -> Iterator[str]:
                 yield from (*_lines(pictures), *([escaped(caption), ""] if caption else []))
             case Beside(names=names, text=text):
                 yield from (f"{', '.join(f'[{name}]({name})' for name in names)}: {escaped(text)}", "")
-            case Fold(summary=summary, blocks=inner):
+            case Details(summary=summary, blocks=inner):
                 yield from (f"<details><summary>{escaped(summary)}</summary>", "", *_lines(inner), "</details>", "")
 
 
-def _table(grid: Grid) -> Iterator[str]:
+def _table(grid: Table) -> Iterator[str]:
     rule = ["---" if number < grid.words else "---:" for number in range(len(grid.header))]
     yield _row([_text(entry) for entry in grid.header])
     yield _row(rule)

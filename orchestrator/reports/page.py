@@ -68,10 +68,10 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Prose:
+class Paragraph:
     """A paragraph; a `notice` is one that must not be overlooked."""
 
-    block: ClassVar[str] = "prose"
+    block: ClassVar[str] = "paragraph"
     text: str
     notice: bool = False
 
@@ -101,10 +101,10 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
     """A table: the first `words` columns hold words, the first of all names the row, the others hold numbers."""
 
-    block: ClassVar[str] = "grid"
+    block: ClassVar[str] = "table"
     anchor: str
     header: tuple[str | Entry, ...]
     rows: tuple[tuple[str | Entry | Coverage, ...], ...]
@@ -142,10 +142,10 @@ class Gallery:
 
 
 @dataclass(frozen=True)
-class Fold:
+class Details:
     """What most readers skip, folded away under its summary."""
 
-    block: ClassVar[str] = "fold"
+    block: ClassVar[str] = "details"
     summary: str
     blocks: tuple[Block, ...]
     anchor: str = ""
@@ -160,7 +160,7 @@ class Beside:
     text: str
 
 
-Block = Prose | Notes | Command | Grid | Picture | Gallery | Fold | Beside
+Block = Paragraph | Notes | Command | Table | Picture | Gallery | Details | Beside
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Page:
         return found
 
 
-def entry(*lines: Line | None, anchor: str = "") -> Entry:
+def entry_of(*lines: Line | None, anchor: str = "") -> Entry:
     """An entry of these lines; None for one that is not there."""
     return Entry(tuple(line for line in lines if line is not None), anchor)
 
@@ -226,5 +226,5 @@ def _pictures(blocks: Sequence[Block]) -> Iterator[Picture]:
                 yield block
             case Gallery(pictures=several):
                 yield from several
-            case Fold(blocks=inner):
+            case Details(blocks=inner):
                 yield from _pictures(inner)

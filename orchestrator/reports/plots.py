@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jobs.table import Table
+from jobs.table import Table as PaperTable
 from orchestrator.reports.images import COLOURS, empty_figure
 from orchestrator.results.cells import Result, label
 from orchestrator.results.tables import MeasuredCell
@@ -65,11 +65,11 @@ def plot(panels: Sequence[Panel]) -> Figure:
     """The panels side by side, with one legend above them."""
     figure = empty_figure(max(3.1 * len(panels) + 0.9, 4.4), 3.7)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for one, panel in zip(axes, panels, strict=True):
-        _draw_panel(one, panel)
+    for pair, panel in zip(axes, panels, strict=True):
+        _draw_panel(pair, panel)
     axes[0].set_ylabel("test accuracy (%)")
     figure.supxlabel("images per class, all stages so far", fontsize="medium")
-    named = {name: artist for one in axes for artist, name in zip(*one.get_legend_handles_labels(), strict=True)}
+    named = {name: artist for pair in axes for artist, name in zip(*pair.get_legend_handles_labels(), strict=True)}
     if named:
         columns = min(len(named), 1 + len(panels))
         figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=columns, frameon=False)
@@ -83,17 +83,20 @@ def accuracy_by_stage(results: Sequence[Result]) -> Figure:
     of training on all data. Arms with several stages are lines with a point per stage.
     """
     arms = _arms(results)
-    coloured = [name for name, found in arms.items() if found[0].stage]
+    coloured = [name for name, several in arms.items() if several[0].stage]
     panels = []
     for architecture in dict.fromkeys(result.architecture for result in results):
-        here = {name: [one for one in found if one.architecture == architecture] for name, found in arms.items()}
+        here = {
+            name: [result for result in several if result.architecture == architecture]
+            for name, several in arms.items()
+        }
         curves = tuple(Curve(name, _points(here[name]), number) for number, name in enumerate(coloured))
-        bounds = [Bound(name, one.mean or 0.0) for name in arms if name not in coloured for one in here[name]]
+        bounds = [Bound(name, result.mean or 0.0) for name in arms if name not in coloured for result in here[name]]
         panels.append(Panel(architecture, curves, tuple(bounds)))
     return plot(panels)
 
 
-def panels_of(table: Table, measured: Sequence[MeasuredCell]) -> list[Panel]:
+def panels_of(table: PaperTable, measured: Sequence[MeasuredCell]) -> list[Panel]:
     """A figure of the paper as panels: rows are curves; `CIFAR-10, 10 per stage` belongs to panel `CIFAR-10`.
 
     A cell of full data (stage 0, or so called where no job can fill it) becomes a bound of its panel. Panels of
@@ -102,10 +105,10 @@ def panels_of(table: Table, measured: Sequence[MeasuredCell]) -> list[Panel]:
     rows: dict[str, dict[str, list[MeasuredCell]]] = {}
     for name in table.rows:
         panel, _, words = name.partition(", ")
-        mine = [one for one in measured if one.cell.row == name]
-        rows.setdefault(panel if words else "", {})[words or name] = mine
-    made = [_panel(title, curves) for title, curves in rows.items()]
-    return [panel for panel in made if panel.bounds or any(curve.points for curve in panel.curves)]
+        of_row = [cell for cell in measured if cell.entry.row == name]
+        rows.setdefault(panel if words else "", {})[words or name] = of_row
+    panels = [_panel(title, curves) for title, curves in rows.items()]
+    return [panel for panel in panels if panel.bounds or any(curve.points for curve in panel.curves)]
 
 
 # Panels of results.
@@ -126,7 +129,7 @@ def _legend(result: Result) -> str:
 
 
 def _points(results: Iterable[Result]) -> tuple[Point, ...]:
-    return tuple(Point(one.ipc_total, one.mean or 0.0, one.std or 0.0, one.values) for one in results)
+    return tuple(Point(result.ipc_total, result.mean or 0.0, result.std or 0.0, result.values) for result in results)
 
 
 # Panels of tables.
@@ -136,8 +139,8 @@ def _panel(title: str, rows: Mapping[str, Sequence[MeasuredCell]]) -> Panel:
     curves: list[Curve] = []
     bounds: list[Bound] = []
     for number, (name, cells) in enumerate(rows.items()):
-        bounds += [bound for one in cells if _is_full(one) for bound in _bounds(one)]
-        shown = [one for one in cells if not _is_full(one)]
+        bounds += [bound for cell in cells if _is_full(cell) for bound in _bounds(cell)]
+        shown = [cell for cell in cells if not _is_full(cell)]
         curves.append(Curve(name, _measured_points(shown), number))
         if published := _published_points(shown):
             curves.append(Curve(f"{name}, published", published, number, published=True))
@@ -145,34 +148,34 @@ def _panel(title: str, rows: Mapping[str, Sequence[MeasuredCell]]) -> Panel:
     return Panel(title, kept, tuple(dict.fromkeys(bounds)))
 
 
-def _is_full(one: MeasuredCell) -> bool:
-    if one.cell.cell is not None:
-        return one.cell.cell.stage == 0
-    return "full" in f"{one.cell.row} {one.cell.column}".lower()
+def _is_full(cell: MeasuredCell) -> bool:
+    if cell.entry.cell is not None:
+        return cell.entry.cell.stage == 0
+    return "full" in f"{cell.entry.row} {cell.entry.column}".lower()
 
 
-def _bounds(one: MeasuredCell) -> list[Bound]:
-    published = one.cell.published.mean if one.cell.published else None
-    found = [Bound("full data", one.mean)] if one.mean is not None else []
-    return found + ([Bound("full data, published", published, True)] if published is not None else [])
+def _bounds(cell: MeasuredCell) -> list[Bound]:
+    published = cell.entry.published.mean if cell.entry.published else None
+    measured = [Bound("full data", cell.mean)] if cell.mean is not None else []
+    return measured + ([Bound("full data, published", published, True)] if published is not None else [])
 
 
 def _measured_points(cells: Sequence[MeasuredCell]) -> tuple[Point, ...]:
-    found = [
-        Point(one.cell.cell.ipc_total, one.mean, one.std or 0.0)
-        for one in cells
-        if one.cell.cell is not None and one.mean is not None
+    points = [
+        Point(cell.entry.cell.ipc_total, cell.mean, cell.std or 0.0)
+        for cell in cells
+        if cell.entry.cell is not None and cell.mean is not None
     ]
-    return tuple(sorted(found))
+    return tuple(sorted(points))
 
 
 def _published_points(cells: Sequence[MeasuredCell]) -> tuple[Point, ...]:
-    found = [
-        Point(one.cell.cell.ipc_total, one.cell.published.mean, one.cell.published.std or 0.0)
-        for one in cells
-        if one.cell.cell is not None and one.cell.published is not None and one.cell.published.mean is not None
+    points = [
+        Point(cell.entry.cell.ipc_total, cell.entry.published.mean, cell.entry.published.std or 0.0)
+        for cell in cells
+        if cell.entry.cell is not None and cell.entry.published is not None and cell.entry.published.mean is not None
     ]
-    return tuple(sorted(found))
+    return tuple(sorted(points))
 
 
 # Drawing.

@@ -1,21 +1,20 @@
-"""The sections that every report ends with: how the time was spent, and how to get the same again.
+"""The sections that every report ends with: how the time was spent, how to get the same again, and with what.
 
-Both are about a plan and what a store has of it, whatever the report is of. Reports add sections of their own before
-them (`orchestrator.reports.experiment_report`, `orchestrator.reports.table_report`).
+They are about a plan and what a store has of it, whatever the report is of; a report's own sections stand before them
+(`orchestrator.reports.experiment_report`, `orchestrator.reports.table_report`).
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.specs import SPECS
-from orchestrator.reports.page import Block, Command, Entry, Fold, Grid, Line, Picture, Prose, Section
-from orchestrator.results.cells import manifest_of
+from orchestrator.reports.page import Block, Command, Details, Line, Paragraph, Picture, Section, Table, entry_of
+from orchestrator.results.cells import manifests
 from orchestrator.runs.timeline import Record, Span, Timeline, duration
 from workers.store.store import Manifest, Store
 
@@ -23,74 +22,71 @@ PICTURES = "set.parquet"
 RUN_GROUP = "Run"
 
 
-def timing(
-    plan: Plan,
-    store: Store,
-    records: Sequence[Record],
-    predicted: float | None = None,
-    linked: bool = False,
-    predicted_from_measured: float | None = None,
-    slurm: Sequence[str] = (),
-) -> Section:
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a report says of the run behind it.
+
+    Attributes:
+        command: the exact command line, to be typed again.
+        records: the run's journal; empty if there is none.
+        predicted: the makespan in seconds that was expected before the run.
+        predicted_from_measured: the one that is expected with the times that the run's jobs took.
+        slurm: what the run took of SLURM, in sentences.
+    """
+
+    command: str
+    records: Sequence[Record] = ()
+    predicted: float | None = None
+    predicted_from_measured: float | None = None
+    slurm: Sequence[str] = ()
+
+
+def run_sections(plan: Plan, store: Store, run: RunFacts, beside: Sequence[Block]) -> tuple[Section, ...]:
+    """Timing, how to run it again with the files that lie beside the page, and the environment."""
+    artifacts = manifests(plan, store)
+    again = Section("again", "How to run it again", (Command(run.command), *beside), RUN_GROUP)
+    return timing(plan, artifacts, run), again, environment(artifacts, run.records)
+
+
+def timing(plan: Plan, artifacts: Sequence[Manifest], run: RunFacts) -> Section:
     """Who worked when, by the run's journal; without one, what the artifacts took when they were made.
 
     Args:
         plan: its graph knows the stages and the longest chain of the jobs that ran.
-        store: where the seconds of artifacts are looked up.
-        records: the journal.
-        predicted: the makespan in seconds that was expected before the run.
-        linked: whether the page has an anchor for every job (`job_anchor`).
-        predicted_from_measured: the makespan that is expected now that the times of the jobs are measured.
-        slurm: what the run took of SLURM, in sentences.
+        artifacts: the manifests of what is there.
+        run: the journal, the predictions, and what SLURM gave.
     """
-    timeline = Timeline.of(records, {job.key: getattr(job.spec, "stage", 0) for job in plan.graph})
+    timeline = Timeline.of(run.records, {job.key: getattr(job.spec, "stage", 0) for job in plan.graph})
     if not timeline.spans:
-        return Section("timing", "Timing", tuple(_made_earlier(manifests(plan, store))), RUN_GROUP)
+        return Section("timing", "Timing", _made_earlier(artifacts), RUN_GROUP)
     took = {span.key: span.end - span.start for span in timeline.spans}
     critical = [key for key in plan.graph.critical_path(lambda job: took.get(job.key, 0.0)) if key in took]
-    blocks: list[Block] = [Prose(_said(timeline))]
-    if predicted is not None:
-        blocks.append(Prose(_compared(predicted, timeline.seconds, predicted_from_measured)))
-    blocks += [Prose(f"SLURM, {line}.") for line in slurm]
+    blocks: list[Block] = [Paragraph(_summary(timeline))]
+    if run.predicted is not None:
+        blocks.append(Paragraph(_compared(run.predicted, timeline.seconds, run.predicted_from_measured)))
+    blocks += [Paragraph(f"SLURM, {line}.") for line in run.slurm]
     blocks.append(_seconds_table([(span.kind, span.end - span.start) for span in timeline.spans]))
     blocks.append(_gantt(timeline.spans, set(critical)))
     if critical:
-        blocks.append(_path(critical, took, linked))
+        blocks.append(_path(critical, took))
     return Section("timing", "Timing", tuple(blocks), RUN_GROUP)
 
 
-def provenance(command: str, blocks: Sequence[Block]) -> Section:
-    """The command to type again, and what a report adds to it."""
-    return Section("again", "How to run it again", (Command(command), *blocks), RUN_GROUP)
-
-
-def made_with(plan: Plan, store: Store) -> Iterator[Prose]:
-    """Versions and devices in one sentence, if anything is made."""
-    versions: dict[str, set[str]] = {}
-    found = manifests(plan, store)
-    for manifest in found:
-        for name, version in manifest.versions.items():
-            versions.setdefault(name, set()).add(version)
-    said = ", ".join(f"{name} {' and '.join(sorted(several))}" for name, several in sorted(versions.items()))
-    if said:
-        yield Prose(f"Made with {said} on {' and '.join(sorted({manifest.device for manifest in found}))}.")
-
-
-def environment(plan: Plan, store: Store, records: Sequence[Record]) -> Section:
+def environment(artifacts: Sequence[Manifest], records: Sequence[Record]) -> Section:
     """Versions, devices and memory of what made the artifacts, and the versions of the driver by the journal."""
-    found = manifests(plan, store)
-    named = {name: sorted({one.versions[name] for one in found if name in one.versions}) for name in _versioned(found)}
+    names = sorted({name for manifest in artifacts for name in manifest.versions})
+    versions = {name: {manifest.versions.get(name, "") for manifest in artifacts} - {""} for name in names}
     began = [record for record in records if record["event"] == "run_began"]
     driver = dict(began[-1].get("versions", {})) if began else {}
-    rows = [(name, ", ".join(several), driver.get(name, "")) for name, several in named.items()]
-    rows += [(name, "", version) for name, version in driver.items() if name not in named]
-    if found:
-        rows.append(("devices", ", ".join(sorted({one.device for one in found})), ""))
-        rows.append(("hosts", str(len({one.host for one in found})), ""))
-        rows.append(("largest process", f"{max(one.peak_memory_mib for one in found):.0f} MiB", ""))
+    rows = [(name, ", ".join(sorted(several)), driver.get(name, "")) for name, several in versions.items()]
+    rows += [(name, "", version) for name, version in driver.items() if name not in versions]
+    if artifacts:
+        rows.append(("devices", ", ".join(sorted({manifest.device for manifest in artifacts})), ""))
+        rows.append(("hosts", str(len({manifest.host for manifest in artifacts})), ""))
+        rows.append(("largest process", f"{max(manifest.peak_memory_mib for manifest in artifacts):.0f} MiB", ""))
     header = ("", "Artifacts", "This run's driver")
-    grid = Grid("environment-table", header, tuple(rows), words=3, title="Environment")
-    return Section("environment", "Environment", (grid,), RUN_GROUP)
+    table = Table("environment-table", header, tuple(rows), words=3, title="Environment")
+    return Section("environment", "Environment", (table,), RUN_GROUP)
 
 
 def image_grid(
@@ -101,52 +97,42 @@ def image_grid(
     name: str,
     classes: Collection[str] = (),
 ) -> Picture:
-    """The pictures of stored sets side by side, of some classes or of all."""
+    """The pictures of stored sets side by side.
+
+    Args:
+        store: where the sets are.
+        sets: their keys, one for each group of columns.
+        title: one line above the grid.
+        headings: one for each set.
+        name: the picture's file.
+        classes: the names of the classes to show; all of them if empty.
+    """
     from orchestrator.reports import images
 
     read = [images.read_pictures(store.path(key, PICTURES)) for key in sets]
-    read = [one.only(classes) for one in read] if classes else read
+    read = [pictures.only(classes) for pictures in read] if classes else read
     grid = images.grid_by_stage(read, title, headings)
-    said = f"images of {title}, one row per class: {', '.join(headings)}"
-    return Picture(name, images.png(grid), said, drawn=False)
-
-
-def manifests(plan: Plan, store: Store) -> list[Manifest]:
-    """Of every artifact of the plan that is there, parents before children."""
-    return [manifest for job in plan.graph if (manifest := manifest_of(store, job.key)) is not None]
-
-
-def job_anchor(key: str) -> str:
-    """Where a page that lists its jobs has this one."""
-    return f"job-{key}"
-
-
-def put(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write a report's files (0600) into its folder (0700), over earlier ones."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, content in files.items():
-        with open(folder / name, "wb", opener=lambda where, flags: os.open(where, flags, 0o600)) as file:
-            file.write(content)
-    return [folder / name for name in files]
+    text = f"images of {title}, one row per class: {', '.join(headings)}"
+    return Picture(name, images.png(grid), text, drawn=False)
 
 
 # The parts of the timing.
 
 
-def _said(timeline: Timeline) -> str:
+def _summary(timeline: Timeline) -> str:
     again = "; it was taken up again, and the pauses are left out" if timeline.parts > 1 else ""
     slots = "1 worker slot" if timeline.slots == 1 else f"{timeline.slots} worker slots"
     return f"The run took {timeline.seconds:.0f} s on {slots}, busy {timeline.busy:.0%} of the time{again}."
 
 
 def _compared(predicted: float, measured: float, predicted_from_measured: float | None) -> str:
-    said = (
+    text = (
         f"Predicted before the run: {duration(predicted)}{_off(predicted, measured)}; measured: {duration(measured)}."
     )
     if predicted_from_measured:
         now = f"{duration(predicted_from_measured)}{_off(predicted_from_measured, measured)}"
-        said += f" With the times that its jobs took, the same simulation predicts {now}."
-    return said
+        text += f" With the times that its jobs took, the same simulation predicts {now}."
+    return text
 
 
 def _off(predicted: float, measured: float) -> str:
@@ -155,22 +141,22 @@ def _off(predicted: float, measured: float) -> str:
     return f" ({abs(predicted / measured - 1):.0%} {'more' if predicted > measured else 'less'} than measured)"
 
 
-def _made_earlier(found: Sequence[Manifest]) -> list[Block]:
+def _made_earlier(artifacts: Sequence[Manifest]) -> tuple[Block, ...]:
     text = "No job ran in this run; these are the seconds that its artifacts took when they were made."
-    return [Prose(text), _seconds_table([(manifest.kind, manifest.seconds) for manifest in found])]
+    return Paragraph(text), _seconds_table([(manifest.kind, manifest.seconds) for manifest in artifacts])
 
 
-def _seconds_table(measured: Sequence[tuple[str, float]]) -> Grid:
+def _seconds_table(measured: Sequence[tuple[str, float]]) -> Table:
     by_kind: dict[str, list[float]] = {}
     for kind, seconds in measured:
         by_kind.setdefault(kind, []).append(seconds)
     rows = tuple(
-        (kind, str(len(taken)), f"{sum(taken):.1f}", f"{statistics.fmean(taken):.2f}", f"{max(taken):.2f}")
+        (kind, str(len(taken)), f"{sum(taken):.1f}", f"{fmean(taken):.2f}", f"{max(taken):.2f}")
         for kind in SPECS
         if (taken := by_kind.get(kind))
     )
     header = ("Kind", "Jobs", "Seconds in all", "Mean", "Longest")
-    return Grid("seconds", header, rows, title="Seconds by kind of job")
+    return Table("seconds", header, rows, title="Seconds by kind of job")
 
 
 def _gantt(spans: Sequence[Span], critical: Collection[str]) -> Picture:
@@ -181,20 +167,7 @@ def _gantt(spans: Sequence[Span], critical: Collection[str]) -> Picture:
     return Picture("gantt.png", images.png(figure), "which job ran when, by worker slot", caption)
 
 
-def _path(critical: Sequence[str], took: Mapping[str, float], linked: bool) -> Block:
-    rows = tuple(
-        (
-            Entry((Line(key, "code", job_anchor(key) if linked else ""),)),
-            kind_of(key),
-            f"{took[key]:.1f}",
-        )
-        for key in critical
-    )
-    whole = sum(took[key] for key in critical)
-    title = f"Critical path: {len(critical)} jobs, {duration(whole)}"
-    grid = Grid("critical-path", ("Job", "Kind", "Seconds"), rows, words=2, title=title)
-    return Fold(title, (grid,))
-
-
-def _versioned(found: Sequence[Manifest]) -> list[str]:
-    return sorted({name for manifest in found for name in manifest.versions})
+def _path(critical: Sequence[str], took: Mapping[str, float]) -> Block:
+    rows = tuple((entry_of(Line(key, "code")), kind_of(key), f"{took[key]:.1f}") for key in critical)
+    title = f"Critical path: {len(critical)} jobs, {duration(sum(took[key] for key in critical))}"
+    return Details(title, (Table("critical-path", ("Job", "Kind", "Seconds"), rows, words=2, title=title),))

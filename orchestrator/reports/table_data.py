@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from jobs.table import Published, Table, TablesPlan
+from jobs.table import Published, TablesPlan
+from jobs.table import Table as PaperTable
+from orchestrator.reports.folder import parquet
 from orchestrator.results.tables import MeasuredCell
 
 _WORDS, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -38,7 +39,7 @@ _OF_MEASUREMENT = ("status", "mean", "std", "n", "difference", "significant", "w
 
 def records(tables: TablesPlan, measured: Mapping[str, Sequence[MeasuredCell]]) -> list[dict[str, Any]]:
     """Every cell of every table, in order, as plain values."""
-    return [_record(table, one) for table in tables.tables for one in measured[table.name]]
+    return [_record(table, cell) for table in tables.tables for cell in measured[table.name]]
 
 
 def csv_of(tables: TablesPlan, measured: Mapping[str, Sequence[MeasuredCell]]) -> bytes:
@@ -54,27 +55,26 @@ def csv_of(tables: TablesPlan, measured: Mapping[str, Sequence[MeasuredCell]]) -
 
 def parquet_of(tables: TablesPlan, measured: Mapping[str, Sequence[MeasuredCell]]) -> bytes:
     """The cells as Parquet."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records(tables, measured), schema=SCHEMA), buffer)
-    return buffer.getvalue()
+    return parquet(records(tables, measured), SCHEMA)
 
 
-def _record(table: Table, one: MeasuredCell) -> dict[str, Any]:
-    cell, published = one.cell.cell, one.cell.published or Published(None, None)
-    low, high = one.interval or (None, None)
+def _record(table: PaperTable, measured: MeasuredCell) -> dict[str, Any]:
+    entry = measured.entry
+    cell, published = entry.cell, entry.published or Published(None, None)
+    low, high = measured.interval or (None, None)
     return {
         "table": table.name,
         "title": table.title,
-        "row": one.cell.row,
-        "column": one.cell.column,
+        "row": entry.row,
+        "column": entry.column,
         "scale": table.scale,
         "dataset_note": table.dataset_note,
         **{name: getattr(cell, name, None) for name in _OF_CELL},
-        **{name: getattr(one, name) for name in _OF_MEASUREMENT},
+        **{name: getattr(measured, name) for name in _OF_MEASUREMENT},
         "low": low,
         "high": high,
         "published_mean": published.mean,
         "published_std": published.std,
         "jobs": list(cell.jobs) if cell else [],
-        "values": list(one.values),
+        "values": list(measured.values),
     }

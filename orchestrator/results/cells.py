@@ -13,7 +13,6 @@ the jobs and passes it in.
 from __future__ import annotations
 
 import hashlib
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from jobs.experiment import SELECTIONS, Cell, Plan
 from jobs.graph import Job
 from jobs.outcomes import DistilOutcome, ExpertsOutcome, NetworkOutcome
 from jobs.specs import DistilSpec, EvaluateSpec
+from orchestrator.results import statistics
 from workers.store.store import Manifest
 
 SCALES = {
@@ -128,7 +128,7 @@ class StageResult:
     stage: int
     stages: int
     key: str
-    made: bool
+    distilled: bool
     iterations: int
     expert_start: float | None = None
     expert_end: float | None = None
@@ -173,8 +173,14 @@ def artifacts(plan: Plan, store: Reader) -> list[dict[str, str]]:
 
     The digest is over the data files: two runs with the same digests have the same results, byte for byte.
     """
-    manifests = [manifest for job in plan.graph if (manifest := manifest_of(store, job.key)) is not None]
-    return [{"key": found.key, "kind": found.kind, "digest": found.digest} for found in manifests]
+    return [
+        {"key": manifest.key, "kind": manifest.kind, "digest": manifest.digest} for manifest in manifests(plan, store)
+    ]
+
+
+def manifests(plan: Plan, store: Reader) -> list[Manifest]:
+    """The manifest of every artifact of the plan that is there, parents before children."""
+    return [manifest for job in plan.graph if (manifest := manifest_of(store, job.key)) is not None]
 
 
 def tabulate(results: Sequence[Result]) -> ResultTable:
@@ -211,13 +217,13 @@ def by_experiment(results: Sequence[Result]) -> list[list[Result]]:
 
 def chains(plan: Plan) -> list[Chain]:
     """The synthetic or selected sets behind the last stage of every arm, each once, in order of cells."""
-    found: dict[tuple[str, ...], Chain] = {}
+    by_sets: dict[tuple[str, ...], Chain] = {}
     for cell in plan.cells:
         if cell.stage == cell.stages:
             for key in cell.jobs:
                 for sets in _by_phase(plan.graph[key]):
-                    found.setdefault(sets, Chain(cell, sets))
-    return [chain for sets, chain in found.items() if sets]
+                    by_sets.setdefault(sets, Chain(cell, sets))
+    return [chain for sets, chain in by_sets.items() if sets]
 
 
 def _by_phase(job: Job) -> list[tuple[str, ...]]:
@@ -242,15 +248,18 @@ def manifest_of(store: Reader, key: str) -> Manifest | None:
         return None
 
 
-def accuracy_in(manifest: Manifest) -> float:
-    """Test accuracy (percent) of the trained network that this manifest describes."""
-    return NetworkOutcome.from_extra(manifest.extra).accuracy
+def accuracy_of(store: Reader, key: str) -> float | None:
+    """The test accuracy in percent of an `evaluate` or `full` job; None where it is absent or damaged."""
+    try:
+        return NetworkOutcome.from_extra(store.manifest(key).extra).accuracy
+    except Damaged:
+        return None
 
 
 def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) -> Result:
-    found = {key: manifest_of(store, key) for key in cell.jobs}
-    values = tuple(accuracy_in(manifest) for manifest in found.values() if manifest is not None)
-    missing = tuple(key for key, manifest in found.items() if manifest is None)
+    accuracies = {key: accuracy_of(store, key) for key in cell.jobs}
+    values = tuple(accuracy for accuracy in accuracies.values() if accuracy is not None)
+    missing = tuple(key for key, accuracy in accuracies.items() if accuracy is None)
     return Result(
         experiment=cell.experiment,
         method=cell.method,
@@ -264,8 +273,8 @@ def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) 
         stages=cell.stages,
         stage=cell.stage,
         phase=cell.phase,
-        mean=statistics.fmean(values) if values else None,
-        std=statistics.pstdev(values) if values else None,
+        mean=statistics.mean(values),
+        std=statistics.population_std(values),
         n=len(values),
         key=_key(cell),
         jobs=cell.jobs,
@@ -292,7 +301,7 @@ def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageRes
     job, manifest = plan.graph[key], manifest_of(store, key)
     assert isinstance(job.spec, DistilSpec)
     experts = [manifest_of(store, parent) for parent in job.parents.get("experts", ())]
-    batches = [(found.spec["count"], ExpertsOutcome.from_extra(found.extra)) for found in experts if found is not None]
+    batches = [(batch.spec["count"], ExpertsOutcome.from_extra(batch.extra)) for batch in experts if batch is not None]
     outcome = DistilOutcome.from_extra(manifest.extra) if manifest is not None else None
     return StageResult(
         experiment=chain.cell.experiment,
@@ -301,7 +310,7 @@ def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageRes
         stage=job.spec.stage,
         stages=chain.cell.stages,
         key=key,
-        made=manifest is not None,
+        distilled=manifest is not None,
         iterations=job.spec.iterations,
         expert_start=_weighted_mean([(count, batch.start_accuracy) for count, batch in batches]),
         expert_end=_weighted_mean([(count, batch.end_accuracy) for count, batch in batches]),
@@ -327,16 +336,16 @@ def _rows(results: Sequence[Result]) -> list[dict[str, Result]]:
     rows: list[dict[str, Result]] = []
     before: tuple[object, ...] = ()
     for result in results:
-        here = (result.experiment, result.dataset, label(result), result.ipc_per_stage, result.stage)
-        if here != before or result.architecture in rows[-1]:
+        group = (result.experiment, result.dataset, label(result), result.ipc_per_stage, result.stage)
+        if group != before or result.architecture in rows[-1]:
             rows.append({})
         rows[-1][result.architecture] = result
-        before = here
+        before = group
     order = list(dict.fromkeys(next(iter(row.values())).experiment for row in rows))
-    return sorted(rows, key=lambda row: _place(next(iter(row.values())), order))
+    return sorted(rows, key=lambda row: _sort_key(next(iter(row.values())), order))
 
 
-def _place(result: Result, experiments: Sequence[str]) -> tuple[int, bool]:
+def _sort_key(result: Result, experiments: Sequence[str]) -> tuple[int, bool]:
     return experiments.index(result.experiment), result.stage == 0
 
 
@@ -373,8 +382,8 @@ def _notes(row: Iterable[Result]) -> list[str]:
             reason = f"failed: {result.reason}" if result.reason else "not run"
             reasons.setdefault(reason, []).append(result)
     return [
-        f"{label(found[0])} ({', '.join(_shortfall(result) for result in found)}): {reason}"
-        for reason, found in reasons.items()
+        f"{label(incomplete[0])} ({', '.join(map(_shortfall, incomplete))}): {reason}"
+        for reason, incomplete in reasons.items()
     ]
 
 

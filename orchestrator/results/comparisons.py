@@ -7,27 +7,17 @@ cancelled out, the mean difference gets Student's t interval.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 from jobs.experiment import Cell, Plan
-from orchestrator.results.cells import Reader, accuracy_in, label, manifest_of
+from orchestrator.results.cells import Reader, accuracy_of, label
+from orchestrator.results.statistics import Difference, mean, paired_difference
 
-LEAST = 3
+LEAST_SEEDS = 3
 """Seeds below which an interval says nothing."""
-
-
-class Paired(NamedTuple):
-    """A mean difference of n pairs and its 95 % interval, whose bounds are NaN for a single pair."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -39,69 +29,49 @@ class Comparison:
     ipc_total: int
     better: str
     worse: str
-    paired: Paired
+    difference: Difference
 
     def to_json(self) -> dict[str, Any]:
-        """The contrast as plain values."""
-        plain = {name: getattr(self, name) for name in ("experiment", "architecture", "ipc_total", "better", "worse")}
-        return {**plain, **self.paired._asdict()}
-
-
-def paired(values_a: Sequence[float], values_b: Sequence[float]) -> Paired:
-    """The mean of a - b over pairs, with Student's t interval (95 %, n - 1 degrees of freedom).
-
-    For studies in which both arms share seeds and networks, so that what a pair has in common cancels out.
-
-    Raises:
-        ValueError: the two do not pair up, or there is no pair.
-    """
-    differences = [a - b for a, b in zip(values_a, values_b, strict=True)]
-    n = len(differences)
-    if not n:
-        raise ValueError("paired: there is no pair of values")
-    mean = statistics.fmean(differences)
-    if n == 1:
-        return Paired(mean, math.nan, math.nan, n)
-    from scipy import stats  # type: ignore[import-untyped]  # takes half a second, and only studies need it
-
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return Paired(mean, mean - half, mean + half, n)
+        """The comparison as plain values."""
+        names = ("experiment", "architecture", "ipc_total", "better", "worse")
+        return {name: getattr(self, name) for name in names} | self.difference._asdict()
 
 
 def comparisons(plan: Plan, store: Reader) -> list[Comparison]:
     """Every pair of last stages of one experiment, architecture and total of images that share enough seeds."""
-    measured = [(cell, _by_seed(cell, plan, store)) for cell in plan.cells if cell.stage and cell.stage == cell.stages]
-    return list(_pairs(measured))
+    last = [cell for cell in plan.cells if cell.stage and cell.stage == cell.stages]
+    return list(_pairs([(cell, accuracy_by_seed(cell, plan, store)) for cell in last]))
 
 
-def _pairs(measured: Sequence[tuple[Cell, Mapping[int, float]]]) -> Iterator[Comparison]:
-    for (one, ones), (other, others) in combinations(measured, 2):
-        seeds = sorted(ones.keys() & others.keys())
-        if _place(one) != _place(other) or len(seeds) < LEAST:
-            continue
-        found = paired([ones[seed] for seed in seeds], [others[seed] for seed in seeds])
-        if found.mean < 0:
-            one, other = other, one
-            found = Paired(-found.mean, -found.high, -found.low, found.n)
-        yield Comparison(one.experiment, one.architecture, one.ipc_total, _name(one), _name(other), found)
+def accuracy_by_seed(cell: Cell, plan: Plan, store: Reader) -> dict[int, float]:
+    """The mean accuracy of each seed's networks in percent, for seeds of which every network is measured."""
+    values: dict[int, list[float | None]] = {}
+    for key in cell.jobs:
+        seed = int(getattr(plan.graph[key].spec, "seed", 0))
+        values.setdefault(seed, []).append(accuracy_of(store, key))
+    complete = {seed: [value for value in several if value is not None] for seed, several in values.items()}
+    means = {seed: mean(several) for seed, several in complete.items() if len(several) == len(values[seed])}
+    return {seed: value for seed, value in means.items() if value is not None}
 
 
-def _place(cell: Cell) -> tuple[str, str, str, int, int]:
-    return cell.experiment, cell.dataset, cell.architecture, cell.ipc_total, cell.phase
-
-
-def _name(cell: Cell) -> str:
+def arm_in_brief(cell: Cell) -> str:
+    """The arm as comparisons name it, with stages x images per class: `PDD+MTT (5 x 10)`."""
     return f"{label(cell, stage=False)} ({cell.stages} x {cell.ipc_per_stage})"
 
 
-def _by_seed(cell: Cell, plan: Plan, store: Reader) -> dict[int, float]:
-    """The mean accuracy of each seed's networks, for seeds of which every network is measured."""
-    values: dict[int, list[float | None]] = {}
-    for key in cell.jobs:
-        manifest = manifest_of(store, key)
-        seed = int(getattr(plan.graph[key].spec, "seed", 0))
-        values.setdefault(seed, []).append(None if manifest is None else accuracy_in(manifest))
-    whole = {
-        seed: [value for value in found if value is not None] for seed, found in values.items() if None not in found
-    }
-    return {seed: statistics.fmean(found) for seed, found in whole.items()}
+def _pairs(measured: Sequence[tuple[Cell, Mapping[int, float]]]) -> Iterator[Comparison]:
+    for (cell, accuracies), (other, others) in combinations(measured, 2):
+        seeds = sorted(accuracies.keys() & others.keys())
+        if _setting(cell) != _setting(other) or len(seeds) < LEAST_SEEDS:
+            continue
+        difference = paired_difference([accuracies[seed] for seed in seeds], [others[seed] for seed in seeds])
+        if difference.mean < 0:
+            cell, other, difference = other, cell, -difference
+        yield Comparison(
+            cell.experiment, cell.architecture, cell.ipc_total, arm_in_brief(cell), arm_in_brief(other), difference
+        )
+
+
+def _setting(cell: Cell) -> tuple[str, str, str, int, int]:
+    """What two arms must share to be compared."""
+    return cell.experiment, cell.dataset, cell.architecture, cell.ipc_total, cell.phase

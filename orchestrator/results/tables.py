@@ -10,26 +10,25 @@ dataset, with a spread printed. Then Welch's test is made, the paper's networks 
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.table import NETWORKS, Published, Table, TableCell, TablesPlan
-from orchestrator.results.cells import Reader, accuracy_in, manifest_of
+from jobs.table import NETWORKS, Published, TableCell, TablesPlan
+from jobs.table import Table as PaperTable
+from orchestrator.results import statistics
+from orchestrator.results.cells import Reader, accuracy_of
+from orchestrator.results.statistics import Sample
 
 CellStatus = Literal["measured", "partial", "failed", "not run"]
 CELL_STATUSES: tuple[CellStatus, ...] = ("measured", "partial", "failed", "not run")
-LEVEL = 0.05
-"""The chance of calling a difference significant that is none."""
 
 
 @dataclass(frozen=True)
 class MeasuredCell:
     """One cell as far as the store goes; accuracies in percent, the difference is measured minus published."""
 
-    cell: TableCell
+    entry: TableCell
     status: CellStatus
     mean: float | None = None
     std: float | None = None
@@ -64,7 +63,7 @@ def measure(
     """
     reading = _Reading(tables, store, failures, left_out or {})
     return {
-        table.name: [reading.cell(table, one, (commands or {}).get(table.name, "")) for one in table.cells]
+        table.name: [reading.cell(table, entry, (commands or {}).get(table.name, "")) for entry in table.cells]
         for table in tables.tables
     }
 
@@ -79,27 +78,25 @@ class _Reading:
     left_out: Mapping[str, str]
     accuracies: dict[str, float | None] = field(default_factory=dict)
 
-    def cell(self, table: Table, one: TableCell, command: str) -> MeasuredCell:
-        if one.cell is None:
-            return MeasuredCell(one, "not run", why=one.absent, command=command)
-        found = [self.accuracy(key) for key in one.cell.jobs]
-        values = tuple(value for value in found if value is not None)
-        missing = [key for key, value in zip(one.cell.jobs, found, strict=True) if value is None]
-        status, why = self.standing(one, values, missing)
-        if not values:
-            return MeasuredCell(one, status, why=why, command=command)
-        mean = statistics.fmean(values)
-        published = one.published if one.published and one.published.mean is not None else None
-        asked = published is not None and not missing and table.scale == "paper" and not table.dataset_note
+    def cell(self, table: PaperTable, entry: TableCell, command: str) -> MeasuredCell:
+        if entry.cell is None:
+            return MeasuredCell(entry, "not run", why=entry.absent, command=command)
+        accuracies = {key: self.accuracy(key) for key in entry.cell.jobs}
+        values = tuple(value for value in accuracies.values() if value is not None)
+        missing = [key for key, value in accuracies.items() if value is None]
+        status, why = self.status(entry, values, missing)
+        mean = statistics.mean(values)
+        published = entry.published or Published(None, None)
+        comparable = mean is not None and published.mean is not None and is_published_setting(table)
         return MeasuredCell(
-            cell=one,
+            entry=entry,
             status=status,
             mean=mean,
-            std=statistics.pstdev(values),
+            std=statistics.population_std(values),
             n=len(values),
             interval=interval(values),
-            difference=mean - published.mean if published and published.mean is not None else None,
-            significant=differs(values, published, NETWORKS["paper"]) if asked and published else None,
+            difference=mean - published.mean if mean is not None and published.mean is not None else None,
+            significant=differs(values, published, NETWORKS["paper"]) if comparable and not missing else None,
             why=why,
             command=command,
             values=values,
@@ -107,11 +104,11 @@ class _Reading:
 
     def accuracy(self, key: str) -> float | None:
         if key not in self.accuracies:
-            manifest = manifest_of(self.store, key)
-            self.accuracies[key] = None if manifest is None else accuracy_in(manifest)
+            self.accuracies[key] = accuracy_of(self.store, key)
         return self.accuracies[key]
 
-    def standing(self, one: TableCell, values: Sequence[float], missing: Sequence[str]) -> tuple[CellStatus, str]:
+    def status(self, entry: TableCell, values: Sequence[float], missing: Sequence[str]) -> tuple[CellStatus, str]:
+        """The status of a cell and why it is not, or not wholly, measured."""
         if not missing:
             return "measured", ""
         cause = self.cause(missing)
@@ -120,7 +117,7 @@ class _Reading:
         if cause:
             return "failed", cause
         reasons = dict.fromkeys(self.left_out[key] for key in missing if key in self.left_out)
-        return "not run", one.absent or "; ".join(reasons) or "the run ended before"
+        return "not run", entry.absent or "; ".join(reasons) or "the run ended before"
 
     def cause(self, missing: Sequence[str]) -> str:
         """The failed job on which a missing one hangs, with its message."""
@@ -130,34 +127,29 @@ class _Reading:
         return next((f"{key}: {text}" for key, text in self.failures.items() if key in behind), "")
 
 
+def is_published_setting(table: PaperTable) -> bool:
+    """Whether a table is filled at the paper's scale on the paper's datasets, so that differences mean something."""
+    return table.scale == "paper" and not table.dataset_note
+
+
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean accuracy in percent; None for fewer than two values."""
-    n = len(values)
-    if n < 2:
-        return None
-    half = _quantile(n - 1) * statistics.stdev(values) / math.sqrt(n)
-    mean = statistics.fmean(values)
-    return max(0.0, mean - half), min(100.0, mean + half)
+    """Student's 95 % interval of the mean accuracy within 0 to 100 %; None for fewer than two values."""
+    bounds = statistics.interval(values)
+    return None if bounds is None else (max(0.0, bounds[0]), min(100.0, bounds[1]))
 
 
 def differs(values: Sequence[float], published: Published, networks: int) -> bool | None:
-    """Whether the measured mean differs from the published one by Welch's test; None where it cannot be told.
+    """Whether measured accuracies differ from the published ones by Welch's test.
 
-    The printed spread is a population standard deviation (facts 9), which over n values is the sample's times
-    sqrt((n - 1) / n).
+    Args:
+        values: what was measured, in percent.
+        published: the printed mean, and the spread, which is a population standard deviation (facts 9).
+        networks: over how many networks the paper averages.
+
+    Returns:
+        None where it cannot be told: fewer than two values, or no spread printed.
     """
-    n = len(values)
-    if n < 2 or published.mean is None or published.std is None:
+    if len(values) < 2 or published.mean is None or published.std is None:
         return None
-    ours, theirs = statistics.variance(values) / n, published.std**2 / (networks - 1)
-    if not ours + theirs:
-        return statistics.fmean(values) != published.mean
-    freedom = (ours + theirs) ** 2 / (ours**2 / (n - 1) + theirs**2 / (networks - 1))
-    return abs(statistics.fmean(values) - published.mean) / math.sqrt(ours + theirs) > _quantile(freedom)
-
-
-def _quantile(freedom: float) -> float:
-    """Of Student's distribution, two-sided."""
-    from scipy import stats  # type: ignore[import-untyped]  # takes half a second, and only reports need it
-
-    return float(stats.t.ppf(1 - LEVEL / 2, freedom))
+    theirs = Sample.printed(published.mean, published.std, networks)
+    return statistics.welch_difference(Sample.of(values), theirs).significant

@@ -17,6 +17,7 @@ from orchestrator.planning.durations import estimate_durations
 from orchestrator.planning.forecast import schedule_of
 from orchestrator.planning.requests import Request, ResolvedRequest, resolve
 from orchestrator.reports import experiment_report
+from orchestrator.reports.sections import RunFacts
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.progress import Progress
@@ -115,8 +116,10 @@ def write_report(folder: Path, plan: Plan, store: Store, run: str | None, comman
     Returns:
         The files written, the report first.
     """
-    records = None if run is None else journal.read(store.run_folder(run) / journal.NAME)
-    return experiment_report.write(folder, plan, store, records, command, uses_of(store, run))
+    records = [] if run is None else journal.read(store.run_folder(run) / journal.NAME)
+    return experiment_report.write(
+        folder, plan, store, RunFacts(command=command, records=records, slurm=uses_of(store, run))
+    )
 
 
 def report_of(end: RunEnd) -> Path | None:

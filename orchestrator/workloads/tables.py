@@ -23,6 +23,7 @@ from jobs.graph import Graph
 from orchestrator.clusters.slurm.follow import uses_of
 from orchestrator.planning import durations, quote, simulate
 from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
+from orchestrator.reports.sections import RunFacts
 from orchestrator.results.tables import CELL_STATUSES, MeasuredCell, measure
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
@@ -107,17 +108,15 @@ class TableWorkload:
         from orchestrator.reports import table_report  # takes what draws along
 
         records = [] if run is None else journal.read(store.run_folder(run) / journal.NAME)
-        return table_report.write(
-            folder,
-            self.resolved.tables,
-            measure(self.resolved.tables, store, failures(records), commands(self.resolved), self.left_out),
-            store,
-            records,
-            command,
-            self.predicted,
-            None if run is None else predicted_from_measured(self.plan, store, run, workers),
-            uses_of(store, run),
+        measured = measure(self.resolved.tables, store, failures(records), commands(self.resolved), self.left_out)
+        facts = RunFacts(
+            command=command,
+            records=records,
+            predicted=self.predicted,
+            predicted_from_measured=None if run is None else predicted_from_measured(self.plan, store, run, workers),
+            slurm=uses_of(store, run),
         )
+        return table_report.write(folder, self.resolved.tables, measured, store, facts)
 
     def _report(self, end: RunEnd) -> None:
         self.write_report(end.folder, end.store, end.run, end.command, end.workers)
@@ -215,10 +214,10 @@ def _predicted(plan: Plan, store: Store, workers: int, scale: str) -> float:
 
 
 def _cell_json(one: MeasuredCell) -> dict[str, Any]:
-    published, cell = one.cell.published, one.cell.cell
+    published, cell = one.entry.published, one.entry.cell
     return {
-        "row": one.cell.row,
-        "column": one.cell.column,
+        "row": one.entry.row,
+        "column": one.entry.column,
         "status": one.status,
         "mean": one.mean,
         "std": one.std,

@@ -1,4 +1,4 @@
-"""A small report of tables for tests: a table, a curve and pictures over one plan, with cells of every standing."""
+"""A small report of tables for tests: a table, a curve and pictures over one plan, with cells of every status."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.experiment import Plan
-from jobs.table import Published, Table, TableCell, TablesPlan
+from jobs.table import Published, TableCell, TablesPlan
+from jobs.table import Table as PaperTable
 from orchestrator.reports import table_report
+from orchestrator.reports.sections import RunFacts
 from orchestrator.results.tables import MeasuredCell
 from tests.orchestrator.reports.test_experiment_report import half_done, journal
 from tests.orchestrator.results.test_cells import cell_of
@@ -22,12 +24,12 @@ DIVERGED = "distil-x: diverged: the loss is NaN"
 
 
 def plan_of(plan: Plan, **changes: Any) -> TablesPlan:
-    """A table of five standings, a curve with its bound, and pictures of classes `one` and `two`."""
+    """A table of five statuses, a curve with its bound, and pictures of classes `one` and `two`."""
     random, pdd = cell_of(plan, "Random", "convnet"), cell_of(plan, "PDD+MTT", "convnet", 1)
     later, full = cell_of(plan, "PDD+MTT", "convnet", 2), cell_of(plan, "Full data", "convnet", 0)
     common: dict[str, Any] = {"notes": ("A remark of the paper.",), "scale": "tiny", "dataset_note": ""}
     common |= {"caption": "Accuracy.", **changes}
-    table = Table(
+    table = PaperTable(
         name="table1",
         title="Table 1",
         kind="table",
@@ -43,7 +45,7 @@ def plan_of(plan: Plan, **changes: Any) -> TablesPlan:
         ),
         **common,
     )
-    curve = Table(
+    curve = PaperTable(
         name="figure3",
         title="Figure 3",
         kind="curve",
@@ -57,7 +59,7 @@ def plan_of(plan: Plan, **changes: Any) -> TablesPlan:
         ),
         **common,
     )
-    pictures = Table(
+    pictures = PaperTable(
         name="figure4",
         title="Figure 4",
         kind="pictures",
@@ -76,7 +78,7 @@ def plan_of(plan: Plan, **changes: Any) -> TablesPlan:
 
 
 def measured_cells(tables: TablesPlan) -> dict[str, list[MeasuredCell]]:
-    """What became of them: the table has every standing and every sign, the figures lack their stage 2."""
+    """What became of them: the table has every status and every sign, the figures lack their stage 2."""
     table, curve, pictures = tables.tables
     tested = table.scale == "paper" and not table.dataset_note
     fates: tuple[Mapping[str, Any], ...] = (
@@ -121,7 +123,7 @@ def measured_cells(tables: TablesPlan) -> dict[str, list[MeasuredCell]]:
 
 def cell(one: TableCell, **fate: Any) -> MeasuredCell:
     """A cell with this fate; `measured` unless it says otherwise."""
-    return MeasuredCell(**{"cell": one, "status": "measured", "command": COMMAND, **fate})
+    return MeasuredCell(**{"entry": one, "status": "measured", "command": COMMAND, **fate})
 
 
 def write(folder: Path, **changes: Any) -> list[Path]:
@@ -138,4 +140,6 @@ def write(folder: Path, **changes: Any) -> list[Path]:
         ("run_ended", 10.0, {}),
     )
     measured = measured_cells(tables)
-    return table_report.write(folder / "report", tables, measured, store, records, COMMAND, predicted=8.0)
+    return table_report.write(
+        folder / "report", tables, measured, store, RunFacts(command=COMMAND, records=records, predicted=8.0)
+    )

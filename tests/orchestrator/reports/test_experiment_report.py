@@ -18,6 +18,7 @@ from rich.console import Console
 
 from jobs.experiment import Arm, Plan
 from orchestrator.reports.experiment_report import console_table, write
+from orchestrator.reports.sections import RunFacts
 from orchestrator.results.cells import collect
 from orchestrator.runs.timeline import Timeline, failures
 from tests.orchestrator.results.test_cells import cell_of, demo_plan, measure, put
@@ -28,6 +29,7 @@ from workers.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[3]
 COMMAND = "python -m orchestrator.launch run demo --seed 3"
+RUN = RunFacts(command=COMMAND)
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[Path]]
     folder = tmp_path_factory.mktemp("reported")
     store = Store.open(folder / "store")
     plan, _ = half_done(store)
-    return plan, write(folder / "report", plan, store, None, COMMAND)
+    return plan, write(folder / "report", plan, store, RUN)
 
 
 def journal(*records: tuple[str, float, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,7 +82,7 @@ def journal(*records: tuple[str, float, dict[str, Any]]) -> list[dict[str, Any]]
 def test_the_table_of_a_half_done_run_says_what_is_known_and_why_the_rest_is_not(store: Store, tmp_path: Path) -> None:
     plan, second = half_done(store)
     records = journal(("job_failed", 9.0, {"key": second, "reason": "diverged", "message": "loss | NaN", "log": ""}))
-    page = write(tmp_path / "report", plan, store, records, COMMAND)[0].read_text()
+    page = write(tmp_path / "report", plan, store, RunFacts(command=COMMAND, records=records))[0].read_text()
     start, end = page.index("## demo"), page.index("![accuracy")
     assert page[start:end] == (
         "## demo on digits (scale: tiny: seconds of work to see that everything runs, "
@@ -127,19 +129,31 @@ def test_the_page_gives_the_command_the_versions_and_the_device(written: tuple[P
     paths = written[1]
     page = paths[0].read_text()
     assert f"```\n{COMMAND}\n```" in page
-    assert re.search(r"Made with .*python 3\.\d+.* on cpu\.", page)
+    assert re.search(r"\| python \| 3\.\d+\.\d+ \|", page)
+    assert "| devices | cpu |" in page
+
+
+def test_every_job_is_in_a_file_of_its_own_with_what_it_was_made_from(written: tuple[Plan, list[Path]]) -> None:
+    plan, paths = written
+    rows = pq.read_table(paths[0].parent / "jobs.parquet").to_pylist()
+    assert [row["key"] for row in rows] == [job.key for job in plan.graph]
+    assert {parent for row in rows for parent in row["parents"]} <= {row["key"] for row in rows}
+    by_key = {row["key"]: row for row in rows}
+    first, second = (job.key for job in plan.graph if job.kind == "distil")
+    assert len(by_key[first]["digest"]) == 64 and by_key[first]["seconds"] == 2.5
+    assert by_key[second]["digest"] is None and by_key[second]["seconds"] is None
 
 
 def test_the_report_is_private_and_can_be_written_again(store: Store, tmp_path: Path) -> None:
     plan, _ = half_done(store)
     folder = tmp_path / "deep" / "report"
-    assert write(folder, plan, store, None, COMMAND) == write(folder, plan, store, None, COMMAND)
+    assert write(folder, plan, store, RUN) == write(folder, plan, store, RUN)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
 
 
 def test_a_report_of_nothing_yet_is_a_page_all_the_same(store: Store, tmp_path: Path) -> None:
-    page = write(tmp_path / "report", demo_plan(), store, None, COMMAND)[0].read_text()
+    page = write(tmp_path / "report", demo_plan(), store, RUN)[0].read_text()
     assert page.count("| not run | not run |") == 4
     assert "![" not in page
 
@@ -147,7 +161,7 @@ def test_a_report_of_nothing_yet_is_a_page_all_the_same(store: Store, tmp_path: 
 def test_an_experiment_without_distillation_has_no_stages(store: Store, tmp_path: Path) -> None:
     plan = demo_plan(arms=(Arm(method="full"),))
     measure(store, plan, plan.cells[0], [90.0, 92.0])
-    assert "## Stages" not in write(tmp_path / "report", plan, store, None, COMMAND)[0].read_text()
+    assert "## Stages" not in write(tmp_path / "report", plan, store, RUN)[0].read_text()
 
 
 def test_json_and_parquet_hold_the_same_cells(written: tuple[Plan, list[Path]]) -> None:
@@ -160,9 +174,9 @@ def test_json_and_parquet_hold_the_same_cells(written: tuple[Plan, list[Path]]) 
 
 def test_parquet_types_do_not_depend_on_what_was_measured(store: Store, tmp_path: Path) -> None:
     plan, _ = half_done(store)
-    full = pq.read_schema(write(tmp_path / "a", plan, store, None, COMMAND)[0].parent / "results.parquet")
+    full = pq.read_schema(write(tmp_path / "a", plan, store, RUN)[0].parent / "results.parquet")
     empty_store = Store.open(tmp_path / "empty")
-    none = pq.read_schema(write(tmp_path / "b", plan, empty_store, None, COMMAND)[0].parent / "results.parquet")
+    none = pq.read_schema(write(tmp_path / "b", plan, empty_store, RUN)[0].parent / "results.parquet")
     assert full == none and str(full.field("published_mean").type) == "double"
 
 
@@ -243,7 +257,8 @@ def test_timing_and_gantt_come_from_the_journal(store: Store, tmp_path: Path) ->
         ("job_done", 9.0, job),
         ("run_ended", 10.0, {}),
     )
-    written = write(tmp_path / "report", plan, store, records, COMMAND, ("worker: 2 submitted, 1 requeued",))
+    run = RunFacts(command=COMMAND, records=records, slurm=("worker: 2 submitted, 1 requeued",))
+    written = write(tmp_path / "report", plan, store, run)
     page = written[0].read_text()
     assert "SLURM, worker: 2 submitted, 1 requeued." in page
     assert "The run took 10 s on 1 worker slot, busy 80% of the time." in page

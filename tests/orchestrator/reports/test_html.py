@@ -15,17 +15,17 @@ from orchestrator.reports.page import (
     Block,
     Command,
     Coverage,
+    Details,
     Entry,
-    Fold,
     Gallery,
-    Grid,
     Line,
     Note,
     Notes,
     Page,
+    Paragraph,
     Picture,
-    Prose,
     Section,
+    Table,
     slug,
 )
 from tests.orchestrator.hypertext_reader import Reader
@@ -47,16 +47,16 @@ def page(*blocks: Block, title: str = "A report") -> Page:
 def every_block() -> Page:
     picture = Picture("a-plot.png", png(), "a red picture", "Its caption.")
     entry = Entry((Line("61.2", "measured"), Line("note 1", "state", "note-1")), anchor="a-cell")
-    grid = Grid("a-table", ("Row", "Number"), (("one", entry), ("two", "3")), "The caption.", title="A table")
-    bar = Grid("bars", ("Row", "CellStatus"), (("one", Coverage((("measured", 3), ("failed", 1)))),), words=2)
+    grid = Table("a-table", ("Row", "Number"), (("one", entry), ("two", "3")), "The caption.", title="A table")
+    bar = Table("bars", ("Row", "CellStatus"), (("one", Coverage((("measured", 3), ("failed", 1)))),), words=2)
     return page(
-        Prose("Read this.", notice=True),
+        Paragraph("Read this.", notice=True),
         grid,
         bar,
         Notes((Note("why", "note-1"),)),
         picture,
         Gallery((Picture("another.png", png(), "another"),), "Side by side."),
-        Fold("More", (Command("pdd run x"),)),
+        Details("More", (Command("pdd run x"),)),
         Beside(("cells.csv",), "all cells"),
     )
 
@@ -72,13 +72,13 @@ def test_the_policy_lets_the_page_show_its_own_style_and_pictures_and_nothing_el
     assert not any("style" in one.attributes or one.tag == "script" for one in read.elements)
 
 
-@pytest.mark.parametrize("place", ["title", "prose", "entry", "picture", "fold", "command"])
+@pytest.mark.parametrize("place", ["title", "paragraph", "entry", "picture", "details", "command"])
 def test_a_hostile_text_stays_text_wherever_it_stands(place: str) -> None:
     blocks: dict[str, Block] = {
-        "prose": Prose(EVIL),
-        "entry": Grid("t", (EVIL,), ((EVIL,),), EVIL, title=EVIL),
+        "paragraph": Paragraph(EVIL),
+        "entry": Table("t", (EVIL,), ((EVIL,),), EVIL, title=EVIL),
         "picture": Picture("a.png", png(), EVIL + '"', EVIL),
-        "fold": Fold(EVIL, ()),
+        "details": Details(EVIL, ()),
         "command": Command(EVIL),
     }
     shown = page(*([blocks[place]] if place in blocks else []), title=EVIL if place == "title" else "A report")
@@ -110,7 +110,7 @@ def test_every_heading_of_a_table_says_what_it_heads_and_boxes_that_scroll_take_
 
 
 def test_a_heading_without_words_is_no_heading() -> None:
-    read = Reader(html(page(Grid("t", ("", "b"), (("1", "2"),)))))
+    read = Reader(html(page(Table("t", ("", "b"), (("1", "2"),)))))
     assert [one.text for one in read.all("th")] == ["b", "1"]
 
 
@@ -153,13 +153,13 @@ def test_markdown_says_the_same() -> None:
 
 
 def test_markdown_shows_marks_as_they_are() -> None:
-    said = markdown(page(Prose("a|b *c* [d] <e> `f` g_h\nnext")))
+    said = markdown(page(Paragraph("a|b *c* [d] <e> `f` g_h\nnext")))
     assert "a\\|b \\*c\\* \\[d\\] \\<e> \\`f\\` g\\_h next\n" in said
 
 
 def test_the_pictures_of_a_page_are_found_wherever_they_stand() -> None:
     picture = Picture("x.png", png(), "x")
-    folded = page(Fold("more", (Gallery((picture,)), picture)))
+    folded = page(Details("more", (Gallery((picture,)), picture)))
     assert [one.name for one in folded.pictures()] == ["x.png", "x.png"]
 
 

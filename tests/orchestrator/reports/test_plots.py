@@ -75,8 +75,8 @@ def test_a_figure_of_the_paper_has_a_panel_a_dataset_and_full_data_as_bounds() -
 def test_a_figure_of_which_nothing_is_known_has_no_panel() -> None:
     tables = plan_of(demo_plan())
     curve = replace(tables.tables[1], rows=("CIFAR-10, 1 per stage",))
-    lost = [one for one in measured_cells(tables)["figure3"] if one.cell.column == "stage 2"][:1]
-    unknown = [replace(lost[0], cell=replace(lost[0].cell, published=None))]
+    lost = [one for one in measured_cells(tables)["figure3"] if one.entry.column == "stage 2"][:1]
+    unknown = [replace(lost[0], entry=replace(lost[0].entry, published=None))]
     assert plots.panels_of(curve, unknown) == []
 
 

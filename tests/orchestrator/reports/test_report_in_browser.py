@@ -12,7 +12,7 @@ from PIL import Image
 from orchestrator.reports import experiment_report
 from tests.orchestrator import tables_sample
 from tests.orchestrator.chromium import Tab, chromium, program
-from tests.orchestrator.reports.test_experiment_report import COMMAND, half_done
+from tests.orchestrator.reports.test_experiment_report import RUN, half_done
 from workers.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
@@ -41,7 +41,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tables = tables_sample.write(folder / "tables", scale="paper")
     store = Store.open(folder / "store")
     plan, _ = half_done(store)
-    run = experiment_report.write(folder / "run", plan, store, None, COMMAND)
+    run = experiment_report.write(folder / "run", plan, store, RUN)
     return {
         kind: next(path for path in made if path.suffix == ".html") for kind, made in (("tables", tables), ("run", run))
     }
@@ -119,13 +119,6 @@ def test_every_anchor_leads_somewhere_that_can_be_seen(tab: Tab, page: Path) -> 
     lost = """[...document.querySelectorAll('a[href]')].map(one => one.getAttribute('href'))
         .filter(href => !href.startsWith('#') || !document.getElementById(href.slice(1)))"""
     assert tab.value(lost) == []
-
-
-def test_a_link_to_a_job_unfolds_the_list_it_stands_in(tab: Tab, pages: dict[str, Path]) -> None:
-    tab.open(pages["tables"], DESK)
-    tab.value("location.hash = document.querySelector('#jobs th[id]').id")
-    tab.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    assert tab.value("document.querySelector('#jobs details').open")
 
 
 def test_the_page_prints(tab: Tab, page: Path) -> None:

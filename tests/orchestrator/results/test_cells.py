@@ -244,5 +244,5 @@ def test_stage_results_weigh_cohorts_by_their_experts(store: Store) -> None:
     made, not_made = stage_results(plan, store)
     assert (made.expert_start, made.expert_end) == (20.0, 85.0)
     assert (made.kept, made.first_loss, made.loss, made.step_size, made.held_out) == (3, 0.9, 0.5, 0.02, 70.0)
-    assert (made.stage, made.stages, made.made) == (1, 2, True)
-    assert (not_made.made, not_made.kept, not_made.expert_start) == (False, None, None)
+    assert (made.stage, made.stages, made.distilled) == (1, 2, True)
+    assert (not_made.distilled, not_made.kept, not_made.expert_start) == (False, None, None)

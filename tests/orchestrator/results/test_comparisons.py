@@ -1,33 +1,14 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
 
 from orchestrator.reports.experiment_report import write
-from orchestrator.results.comparisons import comparisons, paired
+from orchestrator.reports.sections import RunFacts
+from orchestrator.results.comparisons import comparisons
 from tests.orchestrator.results.test_cells import demo_plan, put
 from workers.store.store import Store
-
-
-def test_paired_is_students_t_on_the_differences() -> None:
-    # Differences 1, 2, 3: mean 2, sample deviation 1, t(0.975, 2) = 4.302653, half width 4.302653 / sqrt(3).
-    found = paired([11.0, 12.0, 13.0], [10.0, 10.0, 10.0])
-    assert found.mean == 2.0 and found.n == 3
-    assert found.low == pytest.approx(2 - 2.484138, abs=1e-5)
-    assert found.high == pytest.approx(2 + 2.484138, abs=1e-5)
-
-
-def test_paired_says_nothing_about_the_spread_of_a_single_pair() -> None:
-    found = paired([3.0], [1.0])
-    assert found.mean == 2.0 and math.isnan(found.low) and math.isnan(found.high)
-
-
-@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0])])
-def test_paired_refuses_what_does_not_pair_up(a: list[float], b: list[float]) -> None:
-    with pytest.raises(ValueError):
-        paired(a, b)
 
 
 def measured(store: Store, advantage: float) -> None:
@@ -50,9 +31,9 @@ def test_arms_with_the_same_images_are_compared_seed_by_seed(tmp_path: Path, adv
     names = ("PDD+MTT (2 x 1)", "Random (1 x 2)")
     assert (first.better, first.worse) == (names if advantage > 0 else names[::-1])
     # Differences over seeds: advantage + 0, 0.1, 0.2, 0.3; sample deviation 0.129099, t(0.975, 3) = 3.182446.
-    assert first.paired.n == 4 and first.paired.mean == pytest.approx(abs(advantage + 0.15))
+    assert first.difference.n == 4 and first.difference.mean == pytest.approx(abs(advantage + 0.15))
     half = 3.182446 * 0.129099 / 2
-    assert first.paired.high - first.paired.low == pytest.approx(2 * half, abs=1e-4)
+    assert first.difference.high - first.difference.low == pytest.approx(2 * half, abs=1e-4)
 
 
 def test_fewer_than_three_seeds_are_not_compared(tmp_path: Path) -> None:
@@ -67,11 +48,11 @@ def test_a_seed_with_a_missing_network_is_left_out(tmp_path: Path) -> None:
     plan = demo_plan(seeds=(0, 1, 2, 3))
     lost = next(cell for cell in plan.cells if cell.base_method == "random").jobs[0]
     store.quarantine(lost, "for the test")
-    assert [one.paired.n for one in comparisons(plan, store)] == [3, 4]
+    assert [one.difference.n for one in comparisons(plan, store)] == [3, 4]
 
 
 def test_the_report_prints_the_differences(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     measured(store, 5.0)
-    page = write(tmp_path / "report", demo_plan(seeds=(0, 1, 2, 3)), store, None, "command")[0].read_text()
+    page = write(tmp_path / "report", demo_plan(seeds=(0, 1, 2, 3)), store, RunFacts(command="command"))[0].read_text()
     assert "| demo | convnet | 2 | PDD+MTT (2 x 1) − Random (1 x 2) | +5.15 | \\[+4.94, +5.36\\] | 4 |" in page

@@ -22,7 +22,7 @@ def tables(instead: str = "", absent: str = "") -> TablesPlan:
 
 def measured(plan: TablesPlan, store: Store, failures: Mapping[str, str] | None = None) -> dict[str, MeasuredCell]:
     cells = measure(plan, store, failures or {}, {"tableA9": "do it"})["tableA9"]
-    return {f"{one.cell.row} {one.cell.column}": one for one in cells}
+    return {f"{one.entry.row} {one.entry.column}": one for one in cells}
 
 
 def put(store: Store, plan: TablesPlan, row: str, accuracies: list[float]) -> list[str]:
@@ -77,7 +77,7 @@ def test_a_cell_that_the_budget_leaves_out_says_so(tmp_path: Path) -> None:
     plan, store = tables(), Store.open(tmp_path)
     jobs = put(store, plan, "DREAM", [])
     cells = measure(plan, store, {}, {}, dict.fromkeys(jobs, "left out by the budget of 1gpu-h"))["tableA9"]
-    assert [(one.status, one.why) for one in cells if one.cell.row == "DREAM"] == [
+    assert [(one.status, one.why) for one in cells if one.entry.row == "DREAM"] == [
         ("not run", "left out by the budget of 1gpu-h"),
         ("not run", "the run ended before"),
     ]
