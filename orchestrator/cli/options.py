@@ -84,6 +84,7 @@ TableNames = Annotated[
 ]
 RunName = Annotated[str | None, typer.Argument(help="A run; the latest by default.", show_default=False)]
 AllTables = Annotated[bool, typer.Option("--all", help="All tables and figures of the paper.")]
+WithDashes = Annotated[bool, typer.Option("--with-dashes", help="Also fill cells in which the paper prints a dash.")]
 Budget = Annotated[str | None, typer.Option("--budget", help="Hours of one worker, as 40gpu-h.")]
 
 
@@ -171,7 +172,9 @@ def request_of(experiments: list[str] | None, options: Options) -> Request:
     )
 
 
-def table_request_of(names: list[str] | None, all_tables: bool, budget: str | None, options: Options) -> TableRequest:
+def table_request_of(
+    names: list[str] | None, all_tables: bool, budget: str | None, options: Options, with_dashes: bool = True
+) -> TableRequest:
     """The tables that the command line asks for.
 
     Args:
@@ -179,6 +182,7 @@ def table_request_of(names: list[str] | None, all_tables: bool, budget: str | No
         all_tables: whether all are asked for instead.
         budget: hours of one worker, as 40gpu-h.
         options: the common options.
+        with_dashes: whether cells in which the paper prints a dash are filled, too.
 
     Raises:
         BadInput: numbers are set, which tables have from their files.
@@ -195,6 +199,7 @@ def table_request_of(names: list[str] | None, all_tables: bool, budget: str | No
         seed=options.seed,
         budget=budget,
         data=options.target().data,
+        with_dashes=with_dashes,
     )
 
 

@@ -18,6 +18,7 @@ from orchestrator.cli.options import (
     Budget,
     Names,
     Options,
+    WithDashes,
     are_tables,
     open_store,
     request_of,
@@ -28,14 +29,20 @@ from orchestrator.cli.options import (
 
 
 @with_options(TARGET, REQUEST, JSON)
-def plan(options: Options, experiments: Names = None, all_tables: AllTables = False, budget: Budget = None) -> None:
+def plan(
+    options: Options,
+    experiments: Names = None,
+    all_tables: AllTables = False,
+    with_dashes: WithDashes = False,
+    budget: Budget = None,
+) -> None:
     """Show what a run of experiments or tables would do and take; start nothing."""
     workers = options.target().cluster.count()
     forecast: Any
     if are_tables(experiments, all_tables):
         from orchestrator.planning import quote, table_requests
 
-        request = table_request_of(experiments, all_tables, budget, options)
+        request = table_request_of(experiments, all_tables, budget, options, with_dashes)
         resolved = table_requests.resolve_tables(request, allow_missing_data=True)
         forecast = quote.quote(resolved.tables, open_store(options), workers, resolved.absent, request.seconds())
         say(forecast.to_json(), forecast.lines(), options)
@@ -63,8 +70,10 @@ def explain(
     if not jobs:
         raise BadInput("command line", "--key", key, "no job's key holds this; leave it out to see all")
     numbers = {job.key: explaining.sources_of(resolved.plan, job.key) for job in jobs} if recipe else {}
+    visits = explaining.image_visits(resolved.plan)
     document = {
         "schema": SCHEMA,
+        "image_visits": [vars(cell) for cell in visits],
         "jobs": [
             job.to_json() | ({"recipe": [list(row) for row in numbers[job.key]]} if recipe else {}) for job in jobs
         ],
@@ -73,4 +82,5 @@ def explain(
     for job in jobs:
         lines += [Text(f"{job.key}: {job.reason}"), *[Text(f"    {change}") for change in job.changed]]
         lines += [Text(f"    {path} = {value}   [{source}]") for path, value, source in numbers.get(job.key, ())]
+    lines += [Text(f"{cell.method}, {cell.stage} stages, {cell.mode}: {cell.visits:,} image visits") for cell in visits]
     say(document, lines, options)

@@ -19,6 +19,7 @@ from orchestrator.cli.options import (
     Names,
     Options,
     TableNames,
+    WithDashes,
     command_line,
     open_store,
     request_of,
@@ -45,7 +46,13 @@ def run_experiments(experiments: list[str] | None, options: Options) -> None:
 
 
 @with_options(TARGET, TABLE_REQUEST, LAUNCH)
-def reproduce(options: Options, names: TableNames = None, all_tables: AllTables = False, budget: Budget = None) -> None:
+def reproduce(
+    options: Options,
+    names: TableNames = None,
+    all_tables: AllTables = False,
+    with_dashes: WithDashes = False,
+    budget: Budget = None,
+) -> None:
     """Fill the paper's tables and figures: one graph, one run, one report beside the published numbers."""
     from jobs import table
     from orchestrator.planning.table_requests import resolve_tables
@@ -53,7 +60,7 @@ def reproduce(options: Options, names: TableNames = None, all_tables: AllTables 
 
     if not names and not all_tables:
         raise BadInput("command line", "table", None, f"name some of {', '.join(table.names())}, or say --all")
-    resolved = resolve_tables(table_request_of(names, all_tables, budget, options))
+    resolved = resolve_tables(table_request_of(names, all_tables, budget, options, with_dashes))
     _launch(TableWorkload.of(resolved, open_store(options), options.target().cluster.count()), options)
 
 

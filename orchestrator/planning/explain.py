@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Job
 from jobs.keys import differences
+from jobs.specs import EvaluateSpec
 from workers.store.store import Store
 
 
@@ -36,6 +38,26 @@ class Explanation:
             "reason": self.reason,
             "changed": list(self.changed),
         }
+
+
+@dataclass(frozen=True)
+class CellVisits:
+    """How many training images each network of a cell sees, counted once for every pass over them."""
+
+    method: str
+    stage: int
+    mode: str
+    visits: int
+
+
+def image_visits(plan: Plan) -> list[CellVisits]:
+    """The image visits of every cell whose networks are trained on sets: what its mode of training costs them."""
+    rows = []
+    for cell in plan.cells:
+        job = plan.graph[cell.jobs[0]]
+        if isinstance(job.spec, EvaluateSpec):
+            rows.append(CellVisits(cell.method, cell.stage, cell.mode, cost.image_visits(job, plan.graph)))
+    return list(dict.fromkeys(rows))
 
 
 def explain(plan: Plan, store: Store) -> list[Explanation]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.planning.explain import Explanation, explain, sources_of
+from orchestrator.planning.explain import Explanation, explain, image_visits, sources_of
 from orchestrator.planning.requests import Request, ResolvedRequest, resolve
 from workers.store.store import Store
 
@@ -38,6 +38,16 @@ def test_a_job_that_is_done_is_cached_and_one_without_a_like_says_so(tmp_path: P
     assert (first(found, "dataset").cached, first(found, "dataset").reason) == (True, "cached")
     assert not first(found, "full").cached
     assert first(found, "full").reason == "no full job was ever finished in this store"
+
+
+def test_the_image_visits_of_each_mode_stand_side_by_side() -> None:
+    """Tiny digits have 8 epochs in all: 4 a set, and 8/(3+1) a stage; 2 images of 10 classes in each of 3 stages."""
+    visits = image_visits(resolve(Request(experiments=("ablations",), scale="tiny")).plan)
+    assert [(cell.mode, cell.stage, cell.visits) for cell in visits[:3]] == [
+        ("progressive", 3, (20 + 40 + 60) * 2),
+        ("union", 3, 60 * 4),
+        ("sequential", 3, 3 * 20 * 4),
+    ]
 
 
 def test_the_changed_field_is_named_with_both_values(tmp_path: Path) -> None:

@@ -222,11 +222,25 @@ def test_the_whole_plan_at_the_papers_scale_covers_every_cell_without_any_datase
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = said(monkeypatch, capsys, tmp_path, "plan", "--all", "--scale", "paper")
-    assert document["cells"] == 252 and document["out_of_scope"] == []
+    assert (document["cells"], document["dashes_left_out"], document["out_of_scope"]) == (252 - 16, 16, [])
+    whole = said(monkeypatch, capsys, tmp_path, "plan", "--all", "--scale", "paper", "--with-dashes")
+    assert (whole["cells"], whole["dashes_left_out"]) == (252, 0)
+    assert whole["gpu_hours"]["without_dashes"]["shared"] == pytest.approx(document["gpu_hours"]["shared"])
+    assert whole["gpu_hours"]["shared"] > 2 * document["gpu_hours"]["shared"]
     assert len(document["absent"]) == 3
     assert document["gpu_hours"]["sharing_factor"] > 1
     assert document["jobs"]["to_run"] == document["jobs"]["total"] > 15_000
     assert document["price_source"]["measured"] == 0
+
+
+def test_with_none_of_the_datasets_a_reproduction_ends_with_where_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = said(monkeypatch, capsys, tmp_path, "reproduce", "--all", "--scale", "paper", "--workers", "0")
+    cells = [cell for table in document["tables"].values() for cell in table]
+    assert len(cells) == 252 and {cell["status"] for cell in cells} == {"not run"}
+    assert all("cluster.yaml, data." in cell["why"] for cell in cells)
+    assert not any(document["jobs"].values()) and Path(document["report"]).is_file()
 
 
 @pytest.mark.parametrize(
