@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.cli import monitor, planning, runs, store
+from orchestrator.cli import job, monitor, planning, runs, store
 from orchestrator.cli.options import LAUNCH, REQUEST, TARGET, Options, with_options
 
 app = typer.Typer(
@@ -38,5 +38,6 @@ for command in (
     store.verify,
     store.gc,
     monitor.doctor,
+    job.job,
 ):
     app.command()(command)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # each takes much along that not every command needs
     from workers.store.store import Store
 
 SCHEMA = 1
+PROGRAM = "orchestrator.launch"
 people = Console(stderr=True)
 """Where words for people go; standard output is for results."""
 
@@ -64,6 +65,9 @@ REQUEST: Group = (
     option("settings", list[str] | None, "--set", help="path.to.field=value; repeatable."),
 )
 JSON: Group = (option("as_json", bool, "--json", default=False, help="One JSON document on standard output."),)
+VERBOSE: Group = (
+    option("verbose", bool, "--verbose", "-v", default=False, help="Also print log lines to standard error."),
+)
 LAUNCH: Group = (
     option("fail_fast", bool, "--fail-fast", default=False, help="Stop at the first failure."),
     option(
@@ -75,7 +79,7 @@ LAUNCH: Group = (
     ),
     *JSON,
     option("quiet", bool, "--quiet", "-q", default=False, help="Say nothing but failures."),
-    option("verbose", bool, "--verbose", "-v", default=False, help="Also say what the driver does, line by line."),
+    *VERBOSE,
 )
 
 Names = Annotated[list[str] | None, typer.Argument(help="Experiment files or names.", show_default=False)]
@@ -256,4 +260,4 @@ def say_files(paths: Iterable[Path], options: Options) -> None:
 
 def command_line() -> str:
     """The command line as a person would type it again."""
-    return shlex.join(["python", "-m", "orchestrator.launch", *sys.argv[1:]])
+    return shlex.join(["python", "-m", PROGRAM, *sys.argv[1:]])

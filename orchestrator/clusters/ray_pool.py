@@ -30,6 +30,7 @@ from orchestrator.runs.pool import (
     WorkerJoined,
     WorkerLeft,
     perform,
+    prepare_worker,
     resolve,
 )
 from orchestrator.scheduler.events import LeaveReason
@@ -224,7 +225,7 @@ class SlotWorker:
     """The process of one slot: settles on the machine once, then does one job after the other."""
 
     def __init__(self, execute: str, store_root: str, run: str) -> None:
-        _settle_on_machine()
+        prepare_worker()
         self._execute, self._store_root, self._run = resolve(execute), store_root, run
 
     def greet(self) -> dict[str, str]:
@@ -239,14 +240,6 @@ class SlotWorker:
         if not TimeLimit.current().has_room_for(uninterrupted):
             return {"status": "yielded", "key": "", "leaving": True}
         return perform(self._execute, job, self._store_root, self._run, memory_level)
-
-
-def _settle_on_machine() -> None:
-    try:
-        prepare = resolve("workers.runtime.process.prepare_process")
-    except ModuleNotFoundError:  # a node that runs something else than our jobs, as the tests do
-        return
-    prepare()
 
 
 def gpu_share(gpus: float, slots: int) -> float:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,7 @@ RECORDS: Mapping[str, tuple[str, ...]] = {
 failed, `jobs` counts the jobs by kind, `counts` by status, `exit` is the exit code."""
 
 Record = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class JournalLost(PddError):
@@ -127,6 +129,7 @@ class Journal:
             **fields,
         }
         self._seq += 1
+        log.debug("%s %s", event, fields)
         return json.dumps(record, allow_nan=False) + "\n"
 
     def close(self) -> None:

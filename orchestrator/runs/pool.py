@@ -101,6 +101,7 @@ class InProcessPool:
     def start(self) -> None:
         """Find the function; a missing one is an error now and not at the first job."""
         resolve(self._execute)
+        prepare_worker()
 
     def submit(self, job: dict[str, Any], slot: str, attempt: int, memory_level: int) -> None:
         """Keep the job for the next call of `events`."""
@@ -134,6 +135,15 @@ def resolve(dotted: str) -> Any:
         return getattr(importlib.import_module(module), name)
     except AttributeError as error:
         raise ImportError(f"{module} has no {name}") from error
+
+
+def prepare_worker() -> None:
+    """Settle this process on its machine before its first job; a program without our workers, as in tests, has none."""
+    try:
+        prepare = resolve("workers.runtime.process.prepare_process")
+    except ModuleNotFoundError:
+        return
+    prepare()
 
 
 def perform(execute: Execute, job: dict[str, Any], store_root: str, run: str, memory_level: int) -> dict[str, Any]:

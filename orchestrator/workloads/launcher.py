@@ -182,8 +182,5 @@ def _pool(session: Session, run: Run) -> Pool:
     """The workers of a run."""
     cluster, root = session.cluster or run.cluster, str(run.store.root)
     if cluster is None:
-        from workers.runtime.process import prepare_process  # takes torch along
-
-        prepare_process()
         return InProcessPool(root, run.name)
     return RayPool(cluster, root, run.name, uninterrupted=lambda job: uninterrupted(job, session.seconds(job)))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from PIL import Image
 
 from jobs.experiment import FOLDER
 from orchestrator import launch
-from orchestrator.clusters.config import FILE
+from orchestrator.clusters.config import FILE, Target
 from orchestrator.runs.journal import NAME, Journal
+from orchestrator.workloads.base import LaunchOptions, Workload
 from tests.orchestrator.shell import shell_in
 from workers.store.store import Store
 
@@ -239,6 +241,49 @@ def test_a_run_that_ended_cannot_be_cancelled_and_is_told_so(type_in: Type, tmp_
     said = type_in("cancel", "--store", "store", "--json")
     assert (said.exit, json.loads(said.out)) == (0, {"schema": 1, "run": "run-1", "asked": False})
     assert [path.name for path in folder.iterdir()] == [NAME]
+
+
+def test_help_lists_the_commands_in_the_order_in_which_they_are_used(type_in: Type) -> None:
+    said = type_in("--help")
+    names = "run reproduce sweep plan explain status logs cancel report export verify gc doctor job".split()
+    commands = said.out.partition("Commands")[2]
+    listed = re.findall(rf"^\W+({'|'.join(names)})  ", commands, re.MULTILINE)
+    assert (said.exit, listed) == (0, names)
+
+
+@pytest.mark.parametrize(
+    ("words", "follow"),
+    [
+        (["run", "tiny"], True),
+        (["run", "tiny", "--detach"], False),
+        (["--detach", "run", "tiny"], False),
+        (["--detach", "run", "tiny", "--follow"], True),
+        (["--follow", "run", "tiny", "--detach"], False),
+        (["run", "tiny", "--detach", "--follow"], True),
+        (["--detach"], False),
+    ],
+)
+def test_the_last_of_detach_and_follow_holds(
+    type_in: Type, monkeypatch: pytest.MonkeyPatch, words: list[str], follow: bool
+) -> None:
+    launched: list[LaunchOptions] = []
+
+    def launch(workload: Workload, target: Target, store: Store, options: LaunchOptions) -> str:
+        launched.append(options)
+        return "run-1"
+
+    monkeypatch.setattr("orchestrator.workloads.launcher.launch", launch)
+    said = type_in(*words, "--json")
+    assert (said.exit, json.loads(said.out)["run"]) == (0, "run-1")
+    assert [options.follow for options in launched] == [follow]
+    assert launched[0].command == " ".join(["python -m orchestrator.launch", *words, "--json"])
+
+
+def test_a_sweep_is_refused_in_one_process(type_in: Type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    refused(type_in("sweep", "stages_x_ipc", "--workers", "0"), "--workers is 0", "say 1 or more", "sweep")
+    assert list((tmp_path / "pdd-store" / "runs").iterdir()) == []
 
 
 @pytest.mark.timeout(900)
