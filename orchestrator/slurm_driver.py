@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec, Target
@@ -19,8 +21,16 @@ from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads import launcher
-from orchestrator.workloads.base import LaunchOptions, Run
+from orchestrator.workloads.base import LaunchOptions, Run, Workload
+from orchestrator.workloads.experiments import ExperimentWorkload
+from orchestrator.workloads.sweep.sweep import SweepWorkload
+from orchestrator.workloads.tables import TableWorkload
 from workers.store.store import Store
+
+WORKLOADS: Mapping[str, type[Workload]] = {
+    workload.kind: workload for workload in (ExperimentWorkload, TableWorkload, SweepWorkload)
+}
+"""What an order may ask for."""
 
 
 def drive(folder: Path, head: str, address: str) -> int:
@@ -46,8 +56,14 @@ def drive(folder: Path, head: str, address: str) -> int:
         cluster=autoscaler if spec.mode == "elastic" else attached,
         queued=True,
     )
-    workload = launcher.workload_from_order(order["workload"], store, run.workers)
+    workload = workload_from_order(order["workload"], store, run.workers)
     return launcher.drive(workload, run, demand).exit
+
+
+def workload_from_order(order: Mapping[str, Any], store: Store, workers: int) -> Workload:
+    """The workload of an order, by its kind."""
+    workload: type[Workload] = WORKLOADS[order["kind"]]
+    return workload.from_order(order, store, workers)
 
 
 if __name__ == "__main__":

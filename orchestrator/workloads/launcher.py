@@ -1,13 +1,13 @@
 """The one way in which a workload is launched: driven by this process, or handed to a queue and followed.
 
-A queue (SLURM) gets the workload as plain values, its order; the process that it starts takes the workload up again by
-`workload_from_order` and drives it by `drive`, as a process at a terminal does. Either way the result is read from the
+A queue (SLURM) gets the workload as plain values, its order; the process that it starts takes the workload up again and
+drives it by `drive`, as a process at a terminal does. Either way the result is read from the
 run's journal and the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +103,6 @@ def end_of(store: Store, run: str, workers: int, command: str) -> RunEnd:
         counts={name: status.jobs[name] for name in ("done", "cached", "failed", "skipped")},
         failures=status.failures,
     )
-
-
-def workload_from_order(order: Mapping[str, Any], store: Store, workers: int) -> Workload:
-    """The workload of the order that a queue's job was given."""
-    from orchestrator.workloads.experiments import ExperimentWorkload
-    from orchestrator.workloads.sweep.sweep import SweepWorkload
-    from orchestrator.workloads.tables import TableWorkload
-
-    workloads: tuple[type[Workload], ...] = (ExperimentWorkload, TableWorkload, SweepWorkload)
-    by_kind = {workload.kind: workload for workload in workloads}
-    return by_kind[order["kind"]].from_order(order, store, workers)
 
 
 def _launch_on_slurm(workload: Workload, target: Target, store: Store, options: LaunchOptions) -> RunResult | str:

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import cost
 from jobs.errors import BadInput
+from orchestrator import slurm_driver
 from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.ray_cluster import ExternalCluster, LocalCluster
 from orchestrator.planning import quote
@@ -58,7 +59,7 @@ def test_every_workload_is_taken_up_from_its_order(
     workload = make(store)
     (tmp_path / "home").mkdir()
     order = {"kind": workload.kind, **workload.to_order(tmp_path / "home")}
-    taken_up = launcher.workload_from_order(json.loads(json.dumps(order)), store, 1)
+    taken_up = slurm_driver.workload_from_order(json.loads(json.dumps(order)), store, 1)
     assert type(taken_up) is type(workload)
     assert taken_up.graph.jobs.keys() == workload.graph.jobs.keys() and taken_up.names == workload.names
 

@@ -100,7 +100,7 @@ def test_the_head_is_told_of_a_sweep_that_stands_alone(
     order = json.loads((slurm_run.folder / "order.json").read_text())
     (tmp_path / "base.yaml").unlink()
     (tmp_path / "s.yaml").unlink()
-    told = launcher.workload_from_order(order["workload"], store, 1)
+    told = slurm_driver.workload_from_order(order["workload"], store, 1)
     assert isinstance(told, SweepWorkload)
     assert [one.stages for one in told.trials] == [one.stages for one in asked.trials]
     assert told.trials[0].experiment.seeds == (3,)
@@ -139,7 +139,7 @@ def test_the_file_of_an_experiment_may_change_while_its_run_waits(
     assert slurm_run is not None
     file.write_text("spoilt")
     order = json.loads((slurm_run.folder / "order.json").read_text())["workload"]
-    taken_up = launcher.workload_from_order(order, store, 1)
+    taken_up = slurm_driver.workload_from_order(order, store, 1)
     assert taken_up.graph.jobs.keys() == submitted.graph.jobs.keys() and taken_up.names == ("mine",)
 
 
