@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from jobs.datasets import Facts, split
 from jobs.experiment import Arm, Experiment, Plan
-from jobs.facts import Facts, split
 from jobs.recipe import Recipe, Resolved, class_of
 from jobs.specs import (
     Architecture,

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from jobs.facts import first_map
+from jobs.architectures import Dimensions, architecture_named
 from jobs.graph import Graph, Job
 from jobs.specs import (
     DatasetSpec,
@@ -359,35 +359,6 @@ def _set_sizes(job: Job, graph: Graph) -> list[int]:
 
 
 def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> Iterator[int]:
-    """Multiply-adds of each convolution and of the classifier of `workers.training.networks`, for one image."""
-    return _convnet(network, data) if network.architecture == "convnet" else _resnet(network, data)
-
-
-def _convnet(network: NetworkSpec, data: DatasetSpec) -> Iterator[int]:
-    side, incoming = first_map(data.channels, data.height), data.channels
-    for _ in range(network.blocks):
-        yield _convolution(side, 3, incoming, network.channels)
-        side, incoming = side // 2, network.channels
-    yield incoming * side * side * data.classes
-
-
-def _resnet(network: NetworkSpec, data: DatasetSpec) -> Iterator[int]:
-    """Maps below 4x4 are not halved any more; the MTT family pools 4x4, the IDC family the whole map."""
-    side, incoming = data.height, network.channels
-    yield _convolution(side, 3, data.channels, incoming)
-    for group in range(4):
-        outgoing = network.channels << group
-        if group and side > 2:
-            side = math.ceil(side / 2)
-        for _ in range(network.blocks):
-            yield _convolution(side, 3, incoming, outgoing)
-            yield _convolution(side, 3, outgoing, outgoing)
-            if incoming != outgoing:
-                yield _convolution(side, 1, incoming, outgoing)
-            incoming = outgoing
-    pooled = 1 if network.architecture.startswith("idc_") or side < 4 else side // 4
-    yield incoming * pooled * pooled * data.classes
-
-
-def _convolution(side: int, kernel: int, incoming: int, outgoing: int) -> int:
-    return side * side * kernel * kernel * incoming * outgoing
+    """Multiply-adds of each convolution and of the classifier, for one image."""
+    dimensions = Dimensions(data.channels, data.height, data.classes, network.channels, network.blocks)
+    return architecture_named(network.architecture).multiply_adds(dimensions)

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from jobs.architectures import deepest_convnet
 from jobs.arm_jobs import Lineage, Phases
+from jobs.datasets import Facts
 from jobs.errors import BadInput
 from jobs.experiment import SELECTIONS, Arm, Cell, ClassIncremental, Experiment, Plan
-from jobs.facts import Facts, deepest_convnet
 from jobs.recipe import Recipe, Resolved, Setting, flat, resolve, varies_by_stage
 from jobs.specs import Architecture, Mode
 
@@ -218,7 +219,7 @@ class _ArmExpansion:
 
     def _networks_fit(self) -> None:
         """Every block of a ConvNet halves the map, which must not vanish; a trajectory has no running statistics."""
-        deepest = deepest_convnet(self.lineage.facts)
+        deepest = deepest_convnet(self.lineage.facts.channels, self.lineage.facts.height)
         for network in (self.lineage.recipe.network, *map(self.lineage.network, self.experiment.architectures)):
             if network.architecture == "convnet" and network.blocks > deepest:
                 fix = f"images of {self.lineage.facts.height} pixels allow at most {deepest} blocks"

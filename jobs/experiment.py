@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from jobs.datasets import Facts
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
-from jobs.facts import Facts
 from jobs.graph import Graph
+from jobs.plugins import short_name
 from jobs.recipe import Protocol, Resolved, Scale, is_file, methods
 from jobs.specs import Architecture, Count, Fraction, Frozen, Index, Mode, NeverLearned
 
@@ -179,8 +180,8 @@ class Experiment(Frozen):
         return self.dataset
 
     def dataset_name(self, facts: Facts) -> str:
-        """The name the user gave the dataset, else that of its layout."""
-        return facts.layout if self.dataset.name == "auto" else self.dataset.name
+        """The name the user gave the dataset, else that of its layout; of one's own reader the name of the reader."""
+        return facts.layout if self.dataset.name == "auto" else short_name(self.dataset.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,10 +29,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from jobs.architectures import ARCHITECTURES, architecture_named
+from jobs.plugins import FORM, is_plug_in
+
 Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
 Mode = Literal["progressive", "union", "sequential"]
 Choice = Literal["validation", "test", "last"]
-Architecture = Literal["convnet", "resnet10", "resnet18", "idc_resnet10", "idc_resnet18"]
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -55,6 +57,17 @@ Counts = Annotated[tuple[int, int], Field(strict=False)]
 """Forgetting scores in [low, high)."""
 Classes = Annotated[tuple[Index, ...], Field(strict=False)]
 """Class ids, ascending."""
+
+
+def _architecture(name: str) -> str:
+    if name not in ARCHITECTURES and not is_plug_in(name):
+        context = {"known": ", ".join(ARCHITECTURES), "form": FORM}
+        raise PydanticCustomError("architecture", "must be one of {known}, or {form}", context)
+    return name
+
+
+Architecture = Annotated[str, AfterValidator(_architecture)]
+"""The name of one of `jobs.architectures.ARCHITECTURES`, or the import path of a network class."""
 Family = Literal["mtt", "dc", "idc"]
 """How a code base combines augmentations (facts 3): `mtt` and `dc` draw one operation a batch, with and without
 `align_corners`; `idc` always flips and colours, then draws one geometric operation, then always cuts out."""
@@ -110,20 +123,18 @@ class NetworkSpec(Frozen):
     @property
     def channels(self) -> int:
         """Channels of a ConvNet's blocks or of a ResNet's first group (facts 1)."""
-        published = 128 if self.architecture == "convnet" else 32 if self.architecture.startswith("idc_") else 64
-        return self.width or published
+        return self.width or architecture_named(self.architecture).width
 
     @property
     def blocks(self) -> int:
         """Blocks of a ConvNet, or residual blocks of each of a ResNet's four groups."""
-        if self.architecture == "convnet":
-            return self.depth or 3
-        return 1 if self.architecture.endswith("resnet10") else 2
+        return self.depth or architecture_named(self.architecture).blocks
 
     @field_validator("depth")
     @classmethod
-    def _only_a_convnet_has_depth(cls, depth: int | None, info: ValidationInfo) -> int | None:
-        if depth is not None and info.data.get("architecture", "convnet") != "convnet":
+    def _depth_is_free(cls, depth: int | None, info: ValidationInfo) -> int | None:
+        name = info.data.get("architecture", "convnet")
+        if depth is not None and not architecture_named(name).takes_depth:
             raise PydanticCustomError("depth", "leave it out; the name of a ResNet says its depth")
         return depth
 

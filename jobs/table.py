@@ -20,11 +20,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from jobs.datasets import Facts, split
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import Arm, Cell, DatasetChoice, Experiment, Plan
-from jobs.facts import Facts, split
 from jobs.graph import Graph
 from jobs.recipe import Recipe, Scale, Setting, resolve
 from jobs.specs import Architecture, Count, Frozen, Index, Mode

@@ -16,22 +16,17 @@ from typing import Any
 import jinja2
 import yaml
 
-from jobs.facts import first_map
+from jobs.architectures import first_map
+from jobs.datasets import DATASETS
 from jobs.keys import seed_from
 from jobs.specs import NetworkSpec
 from orchestrator.export.chain import Exportable, Measured
 from orchestrator.results.cells import SCALES
 from workers.data.preprocess import Affine, Zca
-from workers.data.sources import LICENCES
 from workers.training.students import schedule_of
 
 UNKNOWN_SCALE = "scale: not known, since the set was exported by its key; never take it for a reproduction of the paper"
 UNKNOWN_LICENCE = "unknown: see your source"
-HUB_LICENCES = {"digits": "cc-by-4.0", "mnist": "cc-by-sa-3.0", "fashion-mnist": "mit", "tiny-imagenet": "other"}
-"""As the Hugging Face Hub spells them; elsewhere `unknown`."""
-MAY_TRAVEL = ("digits", "mnist", "fashion-mnist")
-"""Datasets whose licence lets everybody pass test images on."""
-_TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 _NORMS = {"instance": "nn.GroupNorm(width, width)", "batch": "nn.BatchNorm2d(width)", "none": "nn.Identity()"}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -64,7 +59,17 @@ def program(made: Exportable, contents: Contents) -> str:
 
 def licence_of(dataset: str) -> str:
     """The licence of a known dataset, in words."""
-    return LICENCES.get(dataset, UNKNOWN_LICENCE)
+    return DATASETS[dataset].licence if dataset in DATASETS else UNKNOWN_LICENCE
+
+
+def may_travel(dataset: str) -> bool:
+    """Whether the licence of a dataset is known to let everybody pass test images on."""
+    return dataset in DATASETS and DATASETS[dataset].may_travel
+
+
+def _torchvision(dataset: str) -> str:
+    """The class in torchvision that fetches the test images; '' if there is none."""
+    return DATASETS[dataset].torchvision if dataset in DATASETS else ""
 
 
 def _environment() -> jinja2.Environment:
@@ -120,7 +125,7 @@ def _shared(made: Exportable, contents: Contents) -> dict[str, Any]:
         "mode": made.protocol.spec.mode,
         "learned": training.lr is None,
         "faithful": _faithful(made),
-        "test": "shipped" if contents.tests is not None else "torchvision" if data.name in _TORCHVISION else "yours",
+        "test": "shipped" if contents.tests is not None else "torchvision" if _torchvision(data.name) else "yours",
     }
 
 
@@ -135,7 +140,7 @@ def _code(made: Exportable, contents: Contents) -> dict[str, Any]:
         "drops": tuple(drop for drop in schedule.drops if drop < schedule.epochs),
         "training": training,
         "seeds": [(seed_from(key, "init"), seed_from(key, "train")) for key in made.protocol.keys],
-        "torchvision_class": _TORCHVISION.get(data.name, ""),
+        "torchvision_class": _torchvision(data.name),
         "network": network,
         "norm": _NORMS[network.norm],
         "padded": first_map(data.channels, data.height) != data.height,
@@ -211,7 +216,7 @@ def _front(made: Exportable, contents: Contents, title: str) -> str:
     many = sum(contents.images) + (contents.tests or 0)
     header = {
         "pretty_name": title,
-        "license": HUB_LICENCES.get(made.data.name, "unknown"),
+        "license": DATASETS[made.data.name].hub_licence if made.data.name in DATASETS else "unknown",
         "task_categories": ["image-classification"],
         "tags": ["dataset-distillation"] if made.last_distillation else ["coreset-selection"],
         "size_categories": [next((word for most, word in _SIZES if many < most), "n>1M")],

@@ -14,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from jobs.datasets import NORMALISATIONS
 from jobs.documents import set_path, validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import DatasetChoice, Experiment, Plan, load
 from jobs.graph import Job
+from jobs.plugins import FORM, is_plug_in
 from jobs.recipe import Recipe
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
 from workers.data import sources
@@ -149,8 +151,8 @@ def inspect_dataset(chosen: DatasetChoice, place: str) -> sources.Facts:
     Raises:
         BadInput: it is not there, or something about it is wrong.
     """
-    if chosen.name not in sources.LAYOUTS:
-        fix = f"must be one of {', '.join(sources.LAYOUTS)}"
+    if chosen.name not in sources.LAYOUTS and not is_plug_in(chosen.name):
+        fix = f"must be one of {', '.join(sources.LAYOUTS)}, or {FORM} of a reader"
         raise BadInput(place, "dataset.name", chosen.name, fix)
     path = Path(chosen.path).expanduser() if chosen.path else None
     source = sources.Source(
@@ -164,11 +166,14 @@ def inspect_dataset(chosen: DatasetChoice, place: str) -> sources.Facts:
 
 def methods_fit(plan: Plan, place: str) -> None:
     """The base methods' own numbers and the names of normalisations, which `jobs` cannot know."""
-    from workers.data import preprocess  # with what follows it takes torch along, which a plan of tables does without
-    from workers.methods import method_named, settings_for
+    from workers.methods import method_named, settings_for  # takes torch along, which a plan of tables does without
+    from workers.training.networks import network_class
 
-    known = {"measured", "unit", "zca", *preprocess.CONSTANTS}
+    known = {"measured", "unit", "zca", *NORMALISATIONS}
     for job in plan.graph:
+        network = getattr(job.spec, "network", None)
+        if network is not None and is_plug_in(network.architecture):
+            network_class(network.architecture, place)
         match job.spec:
             case DistilSpec() as spec:
                 needed = method_named(spec.method).expert_epochs_needed(settings_for(spec.method, spec.settings, place))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import cast, get_args
 
 from jobs import table as tables
+from jobs.datasets import DATASETS
 from jobs.errors import BadInput
 from jobs.experiment import DatasetChoice
-from jobs.known import KNOWN
 from jobs.recipe import Scale
 from jobs.table import Circumstances, Data, TablesPlan
 from orchestrator.planning.requests import inspect_dataset, methods_fit
@@ -114,6 +114,6 @@ def _found(name: str, request: TableRequest) -> Data:
     try:
         return Data(choice, inspect_dataset(choice, "cluster.yaml"))
     except BadInput as error:
-        if name not in KNOWN:
+        if name not in DATASETS:
             raise
-        return Data(choice, KNOWN[name], f"{name}: {error.fix} (cluster.yaml, data.{name})")
+        return Data(choice, DATASETS[name], f"{name}: {error.fix} (cluster.yaml, data.{name})")

@@ -400,7 +400,7 @@ def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, val
         ({"seeds": [0, 0]}, "seeds", [0, 0], "name each only once"),
         ({"seeds": 0}, "seeds", 0, "input should be a valid tuple"),
         ({"seeds": ["0"]}, "seeds.0", "0", "input should be a valid integer"),
-        ({"architectures": ["vgg"]}, "architectures.0", "vgg", "must be one of 'convnet', 'resnet10'"),
+        ({"architectures": ["vgg"]}, "architectures.0", "vgg", "must be one of convnet, resnet10"),
         ({"networks": 0}, "networks", 0, "must be at least 1"),
         ({"scale": "huge"}, "scale", "huge", "must be one of 'paper', 'small' or 'tiny'"),
         ({"name": "a/b"}, "name", "a/b", "string should match pattern"),

@@ -15,10 +15,10 @@ import yaml
 
 from jobs import table as tables
 from jobs.cost import image_visits
+from jobs.datasets import DATASETS as KNOWN
 from jobs.errors import BadInput
 from jobs.experiment import DatasetChoice
 from jobs.graph import Job
-from jobs.known import KNOWN, KnownFacts
 from jobs.recipe import Scale
 from jobs.specs import DistilSpec, EvaluateSpec
 from jobs.table import Circumstances, Data, Published, TableCell, TablesPlan, fill, load, walk
@@ -28,7 +28,7 @@ PAPER = DATA / "published.csv"
 Printed = dict[str, str]
 """A line of the paper's numbers: table, dataset, method, stages, …, mean, std; all as text."""
 DATASETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "Tiny-ImageNet": "tiny-imagenet"}
-DIGITS = KnownFacts("digits", 1, 8, 8, tuple("0123456789"), (131,) * 10)
+DIGITS = replace(KNOWN["digits"], train_per_class=(131,) * 10)
 
 
 def printed_numbers() -> list[Printed]:
@@ -389,8 +389,10 @@ def test_tiles_too_coarse_to_train_on_are_noted_where_they_are_used() -> None:
 def test_the_facts_of_known_datasets_add_up() -> None:
     images = {name: sum(facts.train_per_class) for name, facts in KNOWN.items()}
     assert images == {
+        "digits": 1_352,
         "cifar10": 50_000,
         "cifar100": 50_000,
+        "svhn": 73_257,
         "tiny-imagenet": 100_000,
         "fashion-mnist": 60_000,
         "mnist": 60_000,

@@ -1,11 +1,7 @@
-"""What every dataset layout opens into, and the layouts whose files hold the pixels as they are.
+"""The layouts whose files hold the pixels as they are: scikit-learn's digits, idx files, CIFAR's pickles.
 
-A layout is a way of laying a dataset out on disk. Opening one yields the labels and a promise of the pixels,
-so that checking a dataset costs little and only reading it costs a decode. Here live the nouns shared by all
-layouts and the three layouts without image compression: scikit-learn's digits, the idx files of the MNIST
-family, and the Python pickles of CIFAR. Compressed pictures (Parquet, class folders, Tiny-ImageNet) are in
-`workers.data.image_files`; which layout a path has, and whether its labels make sense, is decided in
-`workers.data.sources`.
+Compressed pictures (Parquet, class folders, Tiny-ImageNet) are in `workers.data.image_files`; which layout a path has,
+and whether its labels make sense, is decided in `workers.data.sources`.
 
 The CIFAR archives are pickles from outside, and a pickle may name any function to call. They are read by an
 unpickler that resolves exactly three names, those that rebuild a numpy array; all else is refused before it
@@ -18,120 +14,22 @@ import gzip
 import math
 import pickle
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.errors import BadInput
+from jobs.datasets import DATASETS
+from workers.data.layouts import Bytes, Labels, Opened, RawPictures, Reader, Source, Split
 
-Bytes = NDArray[np.uint8]
-Labels = NDArray[np.int64]
-Shape = tuple[int, int, int]
-"""Channels, height, width."""
-
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts its four files."""
-
-IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
-"""torchvision's folder of each dataset kept as idx files."""
-CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-"""The folder each CIFAR archive unpacks into."""
-
-_IDX_NAMES = {
-    "mnist": tuple("0123456789"),
-    "fashion-mnist": tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")),
-}
 _IDX_MAGIC = {3: 0x00000803, 1: 0x00000801}
-_CIFAR_FILES = {
-    "cifar10": (
-        [f"data_batch_{n}" for n in range(1, 6)],
-        "test_batch",
-        "batches.meta",
-        "labels",
-        "label_names",
-    ),
-    "cifar100": (["train"], "test", "meta", "fine_labels", "fine_label_names"),
-}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where the user says the images are.
-
-    `layout` is one of `workers.data.sources.LAYOUTS`; `path` a folder or file, None for what needs none. The two
-    fields name Parquet columns and are ignored by layouts without columns. `place` is the file or option the
-    user wrote this in; every refusal starts with it.
-    """
-
-    layout: str
-    place: str
-    path: Path | None = None
-    image_field: str | None = None
-    label_field: str | None = None
-
-    def refusal(self, fix: str, *, field: str = "dataset.path", value: object = None) -> BadInput:
-        """The error for something wrong with this source; `value` is the path when nothing else is given."""
-        shown = value if value is not None else self.path and str(self.path)
-        return BadInput(self.place, field, shown, fix)
-
-
-class Pictures(Protocol):
-    """The images of one split, not yet decoded."""
-
-    def shape(self) -> Shape:
-        """The shape all images share, found without decoding; raises BadInput if they share none."""
-
-    def pixels(self, shape: Shape) -> Bytes:
-        """All images decoded, uint8 [N, C, H, W]; `shape` may ask for RGB where the files are grey."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """The labels, int64 [N], and the pictures of one split, in the same order."""
-
-    labels: Labels
-    pictures: Pictures
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A dataset opened but not decoded.
-
-    `layout` is what was found on disk. `class_names` is empty when nothing on disk says them. `files` are all
-    the files that decide the content, `root` the folder their names are relative to, `columns` the Parquet
-    columns read.
-    """
-
-    layout: str
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-    root: Path | None
-    files: tuple[Path, ...]
-    columns: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class RawPictures:
-    """Images that were stored as plain pixels, uint8 [N, C, H, W]."""
-
-    array: Bytes
-
-    def shape(self) -> Shape:
-        """Channels, height and width of the stored array."""
-        _, channels, height, width = self.array.shape
-        return channels, height, width
-
-    def pixels(self, shape: Shape) -> Bytes:
-        """The stored array."""
-        return self.array
-
-
-def open_digits(source: Source) -> Opened:
+def open_digits(source: Source, path: Path | None = None) -> Opened:
     """scikit-learn's 1797 digits of 8x8, whose ink of 0..16 becomes 0..255 by rounding x * 255 / 16.
 
     They come without a test split. Counting within each class in the order of the file, every fourth image is
@@ -163,19 +61,44 @@ def find_folder(path: Path, candidates: Iterable[str], sign: str) -> Path | None
     return next((folder for folder in folders if any(folder.glob(sign))), None)
 
 
-def find_idx(path: Path, name: str) -> Path | None:
-    """The folder with the idx files of mnist or fashion-mnist: `path` or torchvision's folder below it."""
-    inside = IDX_FOLDERS[name]
-    return find_folder(path, (f"{inside}/raw", inside, "raw", "."), "train-labels*idx1-ubyte*")
+def find_idx(folder: str, source: Source, path: Path) -> Path | None:
+    """The folder with idx files: `path`, or torchvision's folder (`MNIST`, `FashionMNIST`) below it.
+
+    Args:
+        folder: the name of torchvision's folder.
+        source: where the user says the images are.
+        path: the same, as a path that exists.
+    """
+    return find_folder(path, (f"{folder}/raw", folder, "raw", "."), "train-labels*idx1-ubyte*")
 
 
-def find_cifar(path: Path, name: str) -> Path | None:
-    """The folder with the pickles of cifar10 or cifar100: `path` itself or the archive's folder below it."""
-    return find_folder(path, (CIFAR_FOLDERS[name], "."), _CIFAR_FILES[name][2])
+@dataclass(frozen=True)
+class Cifar:
+    """The names of files and fields in an archive of CIFAR-10 or CIFAR-100."""
+
+    name: str
+    folder: str
+    """What the archive unpacks into."""
+    batches: tuple[str, ...]
+    test_batch: str
+    meta: str
+    label_key: str
+    names_key: str
 
 
-def open_idx(source: Source, name: str, folder: Path) -> Opened:
-    """The four idx files, plain or gzipped, under torchvision's, Debian's or the original names."""
+def find_cifar(archive: Cifar, source: Source, path: Path) -> Path | None:
+    """The folder with the archive's pickles: `path` itself or the archive's folder below it."""
+    return find_folder(path, (archive.folder, "."), archive.meta)
+
+
+def open_idx(name: str, source: Source, folder: Path) -> Opened:
+    """The four idx files, plain or gzipped, under torchvision's, Debian's or the original names.
+
+    Args:
+        name: the data set's, in `jobs.datasets`.
+        source: where the user says the images are.
+        folder: where the files lie.
+    """
     files = {
         (split, part): _idx_file(source, folder, split, part)
         for split in ("train", "t10k")
@@ -192,7 +115,7 @@ def open_idx(source: Source, name: str, folder: Path) -> Opened:
             )
         return Split(labels, RawPictures(images))
 
-    return Opened(name, split("train"), split("t10k"), _IDX_NAMES[name], folder, tuple(files.values()))
+    return Opened(name, split("train"), split("t10k"), DATASETS[name].class_names, folder, tuple(files.values()))
 
 
 def _idx_file(source: Source, folder: Path, split: str, part: str) -> Path:
@@ -220,20 +143,20 @@ def read_idx(source: Source, file: Path, dimensions: int) -> Bytes:
     return data.reshape(sizes).copy()  # writable, as torch wants its arrays
 
 
-def open_cifar(source: Source, name: str, folder: Path) -> Opened:
+def open_cifar(archive: Cifar, source: Source, folder: Path) -> Opened:
     """The Python archive of CIFAR-10 or CIFAR-100 (fine labels): rows of 3072 bytes, channel by channel."""
-    batches, test_batch, meta, label_key, names_key = _CIFAR_FILES[name]
 
-    def split(words: list[str]) -> Split:
-        parts = [_cifar_batch(source, folder / word, label_key) for word in words]
+    def split(words: Sequence[str]) -> Split:
+        parts = [_cifar_batch(source, folder / word, archive.label_key) for word in words]
         images = np.concatenate([rows for rows, _ in parts]).reshape(-1, 3, 32, 32)
         return Split(np.concatenate([labels for _, labels in parts]), RawPictures(images))
 
-    class_names = read_pickle(source, folder / meta).get(names_key)
+    meta = folder / archive.meta
+    class_names = read_pickle(source, meta).get(archive.names_key)
     if not isinstance(class_names, list) or not all(isinstance(word, str) for word in class_names):
-        raise source.refusal(f"unpack the archive anew: no list {names_key}", value=str(folder / meta))
-    files = tuple(folder / word for word in (*batches, test_batch, meta))
-    return Opened(name, split(batches), split([test_batch]), tuple(class_names), folder, files)
+        raise source.refusal(f"unpack the archive anew: no list {archive.names_key}", value=str(meta))
+    files = tuple(folder / word for word in (*archive.batches, archive.test_batch, archive.meta))
+    return Opened(archive.name, split(archive.batches), split([archive.test_batch]), tuple(class_names), folder, files)
 
 
 def _cifar_batch(source: Source, file: Path, label_key: str) -> tuple[Bytes, Labels]:
@@ -286,3 +209,28 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) not in self._known:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return self._known[module, name]
+
+
+_CIFAR10 = Cifar(
+    name="cifar10",
+    folder="cifar-10-batches-py",
+    batches=tuple(f"data_batch_{n}" for n in range(1, 6)),
+    test_batch="test_batch",
+    meta="batches.meta",
+    label_key="labels",
+    names_key="label_names",
+)
+_CIFAR100 = Cifar(
+    name="cifar100",
+    folder="cifar-100-python",
+    batches=("train",),
+    test_batch="test",
+    meta="meta",
+    label_key="fine_labels",
+    names_key="fine_label_names",
+)
+DIGITS = Reader(find=lambda source, path: None, open=open_digits)
+MNIST = Reader(partial(find_idx, "MNIST"), partial(open_idx, "mnist"))
+FASHION_MNIST = Reader(partial(find_idx, "FashionMNIST"), partial(open_idx, "fashion-mnist"))
+CIFAR10 = Reader(partial(find_cifar, _CIFAR10), partial(open_cifar, _CIFAR10))
+CIFAR100 = Reader(partial(find_cifar, _CIFAR100), partial(open_cifar, _CIFAR100))

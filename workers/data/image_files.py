@@ -25,7 +25,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from workers.data.array_files import Bytes, Opened, Shape, Source, Split
+from workers.data.layouts import Bytes, Opened, Reader, Shape, Source, Split
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -60,7 +60,7 @@ class EncodedPictures:
     colour: bool = False
 
     def shape(self) -> Shape:
-        """Read every header; see `workers.data.array_files.Pictures`."""
+        """Read every header; see `workers.data.layouts.Pictures`."""
         first: tuple[int, int] | None = None
         colour = self.colour
         for name, size, mode in in_threads(self._header, self.encoded()):
@@ -74,7 +74,7 @@ class EncodedPictures:
         return 3 if colour else 1, height, width
 
     def pixels(self, shape: Shape) -> Bytes:
-        """Decode every picture; see `workers.data.array_files.Pictures`."""
+        """Decode every picture; see `workers.data.layouts.Pictures`."""
         pixels = np.empty((self.count, *shape), dtype=np.uint8)
         mode = "RGB" if shape[0] == 3 else "L"
 
@@ -212,3 +212,14 @@ def _annotated(source: Source, annotations: Path, labels: dict[str, int]) -> lis
         ((present[name], labels[wnid]) for name, wnid in said.items()),
         key=lambda pair: (pair[1], pair[0].name),
     )
+
+
+def find_tiny(source: Source, path: Path) -> Path | None:
+    """The folder of the archive: `tiny-imagenet-200` in `path`, or `path` itself; by name also without `images/`."""
+    named = source.layout == "tiny-imagenet"
+    roots = (path / "tiny-imagenet-200", path)
+    return next((root for root in roots if is_tiny_archive(root) or (named and is_class_tree(root))), None)
+
+
+TINY_IMAGENET = Reader(find_tiny, open_tiny)
+FOLDER = Reader(lambda source, path: path if is_class_tree(path) else None, open_folder)

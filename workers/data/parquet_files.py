@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.data.array_files import Labels, Opened, Source, Split
 from workers.data.image_files import Encoded, EncodedPictures
+from workers.data.layouts import Labels, Opened, Reader, Source, Split
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
@@ -174,3 +174,6 @@ def _rows(file: Path, name: str, image: str) -> Iterator[Encoded]:
             for cell in batch.column(0).to_pylist():
                 yield f"{name} row {row}", cell["bytes"] if isinstance(cell, dict) else cell
                 row += 1
+
+
+PARQUET = Reader(lambda source, path: path if parquet_files(path) else None, open_parquet)

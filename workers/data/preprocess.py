@@ -22,30 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.datasets import NORMALISATIONS
+
 ZCA_EPS = 0.1
 """What MTT adds to the eigenvalues; far above the 1e-6 usual elsewhere."""
-
-_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "cifar10": _CIFAR10,
-    "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "cifar100-reference": _CIFAR10,
-    "tiny-imagenet": _IMAGENET,
-    "tiny-imagenet-idc": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
-    "mnist": ((0.1307,), (0.3081,)),
-    "fashion-mnist": ((0.2861,), (0.3530,)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-}
-"""Published means and deviations of [0, 1] pixels, by channel.
-
-cifar10             every code base
-cifar100            DC, DSA, DM; the dataset's own statistics
-cifar100-reference  MTT, IDC, CAFE and both halves of PDD, which take CIFAR-10's; for reproducing them
-tiny-imagenet       MTT, DC, DREAM; ImageNet's statistics
-tiny-imagenet-idc   PDD's IDC half
-mnist, fashion-mnist, svhn   DC, IDC
-"""
 
 _CHUNK = 1024
 
@@ -161,7 +141,7 @@ def _moments(flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make(kind: str, images: Tensor) -> Affine | Zca:
-    """The transform of a name: measured, unit (pixels in [0, 1]), zca, or one of `CONSTANTS`.
+    """The transform of a name: measured, unit (pixels in [0, 1]), zca, or one of `NORMALISATIONS`.
 
     Args:
         kind: the name.
@@ -177,9 +157,9 @@ def make(kind: str, images: Tensor) -> Affine | Zca:
         return fit_zca(images)
     if kind == "unit":
         return Affine(torch.zeros(channels), torch.ones(channels))
-    if kind not in CONSTANTS:
-        raise ValueError(f"no normalisation {kind!r}; there are measured, unit, zca, {', '.join(CONSTANTS)}")
-    mean, std = CONSTANTS[kind]
+    if kind not in NORMALISATIONS:
+        raise ValueError(f"no normalisation {kind!r}; there are measured, unit, zca, {', '.join(NORMALISATIONS)}")
+    mean, std = NORMALISATIONS[kind]
     if len(mean) != channels:
         raise ValueError(f"normalisation {kind!r} is for {len(mean)} channel(s); the images have {channels}")
     return Affine(torch.tensor(mean), torch.tensor(std))

@@ -19,53 +19,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from workers.data.array_files import (
-    CIFAR_FOLDERS,
-    DEBIAN_FASHION_MNIST,
-    IDX_FOLDERS,
-    Bytes,
-    Labels,
-    Opened,
-    Shape,
-    Source,
-    find_cifar,
-    find_idx,
-    open_cifar,
-    open_digits,
-    open_idx,
-)
-from workers.data.image_files import in_threads, is_class_tree, is_tiny_archive, open_folder, open_tiny
-from workers.data.parquet_files import open_parquet, parquet_files
+from jobs.datasets import DATASETS
+from jobs.plugins import FORM, is_plug_in
+from workers.data.image_files import FOLDER, in_threads
+from workers.data.layouts import Bytes, Labels, Opened, Reader, Shape, Source
+from workers.data.parquet_files import PARQUET
+from workers.runtime.plugins import object_named
 
-__all__ = ["LAYOUTS", "LICENCES", "Arrays", "Facts", "Source", "fingerprint_files", "inspect", "read"]
+__all__ = ["LAYOUTS", "Arrays", "Facts", "Source", "fingerprint_files", "inspect", "read"]
 
-_GENERAL = ("folder", "parquet")
+_GENERAL = {"folder": FOLDER, "parquet": PARQUET}
+"""Layouts in which any data set may lie."""
 _FETCH = {
-    "mnist": "fetch the four idx files of MNIST, e.g. with torchvision's MNIST(download=True)",
-    "fashion-mnist": "install Debian's package dataset-fashion-mnist, or use torchvision's FashionMNIST",
-    "cifar10": "unpack 'CIFAR-10 python version' from the CIFAR page there, or put its Parquet files there",
-    "cifar100": "unpack 'CIFAR-100 python version' from the CIFAR page there, or put its Parquet files there",
-    "tiny-imagenet": "unpack the Stanford archive tiny-imagenet-200 there",
     "parquet": "name a folder with train and test in Parquet files",
     "folder": "name a folder with train/<class>/ and test/<class>/",
     "auto": "name the folder of the dataset",
 }
 """What to do about a path that is not there or holds something else, by layout."""
-LAYOUTS = ("digits", *_FETCH)
-LICENCES = {
-    "digits": "CC BY 4.0 (UCI, optical recognition of digits), by way of scikit-learn (BSD-3-Clause)",
-    "mnist": "CC BY-SA 3.0",
-    "fashion-mnist": "MIT",
-    "cifar10": "none stated; see the terms of the source, the CIFAR page of the University of Toronto",
-    "cifar100": "none stated; see the terms of the source, the CIFAR page of the University of Toronto",
-    "tiny-imagenet": "the terms of ImageNet: non-commercial research and education only",
-}
+LAYOUTS = (*DATASETS, *_FETCH)
 _UNKNOWN_LICENCE = "unknown, the owner's"
 
 
@@ -116,7 +93,7 @@ def inspect(source: Source) -> Facts:
         train_per_class=train_per_class,
         test_per_class=test_per_class,
         fingerprint=_fingerprint(opened),
-        licence=LICENCES.get(source.layout) or LICENCES.get(opened.layout, _UNKNOWN_LICENCE),
+        licence=_licence(source.layout, opened.layout),
     )
 
 
@@ -162,29 +139,71 @@ def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
+def _licence(*layouts: str) -> str:
+    """The licence of the first data set with a name."""
+    return next((DATASETS[name].licence for name in layouts if name in DATASETS), _UNKNOWN_LICENCE)
+
+
 def _open(source: Source) -> Opened:
+    if is_plug_in(source.layout):
+        return _open_with(_plug_in(source), source)
     if source.layout not in LAYOUTS:
-        raise source.refusal(f"name one of {', '.join(LAYOUTS)}", field="dataset.layout", value=source.layout)
-    if source.layout == "digits":
-        return open_digits(source)
+        known = f"name one of {', '.join(LAYOUTS)}, or the import path of a reader, {FORM}"
+        raise source.refusal(known, field="dataset.layout", value=source.layout)
+    if source.layout in DATASETS and DATASETS[source.layout].bundled:
+        if source.path is not None:
+            raise source.refusal(DATASETS[source.layout].fetch)
+        return _reader(source.layout).open(source, Path())
     try:
         return _recognise(source, _existing_path(source))()
     except OSError as error:
         raise source.refusal(f"make it readable: {error}") from error
 
 
+def _reader(name: str) -> Reader:
+    """The reader of a data set's own layout."""
+    reader: Reader = object_named(DATASETS[name].reader)
+    return reader
+
+
+def _plug_in(source: Source) -> Reader:
+    try:
+        reader = object_named(source.layout)
+    except ImportError as error:
+        raise source.refusal(f"make it importable: {error}", field="dataset.name", value=source.layout) from error
+    if not isinstance(reader, Reader):
+        fix = f"name a workers.data.layouts.Reader, not a {type(reader).__name__}"
+        raise source.refusal(fix, field="dataset.name", value=source.layout)
+    return reader
+
+
+def _open_with(reader: Reader, source: Source) -> Opened:
+    """The data set that a reader from outside finds; its layout is the reader's import path."""
+    path = _existing_path(source)
+    found = reader.find(source, path)
+    if found is None:
+        raise source.refusal(f"name the folder of the dataset: {source.layout} finds nothing there")
+    return replace(reader.open(source, found), layout=source.layout)
+
+
+def _fetch(layout: str) -> str:
+    if is_plug_in(layout):
+        return "name the folder of the dataset"
+    return DATASETS[layout].fetch if layout in DATASETS else _FETCH[layout]
+
+
 def _existing_path(source: Source) -> Path:
-    default = DEBIAN_FASHION_MNIST if source.layout == "fashion-mnist" else None
-    path = source.path or default
+    default = DATASETS[source.layout].default_path if source.layout in DATASETS else ""
+    path = source.path or (Path(default) if default else None)
     if path is None or not path.exists():
-        raise source.refusal(f"{_FETCH[source.layout]}, and give its path", value=path and str(path))
+        raise source.refusal(f"{_fetch(source.layout)}, and give its path", value=path and str(path))
     return path
 
 
 def _recognise(source: Source, path: Path) -> Callable[[], Opened]:
     """The one way to open what lies at `path` that suits the layout asked for."""
     if source.layout in _GENERAL:
-        return partial({"folder": open_folder, "parquet": open_parquet}[source.layout], source, path)
+        return partial(_GENERAL[source.layout].open, source, path)
     found = _layouts_at(source, path)
     if source.layout == "auto":
         if len(found) == 1:
@@ -194,26 +213,14 @@ def _recognise(source: Source, path: Path) -> Callable[[], Opened]:
     for layout in (source.layout, *_GENERAL):
         if layout in found:
             return found[layout]
-    raise source.refusal(_FETCH[source.layout] + (f"; it holds {' or '.join(found)}" if found else ""))
+    raise source.refusal(_fetch(source.layout) + (f"; it holds {' or '.join(found)}" if found else ""))
 
 
 def _layouts_at(source: Source, path: Path) -> dict[str, Callable[[], Opened]]:
     """Every layout `path` may have, with the way to open it; bare idx files may be either of their kind."""
-    found: dict[str, Callable[[], Opened]] = {}
-    for name in IDX_FOLDERS:
-        if folder := find_idx(path, name):
-            found[name] = partial(open_idx, source, name, folder)
-    for name in CIFAR_FOLDERS:
-        if folder := find_cifar(path, name):
-            found[name] = partial(open_cifar, source, name, folder)
-    for root in (path / "tiny-imagenet-200", path):
-        if is_tiny_archive(root) or (source.layout == "tiny-imagenet" and is_class_tree(root)):
-            found.setdefault("tiny-imagenet", partial(open_tiny, source, root))
-    if is_class_tree(path):
-        found["folder"] = partial(open_folder, source, path)
-    if parquet_files(path):
-        found["parquet"] = partial(open_parquet, source, path)
-    return found
+    readers = {name: _reader(name) for name, info in DATASETS.items() if info.reader} | _GENERAL
+    found = {name: reader.find(source, path) for name, reader in readers.items()}
+    return {name: partial(readers[name].open, source, at) for name, at in found.items() if at is not None}
 
 
 def _class_names(source: Source, opened: Opened) -> tuple[str, ...]:

@@ -6,13 +6,13 @@ path, `package.module:Class`.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from jobs.documents import validate
 from jobs.errors import BadInput
 from jobs.specs import Frozen
 from workers.methods.base import Method
+from workers.runtime.plugins import object_named
 
 _BUILT_IN = {
     "cafe": "workers.methods.cafe:FeatureAlignment",
@@ -32,13 +32,12 @@ def method_named(name: str, place: str = "recipe") -> type[Method]:
     Raises:
         BadInput: there is no such method.
     """
-    module, _, attribute = _BUILT_IN.get(name, name).partition(":")
     try:
-        found: type[Method] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        method: type[Method] = object_named(_BUILT_IN.get(name, name))
+    except ImportError as error:
         known = ", ".join(sorted(_BUILT_IN))
         raise BadInput(place, "method", name, f"must be one of {known}, or package.module:Class") from error
-    return found
+    return method
 
 
 def settings_for(name: str, values: dict[str, Any], place: str = "recipe") -> Frozen:

@@ -33,13 +33,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.architectures import ARCHITECTURES, architecture_named
+from jobs.errors import BadInput
+from jobs.plugins import is_plug_in
+from workers.runtime.plugins import object_named
+
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: nn.GroupNorm(channels, channels),
     "batch": nn.BatchNorm2d,
     "none": lambda channels: nn.Identity(),
 }
-_BLOCKS_PER_GROUP = {"resnet10": 1, "resnet18": 2, "idc_resnet10": 1, "idc_resnet18": 2}
-ARCHITECTURES = ("convnet", *_BLOCKS_PER_GROUP)
 
 
 class Network(nn.Module):
@@ -50,6 +53,10 @@ class Network(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Features of images x [n, C, H, W]: [n, classifier.in_features]."""
         raise NotImplementedError
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Fill every parameter from `generator` alone; a class with layers of its own kind overrides it."""
+        initialise(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [n, classes] of images x [n, C, H, W]."""
@@ -130,9 +137,9 @@ class ResNet(Network):
         size: int,
         classes: int,
         width: int,
-        blocks: int,
+        depth: int,
         norm: str,
-        fan_out_init: bool,
+        fan_out_init: bool = False,
     ) -> None:
         """Lay the layers out; see `build`."""
         super().__init__()
@@ -142,7 +149,7 @@ class ResNet(Network):
         layers: list[nn.Module] = []
         incoming = width
         for group, stride in enumerate(_strides(size)):
-            for block in range(blocks):
+            for block in range(depth):
                 layers.append(_Residual(incoming, width << group, 1 if block else stride, norm))
                 incoming = width << group
         self.groups = nn.Sequential(*layers)
@@ -167,6 +174,22 @@ def _strides(size: int) -> list[int]:
     return strides
 
 
+def network_class(path: str, place: str = "recipe") -> Callable[..., Network]:
+    """The class with this import path.
+
+    Raises:
+        BadInput: it cannot be imported, or is no `Network`.
+    """
+    try:
+        found = object_named(path)
+    except ImportError as error:
+        raise BadInput(place, "network.architecture", path, f"make it importable: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Network)):
+        fix = "name a class derived from workers.training.networks.Network"
+        raise BadInput(place, "network.architecture", path, fix)
+    return found
+
+
 def build(
     architecture: str,
     *,
@@ -181,37 +204,38 @@ def build(
     """A freshly initialised network on the CPU, float32, drawn from `generator` alone.
 
     Args:
-        architecture: one of `ARCHITECTURES`.
+        architecture: one of `jobs.architectures.ARCHITECTURES`, or the import path of a `Network` of one's own.
         channels: channels of the images.
         size: side of the square images in pixels, at least 2.
         classes: number of logits.
         width: channels of a ConvNet block (default 128) or of a ResNet's first group (64; IDC family 32).
-        depth: blocks of a ConvNet (default 3; the paper's Tiny-ImageNet net has 4). ResNets take none.
+        depth: blocks of a ConvNet (default 3; the paper's Tiny-ImageNet net has 4). ResNets take none. A class from
+            outside gets width and depth only where they are given.
         norm: "instance", "batch" or "none".
         generator: CPU generator of the initial weights.
 
     Raises:
         ValueError: for a name not listed, a depth that the size does not allow, or a depth given to a ResNet.
+        BadInput: for an import path that cannot be imported or is no `Network`.
     """
-    if architecture not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES and not is_plug_in(architecture):
         raise ValueError(f"build: architecture is {architecture!r}: give one of {', '.join(ARCHITECTURES)}")
     if norm not in _NORMS:
         raise ValueError(f"build: norm is {norm!r}: give one of {', '.join(_NORMS)}")
     if size < 2 or (width is not None and width < 1):
         raise ValueError(f"build: size is {size}, width is {width}: give 2 pixels and 1 channel or more")
-    if depth is not None and architecture != "convnet":
+    info = architecture_named(architecture)
+    if depth is not None and not info.takes_depth:
         raise ValueError(f"build: depth is {depth}: leave it out, {architecture} has its own")
-    shape = {"channels": channels, "size": size, "classes": classes}
-    idc = architecture.startswith("idc_")
-    module: Network
+    sizes = {"width": width, "depth": depth}
+    if not is_plug_in(architecture):
+        sizes = {"width": width or info.width, "depth": info.blocks if depth is None else depth}
+    given = {name: number for name, number in sizes.items() if number is not None}
+    network = network_class(info.network)
     with torch.device("meta"):
-        if architecture == "convnet":
-            module = ConvNet(**shape, width=width or 128, depth=3 if depth is None else depth, norm=norm)
-        else:
-            blocks, width = _BLOCKS_PER_GROUP[architecture], width or (32 if idc else 64)
-            module = ResNet(**shape, width=width, blocks=blocks, norm=norm, fan_out_init=idc)
+        module = network(channels=channels, size=size, classes=classes, norm=norm, **given, **info.options)
     module.to_empty(device="cpu")
-    initialise(module, generator)
+    module.initialise(generator)
     return module
 
 
@@ -222,6 +246,9 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
     Kaiming's uniform rule with slope sqrt(5); layers come in the order of `module.modules()`, so that the
     numbers equal those the library draws from a global generator in the same state. Norms start as the
     identity. In a net with `fan_out_init` convolutions are drawn from N(0, 2 / (k*k*out)) instead (IDC).
+
+    Raises:
+        ValueError: a layer of another kind has parameters, for which there is no rule here.
     """
     fan_out = bool(getattr(module, "fan_out_init", False))
     for layer in module.modules():
@@ -232,6 +259,9 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             _fill_uniform(layer.weight, layer.bias, generator)
         elif isinstance(layer, nn.GroupNorm | nn.BatchNorm2d):
             layer.reset_parameters()
+        elif next(layer.parameters(recurse=False), None) is not None:
+            name = type(layer).__name__
+            raise ValueError(f"initialise: no rule for the parameters of {name}: override Network.initialise")
 
 
 def _fill_uniform(weight: Tensor, bias: Tensor | None, generator: torch.Generator) -> None:

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs import cost
+from jobs.datasets import DATASETS
 from jobs.experiment import DatasetChoice
-from jobs.known import KnownFacts
 from jobs.table import Circumstances, Data, TablesPlan, fill, load
 from orchestrator.planning.quote import Quote, machine_of, quote
 from workers.store.store import Store
 from workers.training import benchmark
 
-DIGITS = KnownFacts("digits", 1, 8, 8, tuple("0123456789"), (131,) * 10)
+DIGITS = replace(DATASETS["digits"], train_per_class=(131,) * 10)
 
 
 def tables(*names: str) -> TablesPlan:

@@ -15,18 +15,18 @@ import yaml
 from PIL import Image
 
 from jobs import table as tables
+from jobs.datasets import DATASETS
 from jobs.errors import BadInput
 from jobs.experiment import DatasetChoice
-from jobs.known import KNOWN, KnownFacts
 from jobs.recipe import Scale
 from jobs.specs import DistilSpec
 from jobs.table import DASH, Circumstances, Data, TablesPlan, fill, load, walk
 from orchestrator.planning.requests import methods_fit
 from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 
-DIGITS = KnownFacts("digits", 1, 8, 8, tuple("0123456789"), (131,) * 10)
-SVHN = KnownFacts("svhn", 3, 32, 32, tuple("0123456789"), (4659,) * 10)
-FACTS = {**KNOWN, "digits": DIGITS, "svhn": SVHN}
+DIGITS = replace(DATASETS["digits"], train_per_class=(131,) * 10)
+SVHN = replace(DATASETS["svhn"], train_per_class=(4659,) * 10)
+FACTS = {**DATASETS, "digits": DIGITS, "svhn": SVHN}
 PAPER = ("cifar10", "cifar100", "tiny-imagenet")
 
 

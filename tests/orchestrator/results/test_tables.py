@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.datasets import DATASETS
 from jobs.experiment import DatasetChoice
-from jobs.known import KNOWN
 from jobs.table import Circumstances, Data, Published, TablesPlan, fill, load
 from orchestrator.results.tables import MeasuredCell, differs, interval, measure
 from workers.store.store import Store
@@ -16,7 +16,7 @@ from workers.store.store import Store
 def tables(instead: str = "", absent: str = "") -> TablesPlan:
     """Full data and distilled rows of the table on DREAM."""
     name = instead or "cifar10"
-    data = {name: Data(DatasetChoice(name=name), KNOWN[name], absent)}
+    data = {name: Data(DatasetChoice(name=name), DATASETS[name], absent)}
     return fill([load("tableA9")], Circumstances(scale="paper", data=data, instead=instead))
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.data.preprocess import CONSTANTS, ZCA_EPS, Affine, Zca, arrays, fit_affine, fit_zca, from_arrays, make
+from jobs.datasets import NORMALISATIONS
+from workers.data.preprocess import ZCA_EPS, Affine, Zca, arrays, fit_affine, fit_zca, from_arrays, make
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_unit_leaves_the_pixels_in_zero_to_one(images: Tensor) -> None:
 
 
 def test_the_published_constants() -> None:
-    assert CONSTANTS == {
+    assert NORMALISATIONS == {
         "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
         "cifar100": ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
         "cifar100-reference": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -84,9 +85,9 @@ def test_the_published_constants() -> None:
     }
 
 
-@pytest.mark.parametrize("name", CONSTANTS)
+@pytest.mark.parametrize("name", NORMALISATIONS)
 def test_make_takes_constants_by_name_for_their_number_of_channels(name: str) -> None:
-    mean, std = CONSTANTS[name]
+    mean, std = NORMALISATIONS[name]
     made = make(name, torch.zeros((1, len(mean), 2, 2), dtype=torch.uint8))
     assert isinstance(made, Affine)
     assert torch.equal(made.mean, torch.tensor(mean)) and torch.equal(made.std, torch.tensor(std))
@@ -97,7 +98,7 @@ def test_make_takes_constants_by_name_for_their_number_of_channels(name: str) ->
 def test_an_unknown_name_is_answered_with_the_known_ones(images: Tensor) -> None:
     with pytest.raises(ValueError) as error:
         make("imagenet", images)
-    assert all(name in str(error.value) for name in ("measured", "unit", "zca", *CONSTANTS))
+    assert all(name in str(error.value) for name in ("measured", "unit", "zca", *NORMALISATIONS))
 
 
 def test_zca_agrees_with_the_formula_in_float64(images: Tensor) -> None:

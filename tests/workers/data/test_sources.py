@@ -10,8 +10,9 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from jobs.datasets import DATASETS, DatasetInfo
 from jobs.errors import BadInput
 from workers.data import sources
 from workers.data.array_files import every_fourth_of_class
@@ -683,7 +685,8 @@ def test_a_path_that_is_not_there_is_answered_with_what_to_fetch(tmp_path: Path,
 
 def test_only_fashion_mnist_and_digits_go_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("cifar10", None).value is None
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path / "missing")
+    moved = replace(DATASETS["fashion-mnist"], default_path=str(tmp_path / "missing"))
+    monkeypatch.setitem(cast("dict[str, DatasetInfo]", DATASETS), "fashion-mnist", moved)
     assert "dataset-fashion-mnist" in refused("fashion-mnist", None).fix
 
 
@@ -747,3 +750,81 @@ def test_a_fingerprint_changes_with_one_byte_of_any_file_read(tmp_path: Path, la
         seen.add(sources._fingerprint(opened))
         path.write_bytes(content)
     assert len(seen) == 1 + len(opened.files) > 2
+
+
+# Readers from outside
+
+RAW_READER = '''
+"""Reads `raw.npz`: arrays train, train_labels, test and test_labels."""
+
+import numpy as np
+
+from workers.data.layouts import Opened, RawPictures, Reader, Split
+
+
+def find(source, path):
+    return path if (path / "raw.npz").is_file() else None
+
+
+def open_raw(source, folder):
+    with np.load(folder / "raw.npz") as file:
+        train, test = (
+            Split(file[f"{name}_labels"], RawPictures(file[name])) for name in ("train", "test")
+        )
+    return Opened("raw", train, test, ("no", "yes"), folder, (folder / "raw.npz",))
+
+
+RAW = Reader(find, open_raw)
+NOT_A_READER = "raw"
+'''
+
+
+@pytest.fixture
+def raw_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module with a reader on the path, and a folder with what it reads."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "raw_reader.py").write_text(RAW_READER)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    images, labels = np.arange(6 * 16, dtype=np.uint8).reshape(6, 1, 4, 4), np.array([0, 1] * 3)
+    (tmp_path / "data").mkdir()
+    np.savez(tmp_path / "data" / "raw.npz", train=images, train_labels=labels, test=images[:2], test_labels=labels[:2])
+    return tmp_path / "data"
+
+
+def test_a_reader_from_outside_is_named_by_its_import_path(raw_reader: Path) -> None:
+    facts, arrays = both("raw_reader:RAW", raw_reader)
+    assert (facts.layout, facts.class_names, facts.train_per_class) == ("raw_reader:RAW", ("no", "yes"), (3, 3))
+    assert arrays.train_images[5, 0, 0, 0] == 80
+
+
+@pytest.mark.parametrize(
+    ("layout", "field", "fix"),
+    [
+        ("nowhere:RAW", "dataset.name", "importable"),
+        ("raw_reader:GONE", "dataset.name", "importable"),
+        ("raw_reader:NOT_A_READER", "dataset.name", "workers.data.layouts.Reader, not a str"),
+    ],
+)
+def test_a_reader_that_is_none_is_refused(raw_reader: Path, layout: str, field: str, fix: str) -> None:
+    error = refused(layout, raw_reader)
+    assert (error.field, error.value) == (field, layout) and fix in error.fix
+
+
+def test_a_reader_that_finds_nothing_is_refused(raw_reader: Path, tmp_path: Path) -> None:
+    assert "finds nothing there" in refused("raw_reader:RAW", tmp_path).fix
+    assert "give its path" in refused("raw_reader:RAW", None).fix
+
+
+def test_every_reader_of_the_registry_can_be_imported() -> None:
+    assert {name for name in DATASETS if DATASETS[name].reader and sources._reader(name)} == set(DATASETS) - {"svhn"}
+
+
+def test_the_registry_knows_the_digits_as_they_are() -> None:
+    facts, known = inspect(source("digits", None)), DATASETS["digits"]
+    assert (facts.channels, facts.height, facts.width) == (known.channels, known.height, known.width)
+    assert (facts.class_names, facts.train_per_class) == (known.class_names, known.train_per_class)
+
+
+def test_a_data_set_without_a_layout_of_its_own_is_read_from_class_folders(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    assert inspect(source("svhn", tmp_path)).layout == "folder"

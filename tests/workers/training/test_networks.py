@@ -1,12 +1,15 @@
 """Networks have the published shapes, start from the caller's generator, and live in one flat vector."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.architectures import ARCHITECTURES
+from jobs.errors import BadInput
 from workers.training.networks import (
     ConvNet,
     Network,
@@ -169,7 +172,7 @@ def test_the_initial_weights_are_those_the_library_would_draw(norm: str) -> None
 def test_mtt_resnets_start_as_the_library_would_too() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        library = ResNet(channels=3, size=32, classes=10, width=4, blocks=2, norm="batch", fan_out_init=False)
+        library = ResNet(channels=3, size=32, classes=10, width=4, depth=2, norm="batch", fan_out_init=False)
     assert torch.equal(flatten(library), flatten(_net("resnet18", width=4, norm="batch", seed=7)))
 
 
@@ -287,3 +290,77 @@ def test_an_unknown_architecture_is_answered_with_the_list() -> None:
 def test_what_cannot_be_built_is_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _net(**wrong)  # type: ignore[arg-type]
+
+
+# Architectures from outside
+
+LINEAR = '''
+"""A linear classifier, and one with a parameter of its own."""
+
+import torch
+from torch import nn
+
+from workers.training.networks import Network
+
+
+class Linear(Network):
+    def __init__(self, *, channels, size, classes, norm, width=5):
+        super().__init__()
+        self.hidden = nn.Linear(channels * size * size, width)
+        self.classifier = nn.Linear(width, classes)
+
+    def embed(self, x):
+        return self.hidden(x.flatten(1))
+
+
+class Scaled(Linear):
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.scale = nn.Parameter(torch.ones(1))
+'''
+
+
+@pytest.fixture
+def linear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `linear_networks` on the path."""
+    (tmp_path / "linear_networks.py").write_text(LINEAR)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def from_outside(name: str, width: int | None = None) -> Network:
+    generator = torch.Generator().manual_seed(0)
+    return build(name, channels=1, size=4, classes=3, width=width, depth=None, norm="none", generator=generator)
+
+
+@pytest.mark.usefixtures("linear")
+def test_an_architecture_from_outside_is_named_by_its_import_path() -> None:
+    network = from_outside("linear_networks:Linear", width=7)
+    assert network(torch.zeros(2, 1, 4, 4)).shape == (2, 3)
+    assert parameter_count(network) == 16 * 7 + 7 + 7 * 3 + 3
+    again = from_outside("linear_networks:Linear", width=7)
+    assert torch.equal(flatten(network), flatten(again))
+    assert parameter_count(from_outside("linear_networks:Linear")) == 16 * 5 + 5 + 5 * 3 + 3
+
+
+@pytest.mark.usefixtures("linear")
+def test_a_layer_without_a_rule_for_its_first_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="no rule for the parameters of Scaled"):
+        from_outside("linear_networks:Scaled")
+
+
+@pytest.mark.usefixtures("linear")
+@pytest.mark.parametrize("name", ["nowhere:Linear", "linear_networks:Gone", "linear_networks:nn", "pathlib:Path"])
+def test_an_import_path_of_no_network_is_refused(name: str) -> None:
+    with pytest.raises(BadInput, match="network.architecture"):
+        from_outside(name)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_has_the_published_sizes_of_the_registry(name: str) -> None:
+    info, generator = ARCHITECTURES[name], torch.Generator().manual_seed(0)
+    shape = {"channels": 3, "size": 32, "classes": 10, "norm": "instance", "generator": generator}
+    named = build(name, width=None, depth=None, **shape)  # type: ignore[arg-type]
+    depth = info.blocks if info.takes_depth else None
+    assert parameter_count(named) == parameter_count(
+        build(name, width=info.width, depth=depth, **shape)  # type: ignore[arg-type]
+    )

@@ -1,0 +1,106 @@
+"""What every layout of a data set opens into, and what a reader of a layout is.
+
+A layout is a way of laying a data set out on disk. Opening one yields the labels and a promise of the pixels, so that
+checking a data set costs little and only reading it costs a decode. A reader from outside of this project is an object
+with the two functions of `Reader`, named by its import path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.errors import BadInput
+
+Bytes = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Shape = tuple[int, int, int]
+"""Channels, height, width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the user says the images are.
+
+    `layout` is one of `workers.data.sources.LAYOUTS`; `path` a folder or file, None for what needs none. The two
+    fields name Parquet columns and are ignored by layouts without columns. `place` is the file or option the
+    user wrote this in; every refusal starts with it.
+    """
+
+    layout: str
+    place: str
+    path: Path | None = None
+    image_field: str | None = None
+    label_field: str | None = None
+
+    def refusal(self, fix: str, *, field: str = "dataset.path", value: object = None) -> BadInput:
+        """The error for something wrong with this source; `value` is the path when nothing else is given."""
+        shown = value if value is not None else self.path and str(self.path)
+        return BadInput(self.place, field, shown, fix)
+
+
+class Pictures(Protocol):
+    """The images of one split, not yet decoded."""
+
+    def shape(self) -> Shape:
+        """The shape all images share, found without decoding; raises BadInput if they share none."""
+
+    def pixels(self, shape: Shape) -> Bytes:
+        """All images decoded, uint8 [N, C, H, W]; `shape` may ask for RGB where the files are grey."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The labels, int64 [N], and the pictures of one split, in the same order."""
+
+    labels: Labels
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A dataset opened but not decoded.
+
+    `layout` is what was found on disk. `class_names` is empty when nothing on disk says them. `files` are all
+    the files that decide the content, `root` the folder their names are relative to, `columns` the Parquet
+    columns read.
+    """
+
+    layout: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    root: Path | None
+    files: tuple[Path, ...]
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RawPictures:
+    """Images that were stored as plain pixels, uint8 [N, C, H, W]."""
+
+    array: Bytes
+
+    def shape(self) -> Shape:
+        """Channels, height and width of the stored array."""
+        _, channels, height, width = self.array.shape
+        return channels, height, width
+
+    def pixels(self, shape: Shape) -> Bytes:
+        """The stored array."""
+        return self.array
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a layout is recognised and read."""
+
+    find: Callable[[Source, Path], Path | None]
+    """The folder or file with the data set at a path or below it; None if this layout is not there."""
+    open: Callable[[Source, Path], Opened]
+    """Opens what `find` found; raises BadInput where it is damaged or incomplete."""
