@@ -384,7 +384,7 @@ def test_slots_follow_a_node_that_dies_and_comes_again(tmp_path: Path, short_fol
         timeout=240,
     )
     assert watched.returncode == 0, watched.stderr
-    assert watched.stdout.splitlines() == ["WorkerJoined ", "WorkerJoined ", "Left lost", "WorkerJoined "]
+    assert watched.stdout.splitlines() == ["WorkerJoined ", "WorkerJoined ", "WorkerLeft lost", "WorkerJoined "]
     assert list(short_folder.iterdir()) == []
 
 
@@ -451,6 +451,6 @@ def test_the_reaper_kills_what_stays_and_removes_the_folder(short_folder: Path) 
         env={reaper.TOKEN_VARIABLE: str(folder / "token")},
     )
     until(lambda: reaper.processes_of(folder) == [stays.pid])
-    reaper.clear(folder, patience=0.1, quiet=0.3)
+    reaper.clear(folder, grace=0.1, quiet=0.3)
     assert stays.wait(timeout=5) == -signal.SIGKILL
     assert not folder.exists()
