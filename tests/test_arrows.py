@@ -27,12 +27,11 @@ ALLOWED_RAY = {"orchestrator/clusters/ray_cluster.py", "orchestrator/workloads/s
 ALLOWED_SUBMITIT = {"orchestrator/clusters/slurm/submit.py"}
 
 # From the top down: a room may import the rooms of lower floors, none of its own floor or above. A room is a folder, or
-# a module that lies beside folders.
+# a module that lies beside folders; what lies below a folder belongs to it, unless it is named here itself.
 FLOORS = (
     ("orchestrator.launch",),
     ("orchestrator.cli", "orchestrator.slurm_driver"),
-    ("orchestrator.workloads.sweep", "orchestrator.export"),
-    ("orchestrator.workloads",),
+    ("orchestrator.workloads", "orchestrator.export"),
     ("orchestrator.clusters.slurm",),
     ("orchestrator.clusters",),
     ("orchestrator.planning", "orchestrator.reports"),

@@ -16,6 +16,7 @@ import torch
 
 from jobs.errors import BadInput, Damaged, Diverged
 from jobs.graph import Job
+from jobs.outcomes import Outcome
 from jobs.specs import SPECS
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers import execute as module
@@ -113,11 +114,11 @@ def test_progress_is_seen_in_the_claim_while_the_job_runs(
 ) -> None:
     seen: list[Any] = []
 
-    def work(context: JobContext, folder: Path) -> dict[str, Any]:
+    def work(context: JobContext, folder: Path) -> Outcome:
         context.report_progress(0.25, "a quarter")
         seen.append(Claims(workshop.store.root).read(job.key))
         (folder / "a").write_bytes(b"a")
-        return {}
+        return Outcome()
 
     doing(monkeypatch, work)
     assert run(workshop, job)["status"] == "done"
@@ -251,10 +252,10 @@ def test_settings_that_the_experts_cannot_serve_are_the_users_to_mend(workshop: 
 def test_a_raised_memory_level_reaches_the_bench(workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     levels: list[int] = []
 
-    def work(context: JobContext, folder: Path) -> dict[str, Any]:
+    def work(context: JobContext, folder: Path) -> Outcome:
         levels.append(context.memory_level)
         (folder / "a").write_bytes(b"a")
-        return {}
+        return Outcome()
 
     doing(monkeypatch, work)
     run(workshop, job, memory_level=2)
