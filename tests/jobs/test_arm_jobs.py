@@ -141,6 +141,28 @@ def test_stored_weights_are_the_first_expert_s_and_only_for_the_network_that_was
     assert told == 2 * [("convnet", "expert", (first.key,)), ("resnet10", "random", None)]
 
 
+def test_what_the_published_code_does_is_reached_by_name() -> None:
+    """The settings of docs/methods.md arrive in the jobs that they are about, and nowhere by default."""
+    published = {
+        "evaluate.momentum_at_drop": "reset",
+        "evaluate.best_of": 4,
+        "transition.momentum_at_drop": "reset",
+        "experts.real.momentum_at_drop": "reset",
+        "distil.choice.training.momentum_at_drop": "reset",
+        "distil.choice.initial_not_final": True,
+        "distil.settings.candidates_start": "random",
+        "distil.settings.image_order": "anew",
+    }
+    plans = [plan_of(pdd(2, set=numbers)) for numbers in (published, {})]
+    for plan, momentum, best_of in zip(plans, ("reset", "kept"), (4, 1), strict=True):
+        evaluation, stage, expert = (specs(plan, kind)[-1] for kind in (EvaluateSpec, DistilSpec, ExpertsSpec))
+        trainings = [evaluation.training, stage.choice.training, expert.real, expert.transition]
+        assert {training.momentum_at_drop for training in trainings} == {momentum}
+        assert evaluation.best_of == best_of
+        assert stage.choice.initial_not_final is (best_of == 4)
+        assert [name in stage.settings for name in ("candidates_start", "image_order")] == [best_of == 4] * 2
+
+
 def test_the_resnets_of_idc_are_its_own_with_batch_norm_and_the_cell_says_so() -> None:
     plan = plan_of({"method": "idc", "ipc_per_stage": 1}, pdd(1), architectures=["convnet", "resnet10", "resnet18"])
     networks = [spec.network for spec in specs(plan, EvaluateSpec)]

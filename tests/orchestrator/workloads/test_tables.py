@@ -223,14 +223,20 @@ def test_the_whole_plan_at_the_papers_scale_covers_every_cell_without_any_datase
 ) -> None:
     document = said(monkeypatch, capsys, tmp_path, "plan", "--all", "--scale", "paper")
     assert (document["cells"], document["dashes_left_out"], document["out_of_scope"]) == (252 - 16, 16, [])
-    whole = said(monkeypatch, capsys, tmp_path, "plan", "--all", "--scale", "paper", "--with-dashes")
-    assert (whole["cells"], whole["dashes_left_out"]) == (252, 0)
-    assert whole["gpu_hours"]["without_dashes"]["shared"] == pytest.approx(document["gpu_hours"]["shared"])
-    assert whole["gpu_hours"]["shared"] > 2 * document["gpu_hours"]["shared"]
     assert len(document["absent"]) == 3
     assert document["gpu_hours"]["sharing_factor"] > 1
     assert document["jobs"]["to_run"] == document["jobs"]["total"] > 15_000
     assert document["price_source"]["measured"] == 0
+
+
+def test_dashes_are_planned_only_if_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = said(monkeypatch, capsys, tmp_path, "plan", "table1", "--scale", "paper")
+    whole = said(monkeypatch, capsys, tmp_path, "plan", "table1", "--scale", "paper", "--with-dashes")
+    assert [(plan["cells"], plan["dashes_left_out"]) for plan in (printed, whole)] == [(68, 16), (84, 0)]
+    assert whole["gpu_hours"]["without_dashes"]["shared"] == pytest.approx(printed["gpu_hours"]["shared"])
+    assert whole["gpu_hours"]["shared"] > 5 * printed["gpu_hours"]["shared"]
 
 
 def test_with_none_of_the_datasets_a_reproduction_ends_with_where_to_get_them(
