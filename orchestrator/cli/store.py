@@ -35,7 +35,7 @@ def export(
     with_test: Annotated[bool, typer.Option("--with-test", help="Real test images too, whatever the licence.")] = False,
 ) -> None:
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
-    from orchestrator.export import chain as exportable
+    from orchestrator.export import chain as chains
     from orchestrator.export import writer
     from orchestrator.planning.requests import resolve
     from orchestrator.runs.status import chosen_run
@@ -46,14 +46,13 @@ def export(
         raise BadInput("command line", given[-1], ways[given[-1]], "name an experiment with --arm, or --key, or --run")
     opened = existing_store(options)
     if key:
-        chain = exportable.of_key(opened, key)
+        keys = chains.of_key(opened, key)
     elif run:
-        chain = exportable.best_of_run(opened, chosen_run(opened, run))
+        keys = chains.best_of_run(opened, chosen_run(opened, run))
     else:
-        chain = exportable.of_experiment(resolve(request_of(experiments, options)).plan, arm)
-    made = exportable.gather(chain.prefix(stages), opened)
-    done = writer.write(out, made, opened, with_test=with_test)
-    say(done.to_json(), done.lines(), options)
+        keys = chains.of_experiment(resolve(request_of(experiments, options)).plan, arm)
+    exported = writer.write(out, chains.gather(keys.prefix(stages), opened), opened, with_test=with_test)
+    say(exported.to_json(), exported.lines(), options)
 
 
 @with_options(STORE, JSON)

@@ -20,7 +20,7 @@ from jobs.architectures import first_map
 from jobs.datasets import DATASETS
 from jobs.keys import seed_from
 from jobs.specs import NetworkSpec
-from orchestrator.export.chain import Exportable, Measured
+from orchestrator.export.chain import ExportSource, Measurement
 from orchestrator.results.cells import SCALES
 from workers.data.preprocess import Affine, Zca
 from workers.training.students import schedule_of
@@ -47,14 +47,14 @@ class Contents:
     tests: int | None
 
 
-def render(made: Exportable, contents: Contents) -> str:
+def render(source: ExportSource, contents: Contents) -> str:
     """The card as Markdown."""
-    return _environment().get_template("card.md.j2").render(_words(made, contents), code=program(made, contents))
+    return _environment().get_template("card.md.j2").render(_words(source, contents), code=program(source, contents))
 
 
-def program(made: Exportable, contents: Contents) -> str:
+def program(source: ExportSource, contents: Contents) -> str:
     """The Python of the card."""
-    return _environment().get_template("train.py.j2").render(_code(made, contents))
+    return _environment().get_template("train.py.j2").render(_code(source, contents))
 
 
 def licence_of(dataset: str) -> str:
@@ -83,38 +83,38 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _words(made: Exportable, contents: Contents) -> dict[str, Any]:
-    data, last, scale, one = made.data, made.last_distillation, made.chain.scale, made.protocol
-    stages, many = len(made.sets), sum(contents.images)
+def _words(source: ExportSource, contents: Contents) -> dict[str, Any]:
+    data, last, scale, protocol = source.data, source.last_distillation, source.keys.scale, source.protocol
+    stages, many = len(source.sets), sum(contents.images)
     title = f"{data.name}, {many} images in {stages} stages" if stages > 1 else f"{data.name}, {many} images"
-    return _shared(made, contents) | {
-        "front": _front(made, contents, title),
+    return _shared(source, contents) | {
+        "front": _front(source, contents, title),
         "title": title,
         "many": many,
         "data": data,
         "selected": last is None,
-        "method": made.chain.method if last is None else last.method,
+        "method": source.keys.method if last is None else last.method,
         "stages": stages,
         "scale": SCALES[scale] if scale else UNKNOWN_SCALE,
-        "headline": f"{_accuracy(one)} % ({one.spec.network.architecture}, n = {len(one.values)})",
+        "headline": f"{_accuracy(protocol)} % ({protocol.spec.network.architecture}, n = {len(protocol.values)})",
         "ships_test": contents.tests is not None,
         "tests": contents.tests,
         "factor": contents.factor,
-        "rows": [_row(row, made, contents) for row in made.measured],
+        "rows": [_row(row, source, contents) for row in source.measured],
         "classes": [_cell(name) for name in contents.class_names],
-        "stage_rows": list(zip(contents.images, (f"{rate:.6g}" for rate in _rates(made, contents)), strict=True)),
-        "expected": f"{_accuracy(one)} (n = {len(one.values)})",
+        "stage_rows": list(zip(contents.images, (f"{rate:.6g}" for rate in _rates(source, contents)), strict=True)),
+        "expected": f"{_accuracy(protocol)} (n = {len(protocol.values)})",
         "licence": licence_of(data.name),
-        "origin": made.chain.origin,
-        "lineage": list(_lineage(made)),
-        "versions": ", ".join(f"{name} {version}" for name, version in sorted(made.sets[-1].versions.items())),
-        "numbers": [tuple(map(_cell, row)) for row in made.numbers],
+        "origin": source.keys.origin,
+        "lineage": list(_lineage(source)),
+        "versions": ", ".join(f"{name} {version}" for name, version in sorted(source.sets[-1].versions.items())),
+        "numbers": [tuple(map(_cell, row)) for row in source.numbers],
     }
 
 
-def _shared(made: Exportable, contents: Contents) -> dict[str, Any]:
+def _shared(source: ExportSource, contents: Contents) -> dict[str, Any]:
     """What both the words and the program say."""
-    data, transform, training = made.data, contents.transform, made.protocol.spec.training
+    data, transform, training = source.data, contents.transform, source.protocol.spec.training
     affine = isinstance(transform, Affine)
     return {
         "dataset": data.name,
@@ -122,24 +122,24 @@ def _shared(made: Exportable, contents: Contents) -> dict[str, Any]:
         "transform": "affine" if affine else "zca",
         "mean": transform.mean.tolist() if affine else None,
         "std": transform.std.tolist() if isinstance(transform, Affine) else None,
-        "mode": made.protocol.spec.mode,
+        "mode": source.protocol.spec.mode,
         "learned": training.lr is None,
-        "faithful": _faithful(made),
+        "faithful": _faithful(source),
         "test": "shipped" if contents.tests is not None else "torchvision" if _torchvision(data.name) else "yours",
     }
 
 
-def _code(made: Exportable, contents: Contents) -> dict[str, Any]:
-    data, training = made.data, made.protocol.spec.training
-    network, schedule = _network(made), schedule_of(training)
+def _code(source: ExportSource, contents: Contents) -> dict[str, Any]:
+    data, training = source.data, source.protocol.spec.training
+    network, schedule = _network(source), schedule_of(training)
     last_map = first_map(data.channels, data.height) >> network.blocks
     names = [] if training.augmentation == "none" else training.augmentation.split("_")
-    return _shared(made, contents) | {
-        "rates": _rates(made, contents),
+    return _shared(source, contents) | {
+        "rates": _rates(source, contents),
         "schedule": schedule,
         "drops": tuple(drop for drop in schedule.drops if drop < schedule.epochs),
         "training": training,
-        "seeds": [(seed_from(key, "init"), seed_from(key, "train")) for key in made.protocol.keys],
+        "seeds": [(seed_from(key, "init"), seed_from(key, "train")) for key in source.protocol.keys],
         "torchvision_class": _torchvision(data.name),
         "network": network,
         "norm": _NORMS[network.norm],
@@ -156,53 +156,61 @@ def _code(made: Exportable, contents: Contents) -> dict[str, Any]:
     }
 
 
-def _faithful(made: Exportable) -> bool:
+def _faithful(source: ExportSource) -> bool:
     """Whether the program trains a network that is in the table."""
-    return made.protocol.spec.network.architecture == "convnet"
+    return source.protocol.spec.network.architecture == "convnet"
 
 
-def _network(made: Exportable) -> NetworkSpec:
+def _network(source: ExportSource) -> NetworkSpec:
     """The measured ConvNet, else the published one as far as the images allow."""
-    measured = made.protocol.spec.network
+    measured = source.protocol.spec.network
     if measured.architecture == "convnet":
         return measured
-    deepest = first_map(made.data.channels, made.data.height).bit_length() - 1
+    deepest = first_map(source.data.channels, source.data.height).bit_length() - 1
     return NetworkSpec(architecture="convnet", depth=min(3, deepest))
 
 
-def _rates(made: Exportable, contents: Contents) -> list[float]:
+def _rates(source: ExportSource, contents: Contents) -> list[float]:
     """The learning rate of every stage's link: the recipe's if it has one, else the step size learned with the set."""
-    fixed = made.protocol.spec.training.lr
+    fixed = source.protocol.spec.training.lr
     rates = [fixed if fixed is not None else step_size for step_size in contents.step_sizes]
     assert all(rate is not None for rate in rates), "evaluated without a learning rate"
     return [float(rate) for rate in rates if rate is not None]
 
 
-def _row(one: Measured, made: Exportable, contents: Contents) -> Sequence[str]:
-    spec = one.spec
-    per_stage = [count // contents.factor**2 // made.data.classes for count in contents.images[: one.stage]]
-    sets = "S_1" if one.stage == 1 else "S_1 + S_2" if one.stage == 2 else f"S_1 + ... + S_{one.stage}"
+def _row(measurement: Measurement, source: ExportSource, contents: Contents) -> Sequence[str]:
+    spec = measurement.spec
+    per_stage = [count // contents.factor**2 // source.data.classes for count in contents.images[: measurement.stage]]
+    sets = (
+        "S_1"
+        if measurement.stage == 1
+        else "S_1 + S_2"
+        if measurement.stage == 2
+        else f"S_1 + ... + S_{measurement.stage}"
+    )
     blocks = f"{spec.network.blocks} blocks" + ("" if spec.network.architecture == "convnet" else " a group")
     network = f"{spec.network.architecture} (width {spec.network.channels}, {blocks})"
     augmented = spec.training.augmentation + (f", CutMix {spec.training.cutmix:g}" if spec.training.cutmix else "")
-    accuracy = f"{_accuracy(one)} ({len(one.values)})"
+    accuracy = f"{_accuracy(measurement)} ({len(measurement.values)})"
     return (sets, str(sum(per_stage)), network, spec.mode, str(schedule_of(spec.training).epochs), augmented, accuracy)
 
 
-def _accuracy(one: Measured) -> str:
-    return f"{one.mean:.2f} ± {one.std:.2f}"
+def _accuracy(measurement: Measurement) -> str:
+    return f"{measurement.mean:.2f} ± {measurement.std:.2f}"
 
 
-def _lineage(made: Exportable) -> Iterator[tuple[str, str]]:
+def _lineage(source: ExportSource) -> Iterator[tuple[str, str]]:
     """Each set with what it was made from, then the networks of the program."""
-    for manifest in made.sets:
-        said = [f"`{keys[0]}`" if len(keys) == 1 else f"{len(keys)} {role}" for role, keys in manifest.parents.items()]
-        yield manifest.key, ", ".join(said)
-    for key in made.protocol.keys:
+    for manifest in source.sets:
+        parents = [
+            f"`{keys[0]}`" if len(keys) == 1 else f"{len(keys)} {role}" for role, keys in manifest.parents.items()
+        ]
+        yield manifest.key, ", ".join(parents)
+    for key in source.protocol.keys:
         yield key, "all sets"
 
 
-def _front(made: Exportable, contents: Contents, title: str) -> str:
+def _front(source: ExportSource, contents: Contents, title: str) -> str:
     """The header that the Hugging Face Hub reads."""
     splits = ["train", "test"] if contents.tests is not None else ["train"]
     configs = [
@@ -216,9 +224,9 @@ def _front(made: Exportable, contents: Contents, title: str) -> str:
     many = sum(contents.images) + (contents.tests or 0)
     header = {
         "pretty_name": title,
-        "license": DATASETS[made.data.name].hub_licence if made.data.name in DATASETS else "unknown",
+        "license": DATASETS[source.data.name].hub_licence if made.data.name in DATASETS else "unknown",
         "task_categories": ["image-classification"],
-        "tags": ["dataset-distillation"] if made.last_distillation else ["coreset-selection"],
+        "tags": ["dataset-distillation"] if source.last_distillation else ["coreset-selection"],
         "size_categories": [next((word for most, word in _SIZES if many < most), "n>1M")],
         "configs": configs,
     }

@@ -11,7 +11,6 @@ Left out: files and words (`orchestrator.export.writer`, `orchestrator.export.ca
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,7 @@ from jobs.recipe import flat
 from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
 from orchestrator.planning.explain import sources_of
 from orchestrator.results import cells as results
+from orchestrator.results.statistics import mean, population_std
 from orchestrator.runs import journal
 from workers.store.store import Manifest, Store
 
@@ -35,7 +35,7 @@ Number = tuple[str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
+class ChainKeys:
     """Keys: the sets S_1..S_P of one seed, made or not, and the networks trained on a prefix of them.
 
     `scale` is None where nobody has said it; `origin` says in words how the chain was found.
@@ -48,7 +48,7 @@ class Chain:
     origin: str
     numbers: tuple[Number, ...] = ()
 
-    def prefix(self, stages: int | None) -> Chain:
+    def prefix(self, stages: int | None) -> ChainKeys:
         """The first `stages` sets, or all.
 
         Raises:
@@ -62,7 +62,7 @@ class Chain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measurement:
     """Test accuracies (percent) of networks that differ in nothing but their random numbers.
 
     They were trained on the first `stage` sets as `spec` says; `keys` name their jobs, in the order of `values`.
@@ -76,12 +76,12 @@ class Measured:
     @property
     def mean(self) -> float:
         """Mean accuracy in percent."""
-        return statistics.fmean(self.values)
+        return mean(self.values) or 0.0
 
     @property
     def std(self) -> float:
         """Population standard deviation in percentage points; 0 for one network."""
-        return statistics.pstdev(self.values)
+        return population_std(self.values) or 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As `export --json` prints it."""
@@ -96,13 +96,13 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exportable:
-    """A chain whose sets are all there, sound, and measured."""
+class ExportSource:
+    """What is exported: a chain whose sets are all there, sound, and measured."""
 
-    chain: Chain
+    keys: ChainKeys
     sets: tuple[Manifest, ...]
     dataset: Manifest
-    measured: tuple[Measured, ...]
+    measured: tuple[Measurement, ...]
 
     @property
     def data(self) -> DatasetSpec:
@@ -112,16 +112,16 @@ class Exportable:
         return spec
 
     @property
-    def protocol(self) -> Measured:
+    def protocol(self) -> Measurement:
         """The measurement that the card's code repeats: all stages, a ConvNet and one after another if there is one."""
-        whole = [one for one in self.measured if one.stage == len(self.sets)]
-        return min(whole, key=lambda one: (one.spec.network.architecture != "convnet", one.spec.mode != "progressive"))
+        of_all_stages = [measured for measured in self.measured if measured.stage == len(self.sets)]
+        return min(of_all_stages, key=_unlike_the_card)
 
     @property
     def numbers(self) -> Sequence[Number]:
         """The recipe with its sources; of a chain found by its key the numbers of the last set alone."""
-        if self.chain.numbers:
-            return self.chain.numbers
+        if self.keys.numbers:
+            return self.keys.numbers
         return [(path, json.dumps(value), "the set's manifest") for path, value in flat(self.sets[-1].spec)]
 
     @property
@@ -131,7 +131,7 @@ class Exportable:
         return spec if isinstance(spec, DistilSpec) else None
 
 
-def of_experiment(plan: Plan, arm: str | None) -> Chain:
+def of_experiment(plan: Plan, arm: str | None) -> ChainKeys:
     """The chain of an arm, named as in a table; no name is needed when only one arm has sets.
 
     Raises:
@@ -152,7 +152,7 @@ def of_experiment(plan: Plan, arm: str | None) -> Chain:
         raise BadInput("command line", "--arm", arm or wanted[0], fix)
     (sets,) = ends
     jobs = [plan.graph[key] for cell in cells for key in cell.jobs]
-    return Chain(
+    return ChainKeys(
         sets=sets,
         networks=tuple(
             job.key for job in jobs if job.kind == "evaluate" and _trained_on(job.parents.get("sets", ()), sets)
@@ -164,27 +164,31 @@ def of_experiment(plan: Plan, arm: str | None) -> Chain:
     )
 
 
-def of_key(store: Store, text: str) -> Chain:
+def of_key(store: Store, text: str) -> ChainKeys:
     """The chain that ends with the set whose key holds `text`, and every network of the store trained on it.
 
     Raises:
         BadInput: no set's key holds it, or more than one.
     """
-    found = [key for kind in _SET_KINDS for key in store.keys(kind) if text in key]
-    if text in found:
-        found = [text]
-    if len(found) != 1:
-        several = f"must name one set, not {len(found)}: {', '.join(found[:3])}" if found else "no set's key holds this"
+    keys = [key for kind in _SET_KINDS for key in store.keys(kind) if text in key]
+    if text in keys:
+        keys = [text]
+    if len(keys) != 1:
+        several = f"must name one set, not {len(keys)}: {', '.join(keys[:3])}" if keys else "no set's key holds this"
         raise BadInput("command line", "--key", text, f"{several}; `pdd explain` lists the keys of an experiment")
-    manifest = store.manifest(found[0])
-    sets = (*manifest.parents.get("sets", ()), manifest.key)
-    parents = {key: one.parents for key in store.keys("evaluate") if (one := results.manifest_of(store, key))}
+    last = store.manifest(keys[0])
+    sets = (*last.parents.get("sets", ()), last.key)
+    parents = {
+        key: manifest.parents
+        for key in store.keys("evaluate")
+        if (manifest := results.manifest_of(store, key)) is not None
+    }
     networks = tuple(key for key, roles in parents.items() if _trained_on(roles.get("sets", ()), sets))
-    method = _as_in_tables(manifest.spec, len(sets))
-    return Chain(sets=sets, networks=networks, method=method, origin=f"the set {manifest.key!r}, named by its key")
+    method = _as_in_tables(last.spec, len(sets))
+    return ChainKeys(sets=sets, networks=networks, method=method, origin=f"the set {last.key!r}, named by its key")
 
 
-def best_of_run(store: Store, run: str) -> Chain:
+def best_of_run(store: Store, run: str) -> ChainKeys:
     """The chain whose last set was best on held-out images, among all that a run or a sweep made or found.
 
     Raises:
@@ -196,10 +200,10 @@ def best_of_run(store: Store, run: str) -> Chain:
         for record in records
         if record["event"] in _FOUND_IN_JOURNAL and kind_of(record["key"]) == "distil"
     }
-    made = [manifest for key in sorted(keys) if (manifest := results.manifest_of(store, key)) is not None]
+    manifests = [manifest for key in sorted(keys) if (manifest := results.manifest_of(store, key)) is not None]
     scored = {
         manifest.key: accuracy
-        for manifest in made
+        for manifest in manifests
         if (accuracy := DistilOutcome.from_extra(manifest.extra).held_out) is not None
     }
     if not scored:
@@ -210,30 +214,30 @@ def best_of_run(store: Store, run: str) -> Chain:
     return replace(of_key(store, best), origin=origin)
 
 
-def gather(chain: Chain, store: Store) -> Exportable:
+def gather(keys: ChainKeys, store: Store) -> ExportSource:
     """Read and check all that an export needs.
 
     Raises:
         BadInput: a set is not made yet, or no network was measured on these sets.
         Damaged: a file is not what its manifest says.
     """
-    made = [store.has(key) for key in chain.sets]
-    if not all(made):
-        there = made.index(False)
+    present = [store.has(key) for key in keys.sets]
+    if not all(present):
+        there = present.index(False)
         fix = "run the experiment to its end first" + (f", or export what is there: --stages {there}" if there else "")
-        raise BadInput(str(store.root), f"stage {there + 1}", chain.sets[there], f"not made yet; {fix}")
-    sets = tuple(store.manifest(key) for key in chain.sets)
+        raise BadInput(str(store.root), f"stage {there + 1}", keys.sets[there], f"not made yet; {fix}")
+    sets = tuple(store.manifest(key) for key in keys.sets)
     (dataset,) = sets[0].parents["dataset"]
-    for key in (*chain.sets, dataset):
+    for key in (*keys.sets, dataset):
         if complaints := store.verify(key):
             raise Damaged(f"{'; '.join(complaints)}: run the experiment again, which makes it anew")
-    measured = tuple(_measured(chain, store))
-    if not any(one.stage == len(sets) for one in measured):
-        earlier = max((one.stage for one in measured), default=0)
+    measured = tuple(_measured(keys, store))
+    if not any(measurement.stage == len(sets) for measurement in measured):
+        earlier = max((measurement.stage for measurement in measured), default=0)
         also = f", or export what was measured: --stages {earlier}" if earlier else ""
         fix = f"no network was tested on these sets yet; run the experiment to its end first{also}"
-        raise BadInput(str(store.root), f"stage {len(sets)}", chain.sets[-1], fix)
-    return Exportable(chain=chain, sets=sets, dataset=store.manifest(dataset), measured=measured)
+        raise BadInput(str(store.root), f"stage {len(sets)}", keys.sets[-1], fix)
+    return ExportSource(keys=keys, sets=sets, dataset=store.manifest(dataset), measured=measured)
 
 
 def spec_of(manifest: Manifest) -> Spec:
@@ -242,15 +246,20 @@ def spec_of(manifest: Manifest) -> Spec:
     return SPECS[kind].model_validate_json(json.dumps(manifest.spec))
 
 
+def _unlike_the_card(measurement: Measurement) -> tuple[bool, bool]:
+    """Sorts what the card's code trains, a ConvNet on one stage after another, before anything else."""
+    return measurement.spec.network.architecture != "convnet", measurement.spec.mode != "progressive"
+
+
 def _arms(plan: Plan) -> dict[str, list[Cell]]:
     """The cells of every arm with sets, by its name in tables; the experiment is added if there are several."""
-    found: dict[str, list[Cell]] = {}
+    arms: dict[str, list[Cell]] = {}
     several = len({cell.experiment for cell in plan.cells}) > 1
     for cell in plan.cells:
         if cell.jobs and plan.graph[cell.jobs[0]].parents.get("sets"):
             name = results.arm_label(cell)
-            found.setdefault(f"{cell.experiment}: {name}" if several else name, []).append(cell)
-    return found
+            arms.setdefault(f"{cell.experiment}: {name}" if several else name, []).append(cell)
+    return arms
 
 
 def _names(label: str, cell: Cell) -> set[str]:
@@ -269,21 +278,21 @@ def _trained_on(trained: Sequence[str], sets: Sequence[str]) -> bool:
     return bool(trained) and tuple(trained) == tuple(sets[: len(trained)])
 
 
-def _measured(chain: Chain, store: Store) -> Iterable[Measured]:
+def _measured(keys: ChainKeys, store: Store) -> Iterable[Measurement]:
     """Networks by stage and by all of their spec but what makes each of them another one."""
     groups: dict[tuple[int, str], list[Manifest]] = {}
-    for manifest in (results.manifest_of(store, key) for key in chain.networks):
-        if manifest is not None and (stage := len(manifest.parents["sets"])) <= len(chain.sets):
+    for manifest in (results.manifest_of(store, key) for key in keys.networks):
+        if manifest is not None and (stage := len(manifest.parents["sets"])) <= len(keys.sets):
             groups.setdefault((stage, _protocol(manifest.spec)), []).append(manifest)
     for stage, protocol in sorted(groups, key=lambda group: group[0]):
-        members = sorted(groups[stage, protocol], key=lambda one: (one.spec["seed"], one.spec["index"]))
+        members = sorted(groups[stage, protocol], key=lambda network: (network.spec["seed"], network.spec["index"]))
         spec = spec_of(members[0])
         assert isinstance(spec, EvaluateSpec)
-        yield Measured(
+        yield Measurement(
             stage=stage,
             spec=spec,
-            keys=tuple(one.key for one in members),
-            values=tuple(NetworkOutcome.from_extra(one.extra).accuracy for one in members),
+            keys=tuple(network.key for network in members),
+            values=tuple(NetworkOutcome.from_extra(network.extra).accuracy for network in members),
         )
 
 

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from jobs.errors import BadInput
 from orchestrator.export import card
-from orchestrator.export.chain import Exportable, Measured
-from orchestrator.reports import images as pictures
+from orchestrator.export.chain import ExportSource, Measurement
+from orchestrator.reports import images
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.store.files import sha256_of
@@ -43,7 +43,7 @@ CARD, GRID, PROVENANCE = "README.md", "grid.png", "provenance.json"
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedFolder:
     """A folder that was written."""
 
     folder: Path
@@ -53,7 +53,7 @@ class Exported:
     test: int | None
     """Real test images in the folder; None if they stayed at home."""
     scale: str | None
-    protocol: Measured
+    protocol: Measurement
     """What the card's program should reach."""
     keys: tuple[str, ...]
     files: dict[str, str]
@@ -67,10 +67,10 @@ class Exported:
 
     def lines(self) -> Iterator[Text]:
         """The same for people."""
-        one, stages = self.protocol, "1 stage" if self.stages == 1 else f"{self.stages} stages"
+        protocol, stages = self.protocol, "1 stage" if self.stages == 1 else f"{self.stages} stages"
         yield Text(f"{self.folder}: {self.images} images in {stages}")
-        accuracy = f"{one.mean:.2f} ± {one.std:.2f} % test accuracy (n = {len(one.values)})"
-        yield Text(f"{one.spec.network.architecture}: {accuracy}")
+        accuracy = f"{protocol.mean:.2f} ± {protocol.std:.2f} % test accuracy (n = {len(protocol.values)})"
+        yield Text(f"{protocol.spec.network.architecture}: {accuracy}")
         if self.test is None:
             yield Text("without real test images, since no licence is known to allow it (--with-test: you say so)")
         yield Text(f"how to use it: {self.folder / CARD}")
@@ -85,17 +85,17 @@ class _Stage:
     step_size: float | None
 
 
-def write(folder: Path, made: Exportable, store: Store, *, with_test: bool = False) -> Exported:
+def write(folder: Path, source: ExportSource, store: Store, *, with_test: bool = False) -> ExportedFolder:
     """Write a set for strangers.
 
     Args:
         folder: where it shall be; absent or empty.
-        made: the set.
+        source: the set.
         store: where its files are.
         with_test: take the real test images along, whatever is known of their licence.
 
     Raises:
-        BadInput: the folder holds something, or cannot be made.
+        BadInput: the folder holds something, or cannot be source.
     """
     folder = folder.expanduser().absolute()
     _refuse_taken(folder)
@@ -107,21 +107,21 @@ def write(folder: Path, made: Exportable, store: Store, *, with_test: bool = Fal
         fix = f"give a folder that can be made ({error.strerror})"
         raise BadInput("command line", "--out", str(folder), fix) from error
     try:
-        contents = _fill(beside, made, store, with_test or card.may_travel(made.data.name))
+        contents = _fill(beside, made, store, with_test or card.may_travel(source.data.name))
         files = _sealed(beside)
         _refuse_taken(folder)
         os.rename(beside, folder)  # onto an empty folder at most
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return Exported(
+    return ExportedFolder(
         folder=folder,
-        stages=len(made.sets),
+        stages=len(source.sets),
         images=sum(contents.images),
         factor=contents.factor,
         test=contents.tests,
-        scale=made.chain.scale,
-        protocol=made.protocol,
-        keys=made.chain.sets,
+        scale=source.keys.scale,
+        protocol=source.protocol,
+        keys=source.keys.sets,
         files=files,
     )
 
@@ -131,16 +131,16 @@ def _refuse_taken(folder: Path) -> None:
         raise BadInput("command line", "--out", str(folder), "is there already; name a folder that is not, or is empty")
 
 
-def _fill(folder: Path, made: Exportable, store: Store, with_test: bool) -> card.Contents:
+def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool) -> card.Contents:
     """All files but for their permissions."""
     for name in ("data", "exact"):
         (folder / name).mkdir(mode=0o700)
-    key = made.dataset.key
+    key = source.dataset.key
     transform = datasets.read_transform(store.path(key, datasets.TRANSFORM))
     tested, answers, class_names = datasets.read_split(store.path(key, "test.arrow"))
-    sets = synthetic_set.newest(store, [one.key for one in made.sets])
-    stages = [_Stage(*one.expanded(), one.step_size) for one in sets]
-    pixels = [(transform.inverse(one.images), one.labels) for one in stages]
+    sets = synthetic_set.newest(store, [manifest.key for manifest in source.sets])
+    stages = [_Stage(*stored.expanded(), stored.step_size) for stored in sets]
+    pixels = [(transform.inverse(stage.images), stage.labels) for stage in stages]
     _write_pictures(folder / "data" / "train.parquet", pixels, class_names, first=1)
     _write_exact(folder / "exact" / "train.parquet", stages)
     shutil.copyfile(store.path(key, datasets.TRANSFORM), folder / "exact" / "transform.npz")
@@ -148,16 +148,16 @@ def _fill(folder: Path, made: Exportable, store: Store, with_test: bool) -> card
         _write_pictures(folder / "data" / "test.parquet", [(tested.float() / 255, answers)], class_names, first=0)
         pq.write_table(_pixels(tested, answers), folder / "exact" / "test.parquet")
     contents = card.Contents(
-        images=tuple(len(one.labels) for one in stages),
+        images=tuple(len(stage.labels) for stage in stages),
         factor=sets[0].factor,
-        step_sizes=tuple(one.step_size for one in stages),
+        step_sizes=tuple(stage.step_size for stage in stages),
         class_names=class_names,
         transform=transform,
         tests=len(answers) if with_test else None,
     )
-    (folder / GRID).write_bytes(_grid(folder / "data" / "train.parquet", made))
-    (folder / PROVENANCE).write_text(_provenance(made, store), encoding="utf-8")
-    (folder / CARD).write_text(card.render(made, contents), encoding="utf-8")
+    (folder / GRID).write_bytes(_grid(folder / "data" / "train.parquet", source))
+    (folder / PROVENANCE).write_text(_provenance(source, store), encoding="utf-8")
+    (folder / CARD).write_text(card.render(source, contents), encoding="utf-8")
     return contents
 
 
@@ -174,8 +174,8 @@ def _write_pictures(
 
 
 def _write_exact(path: Path, stages: Sequence[_Stage]) -> None:
-    images, labels = torch.cat([one.images for one in stages]), torch.cat([one.labels for one in stages])
-    numbers = np.repeat(np.arange(1, len(stages) + 1), [len(one.labels) for one in stages])
+    images, labels = torch.cat([stage.images for stage in stages]), torch.cat([stage.labels for stage in stages])
+    numbers = np.repeat(np.arange(1, len(stages) + 1), [len(stage.labels) for stage in stages])
     pq.write_table(_pixels(images, labels).append_column("stage", pa.array(numbers, pa.int64())), path)
 
 
@@ -186,36 +186,35 @@ def _pixels(images: Tensor, labels: Tensor) -> pa.Table:
     return pa.table({"pixels": pixels, "label": labels.numpy()})
 
 
-def _grid(path: Path, made: Exportable) -> bytes:
+def _grid(path: Path, source: ExportSource) -> bytes:
     """The exported pictures by class and stage, read back from the file."""
-    whole, stage = pictures.read_pictures(path), pq.read_table(path).column("stage").to_pylist()
+    whole, numbers = images.read_pictures(path), pq.read_table(path).column("stage").to_pylist()
     by_stage = [
-        pictures.PictureSet(
-            [image for image, number in zip(whole.images, stage, strict=True) if number == one],
-            [label for label, number in zip(whole.labels, stage, strict=True) if number == one],
+        images.PictureSet(
+            [image for image, number in zip(whole.images, numbers, strict=True) if number == stage],
+            [label for label, number in zip(whole.labels, numbers, strict=True) if number == stage],
             whole.class_names,
         )
-        for one in range(1, len(made.sets) + 1)
+        for stage in range(1, len(source.sets) + 1)
     ]
-    selected = made.last_distillation is None
+    selected = source.last_distillation is None
     headings = ["real images"] if selected else None
-    return pictures.png(pictures.grid_by_stage(by_stage, f"{made.chain.method} ({made.data.name})", headings))
+    return images.png(images.grid_by_stage(by_stage, f"{source.keys.method} ({source.data.name})", headings))
 
 
-def _provenance(made: Exportable, store: Store) -> str:
+def _provenance(source: ExportSource, store: Store) -> str:
     """The manifests of the sets, of all they hang on as far as it is there, and of the networks in the table."""
-    waiting = [*made.chain.sets, *(key for one in made.measured for key in one.keys)]
-    found: dict[str, Manifest] = {}
+    waiting = [*source.keys.sets, *(key for measurement in source.measured for key in measurement.keys)]
+    manifests: dict[str, Manifest] = {}
     while waiting:
         key = waiting.pop()
-        if key not in found and store.has(key):
-            found[key] = store.manifest(key)
-            waiting += [parent for keys in found[key].parents.values() for parent in keys]
+        if key not in manifests and store.has(key):
+            manifests[key] = store.manifest(key)
+            waiting += [parent for keys in manifests[key].parents.values() for parent in keys]
     names = ("key", "kind", "spec", "parents", "digest", "versions", "device", "seconds", "written", "extra")
-    ordered = [{name: getattr(found[key], name) for name in names} for key in sorted(found)]
-    return (
-        json.dumps({"schema": 1, "sets": list(made.chain.sets), "artifacts": ordered}, indent=1, allow_nan=False) + "\n"
-    )
+    ordered = [{name: getattr(manifests[key], name) for name in names} for key in sorted(manifests)]
+    document = {"schema": 1, "sets": list(source.keys.sets), "artifacts": ordered}
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _sealed(folder: Path) -> dict[str, str]:

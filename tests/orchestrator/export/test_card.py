@@ -11,7 +11,7 @@ from jobs.graph import Job
 from jobs.specs import DatasetSpec, DistilSpec, EvaluateSpec, NetworkSpec, SgdSpec
 from orchestrator.export import card
 from orchestrator.export.card import Contents
-from orchestrator.export.chain import Chain, Exportable, Measured
+from orchestrator.export.chain import ChainKeys, ExportSource, Measurement
 from workers.data import preprocess
 from workers.store.store import Manifest
 from workers.training import networks
@@ -46,7 +46,7 @@ def a_set(
     training: dict[str, Any] | None = None,
     tests: int | None = 20,
     mode: str = "progressive",
-) -> tuple[Exportable, Contents]:
+) -> tuple[ExportSource, Contents]:
     """A set of two stages that never was made, and what its files would hold."""
     channels, height, width = shape
     data = Job.make(
@@ -76,10 +76,10 @@ def a_set(
     tested = EvaluateSpec.model_validate(
         {"mode": mode, "network": build.model_dump(), "training": {"epochs": 6, **(training or {})}, "index": 0}
     )
-    measured = Measured(stage=2, spec=tested, keys=("evaluate-a", "evaluate-b"), values=(50.0, 60.0))
-    chain = Chain(sets=tuple(one.key for one in sets), networks=measured.keys, method="PDD+MTT", origin="a test")
-    made = Exportable(
-        chain=chain, sets=tuple(manifest(one) for one in sets), dataset=manifest(data), measured=(measured,)
+    measured = Measurement(stage=2, spec=tested, keys=("evaluate-a", "evaluate-b"), values=(50.0, 60.0))
+    chain = ChainKeys(sets=tuple(one.key for one in sets), networks=measured.keys, method="PDD+MTT", origin="a test")
+    made = ExportSource(
+        keys=chain, sets=tuple(manifest(one) for one in sets), dataset=manifest(data), measured=(measured,)
     )
     images = torch.randint(0, 256, (200, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
     contents = Contents(
@@ -93,7 +93,7 @@ def a_set(
     return made, contents
 
 
-def names_of(made: Exportable, contents: Contents) -> dict[str, Any]:
+def names_of(made: ExportSource, contents: Contents) -> dict[str, Any]:
     """What the program defines, before it reads or trains anything."""
     found: dict[str, Any] = {}
     definitions, read, _ = card.program(made, contents).partition("\n\nx, y, stage = ")

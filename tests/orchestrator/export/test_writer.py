@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ import yaml
 from PIL import Image
 
 from jobs.errors import BadInput, Damaged
-from orchestrator.export import chain as exportable
+from orchestrator.export import chain as chains
 from orchestrator.export import writer
-from orchestrator.export.chain import Exportable
+from orchestrator.export.chain import ExportSource
 from orchestrator.runs.journal import NAME, Journal
 from tests.workers.workshop import ONE_STAGE, TWO_STAGES, Workshop
 from workers.data import dataset, multi_formation, synthetic_set
 from workers.data.synthetic_set import EXACT
+from workers.store.manifest import Manifest
 
 RANDOM = {"method": "random", "ipc_per_stage": 1}
 
@@ -45,12 +47,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return evaluated(tmp_path_factory.mktemp("exporting"), TWO_STAGES, ONE_STAGE, RANDOM)
 
 
-def made_of(workshop: Workshop, arm: str | None = "PDD+MTT", stages: int | None = None) -> Exportable:
-    return exportable.gather(exportable.of_experiment(workshop.plan, arm).prefix(stages), workshop.store)
+def made_of(workshop: Workshop, arm: str | None = "PDD+MTT", stages: int | None = None) -> ExportSource:
+    return chains.gather(chains.of_experiment(workshop.plan, arm).prefix(stages), workshop.store)
 
 
 @pytest.fixture(scope="module")
-def exported(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> writer.Exported:
+def exported(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> writer.ExportedFolder:
     """The two stages as a folder."""
     return writer.write(tmp_path_factory.mktemp("out") / "set", made_of(workshop), workshop.store)
 
@@ -74,7 +76,7 @@ def run_program(folder: Path, text: str | None = None) -> tuple[float, float, in
 # The folder.
 
 
-def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: writer.Exported) -> None:
+def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: writer.ExportedFolder) -> None:
     names = "README.md grid.png provenance.json data/train.parquet data/test.parquet exact/train.parquet"
     assert set(exported.files) == {*names.split(), "exact/test.parquet", "exact/transform.npz"}
     for path in [exported.folder, *exported.folder.rglob("*")]:
@@ -82,7 +84,7 @@ def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: wri
     assert [path.name for path in exported.folder.parent.iterdir()] == ["set"]
 
 
-def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: writer.Exported) -> None:
+def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: writer.ExportedFolder) -> None:
     table = pq.read_table(exported.folder / "data" / "train.parquet")
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert features["image"] == {"_type": "Image"}
@@ -95,7 +97,7 @@ def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: wri
     assert test.schema.equals(table.schema) and set(test.column("stage").to_pylist()) == {0}
 
 
-def test_exact_pixels_are_those_of_the_store_bit_for_bit(exported: writer.Exported, workshop: Workshop) -> None:
+def test_exact_pixels_are_those_of_the_store_bit_for_bit(exported: writer.ExportedFolder, workshop: Workshop) -> None:
     table = pq.read_table(exported.folder / "exact" / "train.parquet")
     pixels = np.array(table.column("pixels").to_pylist(), dtype=np.float32).reshape(-1, 1, 8, 8)
     stored = [synthetic_set.read(workshop.store.path(key, EXACT)) for key in exported.keys]
@@ -103,7 +105,7 @@ def test_exact_pixels_are_those_of_the_store_bit_for_bit(exported: writer.Export
     assert table.column("label").to_pylist() == torch.cat([one.labels for one in stored]).tolist()
 
 
-def test_pictures_are_the_exact_pixels_clamped_and_rounded(exported: writer.Exported) -> None:
+def test_pictures_are_the_exact_pixels_clamped_and_rounded(exported: writer.ExportedFolder) -> None:
     exact = pq.read_table(exported.folder / "exact" / "train.parquet").column("pixels").to_pylist()
     with np.load(exported.folder / "exact" / "transform.npz", allow_pickle=False) as constants:
         pixels = np.array(exact, dtype=np.float32) * constants["std"] + constants["mean"]
@@ -112,14 +114,14 @@ def test_pictures_are_the_exact_pixels_clamped_and_rounded(exported: writer.Expo
     assert np.abs(pixels.clip(0, 1) * 255 - seen).max() <= 0.5 + 1e-3
 
 
-def test_test_images_are_those_the_networks_were_tested_on(exported: writer.Exported, workshop: Workshop) -> None:
+def test_test_images_are_those_the_networks_were_tested_on(exported: writer.ExportedFolder, workshop: Workshop) -> None:
     images, labels, _ = dataset.read_split(workshop.store.path(workshop.job("dataset").key, "test.arrow"))
     table = pq.read_table(exported.folder / "exact" / "test.parquet")
     assert np.array_equal(np.array(table.column("pixels").to_pylist()).reshape(images.shape), images.numpy())
     assert table.column("label").to_pylist() == labels.tolist() and exported.test == len(labels) == 200
 
 
-def test_provenance_names_every_ancestor_once(exported: writer.Exported, workshop: Workshop) -> None:
+def test_provenance_names_every_ancestor_once(exported: writer.ExportedFolder, workshop: Workshop) -> None:
     document = json.loads((exported.folder / "provenance.json").read_text())
     listed = [one["key"] for one in document["artifacts"]]
     networks = [key for one in made_of(workshop).measured for key in one.keys]
@@ -128,7 +130,7 @@ def test_provenance_names_every_ancestor_once(exported: writer.Exported, worksho
     assert str(workshop.store.root) not in (exported.folder / "provenance.json").read_text()
 
 
-def test_the_same_set_gives_the_same_files(exported: writer.Exported, workshop: Workshop, tmp_path: Path) -> None:
+def test_the_same_set_gives_the_same_files(exported: writer.ExportedFolder, workshop: Workshop, tmp_path: Path) -> None:
     again = writer.write(tmp_path / "again", made_of(workshop), workshop.store)
     assert again.files == exported.files
 
@@ -136,7 +138,7 @@ def test_the_same_set_gives_the_same_files(exported: writer.Exported, workshop: 
 # The card.
 
 
-def test_the_cards_header_is_what_the_hub_reads(exported: writer.Exported) -> None:
+def test_the_cards_header_is_what_the_hub_reads(exported: writer.ExportedFolder) -> None:
     header = yaml.safe_load((exported.folder / "README.md").read_text().split("---\n")[1])
     assert header["license"] == "cc-by-4.0" and header["task_categories"] == ["image-classification"]
     files = [one["path"] for config in header["configs"] for one in config["data_files"]]
@@ -145,7 +147,7 @@ def test_the_cards_header_is_what_the_hub_reads(exported: writer.Exported) -> No
 
 
 def test_the_card_says_scale_accuracies_step_sizes_keys_sources_and_licence(
-    exported: writer.Exported, workshop: Workshop
+    exported: writer.ExportedFolder, workshop: Workshop
 ) -> None:
     card = (exported.folder / "README.md").read_text()
     accuracies = [workshop.store.manifest(key).extra["accuracy"] for key in exported.protocol.keys]
@@ -160,7 +162,7 @@ def test_the_card_says_scale_accuracies_step_sizes_keys_sources_and_licence(
     assert "CC BY 4.0" in card and "{{" not in card and "{%" not in card
 
 
-def test_the_cards_program_repeats_the_networks_of_the_table(exported: writer.Exported) -> None:
+def test_the_cards_program_repeats_the_networks_of_the_table(exported: writer.ExportedFolder) -> None:
     mean, std, n = run_program(exported.folder)
     assert (mean, std) == pytest.approx((exported.protocol.mean, exported.protocol.std), abs=0.006)
     assert n == len(exported.protocol.values) == 2
@@ -229,10 +231,10 @@ def test_real_images_say_that_they_are_real_and_use_the_recipes_rate(workshop: W
 
 
 def test_by_its_key_a_set_has_the_same_files_but_no_scale(
-    exported: writer.Exported, workshop: Workshop, tmp_path: Path
+    exported: writer.ExportedFolder, workshop: Workshop, tmp_path: Path
 ) -> None:
-    chain = exportable.of_key(workshop.store, exported.keys[-1][5:])
-    done = writer.write(tmp_path / "out", exportable.gather(chain, workshop.store), workshop.store)
+    chain = chains.of_key(workshop.store, exported.keys[-1][5:])
+    done = writer.write(tmp_path / "out", chains.gather(chain, workshop.store), workshop.store)
     assert done.scale is None and done.protocol == exported.protocol
     assert {name for name in done.files if done.files[name] != exported.files[name]} == {"README.md"}
     card = (done.folder / "README.md").read_text()
@@ -247,16 +249,16 @@ def test_the_best_of_a_run_is_the_best_on_held_out_images(workshop: Workshop, tm
             journal.write("job_cached", key=key)
     for number, key in enumerate(keys):
         path = copy.store.path(key, EXACT).parent / "manifest.json"
-        document = json.loads(path.read_text())
-        document["extra"]["validation_accuracy"] = 90.0 - number
-        path.write_text(json.dumps(document))
+        manifest = Manifest.from_json(path.read_bytes())
+        extra = manifest.extra | {"validation_accuracy": 90.0 - number}
+        path.write_bytes(replace(manifest, extra=extra).to_json())
     assert (copy.store.run_folder("some") / NAME).is_file()
-    assert exportable.best_of_run(copy.store, "some").sets[-1] == keys[1], "the run never had the first one"
+    assert chains.best_of_run(copy.store, "some").sets[-1] == keys[1], "the run never had the first one"
 
 
 def test_multi_formation_images_come_decoded(workshop: Workshop, tmp_path: Path) -> None:
     copy = workshop.copy(tmp_path)
-    key = made_of(copy, "MTT").chain.sets[0]
+    key = made_of(copy, "MTT").keys.sets[0]
     folder = copy.store.path(key, EXACT).parent
     stored = synthetic_set.read(folder)
     transform = dataset.read_transform(copy.store.path(copy.job("dataset").key, dataset.TRANSFORM))
@@ -276,7 +278,7 @@ def test_multi_formation_images_come_decoded(workshop: Workshop, tmp_path: Path)
 # What is refused.
 
 
-def refused(folder: Path, made: Exportable, workshop: Workshop) -> None:
+def refused(folder: Path, made: ExportSource, workshop: Workshop) -> None:
     before = sorted(folder.parent.rglob("*"))
     with pytest.raises(BadInput, match="is there already"):
         writer.write(folder, made, workshop.store)
@@ -310,7 +312,7 @@ def test_what_breaks_half_way_leaves_nothing(
 def test_an_unknown_or_unclear_arm_is_told_the_known_ones(workshop: Workshop) -> None:
     for arm in ("DSA", None):
         with pytest.raises(BadInput) as told:
-            exportable.of_experiment(workshop.plan, arm)
+            chains.of_experiment(workshop.plan, arm)
         for known in ("Random, 1 image per class", "MTT, 1 image per class", "PDD+MTT, 2 stages of 1 image per class"):
             assert known in told.value.fix
 
@@ -319,48 +321,48 @@ def test_arms_that_are_called_alike_are_not_guessed_between(tmp_path: Path) -> N
     arms = [{**TWO_STAGES}, {**TWO_STAGES, "set": {"distil.iterations": 7}}]
     twins = Workshop.open(tmp_path, scale="tiny", arms=arms)
     with pytest.raises(BadInput, match="several arms are called so"):
-        exportable.of_experiment(twins.plan, "PDD+MTT")
+        chains.of_experiment(twins.plan, "PDD+MTT")
 
 
 def test_a_stage_that_is_not_made_yet_is_named_with_the_prefix_that_is(workshop: Workshop, tmp_path: Path) -> None:
     copy = workshop.copy(tmp_path)
-    chain = exportable.of_experiment(copy.plan, "PDD+MTT")
+    chain = chains.of_experiment(copy.plan, "PDD+MTT")
     copy.store.remove(chain.sets[1])
     with pytest.raises(BadInput, match="stage 2 is .*not made yet; .*--stages 1"):
-        exportable.gather(chain, copy.store)
-    assert len(exportable.gather(chain.prefix(1), copy.store).sets) == 1
+        chains.gather(chain, copy.store)
+    assert len(chains.gather(chain.prefix(1), copy.store).sets) == 1
     with pytest.raises(BadInput, match="--stages is 3: must be 1 to 2"):
         chain.prefix(3)
 
 
 def test_a_set_that_no_network_was_tested_on_is_not_given_away(workshop: Workshop, tmp_path: Path) -> None:
     copy = workshop.copy(tmp_path)
-    chain = exportable.of_experiment(copy.plan, "PDD+MTT")
+    chain = chains.of_experiment(copy.plan, "PDD+MTT")
     for key in chain.networks[2:]:
         copy.store.remove(key)
     with pytest.raises(BadInput, match="no network was tested .*--stages 1"):
-        exportable.gather(chain, copy.store)
+        chains.gather(chain, copy.store)
 
 
 def test_a_damaged_set_is_not_given_away(workshop: Workshop, tmp_path: Path) -> None:
     copy = workshop.copy(tmp_path)
-    chain = exportable.of_experiment(copy.plan, "PDD+MTT")
+    chain = chains.of_experiment(copy.plan, "PDD+MTT")
     path = copy.store.path(chain.sets[0], EXACT)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(Damaged, match="sha256"):
-        exportable.gather(chain, copy.store)
+        chains.gather(chain, copy.store)
 
 
 @pytest.mark.parametrize(("text", "told"), [("nothing-like-it", "no set's key"), ("distil-mtt", "must name one set")])
 def test_a_key_that_names_no_set_or_several_is_refused(workshop: Workshop, text: str, told: str) -> None:
     with pytest.raises(BadInput, match=told):
-        exportable.of_key(workshop.store, text)
+        chains.of_key(workshop.store, text)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_hugging_face_library_reads_the_folder(exported: writer.Exported, tmp_path: Path) -> None:
+def test_the_hugging_face_library_reads_the_folder(exported: writer.ExportedFolder, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     files = str(exported.folder / "data" / "train.parquet")
     read = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))["train"]
