@@ -224,7 +224,7 @@ def _front(source: ExportSource, contents: Contents, title: str) -> str:
     many = sum(contents.images) + (contents.tests or 0)
     header = {
         "pretty_name": title,
-        "license": DATASETS[source.data.name].hub_licence if made.data.name in DATASETS else "unknown",
+        "license": DATASETS[source.data.name].hub_licence if source.data.name in DATASETS else "unknown",
         "task_categories": ["image-classification"],
         "tags": ["dataset-distillation"] if source.last_distillation else ["coreset-selection"],
         "size_categories": [next((word for most, word in _SIZES if many < most), "n>1M")],

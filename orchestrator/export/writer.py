@@ -107,7 +107,7 @@ def write(folder: Path, source: ExportSource, store: Store, *, with_test: bool =
         fix = f"give a folder that can be made ({error.strerror})"
         raise BadInput("command line", "--out", str(folder), fix) from error
     try:
-        contents = _fill(beside, made, store, with_test or card.may_travel(source.data.name))
+        contents = _fill(beside, source, store, with_test or card.may_travel(source.data.name))
         files = _sealed(beside)
         _refuse_taken(folder)
         os.rename(beside, folder)  # onto an empty folder at most
