@@ -11,12 +11,14 @@ to one that somebody else keeps running.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
@@ -40,21 +42,52 @@ class LocalClusterSpec(Frozen):
 
     def count(self) -> int:
         """How many jobs run at a time."""
-        return len(os.sched_getaffinity(0)) if self.workers == "auto" else max(1, self.workers)
+        return usable_cores() if self.workers == "auto" else max(1, self.workers)
 
     def limited(self, workers: int) -> LocalClusterSpec:
         """This cluster with another number of worker processes; 0 is none but this one."""
         return self.model_copy(update={"workers": workers})
 
 
+def _known_gpus(gpus: int | str) -> int | str:
+    if re.fullmatch(r"\d+|[A-Za-z][\w.-]*:[1-9]\d*", str(gpus)) is None:
+        raise ValueError("must be a number, or a type and a number such as a100:2")
+    return gpus
+
+
+def usable_cores(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """The cores that this process may use: by its affinity, its SLURM job's share, and the quotas of its cgroups."""
+    limits = [len(os.sched_getaffinity(0)), *_cpu_quotas(cgroups, own)]
+    share = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if share.isdigit() and int(share) > 0:
+        limits.append(int(share))
+    return max(1, min(limits))
+
+
+def _cpu_quotas(cgroups: Path, own: Path) -> Iterator[int]:
+    """The whole cores that each cgroup (version 2) around this process allows it."""
+    with suppress(OSError):
+        name = own.read_text(encoding="utf-8").splitlines()[-1].rpartition("::")[2].strip("/")
+        folder = cgroups / name
+        for path in (folder, *folder.parents[: len(Path(name).parts)]):
+            with suppress(OSError, ValueError):  # no such file, or "max": no quota
+                quota, period = map(int, (path / "cpu.max").read_text(encoding="ascii").split())
+                yield quota // period
+
+
 class HeadSpec(Frozen):
-    """The small SLURM job of the driver and the Ray head (elastic mode); null is what the workers have."""
+    """The small SLURM job of the driver and the Ray head (elastic mode).
+
+    Null is what the workers have for `partition`, `qos` and `minutes`, and the site's default for `memory`.
+    """
 
     partition: str | None = None
     qos: str | None = None
     cpus: Count = 2
     memory: str | None = None
     minutes: Count | None = None
+    sbatch: dict[str, str | int | bool] = {}
+    """Further sbatch options of the head job by their long names, without the dashes."""
 
 
 class SlurmClusterSpec(Frozen):
@@ -70,20 +103,25 @@ class SlurmClusterSpec(Frozen):
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: Index = 0
+    gpus: Annotated[int | str, AfterValidator(_known_gpus)] = 0
+    """GPUs of a worker: a number, or with their type, such as `a100:2`."""
+    gres: Annotated[str, Field(pattern=r"^gpu(:[A-Za-z][\w.-]*)?:[1-9]\d*$")] | None = None
+    """Instead of `gpus`, where the site gives GPUs only as generic resources, such as `gpu:2`."""
     cpus: Count = 1
     memory: str | None = None
     minutes: Count = 240
     max_workers: Count = 4
+    min_workers: Index = 0
+    """So many workers are kept although they have nothing to do, until the run ends: no queueing between stages."""
     slots: Count | Literal["auto"] = "auto"
     array_throttle: Count | None = None
     """How many workers of one array SLURM may run at a time; null is all of them."""
     setup: Lines = ()
-    """Shell lines before Python starts: modules, conda."""
+    """Shell lines before Python starts: modules, conda; one that fails ends the job."""
     python: str | None = None
     """The interpreter on the nodes; null is the one that submits."""
     sbatch: dict[str, str | int | bool] = {}
-    """Further sbatch options by their long names, without the dashes."""
+    """Further sbatch options of the workers, in gang mode of the job, by their long names, without the dashes."""
     head: HeadSpec = HeadSpec()
     shared_folder: str | None = None
     """Visible from all nodes, for the run's token and SLURM's logs; null is the store."""
@@ -96,10 +134,21 @@ class SlurmClusterSpec(Frozen):
     lead_seconds: Count = 120
     """So long before its walltime a worker saves its work and is requeued."""
 
+    @model_validator(mode="after")
+    def _ask_for_gpus_once(self) -> SlurmClusterSpec:
+        if self.gres is not None and self.gpus != 0:
+            raise ValueError("gpus and gres both ask for GPUs; leave one of them out")
+        return self
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of a worker, of whatever type."""
+        return int(str(self.gres or self.gpus).rpartition(":")[2])
+
     @property
     def slots_per_worker(self) -> int:
         """Jobs that a worker does at a time."""
-        return (self.gpus or self.cpus) if self.slots == "auto" else self.slots
+        return (self.gpu_count or self.cpus) if self.slots == "auto" else self.slots
 
     def count(self) -> int:
         """Jobs that run at a time when all workers are there."""

@@ -81,11 +81,11 @@ def partition_finding(role: str, name: str, minutes: int, fields: Mapping[str, s
 
 
 def _gpus(spec: SlurmClusterSpec, config: Mapping[str, str]) -> Iterator[Finding]:
-    if spec.gpus and "gpu" not in config.get("GresTypes", ""):
+    if spec.gpu_count and "gpu" not in config.get("GresTypes", ""):
         fix = "set gpus to 0, or ask the site for GresTypes=gpu"
-        yield Finding("GPUs", False, f"{spec.gpus} a worker, but SLURM offers none", fix)
-    elif spec.gpus:
-        yield Finding("GPUs", True, f"{spec.gpus} a worker")
+        yield Finding("GPUs", False, f"{spec.gpu_count} a worker, but SLURM offers none", fix)
+    elif spec.gpu_count:
+        yield Finding("GPUs", True, f"{spec.gres or spec.gpus} a worker")
 
 
 def _on_a_node(place: Target, spec: SlurmClusterSpec) -> list[Finding]:
@@ -112,6 +112,7 @@ def node_command(spec: SlurmClusterSpec, folder: Path) -> list[str]:
         "qos": spec.qos,
         "constraint": spec.constraint,
         "gpus-per-node": spec.gpus or None,
+        "gres": spec.gres,
         "cpus-per-task": spec.cpus,
         "mem": spec.memory,
         "time": 5,
@@ -170,7 +171,7 @@ def node_findings(
 
 def _node_gpus(spec: SlurmClusterSpec, variable: str | None) -> Finding:
     try:
-        seen = parsers.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpus)
+        seen = parsers.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpu_count)
     except ValueError as error:
         return Finding("GPUs on a node", False, f"CUDA_VISIBLE_DEVICES is {variable!r}", str(error))
     return Finding("GPUs on a node", True, ", ".join(seen) or "none, none asked for")

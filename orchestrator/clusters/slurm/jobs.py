@@ -103,7 +103,7 @@ class WorkerJob(SlurmJob):
         self.leave_on_term()
         spec = SlurmClusterSpec.model_validate(self.order["cluster"])
         try:
-            visible_gpus(os.environ, spec.gpus)
+            visible_gpus(os.environ, spec.gpu_count)
             self.node = Node(spec.temporary_folder, self.run_folder.token, spec.interface)
         except (ValueError, PddError) as error:
             self.run_folder.refuse(job_id(), str(error))
@@ -116,7 +116,7 @@ class WorkerJob(SlurmJob):
             self.node.close()
 
     def _work(self, spec: SlurmClusterSpec, node: Node, time_limit: TimeLimit) -> None:
-        offer = Offer(spec.slots_per_worker, spec.gpus, job_id())
+        offer = Offer(spec.slots_per_worker, spec.gpu_count, job_id())
         monitor = HeadMonitor(self.run_folder)
         joined, crashes = "", 0
         while not self.leaving and not self.run_folder.dismissed(offer.job) and not monitor.silent():
@@ -249,7 +249,7 @@ class GangJob(HeadJob):
 
     def offer(self, spec: SlurmClusterSpec) -> Offer:
         """The head's node works as the others do."""
-        return Offer(spec.slots_per_worker, spec.gpus)
+        return Offer(spec.slots_per_worker, spec.gpu_count)
 
     def time_limit(self, spec: SlurmClusterSpec, node: Node) -> TimeLimit:
         """The node's time limit is that of the job."""

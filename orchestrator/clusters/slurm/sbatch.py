@@ -7,7 +7,7 @@ job id that SLURM has given out again can therefore never be taken for ours.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ Role = Literal["head", "worker", "gang"]
 
 MANY_TIMEOUTS = 1_000_000
 """Submitit takes each preemption of a short job for a timeout and would stop requeueing after three."""
+SETUP_FAILED = "a setup line of cluster.yaml failed with exit code"
+"""What stands in a job's log before the code and the command."""
 
 
 def name_of(run: str, role: Role) -> str:
@@ -25,7 +27,9 @@ def name_of(run: str, role: Role) -> str:
     return f"pdd-{run}-{role}"
 
 
-def parameters(spec: SlurmClusterSpec, run: str, role: Role, code: Path) -> dict[str, Any]:
+def parameters(
+    spec: SlurmClusterSpec, run: str, role: Role, code: Path, exclude: Collection[str] = ()
+) -> dict[str, Any]:
     """Submitit's parameters of a job of this role.
 
     Args:
@@ -33,8 +37,12 @@ def parameters(spec: SlurmClusterSpec, run: str, role: Role, code: Path) -> dict
         run: the run's name.
         role: `head` and `worker` of elastic mode, or the one `gang` job.
         code: the folder in which the packages of this project lie.
+        exclude: nodes on which the job must not run.
     """
     small = role == "head"
+    options = spec.head.sbatch if small else spec.sbatch
+    if exclude:
+        options = {**options, "exclude": ",".join([*filter(None, [str(options.get("exclude", ""))]), *sorted(exclude)])}
     return _without_none(
         {
             "job_name": name_of(run, role),
@@ -47,21 +55,30 @@ def parameters(spec: SlurmClusterSpec, run: str, role: Role, code: Path) -> dict
             "ntasks_per_node": 1,
             "cpus_per_task": spec.head.cpus if small else spec.cpus + (1 if role == "gang" else 0),
             "gpus_per_node": None if small or spec.gpus == 0 else spec.gpus,
-            "mem": (spec.head.memory if small else None) or spec.memory,
+            "gres": None if small else spec.gres,
+            "mem": spec.head.memory if small else spec.memory,
             "time": (spec.head.minutes if small else None) or spec.minutes,
             "signal_delay_s": lead_seconds(spec, role),
             "array_parallelism": spec.array_throttle or spec.max_workers,
             "setup": [
                 "umask 077",
-                *spec.setup,
+                *checked(spec.setup),
                 "export PYTHONSAFEPATH=1",
                 f"export PYTHONPATH={shlex.quote(str(code))}",
             ],
             "srun_args": ["--kill-on-bad-exit=1"],
             "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True, **spec.sbatch},
+            "additional_parameters": {"requeue": True, **options},
         }
     ) | {"wckey": None}  # Submitit's own default would stand in its place
+
+
+def checked(setup: Sequence[str]) -> list[str]:
+    """The setup lines so that one that fails ends the job and is named in its log."""
+    if not setup:
+        return []
+    report = f'code=$?; [ $code -eq 0 ] || echo "{SETUP_FAILED} $code: $BASH_COMMAND"'
+    return [f"trap {shlex.quote(report)} EXIT", "set -e", *setup, "set +e", "trap - EXIT"]
 
 
 def lead_seconds(spec: SlurmClusterSpec, role: Role) -> int:

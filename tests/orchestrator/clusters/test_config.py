@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, choose_target
+from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, choose_target, usable_cores
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -33,6 +34,35 @@ def test_slots_are_gpus_else_cores_else_what_is_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "count"),
+    [({"gpus": 2}, 2), ({"gpus": "a100:2"}, 2), ({"gres": "gpu:3"}, 3), ({"gres": "gpu:a100:4"}, 4), ({}, 0)],
+)
+def test_gpus_are_counted_with_and_without_their_type(fields: dict[str, Any], count: int) -> None:
+    spec = SlurmClusterSpec.model_validate({"kind": "slurm", **fields})
+    assert spec.gpu_count == count and spec.slots_per_worker == max(1, count)
+
+
+def test_workers_here_are_no_more_than_affinity_slurm_and_quotas_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    own = tmp_path / "cgroup"
+    own.write_text("0::/jobs/7\n")
+    (tmp_path / "jobs" / "7").mkdir(parents=True)
+    assert usable_cores(tmp_path, own) == usable_cores(tmp_path, tmp_path / "none") == 16
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "jobs" / "7" / "cpu.max").write_text("1050000 100000\n")
+    assert usable_cores(tmp_path, own) == 10
+    (tmp_path / "jobs" / "cpu.max").write_text("350000 100000\n")
+    assert usable_cores(tmp_path, own) == 3
+    (tmp_path / "jobs" / "cpu.max").write_text("50000 100000\n")
+    assert usable_cores(tmp_path, own) == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "5")
+    assert usable_cores(tmp_path, tmp_path / "none") == 5
+
+
+@pytest.mark.parametrize(
     ("entry", "field", "fix"),
     [
         ("{kind: slurm, partitoin: gpu}", "clusters.s.partitoin", "known here: account, array_throttle, "),
@@ -41,6 +71,8 @@ def test_slots_are_gpus_else_cores_else_what_is_said() -> None:
         ("{kind: ray}", "clusters.s.address", "required"),
         ("{kind: ray, address: nowhere}", "clusters.s.address", "string should match pattern"),
         ("{kind: slurm, mode: swarm}", "clusters.s.mode", "'elastic' or 'gang'"),
+        ("{kind: slurm, gpus: 'a100'}", "clusters.s.gpus", "such as a100:2"),
+        ("{kind: slurm, gpus: 1, gres: 'gpu:1'}", "clusters.s", "gpus and gres both ask for GPUs"),
     ],
 )
 def test_what_is_not_known_is_refused_with_what_is(tmp_path: Path, entry: str, field: str, fix: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,10 @@ FULL = SlurmClusterSpec.model_validate(
         "array_throttle": 5,
         "setup": ["module load cuda"],
         "sbatch": {"exclusive": True, "requeue": False},
-        "head": {"partition": "cpu", "qos": "short", "cpus": 3, "memory": "4G", "minutes": 2000},
+        "head": {
+            **{"partition": "cpu", "qos": "short", "cpus": 3, "memory": "4G", "minutes": 2000},
+            "sbatch": {"nice": 5},
+        },
     }
 )
 SETUP = ["export PYTHONSAFEPATH=1", "export PYTHONPATH='/a folder/code'"]
@@ -54,7 +58,10 @@ def test_every_field_of_a_worker_reaches_submitit() -> None:
     told = ("partition", "account", "qos", "constraint", "gpus_per_node", "cpus_per_task", "mem", "time")
     assert [made[name] for name in told] == ["gpu", "vision", "long", "a100", 2, 8, "32G", 600]
     assert made["array_parallelism"] == 5
-    assert made["setup"] == ["umask 077", "module load cuda", *SETUP]
+    assert [line for line in made["setup"] if "trap" not in line] == [
+        *("umask 077", "set -e", "module load cuda", "set +e"),
+        *SETUP,
+    ]
     assert made["additional_parameters"] == {"requeue": False, "exclusive": True}
 
 
@@ -63,6 +70,42 @@ def test_the_head_is_small_and_asks_for_no_gpu() -> None:
     told = ("job_name", "partition", "qos", "account", "cpus_per_task", "mem", "time", "nodes")
     assert [made[name] for name in told] == ["pdd-r-head", "cpu", "short", "vision", 3, "4G", 2000, 1]
     assert not {"gpus_per_node", "constraint"} & made.keys()
+    assert made["additional_parameters"] == {"requeue": True, "nice": 5}  # not the workers'
+
+
+def test_a_head_whose_memory_is_open_takes_the_sites_default_and_not_the_workers() -> None:
+    spec = PLAIN.model_copy(update={"memory": "200G"})
+    assert "mem" not in sbatch.parameters(spec, "r", "head", Path("/code"))
+    assert sbatch.parameters(spec, "r", "worker", Path("/code"))["mem"] == "200G"
+
+
+def test_typed_gpus_and_generic_resources_reach_slurm_as_they_are_written() -> None:
+    typed = PLAIN.model_copy(update={"gpus": "a100:2"})
+    assert sbatch.parameters(typed, "r", "worker", Path("/code"))["gpus_per_node"] == "a100:2"
+    generic = sbatch.parameters(PLAIN.model_copy(update={"gres": "gpu:2"}), "r", "worker", Path("/code"))
+    assert generic["gres"] == "gpu:2" and "gpus_per_node" not in generic
+
+
+@pytest.mark.parametrize(("given", "exclude"), [({}, "bad1,bad2"), ({"exclude": "old[1,3]"}, "old[1,3],bad1,bad2")])
+def test_nodes_that_are_avoided_join_those_of_the_user(given: dict[str, str], exclude: str) -> None:
+    spec = PLAIN.model_copy(update={"sbatch": given})
+    made = sbatch.parameters(spec, "r", "worker", Path("/code"), exclude={"bad2", "bad1"})
+    assert made["additional_parameters"]["exclude"] == exclude
+
+
+@pytest.mark.parametrize(
+    ("setup", "code", "log"),
+    [
+        (["true", "echo loaded"], 0, "loaded\npython"),
+        (["echo out", "if true", "then false", "fi", "echo never"], 1, f"out\n{sbatch.SETUP_FAILED} 1: false"),
+        (["load() { echo no such module; return 3; }", "load cuda"], 3, f"{sbatch.SETUP_FAILED} 3: "),
+        ([], 0, "python"),
+    ],
+)
+def test_a_setup_line_that_fails_ends_the_job_and_is_named(setup: list[str], code: int, log: str) -> None:
+    script = "\n".join([*sbatch.checked(setup), "false", "echo python"])  # what follows is not held to it
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode == code and log in done.stdout
 
 
 def test_a_gang_is_one_job_of_all_nodes_with_a_core_more_for_the_driver() -> None:
