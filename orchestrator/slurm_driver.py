@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def drive(folder: Path, head: str, address: str) -> int:
     spec = SlurmClusterSpec.model_validate(order["cluster"])
     attached = AttachedCluster(head, Path(os.environ["PDD_NODE_TOKEN"]), address)
     autoscaler = SlurmAutoscaler(
-        attached, run_folder, order["run"], spec, lambda count: submit.submit_jobs(run_folder, "worker", count)
+        attached, run_folder, order["run"], spec, partial(submit.submit_jobs, run_folder, "worker")
     )
 
     def demand(state: State) -> None:

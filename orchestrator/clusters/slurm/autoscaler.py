@@ -1,23 +1,31 @@
 """The workers of a run on SLURM: submitted while there is work for them, given back when there is none.
 
-A `Cluster` (see `orchestrator.clusters.ray_cluster`) whose nodes are lent. What it has is read from SLURM's queue
+A `Cluster` (see `orchestrator.clusters.ray_cluster`) whose nodes come and go. What it has is read from SLURM's queue
 and never remembered, so a driver that was started again takes over the workers of its predecessor. When the queue
 does not answer, nothing is submitted and nothing given up.
+
+SLURM is asked in the background, one exchange at a time: the driver goes on with its jobs while a controller is
+silent. A refusal of `sbatch` and a node on which workers fail make the run slower, not shorter: it tries again later,
+with fewer workers and without that node, and ends only when nobody works and asking again cannot help.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Any
 
+from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster, NodeActions, NodeUsage, PlainNodes
-from orchestrator.clusters.slurm.client import SlurmClient
-from orchestrator.clusters.slurm.parsers import QueuedJob
+from orchestrator.clusters.slurm.client import SlurmClient, in_background
+from orchestrator.clusters.slurm.parsers import ONE_USERS_JOBS, JobEnd, QueuedJob, refused_for_good
 from orchestrator.clusters.slurm.ray_node import JOB_RESOURCE
 from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of, workers_missing
@@ -25,14 +33,84 @@ from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.job_status import Status
 from orchestrator.scheduler.scheduler import State
 
-QUEUE_POLL_SECONDS = 5.0
-"""Seconds between two looks at SLURM's queue."""
+BUSY_POLL_SECONDS = 5.0
+"""Seconds between two looks at SLURM's queue while workers come and go."""
+QUIET_POLL_SECONDS = 30.0
+"""The same while nothing changes."""
+QUIET_AFTER_SECONDS = 60.0
+"""Seconds without a change after which a run is quiet."""
 WAITING_MESSAGE_SECONDS = 60.0
 """Seconds after which the run says again what it waits for."""
-FAILED_STARTS = 3
-"""Workers in a row that may refuse, or end before they joined, before the run gives up."""
+RETRY_SECONDS = (5.0, 10.0, 20.0, 40.0, 60.0)
+"""Seconds until workers are submitted again after a first, second, … failure in a row."""
+NODE_FAILURES = 2
+"""Workers that may fail on a node before it is left out."""
+FAILURES, FAILING_NODES = 5, 3
+"""Workers in a row, and nodes, that may fail before a run on which nobody works gives up."""
 LEAVE_SECONDS = 30.0
 """Seconds that workers get to leave the queue before they are cancelled."""
+CLOSE_SECONDS = 20.0
+"""Seconds that a last exchange with SLURM may take when the run ends."""
+
+Background = Callable[[Callable[[], Any]], Future[Any]]
+
+
+@dataclass
+class Retry:
+    """The wait before the next try: longer after each failure in a row."""
+
+    failures: int = 0
+    at: float = -inf
+
+    def failed(self, now: float) -> None:
+        """Wait for the next try."""
+        self.at = now + RETRY_SECONDS[min(self.failures, len(RETRY_SECONDS) - 1)]
+        self.failures += 1
+
+    def succeeded(self) -> None:
+        """Begin anew with the shortest wait."""
+        self.failures, self.at = 0, -inf
+
+
+@dataclass
+class FailedStarts:
+    """The workers that failed before they joined, by node, since one last joined."""
+
+    by_node: Counter[str] = field(default_factory=Counter)
+    """The unknown node is the empty name."""
+    in_a_row: int = 0
+    last: str = ""
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """The nodes that are left out."""
+        return tuple(sorted(node for node, count in self.by_node.items() if node and count >= NODE_FAILURES))
+
+    def add(self, node: str, sentence: str) -> bool:
+        """Count one; whether its node is left out from now on."""
+        self.by_node[node] += 1
+        self.in_a_row += 1
+        self.last = sentence
+        return bool(node) and self.by_node[node] == NODE_FAILURES
+
+    def joined(self, node: str) -> None:
+        """Forget what failed in a row, and trust this node again."""
+        self.in_a_row = 0
+        self.by_node.pop(node, None)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether so many failed on so many nodes that no node is to blame."""
+        return self.in_a_row >= FAILURES and len(self.by_node.keys() - {""}) >= FAILING_NODES
+
+
+@dataclass(frozen=True)
+class QueueAnswer:
+    """What SLURM says at one look: its worker jobs (None: nothing), how lost ones ended, whether only the head runs."""
+
+    jobs: list[QueuedJob] | None
+    ends: Mapping[str, JobEnd] = field(default_factory=dict)
+    only_head_runs: bool = False
 
 
 @dataclass
@@ -43,42 +121,68 @@ class SlurmAutoscaler(PlainNodes):
     run_folder: RunFolder
     run: str
     spec: SlurmClusterSpec
-    submit: Callable[[int], list[str]]
-    """Submits so many workers."""
+    submit: Callable[[int, tuple[str, ...]], list[str]]
+    """Submits so many workers that keep away from these nodes, and returns their ids."""
     client: SlurmClient = field(default_factory=SlurmClient)
     clock: Callable[[], float] = time.monotonic
+    background: Background = in_background
     open_jobs: int = 0
     """How many of our jobs run or could."""
+    _exchange: tuple[Future[Any], Callable[[Future[Any]], Iterator[str]]] | None = None
+    """What SLURM was asked, and who takes the answer."""
     _idle_since: dict[str, float] = field(default_factory=dict)
     _leaving: dict[str, float] = field(default_factory=dict)
     """The workers told to go, and when."""
     _submitted: set[str] = field(default_factory=set)
+    """The workers that have neither joined nor failed yet."""
     _joined: set[str] = field(default_factory=set)
-    _ask_at: float = -inf
+    _working: int = 0
+    """How many nodes work for the run."""
+    _living: int = 0
+    """How many workers SLURM held at the last look."""
+    _retry: Retry = field(default_factory=Retry)
+    _refusal: str = ""
+    _most: int | None = None
+    """How many workers to submit at a time, after refusals."""
+    _failed: FailedStarts = field(default_factory=FailedStarts)
+    _failure_retry: Retry = field(default_factory=Retry)
+    _stuck: set[str] = field(default_factory=set)
+    """The workers that were found never to start at the last look."""
+    _asked_at: float = -inf
+    _changed_at: float = -inf
+    _view: tuple[int, ...] = ()
     _quiet_until: float = -inf
-    _reported: set[str] = field(default_factory=set)
     _unanswered: bool = False
 
     @property
     def name(self) -> str:
-        """Of the workers in SLURM's queue."""
+        """The name of the workers in SLURM's queue."""
         return name_of(self.run, "worker")
 
     def open(self) -> Any:
-        """Ask for workers, then connect to the head: SLURM and Ray take their time side by side."""
-        list(self._adapt())
+        """Ask SLURM, then connect to the head: both take their time side by side."""
+        self._look()
         return self.ray.open()
 
     def reconcile(self, nodes: Sequence[NodeUsage]) -> NodeActions:
         """Submit what is missing, and choose the nodes that have nothing to do.
 
         Raises:
-            PoolBroken: several workers in a row could not start.
+            PoolBroken: nobody works, and nobody will.
         """
-        self._joined |= {job for node in nodes if (job := _job(node))}
-        messages = [*self._refusals()]
-        if self.clock() >= self._ask_at:
-            messages += self._adapt()
+        here = {job for node in nodes if (job := _job(node))}
+        if here - self._joined:
+            self._failed.in_a_row = 0
+            self._failure_retry.succeeded()
+        self._joined |= here
+        self._submitted -= here
+        self._working = len(nodes)
+        messages: list[str] = []
+        if self._exchange is None and self.clock() >= self._next_look():
+            self._look()
+        while self._exchange is not None and self._exchange[0].done():
+            (future, take), self._exchange = self._exchange, None
+            messages += take(future)
         return NodeActions(tuple(messages), tuple(self._idle(nodes)))
 
     def released(self, nodes: Sequence[NodeUsage]) -> None:
@@ -90,35 +194,150 @@ class SlurmAutoscaler(PlainNodes):
     def close(self) -> None:
         """End all workers, and disconnect: they are told to go, and cancelled if they stay."""
         self.run_folder.dismiss(ALL_WORKERS)
+        deadline = self.clock() + CLOSE_SECONDS
+        while self._exchange is not None and not self._exchange[0].done() and self.clock() < deadline:
+            time.sleep(0.1)  # a last submission; its workers find that they are not needed
         self.client.cancel(job.id for job in self.client.jobs(self.name) or () if job.state == "PENDING")
         self.ray.close()
         if not self.client.wait_until_gone(self.name, LEAVE_SECONDS):
             self.client.cancel_all(self.name)
             self.client.wait_until_gone(self.name, LEAVE_SECONDS)
 
-    def _adapt(self) -> Iterator[str]:
-        """Let the number of workers follow the work."""
-        self._ask_at = self.clock() + QUEUE_POLL_SECONDS
+    # Exchanges with SLURM: what is asked runs in the background, what is answered is taken by the driver.
+
+    def _next_look(self) -> float:
+        """When to look at the queue again: seldom while nothing changes."""
+        missing = workers_missing(self.open_jobs, self.spec, self._living)
+        view = (self._working, self._living, missing, len(self._leaving), len(self._submitted))
+        if view != self._view:
+            self._view, self._changed_at = view, self.clock()
+        quiet = self.clock() - self._changed_at >= QUIET_AFTER_SECONDS
+        return self._asked_at + (QUIET_POLL_SECONDS if quiet else BUSY_POLL_SECONDS)
+
+    def _look(self) -> None:
+        self._asked_at = self.clock()
+        ask = partial(self._ask, frozenset(self._submitted - self._leaving.keys()))
+        self._exchange = (self.background(ask), self._take_answer)
+
+    def _ask(self, expected: frozenset[str]) -> QueueAnswer:
+        """The question, in the background; of workers that are not in the queue any more it asks how they ended."""
         queued = self.client.jobs(self.name)
         if queued is None:
+            return QueueAnswer(None)
+        lost = expected - {job.id for job in queued if job.there}
+        limited = any(re.fullmatch(ONE_USERS_JOBS, job.reason) for job in queued if job.state == "PENDING")
+        return QueueAnswer(queued, self.client.ends(lost), limited and self.client.running() == 1)
+
+    def _take_answer(self, future: Future[QueueAnswer]) -> Iterator[str]:
+        """Let the number of workers follow the work."""
+        answer = future.result()
+        if answer.jobs is None:
             if not self._unanswered:
                 yield "SLURM's queue does not answer; no workers are submitted meanwhile"
             self._unanswered = True
             return
         self._unanswered = False
-        self.client.cancel(
-            job.id for job in queued if job.held or self.clock() - self._leaving.get(job.id, inf) > LEAVE_SECONDS
-        )
-        living = [job for job in queued if job.living and not job.held and job.id not in self._leaving]
+        living = [job for job in answer.jobs if job.living and not job.held and job.id not in self._leaving]
+        self._living = len(living)
+        for job in living:
+            if job.id in self._joined:
+                self._failed.by_node.pop(job.nodes, None)
+        yield from self._take_ends({job.id for job in answer.jobs if job.there}, answer.ends)
+        self._check_that_workers_may_start(living, answer)
         yield from self._waiting(living)
-        self._count_failures(queued)
-        missing = workers_missing(self.open_jobs, self.spec, len(living))
-        if missing:
-            ids = self.submit(missing)
+        self._act(answer.jobs, living)
+
+    def _act(self, queued: Sequence[QueuedJob], living: Sequence[QueuedJob]) -> None:
+        """Cancel and submit, in the background."""
+        overdue = {job for job, since in self._leaving.items() if self.clock() - since > LEAVE_SECONDS}
+        cancelled = [job.id for job in queued if job.held or job.id in overdue]
+        self._leaving = {job: at for job, at in self._leaving.items() if any(job == each.id for each in queued)}
+        missing = 0
+        if self.clock() >= max(self._retry.at, self._failure_retry.at):
+            missing = workers_missing(self.open_jobs, self.spec, len(living))
+        if self.open_jobs == 0:
+            cancelled += [job.id for job in living if job.state == "PENDING"]
+        count = missing if self._most is None else min(missing, self._most)
+        if not count and not cancelled:
+            return
+
+        def act() -> list[str]:
+            self.client.cancel(cancelled)
+            return self.submit(count, self._failed.excluded) if count else []
+
+        self._exchange = (self.background(act), partial(self._take_submission, count, bool(living)))
+
+    def _take_submission(self, count: int, others: bool, future: Future[list[str]]) -> Iterator[str]:
+        """What `sbatch` answers; a refusal is said once in its own words."""
+        error = future.exception()
+        if error is None and count == 0:  # only cancelled
+            return
+        if error is None:
+            ids = future.result()
+            self._living += len(ids)
+            self._retry.succeeded()
+            self._refusal, self._most = "", None if self._most is None or self._most > count else 2 * self._most
             self._submitted |= set(ids)
-            yield f"submitted {missing} worker{'s' if missing > 1 else ''} to SLURM ({', '.join(ids)})"
-        elif self.open_jobs == 0:
-            self.client.cancel(job.id for job in living if job.state == "PENDING")
+            self._changed_at = self.clock()
+            yield f"submitted {len(ids)} worker{'s' if len(ids) > 1 else ''} to SLURM ({', '.join(ids)})"
+            return
+        if not isinstance(error, PddError):
+            raise error
+        self._retry.failed(self.clock())
+        self._most = max(1, count // 2)
+        if refused_for_good(str(error)) and not self._working and not others:
+            left_out = f"; left out: {', '.join(self._failed.excluded)}; {self._failed.last}"
+            raise PoolBroken(f"{error}{left_out if self._failed.excluded else ''}")
+        if str(error) != self._refusal:
+            self._refusal = str(error)
+            yield f"{error}; it is tried again with fewer workers, after 5 s, later after up to 60 s"
+
+    # Workers that fail, and workers that never start.
+
+    def _take_ends(self, there: set[str], ends: Mapping[str, JobEnd]) -> Iterator[str]:
+        """Count the workers that ended before they joined, each with the node, the cause and the last line of its log.
+
+        Raises:
+            PoolBroken: nobody works, and workers fail on all nodes that were tried.
+        """
+        lost, refusals = self._submitted - there - self._leaving.keys(), self.run_folder.refused()
+        if lost:
+            self._submitted -= lost
+            self._changed_at = self.clock()
+        failed = [job for job in sorted(lost) if job not in ends or ends[job].failed]
+        for job in failed:
+            end = ends.get(job, JobEnd("", "", "?"))
+            why = refusals.get(job) or self.run_folder.last_lines(job, 2) or "it left no log"
+            where = f" on {end.node}" if end.node else ""
+            sentence = f"worker {job} failed{where} ({end.cause()}): {why}"
+            left_out = self._failed.add(end.node, sentence)
+            yield sentence + (f"; {end.node} is left out from now on" if left_out else "")
+        if failed:
+            self._failure_retry.failed(self.clock())
+        if not self._working and self._failed.everywhere:
+            nodes = ", ".join(filter(None, sorted(self._failed.by_node)))
+            raise PoolBroken(
+                f"{self._failed.in_a_row} workers ended before they joined, on {nodes}; the last: {self._failed.last}; "
+                f"their logs are in {self.run_folder.jobs}"
+            )
+
+    def _check_that_workers_may_start(self, living: Sequence[QueuedJob], answer: QueueAnswer) -> None:
+        """Find out that waiting would not help.
+
+        Raises:
+            PoolBroken: nobody works, and at two looks in a row no worker may ever start.
+        """
+        limited = {job.id for job in living if answer.only_head_runs and re.fullmatch(ONE_USERS_JOBS, job.reason)}
+        stuck = limited | {job.id for job in living if job.never_starts}
+        for_good, self._stuck = stuck & self._stuck, stuck
+        if self._working or not living or len(for_good) < len(living):
+            return
+        if limited:
+            raise PoolBroken(
+                f"SLURM lets you run one job at a time ({living[0].reason}), and the head is that job: "
+                "set `mode: gang` in cluster.yaml, where one job is the whole run"
+            )
+        raise PoolBroken(f"SLURM will not start the workers: {living[0].sentence()}")
 
     def _waiting(self, living: Sequence[QueuedJob]) -> Iterator[str]:
         """Say what the run waits for, when nothing of it runs."""
@@ -127,27 +346,13 @@ class SlurmAutoscaler(PlainNodes):
         self._quiet_until = self.clock() + WAITING_MESSAGE_SECONDS
         yield "waiting for SLURM: " + ", ".join(job.sentence() for job in living[:4]) + (" …" if living[4:] else "")
 
-    def _count_failures(self, queued: Sequence[QueuedJob]) -> None:
-        there = {job.id for job in queued if job.there}
-        lost = self._submitted - there - self._joined - self._leaving.keys()
-        if len(lost) >= FAILED_STARTS and not self._joined:
-            raise PoolBroken(f"{len(lost)} workers ended before they joined; their logs are in {self.run_folder.jobs}")
-
-    def _refusals(self) -> Iterator[str]:
-        refused = self.run_folder.refused()
-        for job in refused.keys() - self._reported:
-            self._reported.add(job)
-            yield f"worker {job} refuses to start: {refused[job]}"
-        if len(refused) >= FAILED_STARTS and not self._joined:
-            raise PoolBroken(f"{len(refused)} workers refused to start, the last: {list(refused.values())[-1]}")
-
     def _idle(self, nodes: Sequence[NodeUsage]) -> Iterator[str]:
-        """The nodes that had nothing to do for long enough."""
+        """The nodes that had nothing to do for long enough, as far as `min_workers` lets them go."""
         now, idle = self.clock(), {node.id for node in nodes if node.busy == 0}
         self._idle_since = {name: self._idle_since.get(name, now) for name in idle}
-        for node in nodes:
-            if node.id in idle and now - self._idle_since[node.id] >= self.spec.idle_seconds:
-                yield node.id
+        overdue = [node.id for node in nodes if node.id in idle]
+        overdue = [name for name in overdue if now - self._idle_since[name] >= self.spec.idle_seconds]
+        yield from overdue[: max(0, len(nodes) - self.spec.min_workers)]
 
 
 def open_jobs(state: State) -> int:
@@ -164,5 +369,5 @@ def open_jobs(state: State) -> int:
 
 
 def _job(node: NodeUsage) -> str:
-    """The SLURM job that lends a node."""
+    """The SLURM job of a node."""
     return next((name.removeprefix(JOB_RESOURCE) for name in node.resources if name.startswith(JOB_RESOURCE)), "")

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from orchestrator.clusters.slurm import parsers
-from orchestrator.clusters.slurm.parsers import JobUsage, QueuedJob
+from orchestrator.clusters.slurm.parsers import JobEnd, JobUsage, QueuedJob
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +25,7 @@ ANSWER_SECONDS = 15.0
 """How long one program may take: a busy controller answers late."""
 
 Run = Callable[[list[str]], str | None]
+T = TypeVar("T")
 
 
 def ask(command: list[str]) -> str | None:
@@ -68,14 +72,15 @@ class SlurmClient:
 
     def wait_until_gone(self, name: str, seconds: float) -> bool:
         """Wait for the last job of this name to leave the queue; false when some are left or nobody says."""
-        deadline = time.monotonic() + seconds
+        deadline, pause = time.monotonic() + seconds, 0.5
         while True:
             queued = self.jobs(name)
             if queued is not None and not any(job.there for job in queued):
                 return True
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(0.5)
+            time.sleep(pause)
+            pause = min(5.0, pause * 1.5)
 
     def used(self, name: str) -> list[JobUsage] | None:
         """What all starts of the jobs of this name took; None without accounting."""
@@ -87,7 +92,34 @@ class SlurmClient:
         """The site's settings; empty if SLURM does not say."""
         return parsers.read_config(self.run(["scontrol", "show", "config"]) or "")
 
-    def partition(self, name: str) -> dict[str, str] | None:
-        """A partition's fields; None if there is none of this name or SLURM does not say."""
-        text = self.run(["scontrol", "--oneliner", "show", "partition", name])
-        return None if text is None else parsers.read_partition(text)
+    def partitions(self) -> dict[str, dict[str, str]] | None:
+        """The fields of all partitions that this user may see, by name; None if SLURM does not say."""
+        text = self.run(["scontrol", "--oneliner", "show", "partition"])
+        return None if text is None else parsers.read_partitions(text)
+
+    def ends(self, jobs: Iterable[str]) -> dict[str, JobEnd]:
+        """How jobs ended that left the queue lately, by id; what the controller has forgotten is not among them."""
+        ends: dict[str, JobEnd] = {}
+        for array in sorted({job.partition("_")[0] for job in jobs}):
+            ends |= parsers.read_job_ends(self.run(["scontrol", "--oneliner", "show", "job", array]) or "")
+        return ends
+
+    def running(self) -> int | None:
+        """How many jobs of this user run, of whatever name; None if SLURM does not say."""
+        user = ["--user", str(os.getuid())]
+        text = self.run(["squeue", "--noheader", "--array", *user, "--states", "RUNNING", "--format", "%i"])
+        return None if text is None else len(text.split())
+
+
+def in_background(call: Callable[[], T]) -> Future[T]:
+    """Start a call in a thread of its own, so that a silent controller keeps nobody waiting, not even at the end."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

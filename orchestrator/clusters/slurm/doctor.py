@@ -56,27 +56,44 @@ def _accounting(config: Mapping[str, str]) -> Finding:
 
 
 def _partitions(spec: SlurmClusterSpec, client: SlurmClient) -> Iterator[Finding]:
-    asked = {"workers": (spec.partition, spec.minutes)}
+    partitions = client.partitions()
+    if partitions is None:
+        return
+    yield partition_finding("workers", spec.partition, spec.minutes, partitions)
     if spec.mode == "elastic":
-        asked["head"] = (spec.head.partition or spec.partition, spec.head.minutes or spec.minutes)
-    for role, (name, minutes) in asked.items():
-        if name is None:
-            yield Finding(f"partition of {role}", True, "the site's default")
-            continue
-        fields = client.partition(name)
-        yield partition_finding(role, name, minutes, fields)
+        partition, minutes = spec.head.partition or spec.partition, spec.head.minutes or spec.minutes
+        yield partition_finding("head", partition, minutes, partitions)
 
 
-def partition_finding(role: str, name: str, minutes: int, fields: Mapping[str, str] | None) -> Finding:
-    """Whether a partition is there, is up and allows the time."""
-    label = f"partition of {role}"
+def partition_finding(
+    role: str, wanted: str | None, minutes: int, partitions: Mapping[str, Mapping[str, str]]
+) -> Finding:
+    """Whether a partition is there, is up and allows the time.
+
+    Args:
+        role: whose partition it is, for people.
+        wanted: its name, several with commas between them, of which SLURM takes one; None is the site's default.
+        minutes: the walltime.
+        partitions: what SLURM says of all partitions, by name.
+    """
+    default = next((name for name, fields in partitions.items() if fields.get("Default") == "YES"), None)
+    if wanted is None and default is None:
+        return Finding(f"partition of {role}", True, "the site's default")
+    findings = [_one_partition(role, name, minutes, partitions) for name in (wanted or default or "").split(",")]
+    return next((finding for finding in findings if finding.ok), findings[0])
+
+
+def _one_partition(role: str, name: str, minutes: int, partitions: Mapping[str, Mapping[str, str]]) -> Finding:
+    label, fields = f"partition of {role}", partitions.get(name)
     if fields is None:
-        return Finding(label, False, f"there is no partition {name}", "take one of `sinfo`")
+        return Finding(label, False, f"there is no partition {name}", f"take one of {', '.join(sorted(partitions))}")
     if fields.get("State", "UP") != "UP":
         return Finding(label, False, f"{name} is {fields['State']}", "take another one, or wait for the site")
     limit = parsers.minutes_of(fields.get("MaxTime", ""))
     if limit is not None and minutes > limit:
-        return Finding(label, False, f"{name} allows {limit:.0f} minutes", f"set minutes to {limit:.0f} or less")
+        field = "head.minutes (or minutes)" if role == "head" else "minutes"
+        found = f"{name} allows {limit:.0f} minutes and {minutes} are asked for"
+        return Finding(label, False, found, f"set {field} to {limit:.0f} or less, or name another partition")
     return Finding(label, True, f"{name}, {minutes} of {f'{limit:.0f}' if limit else 'any number of'} minutes")
 
 

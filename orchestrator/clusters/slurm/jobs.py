@@ -24,7 +24,7 @@ from typing import Any
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.slurm import sbatch
-from orchestrator.clusters.slurm.client import SlurmClient
+from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
 from orchestrator.clusters.slurm.parsers import visible_gpus
 from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
 from orchestrator.clusters.slurm.run_folder import Head, RunFolder
@@ -196,9 +196,10 @@ class HeadJob(SlurmJob):
     def _drive(self, node: Node, address: str) -> int | None:
         """The driver's exit code; None if the Ray head fell."""
         command = [sys.executable, "-P", "-m", "orchestrator.slurm_driver", self.folder, address, node.address]
-        token = {"PDD_NODE_TOKEN": str(node.folder / "token")}
+        of_this_job = os.environ.keys() - outside_a_job(os.environ).keys()  # the driver submits jobs of their own
+        variables = {**dict.fromkeys(of_this_job), "PDD_NODE_TOKEN": str(node.folder / "token")}
         for _ in range(START_ATTEMPTS):
-            self.driver = start_child(command, token, None)
+            self.driver = start_child(command, variables, None)
             began = last_heartbeat = time.monotonic()
             while self.driver.poll() is None:
                 if node.fell():

@@ -30,6 +30,41 @@ ENDED = frozenset(
 """States in which `squeue` may still show a job for some minutes, although nothing of it is left."""
 
 
+NEVER_STARTS = (
+    (
+        r"PartitionTimeLimit|(QOS|Assoc)MaxWallDurationPerJobLimit",
+        "its walltime is above the limit; lower `minutes` (or `head.minutes`), or name another partition or qos",
+    ),
+    (r"PartitionNodeLimit", "it asks for more nodes than the partition allows; lower `max_workers`"),
+    (
+        r"(QOS|Assoc)Max\w*PerJob(Limit)?",
+        "it asks for more than one job may have; lower `cpus`, `gpus` or `memory`, in gang mode `max_workers`",
+    ),
+    (r"QOSMin\w*", "it asks for less than the qos wants; raise `cpus` or `gpus`, or name another `qos`"),
+    (r"BadConstraints", "no node fits; look at `constraint`, `cpus`, `memory`, `gpus` and at `exclude` under `sbatch`"),
+    (r"InvalidAccount|AccountNotAllowed", "name an `account` that may use the partition"),
+    (r"InvalidQOS|QOSNotAllowed", "name a `qos` that your account may use"),
+)
+"""Reasons for which a job waits that do not go away by waiting, as expressions, each with the fix."""
+
+ONE_USERS_JOBS = r"QOSMaxJobsPerUserLimit|AssocMaxJobsLimit"
+"""Reasons that say how many jobs of this user may run at a time."""
+
+REFUSED_FOR_GOOD = re.compile(
+    r"invalid (partition|account|qos|generic resource|feature|node name|option)|unrecognized option"
+    r"|time limit is invalid|node configuration is not available|specification can ?not be satisfied"
+    r"|node count specification|more processors requested|not permitted to use|permission denied"
+    r"|MaxWall|PerJob|No such file or directory: 'sbatch'",
+    re.IGNORECASE,
+)
+"""What `sbatch` says where asking again would not help."""
+
+
+def refused_for_good(words: str) -> bool:
+    """Whether these words of `sbatch` mean that it will never take the job as it is."""
+    return REFUSED_FOR_GOOD.search(words) is not None
+
+
 @dataclass(frozen=True)
 class QueuedJob:
     """A job that SLURM holds; an element of an array is a job of its own."""
@@ -56,8 +91,17 @@ class QueuedJob:
         """Whether SLURM put it aside after a failed start; it waits there until somebody releases it."""
         return self.state == "PENDING" and "launch failed" in self.reason
 
+    @property
+    def never_starts(self) -> str:
+        """What to change because SLURM will never start the job as it is; empty if it may."""
+        if self.state != "PENDING":
+            return ""
+        return next((fix for reasons, fix in NEVER_STARTS if re.fullmatch(reasons, self.reason)), "")
+
     def sentence(self) -> str:
         """The job's state for people."""
+        if self.never_starts:
+            return f"{self.id} pending for ever ({self.reason}): {self.never_starts}"
         if self.held:
             return f"{self.id} held ({self.reason}); let it go on with: scontrol release {self.id}"
         if self.state == "PENDING" and self.reason:
@@ -72,6 +116,39 @@ def read_squeue(text: str, name: str) -> list[QueuedJob]:
         for line in text.splitlines()
         if len(cells := [cell.strip() for cell in line.split("|")]) == 6 and cells[1] == name and cells[0]
     ]
+
+
+@dataclass(frozen=True)
+class JobEnd:
+    """How a job ended, as the controller remembers it for some minutes."""
+
+    state: str
+    node: str
+    code: str
+    """The exit code, or the signal's number behind a colon, as SLURM writes it."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the node or the job is to blame, and not somebody who cancelled or preempted it."""
+        return self.state in FAILED
+
+    def cause(self) -> str:
+        """Its exit code for people; a signal by its number."""
+        code, _, signal = self.code.partition(":")
+        return f"signal {signal}" if signal not in ("", "0") else f"exit code {code}"
+
+
+def read_job_ends(text: str) -> dict[str, JobEnd]:
+    """The jobs in an answer of `scontrol --oneliner show job`, by id; an array's elements as `ARRAY_INDEX`."""
+    ends = {}
+    for line in text.splitlines():
+        fields = read_fields(line)
+        if "JobId" in fields and "JobState" in fields:
+            array, index = fields.get("ArrayJobId"), fields.get("ArrayTaskId")
+            job = f"{array}_{index}" if array and index else fields["JobId"]
+            node = fields.get("BatchHost") or fields.get("NodeList", "")
+            ends[job] = JobEnd(fields["JobState"], "" if node == "(null)" else node, fields.get("ExitCode", "?"))
+    return ends
 
 
 @dataclass(frozen=True)
@@ -138,9 +215,22 @@ def largest_array(config: Mapping[str, str]) -> int:
     return int(value) if value.isdigit() and int(value) > 0 else LARGEST_ARRAY
 
 
-def read_partition(text: str) -> dict[str, str]:
-    """The fields of one partition in an answer of `scontrol --oneliner show partition`."""
-    return dict(part.split("=", 1) for part in text.split() if "=" in part)
+def read_fields(line: str) -> dict[str, str]:
+    """The fields of one line of `scontrol --oneliner show`."""
+    return dict(part.split("=", 1) for part in line.split() if "=" in part)
+
+
+def read_partitions(text: str) -> dict[str, dict[str, str]]:
+    """The fields of the partitions in an answer of `scontrol --oneliner show partition`, by name."""
+    partitions = (read_fields(line) for line in text.splitlines())
+    return {fields["PartitionName"]: fields for fields in partitions if "PartitionName" in fields}
+
+
+def last_lines(log: str, count: int = 1) -> str:
+    """The last lines of a job's log that say something, on one line; what `srun` adds at the end is left out."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    own = [line for line in lines if not line.startswith(("srun: ", "slurmstepd: "))]
+    return " | ".join((own or lines)[-count:])
 
 
 def minutes_of(limit: str) -> float | None:

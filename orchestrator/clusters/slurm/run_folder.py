@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadInput
+from orchestrator.clusters.slurm import parsers
 from orchestrator.clusters.versions import CODE, SOURCES
 from workers.store.files import replace_file, write_file
 
@@ -142,6 +143,13 @@ class RunFolder:
     def refuse(self, job: str, why: str) -> None:
         """Leave the reason why a worker does not start."""
         replace_file(self.refusals / f"{job}.txt", why)
+
+    def last_lines(self, job: str, count: int = 1) -> str:
+        """The last lines of a job's log that say something, on one line."""
+        try:
+            return parsers.last_lines((self.jobs / f"{job}_0_log.out").read_text(errors="replace")[-10_000:], count)
+        except OSError:
+            return ""
 
     def refused(self) -> dict[str, str]:
         """The reasons of the workers that did not start, by SLURM job."""

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,13 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
 # One role, by Submitit.
 
 
-def submit_jobs(run_folder: RunFolder, role: Role, count: int = 1, client: SlurmClient | None = None) -> list[str]:
+def submit_jobs(
+    run_folder: RunFolder,
+    role: Role,
+    count: int = 1,
+    exclude: Collection[str] = (),
+    client: SlurmClient | None = None,
+) -> list[str]:
     """Submit `count` jobs of a role and return their ids.
 
     `sbatch` may fail although SLURM has taken the job. Such a job would find nothing to do; it is cancelled.
@@ -183,6 +189,7 @@ def submit_jobs(run_folder: RunFolder, role: Role, count: int = 1, client: Slurm
         run_folder: where the jobs of the run meet.
         role: what the jobs do.
         count: how many; more than one are submitted as arrays.
+        exclude: nodes on which they must not run.
         client: the queue.
 
     Returns:
@@ -196,7 +203,7 @@ def submit_jobs(run_folder: RunFolder, role: Role, count: int = 1, client: Slurm
     name = name_of(order["run"], role)
     before = client.jobs(name)
     executor = submitit.SlurmExecutor(run_folder.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
-    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code))
+    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code, exclude))
     ids: list[str] = []
     with _clean_environment():
         for size in sbatch.chunks(count, parsers.largest_array(client.config()) if count > 1 else 1):
@@ -205,7 +212,7 @@ def submit_jobs(run_folder: RunFolder, role: Role, count: int = 1, client: Slurm
                 ids += [job.job_id for job in executor.submit_array(calls)]
             except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
                 _cancel_the_lost(client, name, ids, before)
-                raise NotSubmitted(f"sbatch refuses the {role}: {_last_line(error)}") from error
+                raise NotSubmitted(f"sbatch refuses the {role}: {_words_of(error)}") from error
     return ids
 
 
@@ -220,10 +227,9 @@ def _cancel_the_lost(client: SlurmClient, name: str, ids: list[str], before: lis
 
 @contextmanager
 def _clean_environment() -> Iterator[None]:
-    """What SLURM set for the job we may be in does not reach a job that is submitted from it."""
+    """What SLURM set for the job we may be in does not reach a job that is submitted from it; files are private."""
     before = dict(os.environ)
-    kept = outside_a_job(before)
-    for name in before.keys() - kept.keys():
+    for name in before.keys() - outside_a_job(before).keys():
         del os.environ[name]
     mask = os.umask(0o077)
     try:
@@ -233,6 +239,10 @@ def _clean_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _last_line(error: BaseException) -> str:
+def _words_of(error: BaseException) -> str:
+    """What `sbatch` itself says in Submitit's account of its failure."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    words = [line.partition("sbatch: error: ")[2] for line in lines if "sbatch: error: " in line]
+    if words:
+        return ": ".join(dict.fromkeys(words))
     return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else repr(error))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster, NodeUsage
-from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
-from orchestrator.clusters.slurm.client import SlurmClient
+from orchestrator.clusters.slurm import autoscaler
+from orchestrator.clusters.slurm.autoscaler import FailedStarts, Retry, SlurmAutoscaler, open_jobs
+from orchestrator.clusters.slurm.client import SlurmClient, in_background
 from orchestrator.clusters.slurm.parsers import SQUEUE_COLUMNS, QueuedJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.runs.pool import PoolBroken
@@ -21,6 +27,17 @@ from orchestrator.scheduler.scheduler import State, decide
 from tests.orchestrator.fakes import WORKS, graph_of, plan_of
 
 NAME = "pdd-r-worker"
+BUSY = "QOSMaxSubmitJobPerUserLimit: Batch job submission failed: Job violates accounting/QOS policy"
+
+
+def at_once(call: Callable[[], Any]) -> Future[Any]:
+    """A background that does what it is given before it returns."""
+    future: Future[Any] = Future()
+    try:
+        future.set_result(call())
+    except PddError as error:
+        future.set_exception(error)
+    return future
 
 
 class Site:
@@ -28,21 +45,30 @@ class Site:
 
     def __init__(self, folder: Path, **fields: Any) -> None:
         self.now, self.silent, self.jobs, self.cancelled = 0.0, False, list[QueuedJob](), list[str]()
+        self.ended, self.excluded, self.asked = dict[str, str](), tuple[str, ...](), Counter[str]()
+        self.refusal, self.running, self.submissions = "", 1, list[int]()
         spec = SlurmClusterSpec.model_validate({"kind": "slurm", "max_workers": 3, "idle_seconds": 30, **fields})
         self.run_folder = RunFolder(folder)
-        self.run_folder.refusals.mkdir()
-        self.run_folder.dismissals.mkdir()
+        for path in (self.run_folder.refusals, self.run_folder.dismissals, self.run_folder.jobs):
+            path.mkdir()
         cluster = AttachedCluster("head:1", None)
         self.autoscaler = SlurmAutoscaler(
-            cluster, self.run_folder, "r", spec, self.submit, SlurmClient(self.run), lambda: self.now
+            cluster, self.run_folder, "r", spec, self.submit, SlurmClient(self.run), lambda: self.now, at_once
         )
+        self.count = 0
 
-    def submit(self, count: int) -> list[str]:
-        made = [f"9_{len(self.jobs) + number}" for number in range(count)]
-        self.jobs += [QueuedJob(job, NAME, "PENDING", "Resources", "", "") for job in made]
-        return made
+    def submit(self, count: int, exclude: tuple[str, ...]) -> list[str]:
+        self.submissions.append(count)
+        if self.refusal:
+            raise PddError(self.refusal)
+        self.excluded = exclude
+        ids = [f"9_{self.count + number}" for number in range(count)]
+        self.count += count
+        self.jobs += [QueuedJob(job, NAME, "PENDING", "Resources", "", "") for job in ids]
+        return ids
 
     def run(self, command: list[str]) -> str | None:
+        self.asked[command[0]] += 1
         if self.silent:
             return None
         if command[0] == "scancel":
@@ -50,7 +76,13 @@ class Site:
             self.cancelled += ids
             self.jobs = [job for job in self.jobs if job.id not in ids]
             return ""
-        assert command[0] == "squeue" and SQUEUE_COLUMNS in command
+        if command[0] == "scontrol":
+            return "".join(
+                f"JobId=1{job[2:]} ArrayJobId=9 ArrayTaskId={job[2:]} {e}\n" for job, e in self.ended.items()
+            )
+        assert command[0] == "squeue"
+        if SQUEUE_COLUMNS not in command:
+            return "1\n" * self.running
         return "".join(f"{j.id}|{j.name}|{j.state}|{j.reason}|{j.nodes}|\n" for j in self.jobs)
 
     def reconcile(self, *nodes: NodeUsage, after: float = 10.0) -> tuple[str, ...]:
@@ -62,6 +94,20 @@ class Site:
 
     def start(self, *ids: str) -> None:
         self.jobs = [QueuedJob(j.id, j.name, "RUNNING", "None", "n", "") if j.id in ids else j for j in self.jobs]
+
+    def end(self, job: str, state: str, node: str, code: str = "1:0", log: str = "") -> None:
+        """A worker leaves the queue; the controller remembers how."""
+        self.jobs = [one for one in self.jobs if one.id != job]
+        self.ended[job] = f"JobState={state} ExitCode={code} BatchHost={node} NodeList={node}"
+        (self.run_folder.jobs / f"{job}_0_log.out").write_text(log)
+
+    def wait(self, reason: str) -> None:
+        """All workers wait for this reason."""
+        self.jobs = [replace(job, reason=reason) for job in self.jobs]
+
+    def said_within(self, seconds: int, *nodes: NodeUsage) -> list[str]:
+        """All that is said, second by second."""
+        return [text for _ in range(seconds) for text in self.reconcile(*nodes, after=1.0)]
 
 
 def node(job: str, busy: int) -> NodeUsage:
@@ -89,6 +135,42 @@ def test_a_queue_that_does_not_answer_is_said_once_and_changes_nothing(tmp_path:
     assert "submitted 1 worker" in site.reconcile()[0]
 
 
+def test_the_driver_does_not_wait_for_a_silent_controller(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs, site.autoscaler.background = 1, in_background
+    answer = site.autoscaler.client.run
+    object.__setattr__(site.autoscaler.client, "run", lambda command: time.sleep(0.5) or answer(command))
+    began = time.monotonic()
+    assert site.reconcile() == () == site.reconcile()
+    assert time.monotonic() - began < 0.4 and site.asked["squeue"] == 0
+    deadline = time.monotonic() + 20
+    said: tuple[str, ...] = ()
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.02)
+        said = site.reconcile(after=0.0)
+    assert "submitted 1 worker" in said[0]
+
+
+def test_a_quiet_run_asks_slurm_at_most_twice_a_minute_and_one_that_waits_too(tmp_path: Path) -> None:
+    for folder, state in (("works", "RUNNING"), ("waits", "PENDING")):
+        (tmp_path / folder).mkdir()
+        site = Site(tmp_path / folder)
+        site.autoscaler.open_jobs = 3
+        site.said_within(20)
+        nodes = [node(f"9_{number}", 1) for number in range(3)] if state == "RUNNING" else []
+        site.start(*[job.id for job in site.jobs if state == "RUNNING"])
+        site.said_within(120, *nodes)
+        site.asked.clear()
+        site.said_within(600, *nodes)
+        assert 10 <= site.asked["squeue"] <= 21 and site.asked.total() == site.asked["squeue"]
+        site.jobs.pop()  # a worker is gone, and with it its node
+        nodes = nodes[:2]
+        site.said_within(31, *nodes)
+        site.asked.clear()
+        site.said_within(60, *nodes)
+        assert site.asked["squeue"] <= 13
+
+
 def test_waiting_for_slurm_is_said_once_a_minute_with_slurms_reason(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.autoscaler.open_jobs = 1
@@ -111,6 +193,16 @@ def test_a_worker_without_work_is_given_back_after_its_idle_time(tmp_path: Path)
     assert not site.run_folder.dismissed("9_1")
     site.reconcile(node("9_0", 1), node("9_1", 0), after=1.5)
     assert site.run_folder.dismissed("9_1") and not site.run_folder.dismissed("9_0")
+
+
+def test_so_many_workers_as_a_run_keeps_stay_without_work(tmp_path: Path) -> None:
+    site = Site(tmp_path, min_workers=2)
+    site.autoscaler.open_jobs = 3
+    site.reconcile()
+    nodes = [node(f"9_{number}", 0) for number in range(3)]
+    site.reconcile(*nodes)
+    site.reconcile(*nodes, after=31.0)
+    assert [site.run_folder.dismissed(f"9_{number}") for number in range(3)].count(True) == 1
 
 
 def test_a_worker_that_worked_meanwhile_is_idle_anew(tmp_path: Path) -> None:
@@ -146,31 +238,196 @@ def test_a_worker_given_back_does_not_count_while_it_ends(tmp_path: Path) -> Non
     assert site.cancelled == ["9_0"]  # it did not hear
 
 
-def test_a_refusal_is_said_once_and_the_third_ends_the_run(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    site.run_folder.refuse("9_0", "sees 8 GPUs")
-    assert site.reconcile() == ("worker 9_0 refuses to start: sees 8 GPUs",)
-    assert site.reconcile() == ()
-    for job in ("9_1", "9_2"):
-        site.run_folder.refuse(job, "sees 8 GPUs")
-    with pytest.raises(PoolBroken, match="3 workers refused to start, the last: sees 8 GPUs"):
-        site.reconcile()
-
-
-def test_workers_that_end_before_they_join_end_the_run(tmp_path: Path) -> None:
-    site = Site(tmp_path)
-    site.autoscaler.open_jobs = 3
-    site.reconcile()
-    site.jobs.clear()
-    with pytest.raises(PoolBroken, match="3 workers ended before they joined"):
-        site.reconcile()
-
-
 def test_workers_of_an_earlier_driver_are_taken_over(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.jobs = [QueuedJob(f"5_{n}", NAME, "RUNNING", "None", "n", "") for n in range(3)]
     site.autoscaler.open_jobs = 9
     assert site.reconcile() == () and len(site.jobs) == 3
+
+
+def test_a_worker_that_slurm_holds_after_a_failed_start_is_replaced(tmp_path: Path) -> None:
+    site = Site(tmp_path, max_workers=1)
+    site.jobs = [QueuedJob("4_0", NAME, "PENDING", "launch failed requeued held", "", "")]
+    site.autoscaler.open_jobs = 1
+    assert "submitted 1 worker" in site.reconcile()[0]
+    assert site.cancelled == ["4_0"]
+
+
+# What sbatch refuses.
+
+
+def test_a_refused_submission_is_said_once_and_tried_again_later_with_half_the_number(tmp_path: Path) -> None:
+    site = Site(tmp_path, max_workers=8)
+    site.autoscaler.open_jobs, site.refusal = 8, "sbatch refuses the worker: Socket timed out on send/recv operation"
+    said = site.said_within(300)
+    assert len(said) == 1 and "Socket timed out" in said[0] and "tried again" in said[0]
+    assert site.submissions[:4] == [8, 4, 2, 1] and set(site.submissions[4:]) == {1}
+    assert 6 <= len(site.submissions) <= 9  # after 5, 10, 20, 40, 60, 60 … seconds
+    site.refusal = ""
+    said = site.said_within(120)
+    assert len(site.jobs) == 8 and site.submissions[-4:] == [1, 2, 4, 1]
+    assert [text.split(" (")[0] for text in said if "submitted" in text][0] == "submitted 1 worker to SLURM"
+    site.refusal = "sbatch refuses the worker: Socket timed out on send/recv operation"
+    for job in list(site.jobs):
+        site.end(job.id, "CANCELLED", "")
+    assert any("Socket timed out" in text for text in site.said_within(60))  # a new trouble is said anew
+
+
+def test_a_limit_of_submitted_jobs_never_ends_a_run(tmp_path: Path) -> None:
+    site = Site(tmp_path, max_workers=8)
+    site.autoscaler.open_jobs, site.refusal = 8, BUSY
+    assert len(site.said_within(3600)) == 1
+
+
+def test_a_refusal_for_good_ends_a_run_on_which_nobody_works_and_no_other(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 1
+    site.reconcile()
+    site.start("9_0")
+    site.autoscaler.open_jobs, site.refusal = 2, "sbatch refuses the worker: Invalid account or account/partition"
+    assert len(site.said_within(300, node("9_0", 1))) == 1
+    site.jobs.clear()
+    with pytest.raises(PoolBroken, match="Invalid account"):
+        site.said_within(120)
+
+
+# Bad nodes.
+
+
+def test_a_worker_that_fails_is_said_with_its_node_its_code_and_the_last_line_of_its_log(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 1
+    site.reconcile()
+    site.end(
+        "9_0", "FAILED", "node2", log="starting\nModuleNotFoundError: No module named 'torch'\nsrun: error: node2\n"
+    )
+    (said,) = site.reconcile()
+    assert said == "worker 9_0 failed on node2 (exit code 1): starting | ModuleNotFoundError: No module named 'torch'"
+
+
+def test_a_worker_that_refuses_says_why_itself(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 1
+    site.reconcile()
+    site.run_folder.refuse("9_0", "sees 8 GPUs")
+    site.end("9_0", "FAILED", "node2", log="Traceback")
+    assert site.reconcile()[0] == "worker 9_0 failed on node2 (exit code 1): sees 8 GPUs"
+
+
+def test_a_node_is_left_out_after_two_failures_and_the_run_goes_on_with_the_others(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 3
+    said = []
+    for _ in range(300):
+        said += site.reconcile(after=1.0)
+        for job in [job for job in site.jobs if "bad" not in site.excluded and job.state == "PENDING"]:
+            site.end(job.id, "FAILED", "bad", "0:53")
+    assert any("bad is left out from now on" in text and "signal 53" in text for text in said)
+    assert len(site.ended) == 3 and len(site.jobs) == 3 and site.excluded == ("bad",)
+
+
+def test_a_node_that_fails_beside_workers_that_work_is_not_fed_for_ever(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 3
+    site.reconcile()
+    site.start("9_0", "9_1")
+    nodes = (node("9_0", 1), node("9_1", 1))
+    for _ in range(600):
+        site.reconcile(*nodes, after=1.0)
+        for job in [job for job in site.jobs if job.state == "PENDING" and "bad" not in site.excluded]:
+            site.end(job.id, "FAILED", "bad")
+    assert len(site.ended) == 2 and site.excluded == ("bad",)
+
+
+def test_workers_that_fail_on_every_node_end_a_run_on_which_nobody_works(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 3
+    began = site.now
+    with pytest.raises(PoolBroken, match="workers ended before they joined, on n0, n1, n2; the last: .*no torch"):
+        while site.now < 600:
+            site.reconcile(after=1.0)
+            free = [name for name in ("n0", "n1", "n2", "n3") if name not in site.excluded]
+            for job, name in zip(list(site.jobs), free, strict=False):
+                site.end(job.id, "FAILED", name, log="no torch")
+    assert site.now - began < 60
+
+
+def test_workers_that_somebody_cancelled_or_preempted_are_no_failures(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 3
+    for _ in range(100):
+        site.reconcile(after=10.0)
+        for state, job in zip(("CANCELLED", "PREEMPTED", "CANCELLED"), list(site.jobs), strict=False):
+            site.end(job.id, state, "n")
+    assert len(site.ended) > 200 and site.excluded == ()
+
+
+def test_a_node_on_which_a_worker_joined_is_trusted_again(tmp_path: Path) -> None:
+    failed = FailedStarts()
+    assert not failed.add("n", "") and failed.add("n", "") and failed.excluded == ("n",)
+    failed.joined("n")
+    assert failed.excluded == () and failed.in_a_row == 0 and not failed.everywhere
+
+
+def test_the_wait_before_the_next_try_grows_to_a_minute_and_begins_anew() -> None:
+    retry, waits = Retry(), []
+    for _ in range(7):
+        retry.failed(100.0)
+        waits.append(retry.at - 100.0)
+    assert waits == [5.0, 10.0, 20.0, 40.0, 60.0, 60.0, 60.0]
+    retry.succeeded()
+    retry.failed(0.0)
+    assert retry.at == autoscaler.RETRY_SECONDS[0]
+
+
+# Workers that never start.
+
+
+@pytest.mark.parametrize(
+    ("reason", "fix"),
+    [
+        ("PartitionTimeLimit", "lower `minutes`"),
+        ("QOSMaxWallDurationPerJobLimit", "lower `minutes`"),
+        ("AssocMaxCpuPerJobLimit", "lower `cpus`"),
+        ("BadConstraints", "no node fits"),
+    ],
+)
+def test_workers_that_will_never_start_end_a_run_with_the_fix(tmp_path: Path, reason: str, fix: str) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 1
+    site.reconcile()
+    site.wait(reason)
+    assert fix in site.reconcile()[0]  # once may be chance
+    with pytest.raises(PoolBroken, match=f"{reason}.*{fix}"):
+        site.reconcile()
+
+
+@pytest.mark.parametrize("reason", ["Resources", "Priority", "QOSMaxJobsPerUserLimit", "ReqNodeNotAvail", "Dependency"])
+def test_other_reasons_are_waited_for(tmp_path: Path, reason: str) -> None:
+    site = Site(tmp_path)
+    site.running = 4
+    site.autoscaler.open_jobs = 1
+    site.reconcile()
+    site.wait(reason)
+    assert all(f"pending ({reason})" in text for text in site.said_within(600))
+
+
+def test_workers_that_never_start_do_not_end_a_run_on_which_somebody_works(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 2
+    site.reconcile()
+    site.wait("BadConstraints")
+    site.start("9_0")
+    site.said_within(300, node("9_0", 1))
+
+
+def test_a_site_that_lets_a_user_run_one_job_is_met_with_gang_mode(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 1
+    site.reconcile()
+    site.wait("QOSMaxJobsPerUserLimit")
+    with pytest.raises(PoolBroken, match="one job at a time .*mode: gang"):
+        site.said_within(60)
 
 
 def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
@@ -180,11 +437,3 @@ def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
     assert open_jobs(state) == 4
     running = {key: replace(job, status=Status.RUNNING) for key, job in list(state.jobs.items())[:1]}
     assert open_jobs(replace(state, jobs={**state.jobs, **running})) == 4
-
-
-def test_a_worker_that_slurm_holds_after_a_failed_start_is_replaced(tmp_path: Path) -> None:
-    site = Site(tmp_path, max_workers=1)
-    site.jobs = [QueuedJob("4_0", NAME, "PENDING", "launch failed requeued held", "", "")]
-    site.autoscaler.open_jobs = 1
-    assert "submitted 1 worker" in site.reconcile()[0]
-    assert site.cancelled == ["4_0"]
