@@ -118,7 +118,8 @@ def test_an_answer_that_fails_is_unknown_and_an_empty_one_is_none(programs: Prog
     programs.say("sacct", "Slurm accounting storage is disabled", code=1)
     assert SlurmClient().used("n") is None
     programs.say("scontrol", "", code=1)
-    assert SlurmClient().config() == {} and SlurmClient().partition("p") is None
+    assert SlurmClient().config() == {} and SlurmClient().partitions() is None
+    assert SlurmClient().ends(["7_1"]) == {}
 
 
 def test_a_program_that_is_absent_or_hangs_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,3 +104,47 @@ def test_a_worker_that_sees_other_gpus_than_it_was_given_says_so(
 ) -> None:
     with pytest.raises(ValueError, match=version_mismatch):
         parsers.visible_gpus(environment, given)
+
+
+ENDS = """\
+JobId=12 JobName=pdd-r-worker UserId=a(1) JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0 NodeList=n1 BatchHost=n1
+JobId=14 ArrayJobId=13 ArrayTaskId=1 JobState=NODE_FAIL ExitCode=0:15 NodeList=n[2-3] BatchHost=n2
+JobId=13 ArrayJobId=13 ArrayTaskId=0 JobState=CANCELLED ExitCode=0:0 NodeList=(null)
+JobId=15 ArrayJobId=13 ArrayTa"""
+
+
+def test_how_jobs_ended_is_read_by_id_with_node_and_cause() -> None:
+    ends = parsers.read_job_ends(ENDS)
+    assert {job: (end.failed, end.node) for job, end in ends.items()} == {
+        "12": (True, "n1"),
+        "13_1": (True, "n2"),
+        "13_0": (False, ""),
+    }
+    assert [ends[job].cause() for job in ("12", "13_1")] == ["exit code 3", "signal 15"]
+
+
+@pytest.mark.parametrize(
+    ("words", "for_good"),
+    [
+        ("Batch job submission failed: Invalid partition name specified", True),
+        ("invalid partition specified: gpux", True),
+        ("Batch job submission failed: Invalid account or account/partition combination specified", True),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)", True),
+        ("Batch job submission failed: Requested node configuration is not available", True),
+        ("Memory specification can not be satisfied", True),
+        ("QOSMaxWallDurationPerJobLimit: Job violates accounting/QOS policy", True),
+        ("QOSMaxSubmitJobPerUserLimit: Job violates accounting/QOS policy", False),
+        ("AssocMaxSubmitJobLimit: Job violates accounting/QOS policy (job submit limit, time limits)", False),
+        ("Batch job submission failed: Socket timed out on send/recv operation", False),
+        ("Batch job submission failed: Unable to contact slurm controller (connect failure)", False),
+        ("Slurm temporarily unable to accept job, sleeping and retrying", False),
+    ],
+)
+def test_a_refusal_is_for_good_where_asking_again_would_not_help(words: str, for_good: bool) -> None:
+    assert parsers.refused_for_good(words) is for_good
+
+
+def test_the_last_lines_of_a_log_are_what_the_job_itself_said() -> None:
+    log = "a\n\nValueError: no such file\nsrun: error: n1: task 0: Exited with exit code 1\n"
+    assert parsers.last_lines(log) == "ValueError: no such file" and parsers.last_lines(log, 2).startswith("a | ")
+    assert parsers.last_lines("srun: error: no memory\n") == "srun: error: no memory" and parsers.last_lines("") == ""
