@@ -61,7 +61,7 @@ class Lineage:
         return self.resolved.recipe
 
     def select(self, data: str, seed: int, index: int) -> str:
-        """The arm's images all at once, chosen by its rule.
+        """Select the arm's images, all at once, by its rule.
 
         Each network gets a draw of its own, so the spread of Random in a table includes the choice of images.
         """
@@ -76,7 +76,7 @@ class Lineage:
         return self._add(SelectSpec(rule=rule, ipc_total=self.arm.ipc_total, draw=draw, seed=seed), parents)
 
     def chain(self, data: str, seed: int) -> list[str]:
-        """The sets S_1..S_P of one seed; the experts of stage i have been through S_1..S_{i-1}."""
+        """Distil the sets S_1..S_P of one seed; the experts of stage i have been through S_1..S_{i-1}."""
         sets: list[str] = []
         experts: list[str] = []
         for stage in range(1, self.arm.stages + 1):
@@ -130,7 +130,7 @@ class Lineage:
         resolved = self._resolved_for(stage)
         numbers = resolved.recipe.distil
         assert numbers is not None, f"recipe of {self.arm.method} has no distil section"
-        told = {name: getattr(numbers, name) for name in type(numbers).model_fields}
+        fields = {name: getattr(numbers, name) for name in type(numbers).model_fields}
         spec = DistilSpec(
             method=class_of(self.arm.method),
             stage=stage,
@@ -139,7 +139,7 @@ class Lineage:
             transition=self._transition(stage) if self.recipe.experts is None else None,
             partition=self._partition(stage),
             seed=seed,
-            **{**told, "earlier_rate": numbers.earlier_rate if stage > 1 else 0.0},
+            **{**fields, "earlier_rate": numbers.earlier_rate if stage > 1 else 0.0},
         )
         parents = {"dataset": [data], "experts": experts, "sets": sets}
         parents["forgetting"] = self._partition_scores(data, seed)
@@ -150,7 +150,7 @@ class Lineage:
         return key
 
     def _phase_of(self, data: str) -> str:
-        """Phases of class-incremental learning wait for each other no more than seeds do."""
+        """The group in which stages wait for each other: phases of class-incremental learning do not, nor do seeds."""
         spec = self.plan.graph[data].spec
         assert isinstance(spec, DatasetSpec)
         return f"/classes-{'-'.join(map(str, spec.subset))}" if spec.subset else ""
@@ -190,7 +190,21 @@ class Lineage:
         index: int,
         phases: Phases = (),
     ) -> str:
-        """Network `index` trained on the sets of the first `prefix` stages, phase by phase if there are phases."""
+        """Train a network on sets and test it.
+
+        Args:
+            architecture: its name; `network` says what that means here.
+            mode: how it is trained on the stages.
+            data: the dataset's key.
+            sets: keys of the synthetic sets, by phase and stage.
+            prefix: how many stages there are.
+            seed: of the arm.
+            index: which network of the table's cell.
+            phases: the classes of each phase, if there are phases.
+
+        Returns:
+            The key of the job.
+        """
         network = self.network(architecture)
         stored = self.recipe.evaluate.start == "expert" and network == self.recipe.network and not phases
         spec = EvaluateSpec(
@@ -207,7 +221,7 @@ class Lineage:
         return self._add(spec, {"dataset": [data], "sets": sets, "experts": experts})
 
     def full(self, architecture: Architecture, data: str, seed: int, index: int) -> str:
-        """Network `index` trained on the whole training split."""
+        """Train network `index` of a cell on the whole training split."""
         training = self.recipe.evaluate.training(1)
         spec = FullSpec(network=self.network(architecture), training=training, index=index, seed=seed)
         return self._add(spec, {"dataset": [data]})

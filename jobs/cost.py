@@ -66,7 +66,7 @@ class Machine:
     start: float = START
 
     def slower(self, factor: float) -> Machine:
-        """One that takes `factor` times as long for everything."""
+        """A machine that takes `factor` times as long for everything."""
         times = {name: getattr(self, name) * factor for name in ("call", "inner_call", "start")}
         return replace(self, rate=self.rate / factor, **times)
 
@@ -116,23 +116,41 @@ def seconds(
         job: a job of the graph.
         graph: where its parents are.
         rates: FLOP/s by kind; the machine's for a kind that is not there.
-        measured: seconds of jobs that were run, by key or by `signature`; the key is the better witness.
+        measured: seconds of jobs that were run, by key or by `signature`; the key is looked up first.
         machine: what the worker is.
+
+    Returns:
+        The measured seconds, else the estimated ones.
     """
-    for known in (job.key, signature(job, graph)):
-        if known in measured:
-            return measured[known]
+    for name in (job.key, signature(job, graph)):
+        if name in measured:
+            return measured[name]
     return estimate(effort(job, graph), machine, rates.get(job.kind))
 
 
 def estimate(needed: Effort, machine: Machine = CORE, rate: float | None = None) -> float:
-    """Seconds of an effort on a machine, perhaps at another rate than the machine's."""
+    """Seconds of an effort on a machine.
+
+    Args:
+        needed: the effort.
+        machine: what the worker is.
+        rate: FLOP/s, instead of the machine's.
+    """
     calling = machine.call * needed.calls + machine.inner_call * needed.inner_calls
     return machine.start + calling + needed.flops / (rate or machine.rate)
 
 
 def signature(job: Job, graph: Graph, needed: Effort | None = None) -> Signature:
-    """The job's kind, and its title without the numbers that tell equal jobs apart, with its effort if it is known."""
+    """What a job has in common with jobs of its size.
+
+    Args:
+        job: a job of the graph.
+        graph: where its parents are.
+        needed: its effort, if it is known already.
+
+    Returns:
+        Its kind, and its title without the numbers that tell equal jobs apart, with its effort.
+    """
     words = re.sub(r"-(seed|net|draw|stage)\d+|-\d+to\d+", "", job.spec.title())
     needed = needed or effort(job, graph)
     return job.kind, f"{words} {needed.flops:.6g} {needed.calls + needed.inner_calls:.6g}"
@@ -163,10 +181,11 @@ def effort(job: Job, graph: Graph) -> Effort:
 
 
 def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:
-    one = _fit(spec.network, spec.real, _data(job, graph).train_images, job, graph)
+    """The training of each expert on real images, and on the sets before that."""
+    expert = _fit(spec.network, spec.real, _data(job, graph).train_images, job, graph)
     if spec.transition is not None:
-        one += _fit(spec.network, spec.transition, _links_of(spec.transition, job, graph)[-1], job, graph)
-    return one.times(spec.count)
+        expert += _fit(spec.network, spec.transition, _links_of(spec.transition, job, graph)[-1], job, graph)
+    return expert.times(spec.count)
 
 
 def _matching(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
@@ -212,8 +231,8 @@ class _Match:
 
     def real_of_class(self, settings: Settings) -> int:
         """Real images of a class in a match: as many as are asked for, if there are."""
-        asked: int = settings.get("batch_real", self.real)
-        return min(self.real // self.classes, asked)
+        batch: int = settings.get("batch_real", self.real)
+        return min(self.real // self.classes, batch)
 
     @property
     def own(self) -> int:
@@ -221,23 +240,23 @@ class _Match:
         return self.union // self.classes
 
     def seen(self, images: int) -> Effort:
-        """Images on their way through the network."""
+        """A forward pass of so many images."""
         return Effort(self.forward * images)
 
     def step(self, images: int) -> Effort:
-        """The same and back."""
+        """One SGD step on so many images: a forward and a backward pass."""
         return Effort(3 * self.forward * images, calls=self.layers)
 
     def steps(self, images: int, batch: int) -> Effort:
-        """A pass over images in batches."""
+        """One epoch over so many images in batches."""
         return Effort(3 * self.forward * images, calls=self.layers * math.ceil(images / batch))
 
     def twice(self, images: int) -> Effort:
-        """A step that is differentiated again, which is twice as much as the step."""
+        """An inner step that is differentiated again, which is twice as much as the step."""
         return Effort(9 * self.forward * images, inner_calls=self.layers)
 
     def matched(self, images: int) -> Effort:
-        """The same for the images alone: no chain of weights to be carried through, so a layer's call is shorter."""
+        """A gradient differentiated by the images alone: no chain of weights, so a layer's call is shorter."""
         twice = self.twice(images)
         return replace(twice, inner_calls=MATCHED_CALL * twice.inner_calls)
 
@@ -300,7 +319,7 @@ ITERATIONS: dict[str, Callable[[_Match, Settings], Effort]] = {
 
 
 def _judging(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
-    """Each candidate is judged by networks trained on the union of the stage and those before it."""
+    """The networks that judge the candidates, trained on the union of the stage's images and the earlier sets."""
     if spec.choice.by == "last" or spec.choice.training is None:
         return Effort(0.0)
     union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc_per_stage * spec.factor**2
@@ -316,6 +335,7 @@ def image_visits(job: Job, graph: Graph) -> int:
 
 
 def _links(spec: EvaluateSpec, job: Job, graph: Graph) -> Effort:
+    """The training of an evaluated network, link by link."""
     fits = (_fit(spec.network, spec.training, images, job, graph) for images in _trained_on(spec, job, graph))
     return sum(fits, Effort(0.0))
 
@@ -349,12 +369,14 @@ def _data(job: Job, graph: Graph) -> DatasetSpec:
 def _set_sizes(job: Job, graph: Graph) -> list[int]:
     """Training images in each of the synthetic sets among the parents, as they are decoded."""
     sizes = []
-    for made in (graph[key] for key in job.parents.get("sets", ())):
-        assert isinstance(made.spec, DistilSpec | SelectSpec)
+    for parent in (graph[key] for key in job.parents.get("sets", ())):
+        assert isinstance(parent.spec, DistilSpec | SelectSpec)
         per_class = (
-            made.spec.ipc_per_stage * made.spec.factor**2 if isinstance(made.spec, DistilSpec) else made.spec.ipc_total
+            parent.spec.ipc_per_stage * parent.spec.factor**2
+            if isinstance(parent.spec, DistilSpec)
+            else parent.spec.ipc_total
         )
-        sizes.append(_data(made, graph).classes * per_class)
+        sizes.append(_data(parent, graph).classes * per_class)
     return sizes
 
 

@@ -26,7 +26,16 @@ from jobs.specs import Architecture, Mode
 
 
 def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None = None) -> Plan:
-    """Add the experiment's jobs and cells to `plan` (a new one by default).
+    """Add the experiment's jobs and cells to a plan.
+
+    Args:
+        experiment: what is wanted.
+        facts: the dataset.
+        place: where the experiment stands, for complaints.
+        plan: what is added to; a new one by default.
+
+    Returns:
+        The plan.
 
     Raises:
         BadInput: an arm cannot be made from this dataset, e.g. a class has fewer images than it asks for.
@@ -47,7 +56,13 @@ def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None =
 
 
 def class_order(classes: int, phases: int, order: int) -> Phases:
-    """The classes of each phase in one random order: DM's, numpy's permutation under the seed `order` (facts 5.8)."""
+    """The classes of each phase in one random order.
+
+    Args:
+        classes: how many there are; `phases` divides it.
+        phases: how many groups of equal size are made.
+        order: the seed of numpy's permutation, as in DM's code (facts 5.8).
+    """
     shuffled = np.random.RandomState(order).permutation(classes).reshape(phases, -1)
     return tuple(tuple(sorted(map(int, group))) for group in shuffled)
 
@@ -171,27 +186,29 @@ class _ArmExpansion:
                     ]
                     self._cell(architecture, mode, stage=prefix, keys=keys)
 
-    def _class_incremental(self, asked: ClassIncremental) -> None:
+    def _class_incremental(self, incremental: ClassIncremental) -> None:
         """After each phase, networks are trained on the sets of all phases so far."""
         classes = len(self.lineage.facts.class_names)
-        if classes % asked.phases:
+        if classes % incremental.phases:
             fix = f"must divide the {classes} classes of the dataset"
-            raise BadInput(self.place, f"{self.path}.class_incremental.phases", asked.phases, fix)
+            raise BadInput(self.place, f"{self.path}.class_incremental.phases", incremental.phases, fix)
         lineage, selects = self.lineage, self.arm.method in SELECTIONS
         data, modes = lineage.dataset(), ("union",) if selects else self.arm.modes
-        orders = [class_order(classes, asked.phases, order) for order in range(asked.orders)]
+        orders = [class_order(classes, incremental.phases, order) for order in range(incremental.orders)]
 
         @cache
-        def made(group: tuple[int, ...], seed: int, index: int) -> list[str]:
+        def sets_of(group: tuple[int, ...], seed: int, index: int) -> list[str]:
             part = lineage.phase(data, group)
             return [lineage.select(part, seed, index)] if selects else lineage.chain(part, seed)
 
         def after(seen: Phases, architecture: Architecture, mode: Mode, seed: int, index: int) -> str:
-            sets = [key for group in seen for key in made(group, seed, index if selects else 0)]
+            sets = [key for group in seen for key in sets_of(group, seed, index if selects else 0)]
             links = 1 if selects else self.arm.stages
             return lineage.evaluate(architecture, mode, data, sets, links, seed, index, phases=seen)
 
-        for phase, mode, architecture in product(range(1, asked.phases + 1), modes, self.experiment.architectures):
+        for phase, mode, architecture in product(
+            range(1, incremental.phases + 1), modes, self.experiment.architectures
+        ):
             keys = [
                 after(order[:phase], architecture, mode, seed, index)
                 for seed, order, index in product(self.experiment.seeds, orders, range(self.experiment.networks))
@@ -205,15 +222,15 @@ class _ArmExpansion:
         drawn = ipc_per_stage * distil.factor**2 if distil is not None and distil.init != "noise" else 0
         for name, images in zip(self.lineage.facts.class_names, kept, strict=True):
             if images < max(self.arm.ipc_total, drawn):
-                asked = f"{self.arm.stages} x {ipc_per_stage} images per class are asked for"
+                needed = f"{self.arm.stages} x {ipc_per_stage} images per class are asked for"
                 if drawn > self.arm.ipc_total:
                     each = drawn // ipc_per_stage
-                    asked = f"{ipc_per_stage} images per class start from {drawn} real ones ({each} in each)"
+                    needed = f"{ipc_per_stage} images per class start from {drawn} real ones ({each} in each)"
                 raise BadInput(
                     self.place,
                     f"{self.path}.ipc_per_stage",
                     self.arm.ipc_per_stage,
-                    f"{asked}, but class {name!r} has {images} training images after the held-out split; "
+                    f"{needed}, but class {name!r} has {images} training images after the held-out split; "
                     "ask for fewer or add images",
                 )
 

@@ -134,20 +134,20 @@ class Arm(Frozen):
         return self.stages * (self.ipc_per_stage or 0)
 
     def _departures(self) -> list[str]:
-        said = {
+        departures = {
             "(augmented)": self.protocol == "augmented",
             "w/o transition": not self.transition,
             "w/o conditioning": not self.conditioning,
             "updating earlier sets": self.earlier_rate > 0,
             "by forgetting score": self.partition is not None,
         }
-        return [words for words, true in said.items() if true]
+        return [words for words, true in departures.items() if true]
 
     @model_validator(mode="after")
     def _only_what_goes_together(self) -> Arm:
         if self.method in (*SELECTIONS, "full"):
-            asked = {name for name in ABLATIONS if getattr(self, name) != type(self).model_fields[name].default}
-            for name in sorted(asked):
+            ablations = {name for name in ABLATIONS if getattr(self, name) != type(self).model_fields[name].default}
+            for name in sorted(ablations):
                 raise PydanticCustomError("ablation", "leave {name} out; nothing is distilled here", {"name": name})
         if self.earlier_rate and not self.conditioning:
             raise PydanticCustomError("ablation", "without conditioning earlier sets have no gradient; drop one")

@@ -205,7 +205,7 @@ class Resolved:
     sources: Mapping[str, str]
 
     def changed(self, source: str, numbers: Mapping[str, Any]) -> Resolved:
-        """The same with other numbers, by dotted path, which all have this source."""
+        """A recipe with other numbers in it, by dotted path, which all have this source."""
         values, sources = self.recipe.model_dump(), dict(self.sources)
         for path, value in numbers.items():
             _put(values, sources, path, value, source)
@@ -395,7 +395,15 @@ def _lay(
     sources: dict[str, str],
     section: str | None = None,
 ) -> None:
-    """Put the numbers of all layers that apply over each other; of one section only, if it is named."""
+    """Put the numbers of all layers that apply over each other.
+
+    Args:
+        layers: in their order.
+        setting: what they are asked about.
+        values: nested numbers, changed in place.
+        sources: by dotted path, changed in place.
+        section: the only section that is taken, if one is named.
+    """
     for layer in layers:
         for path, value, source in layer.numbers(setting):
             if section is None or path.split(".")[0] == section:
@@ -403,18 +411,23 @@ def _lay(
 
 
 def _put(values: dict[str, Any], sources: dict[str, str], path: str, value: Any, source: str) -> None:
-    *way, last = path.split(".")
-    here = values
-    for name in way:
-        here = here.setdefault(name, {})
-        if not isinstance(here, dict):
+    """Set one number by its dotted path, with its source."""
+    *sections, last = path.split(".")
+    section = values
+    for name in sections:
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
             raise BadInput(source, f"set.{path}", value, f"{name} is a number, not a section; leave {last} out")
-    here[last] = value
+    section[last] = value
     sources[path] = source
 
 
 def _refuse_contradictions(recipe: Recipe, place: str) -> None:
-    """What no field can see of itself."""
+    """Refuse numbers that contradict each other, which no field can see of itself.
+
+    Raises:
+        BadInput: the first contradiction.
+    """
     evaluate, experts, distil = recipe.evaluate, recipe.experts, recipe.distil
     if (evaluate.epochs is None) == (evaluate.epochs_total is None):
         fix = "give exactly one of evaluate.epochs and evaluate.epochs_total, set the other to null"

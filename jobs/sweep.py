@@ -205,11 +205,19 @@ def load(name: str) -> tuple[Sweep, str]:
 def listed(sweep: Sweep, place: str) -> list[Values]:
     """The trials of a sweep whose searcher does not learn, in order, each once.
 
+    Args:
+        sweep: the sweep.
+        place: where it stands, for complaints.
+
     Raises:
         BadInput: no trial satisfies the constraints, or samples are asked for and nothing is there to draw.
     """
-    grid = {name: one.grid for name, one in sweep.space.items() if one.grid is not None and sweep.searcher == "grid"}
-    drawn = {name: one for name, one in sweep.space.items() if name not in grid}
+    grid = {
+        name: dimension.grid
+        for name, dimension in sweep.space.items()
+        if dimension.grid is not None and sweep.searcher == "grid"
+    }
+    drawn = {name: dimension for name, dimension in sweep.space.items() if name not in grid}
     if sweep.samples > 1 and not drawn:
         raise BadInput(place, "samples", sweep.samples, "a grid has nothing to draw; leave it out")
     source = random.Random(sweep.seed)
@@ -225,18 +233,26 @@ def listed(sweep: Sweep, place: str) -> list[Values]:
 def _samples(
     sweep: Sweep, fixed: Values, drawn: Mapping[str, Dimension], source: random.Random, before: list[Values]
 ) -> list[Values]:
-    """Up to `samples` new trials with these values of the grid."""
-    found: list[Values] = []
+    """Draw up to `samples` new trials.
+
+    Args:
+        sweep: the space, its constraints, and how many are wanted.
+        fixed: the values of the grid.
+        drawn: the dimensions that are drawn from.
+        source: of chance.
+        before: trials that there are already.
+    """
+    samples: list[Values] = []
     for _ in range(sweep.samples):
         for _ in range(ATTEMPTS if drawn else 1):
-            values = fixed | {name: one.draw(source) for name, one in drawn.items()}
+            values = fixed | {name: dimension.draw(source) for name, dimension in drawn.items()}
             values = {name: values[name] for name in sweep.space}
-            if values not in found and values not in before and sweep.allows(values):
-                found.append(values)
+            if values not in samples and values not in before and sweep.allows(values):
+                samples.append(values)
                 break
         else:
             break  # the space has no more
-    return found
+    return samples
 
 
 def _contradiction(sweep: Sweep, place: str) -> BadInput:

@@ -65,11 +65,11 @@ class Published:
         """
         if text == "-":
             return cls(None, None)
-        found = _NUMBER.match(str(text))
-        if found is None:
+        match = _NUMBER.match(str(text))
+        if match is None:
             raise ValueError(f"{text!r} is not a published number; write 26.0 ± 1.2, 88.1 or -")
-        std = found["std"]
-        return cls(float(found["mean"]), None if std is None else float(std))
+        std = match["std"]
+        return cls(float(match["mean"]), None if std is None else float(std))
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ class _Filler:
     under: Circumstances
     plan: Plan = field(default_factory=Plan)
     experiments: list[Experiment] = field(default_factory=list)
-    made: dict[str, tuple[Cell, ...] | BadInput] = field(default_factory=dict)
+    expansions: dict[str, tuple[Cell, ...] | BadInput] = field(default_factory=dict)
     """By arm and circumstances, as JSON: its cells, whichever table asked first, or why there are none."""
 
     def table(self, file: TableFile) -> Table:
@@ -330,15 +330,15 @@ class _Filler:
     def cell(self, file: TableFile, request: CellRequest, arm: Arm, data: Data) -> Cell:
         experiment = self.experiment(file, request, arm, data)
         text = experiment.model_dump_json(exclude={"name"})
-        if text not in self.made:
-            self.made[text] = self.expanded(experiment, data, f"{file.name}.yaml")
+        if text not in self.expansions:
+            self.expansions[text] = self.expanded(experiment, data, f"{file.name}.yaml")
             self.experiments.append(experiment)
-        made = self.made[text]
-        if isinstance(made, BadInput):
-            raise made
+        cells = self.expansions[text]
+        if isinstance(cells, BadInput):
+            raise cells
         stage = 0 if arm.method == "full" else request.stage or arm.stages
-        (found,) = (cell for cell in made if (cell.stage, cell.phase) == (stage, request.phase))
-        return replace(found, experiment=file.name)
+        (cell,) = (cell for cell in cells if (cell.stage, cell.phase) == (stage, request.phase))
+        return replace(cell, experiment=file.name)
 
     def experiment(self, file: TableFile, request: CellRequest, arm: Arm, data: Data) -> Experiment:
         changes: dict[str, Any] = {"modes": (request.mode,), "prefixes": "all" if request.stage else "last"}
@@ -368,16 +368,18 @@ class _Filler:
 
     def fitted(self, arm: Arm, data: Data, name: str, notes: list[str]) -> Arm:
         """The arm with as many images per class and stage as the smallest class can give; a note says so."""
-        asked = arm.ipc_per_stage
-        if asked is None:
+        wanted = arm.ipc_per_stage
+        if wanted is None:
             return arm
-        numbers = self.numbers(arm, asked, data, name)
+        numbers = self.numbers(arm, wanted, data, name)
         notes.extend(_coarse(arm.method, numbers, data.facts.height))
         _, kept = split(data.facts, numbers.dataset.validation_fraction, numbers.dataset.train_per_class)
         fits = max(1, min(min(kept) // arm.stages, min(kept) // _real_in_one(numbers)))
-        if fits >= asked:
+        if fits >= wanted:
             return arm
-        notes.append(f"{arm.stages} x {asked} images per class are {arm.stages} x {fits} here: a class has {min(kept)}")
+        notes.append(
+            f"{arm.stages} x {wanted} images per class are {arm.stages} x {fits} here: a class has {min(kept)}"
+        )
         return arm.model_copy(update={"ipc_per_stage": fits})
 
     def numbers(self, arm: Arm, ipc_per_stage: int, data: Data, name: str) -> Recipe:
@@ -412,17 +414,19 @@ def _real_in_one(numbers: Recipe) -> int:
 
 def _read(file: TableFile, row: str, column: str) -> tuple[CellRequest, Arm]:
     """What a cell is about: the words of the table, of its row and of its column together."""
-    said = {**file.common, **file.rows[row], **file.columns[column]}
+    fields = {**file.common, **file.rows[row], **file.columns[column]}
     place = f"{file.name}.yaml"
-    about = {name: said.pop(name) for name in list(said) if name in CellRequest.model_fields}
-    total, stages = said.pop("ipc_total", None), said.get("stages", 1)
-    if said.get("method") == "full":
-        said = {"method": "full"}
-    elif total is not None:
-        if total % stages:
-            raise BadInput(place, f"rows.{row}", total, f"{stages} stages cannot share {total} images per class")
-        said["ipc_per_stage"] = total // stages
-    return validate(CellRequest, about, place, f"rows.{row}"), validate(Arm, said, place, f"rows.{row}")
+    request = {name: fields.pop(name) for name in list(fields) if name in CellRequest.model_fields}
+    ipc_total, stages = fields.pop("ipc_total", None), fields.get("stages", 1)
+    if fields.get("method") == "full":
+        fields = {"method": "full"}
+    elif ipc_total is not None:
+        if ipc_total % stages:
+            raise BadInput(
+                place, f"rows.{row}", ipc_total, f"{stages} stages cannot share {ipc_total} images per class"
+            )
+        fields["ipc_per_stage"] = ipc_total // stages
+    return validate(CellRequest, request, place, f"rows.{row}"), validate(Arm, fields, place, f"rows.{row}")
 
 
 def walk(tables: Sequence[Table]) -> Iterator[tuple[Table, TableCell]]:
