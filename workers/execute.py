@@ -21,7 +21,6 @@ from jobs.errors import BadInput, Damaged, Diverged, Yielded
 from jobs.graph import Job
 from jobs.outcomes import Outcome
 from jobs.specs import Kind
-from workers.data import dataset
 from workers.runtime.context import JobContext
 from workers.runtime.process import device_of_choice
 from workers.runtime.time_limit import TimeLimit
@@ -29,7 +28,7 @@ from workers.store.checkpoints import Checkpoints
 from workers.store.claims import Claims, Held
 from workers.store.files import make_folder
 from workers.store.store import Store
-from workers.tasks import distil, evaluate, experts, forgetting, select
+from workers.tasks import dataset, distil, evaluate, experts, forgetting, select
 
 Work = Callable[[JobContext, Path], Outcome]
 
@@ -85,7 +84,7 @@ def _attempt(job: Job, store: Store, run: str, memory_level: int, log: Path, tim
     if store.has(job.key):
         return JobResult(status="found")
     if time_limit.over():
-        return JobResult(status="yielded", message="the worker's time_limit is over", leaving=True)
+        return JobResult(status="yielded", message="the worker's time limit is over", leaving=True)
     claim = Claims(store.root).take(job.key, run)
     if claim is None:
         return JobResult(status="busy", retry_after=_BUSY_SECONDS)

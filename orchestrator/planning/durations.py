@@ -68,9 +68,9 @@ def stored_keys(graph: Graph, store: Store) -> set[str]:
 
 def core_here(workers: int) -> cost.Machine:
     """A core of this machine, as fast as it was for a moment with as many workers at once."""
-    from workers.training import benchmark  # takes torch along
+    from workers.training import speed  # takes torch along
 
-    return cost.CORE.slower(benchmark.slowness(workers))
+    return cost.CORE.slower(speed.slowness(workers))
 
 
 def _corrections(taken: Mapping[str, float], estimated: Mapping[str, float]) -> dict[str, float]:

@@ -85,7 +85,7 @@ def stage(
         transform=transform,
         experts=None,
         network=random_network(0, dtype),
-        starts=starts(*earlier, transition=transition, dtype=dtype),
+        start_networks=starts(*earlier, transition=transition, dtype=dtype),
         device=torch.device("cpu"),
         memory_level=0,
     )

@@ -63,7 +63,7 @@ class LearnableImages:
         """All images that take part in matching, earlier first: float32 [n, C, H, W], without a graph."""
         return self.new.clone() if self.earlier is None else torch.cat([self.earlier, self.new])
 
-    def descend(self, gradient: Tensor, iteration: int) -> None:
+    def step(self, gradient: Tensor, iteration: int) -> None:
         """One optimiser step on the images that learn; `gradient` is of the union, rows of frozen ones are ignored."""
         older = len(gradient) - len(self.new)
         rows = {"new": gradient[older:], "earlier": gradient[:older]}
@@ -109,7 +109,7 @@ class Stage:
         transform: between the training space and pixels in [0, 1].
         experts: of methods that match trajectories, else None.
         network: of the stage's architecture; its own weights mean nothing.
-        starts: networks at the end of their chains, for methods without experts.
+        start_networks: networks at the end of their chains, for methods without experts.
         memory_level: raised after each out-of-memory ending; a method may trade time for memory.
     """
 
@@ -119,7 +119,7 @@ class Stage:
     transform: Affine | Zca
     experts: Trajectories | None
     network: Network
-    starts: StartNetworks
+    start_networks: StartNetworks
     device: torch.device
     memory_level: int
 
@@ -129,7 +129,7 @@ class Method:
 
     A method is made at the start of a stage and may keep state between iterations; all of that state must be
     in `state`, because a stage is resumed bit for bit from it. Random numbers come from the generator it is
-    given, and networks from `Stage.starts`.
+    given, and networks from `Stage.start_networks`.
     """
 
     Settings: ClassVar[type[Frozen]] = Frozen
@@ -148,8 +148,8 @@ class Method:
         """
         return None
 
-    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
-        """One iteration: work out gradients, let `pixels` descend, return the loss.
+    def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
+        """One iteration: work out gradients, take a `step` on the images, return the loss.
 
         Raises:
             Diverged: the method's own quantities left their range.

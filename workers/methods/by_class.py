@@ -38,13 +38,13 @@ def siamese(
     return augmentation.apply(real, draw), augmentation.apply(synthetic, draw)
 
 
-def require_finite(pixels: LearnableImages, iteration: int, loss: float) -> float:
+def require_finite(learnable: LearnableImages, iteration: int, loss: float) -> float:
     """The loss, if it and the images are finite numbers.
 
     Raises:
         Diverged: they are not.
     """
-    if not (math.isfinite(loss) and bool(pixels.new.isfinite().all())):
+    if not (math.isfinite(loss) and bool(learnable.new.isfinite().all())):
         fix = "lower distil.image.lr"
         raise Diverged(f"iteration {iteration}: matching loss {loss:g} or the images are not finite: {fix}")
     return loss

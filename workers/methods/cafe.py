@@ -114,41 +114,41 @@ class FeatureAlignment(Method):
         self._real = rows_by_class(stage.train.labels, stage.classes)
         _require_weights(stage, settings.weights)
 
-    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network through its outer loop; the mean loss of its image steps."""
         settings = self._settings
-        network = self.stage.starts.network(iteration)
+        network = self.stage.start_networks.network(iteration)
         trainer = Trainer(network, Optimiser(lr=settings.lr_network), generator)
         watch, losses = Watch(settings.window), list[float]()
         while True:
-            losses.append(self._image_step(pixels, network, iteration, generator))
+            losses.append(self._image_step(learnable, network, iteration, generator))
             watch.see(self._accuracy(network, generator))
             if watch.settled(settings.settled) or len(losses) == settings.most_steps:
                 return sum(losses) / len(losses)
-            self._train(trainer, pixels, generator)
+            self._train(trainer, learnable, generator)
 
     def _image_step(
-        self, pixels: LearnableImages, network: Network, iteration: int, generator: torch.Generator
+        self, learnable: LearnableImages, network: Network, iteration: int, generator: torch.Generator
     ) -> float:
         assert isinstance(network, ConvNet)
-        union = pixels.union.requires_grad_()
+        union = learnable.union.requires_grad_()
         pairs = [
             self._pair(union[own], label, generator)
-            for label, own in enumerate(rows_by_class(pixels.labels, self.stage.classes))
+            for label, own in enumerate(rows_by_class(learnable.labels, self.stage.classes))
         ]
         loss = cafe_loss(network, pairs, self._settings.weights)
         (gradient,) = torch.autograd.grad(loss, union)
-        pixels.descend(gradient, iteration)
-        return require_finite(pixels, iteration, float(loss.detach()))
+        learnable.step(gradient, iteration)
+        return require_finite(learnable, iteration, float(loss.detach()))
 
     def _pair(self, stored: Tensor, label: int, generator: torch.Generator) -> Pair:
         real = self.stage.train.images[random_rows(self._real[label], self._settings.batch_real, generator)]
         return siamese(self._augmentation, real, decode(stored, self.stage.spec.factor), generator)
 
-    def _train(self, trainer: Trainer, pixels: LearnableImages, generator: torch.Generator) -> None:
+    def _train(self, trainer: Trainer, learnable: LearnableImages, generator: torch.Generator) -> None:
         """The inner loop: train on the union until the accuracy on real images has moved."""
         settings, watch = self._settings, Watch(self._settings.window)
-        images, labels = SyntheticSet(pixels.union, pixels.labels, None, self.stage.spec.factor).expanded()
+        images, labels = SyntheticSet(learnable.union, learnable.labels, None, self.stage.spec.factor).expanded()
         once, size = Schedule(epochs=1), settings.batch_train
         for _ in range(settings.most_epochs):
             trainer.run(images, labels, schedule=once, batch_size=size, augmentation=self._augmentation)

@@ -42,15 +42,15 @@ class DistributionMatching(Method):
         self._augmentation = augmentation_of(settings.augmentation, "dc")
         self._real = rows_by_class(stage.train.labels, stage.classes)
 
-    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network, one image step; the loss is summed over the classes, the graph is one class's at a time."""
-        network, union = self.stage.starts.network(iteration), pixels.union
+        network, union = self.stage.start_networks.network(iteration), learnable.union
         gradient, loss = torch.zeros_like(union), 0.0
-        for label, own in enumerate(rows_by_class(pixels.labels, self.stage.classes)):
+        for label, own in enumerate(rows_by_class(learnable.labels, self.stage.classes)):
             distance, gradient[own] = self._match(network, union[own], label, generator)
             loss += distance
-        pixels.descend(gradient, iteration)
-        return require_finite(pixels, iteration, loss)
+        learnable.step(gradient, iteration)
+        return require_finite(learnable, iteration, loss)
 
     def _match(self, network: Network, stored: Tensor, label: int, generator: torch.Generator) -> tuple[float, Tensor]:
         """The distance of one class and its gradient with respect to the class's stored images."""

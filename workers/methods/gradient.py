@@ -96,34 +96,34 @@ class GradientMatching(Method):
         self._augmentation = augmentation_of(settings.augmentation, "dc")
         self._real = rows_by_class(stage.train.labels, stage.classes)
 
-    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network from its start to its end; returns the mean loss of a class."""
         settings = self._settings
-        network = self.stage.starts.network(iteration)
+        network = self.stage.start_networks.network(iteration)
         trainer = trainer_for(network, settings.training, generator)
-        rows = rows_by_class(pixels.labels, self.stage.classes)
+        rows = rows_by_class(learnable.labels, self.stage.classes)
         losses = []
         for step in range(settings.outer):
             if step:
-                fit(trainer, pixels.union, pixels.labels, settings.training)
-            losses.append(self._image_step(pixels, network, rows, iteration, generator))
-        return require_finite(pixels, iteration, float(torch.stack(losses).mean()))
+                fit(trainer, learnable.union, learnable.labels, settings.training)
+            losses.append(self._image_step(learnable, network, rows, iteration, generator))
+        return require_finite(learnable, iteration, float(torch.stack(losses).mean()))
 
     def _image_step(
         self,
-        pixels: LearnableImages,
+        learnable: LearnableImages,
         network: Network,
         rows: Sequence[Tensor],
         iteration: int,
         generator: torch.Generator,
     ) -> Tensor:
         """One descent along the gradient of the loss summed over classes; the graph is one class's at a time."""
-        union = pixels.union
+        union = learnable.union
         gradient, losses = torch.zeros_like(union), []
         for label, own in enumerate(rows):
             loss, gradient[own] = self._match(network, union[own], label, generator)
             losses.append(loss)
-        pixels.descend(gradient, iteration)
+        learnable.step(gradient, iteration)
         return torch.stack(losses).mean()
 
     def _match(

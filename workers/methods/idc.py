@@ -97,20 +97,20 @@ class FormationMatching(Method):
         self._classes = [Endless(own) for own in self._real]
         self._all = Endless(torch.arange(len(stage.train), device=stage.train.labels.device))
 
-    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network from its start to its end; returns the mean loss of a class."""
-        pixels.new.clamp_(0.0, 1.0)
-        network = self.stage.starts.network(iteration)
+        learnable.new.clamp_(0.0, 1.0)
+        network = self.stage.start_networks.network(iteration)
         trainer = trainer_for(network, self._settings.training, generator)
-        rows = rows_by_class(pixels.labels, self.stage.classes)
+        rows = rows_by_class(learnable.labels, self.stage.classes)
         losses = []
         for number in range(self._settings.rounds):
             if number:
                 self._train(trainer, generator)
             real = self._real_batches(network, number, generator)
             for label, own in enumerate(rows):
-                losses.append(self._class_step(pixels, network, real[label], own, label, iteration, generator))
-        return require_finite(pixels, iteration, float(torch.stack(losses).mean()))
+                losses.append(self._class_step(learnable, network, real[label], own, label, iteration, generator))
+        return require_finite(learnable, iteration, float(torch.stack(losses).mean()))
 
     def _real_batches(self, network: Network, number: int, generator: torch.Generator) -> Sequence[Tensor]:
         """For each class the indices of the real images of round `number`."""
@@ -118,7 +118,7 @@ class FormationMatching(Method):
 
     def _class_step(
         self,
-        pixels: LearnableImages,
+        learnable: LearnableImages,
         network: Network,
         real: Tensor,
         own: Tensor,
@@ -127,10 +127,10 @@ class FormationMatching(Method):
         generator: torch.Generator,
     ) -> Tensor:
         """One descent for one class; the other classes' images have no gradient and go on by their momentum."""
-        union = pixels.union
+        union = learnable.union
         gradient = torch.zeros_like(union)
         loss, gradient[own] = self._match(network, self.stage.train.images[real], union[own], label, generator)
-        pixels.descend(gradient, iteration)
+        learnable.step(gradient, iteration)
         return loss
 
     def _match(

@@ -71,7 +71,7 @@ class StepSize:
         self.value = settings.step_size_init
         self.velocity = 0.0
 
-    def descend(self, gradient: float) -> None:
+    def step(self, gradient: float) -> None:
         """One step; on the logarithm the chain rule gives d/d(log a) = a * d/da."""
         settings = self._settings
         slope = gradient if settings.step_size_form == "linear" else self.value * gradient
@@ -117,25 +117,25 @@ class TrajectoryMatching(Method):
             return None
         return self._experts.parameters(number % len(self._experts), 0)
 
-    def iterate(self, pixels: LearnableImages, iteration: int, generator: torch.Generator) -> float:
+    def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One matching step, one image step, one step of the step size."""
-        matched = self._matched(pixels, generator)
+        matched = self._matched(learnable, generator)
         loss = float(matched.loss)
         if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
             fix = "lower distil.image.lr or lr_step_size"
             raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {fix}")
-        pixels.descend(matched.images, iteration)
-        self._step_size.descend(float(matched.step_size))
+        learnable.step(matched.images, iteration)
+        self._step_size.step(float(matched.step_size))
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             fix = "lower lr_step_size or learn its logarithm"
             raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: {fix}")
         return loss
 
-    def _matched(self, pixels: LearnableImages, generator: torch.Generator) -> Matched:
+    def _matched(self, learnable: LearnableImages, generator: torch.Generator) -> Matched:
         settings, device = self._settings, self._stage.device
         (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
         epoch = int(torch.randint(settings.min_start_epoch, settings.max_start_epoch, (), generator=generator))
-        union = pixels.union
+        union = learnable.union
         if settings.image_order == "anew":
             self._image_order.clear()
         batches = [self._inner_batch(union, generator) for _ in range(settings.syn_steps)]
@@ -144,7 +144,7 @@ class TrajectoryMatching(Method):
             self._experts.parameters(expert, epoch).to(device),
             self._experts.parameters(expert, epoch + settings.expert_epochs).to(device),
             union,
-            pixels.labels,
+            learnable.labels,
             torch.tensor(self.step_size, device=device),
             batches,
         )

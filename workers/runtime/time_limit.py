@@ -1,7 +1,7 @@
-"""A worker's time_limit: until when its process may work on this machine, and how it is told to leave earlier.
+"""The time limit of a worker: until when its process may work on this machine, and how it is asked to stop earlier.
 
 On a cluster a machine is lent for a time. Whoever starts worker processes there says in their environment when
-the time is over, and names a folder of the node through which the two talk: a file `leave` in it asks all of them to
+the time is over, and names a folder of the node through which the two talk: a file `stop` in it asks all of them to
 save and go, and a file `busy-<pid>` says that a process is in the middle of a job. Without these variables, as on a
 laptop, a time limit never ends.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-BEGAN, ENDS, FOLDER = "PDD_SHIFT_BEGAN", "PDD_SHIFT_ENDS", "PDD_SHIFT_FOLDER"
-LEAVE = "leave"
+BEGAN, ENDS, FOLDER = "PDD_TIME_LIMIT_BEGAN", "PDD_TIME_LIMIT_ENDS", "PDD_TIME_LIMIT_FOLDER"
+STOP = "stop"
 
 _FRESH = 0.9
 """A time limit with this share of its time left is as good as any later one."""
@@ -47,8 +47,8 @@ class TimeLimit:
         return {BEGAN: repr(self.began), ENDS: repr(self.ends), FOLDER: str(self.folder)}
 
     def over(self) -> bool:
-        """Whether the time is up, or somebody asked to leave."""
-        return time.time() >= self.ends or (self.folder is not None and (self.folder / LEAVE).exists())
+        """Whether the time is up, or somebody asked to stop."""
+        return time.time() >= self.ends or (self.folder is not None and (self.folder / STOP).exists())
 
     def has_room_for(self, seconds: float) -> bool:
         """Whether work that long should begin now.
@@ -59,10 +59,10 @@ class TimeLimit:
         left = self.ends - time.time()
         return left == inf or left >= seconds or left >= _FRESH * (self.ends - self.began)
 
-    def end(self) -> None:
-        """Ask all processes of the time limit to save and go."""
+    def stop(self) -> None:
+        """Ask all processes of this time limit to save and go."""
         assert self.folder is not None
-        (self.folder / LEAVE).touch(0o600)
+        (self.folder / STOP).touch(0o600)
 
     def busy(self) -> list[str]:
         """The processes in the middle of a job, as `busy-<pid>`."""

@@ -81,21 +81,21 @@ class StageRun:
         )
         self.earlier = synthetic_set.newest(context.store, context.parents("sets"))
         self.before = _on(synthetic_set.union(self.earlier), context.device) if self.earlier else None
-        self.starts = self._starts()
+        self.start_networks = self._chains()
         self.method = self._method()
         matched = self._learning(self.before) if self.before is not None and self.spec.conditioning else None
         new = self._learning(self._initial_images())
-        self.pixels = LearnableImages(new, matched, self.spec.image, self.spec.iterations, self.spec.earlier_rate)
+        self.learnable = LearnableImages(new, matched, self.spec.image, self.spec.iterations, self.spec.earlier_rate)
         self.generator = context.generator("loop")
         self.iteration = 0
-        self.kept, self.history = BestCandidate(), History()
+        self.best, self.history = BestCandidate(), History()
 
     def step(self) -> None:
         """One iteration, and the judging of the iterate when it is due."""
         choice = self.spec.choice
         if choice.initial_not_final and self.iteration % choice.every == 0:
             self._evaluate_candidate()
-        loss = self.method.iterate(self.pixels, self.iteration, self.generator)
+        loss = self.method.iterate(self.learnable, self.iteration, self.generator)
         self.iteration += 1
         self.history.loss.append(loss)
         self.history.step_size.append(self.method.step_size or math.nan)
@@ -104,18 +104,18 @@ class StageRun:
 
     def result(self) -> SyntheticSet:
         """The kept new images and the step size that was learned with them."""
-        new = self.kept.images if self.kept.images is not None else self.pixels.new
-        return self._in_training_space(new.cpu(), self._new_labels().cpu(), self.kept.step_size)
+        new = self.best.images if self.best.images is not None else self.learnable.new
+        return self._in_training_space(new.cpu(), self._new_labels().cpu(), self.best.step_size)
 
     def earlier_result(self) -> SyntheticSet | None:
         """The images of the stages before as they were when the new ones were kept; None if they are frozen."""
-        if self.kept.earlier is None or self.before is None:
+        if self.best.earlier is None or self.before is None:
             return None
-        return self._in_training_space(self.kept.earlier.cpu(), self.before.labels.cpu(), None)
+        return self._in_training_space(self.best.earlier.cpu(), self.before.labels.cpu(), None)
 
     def result_so_far(self) -> SyntheticSet:
         """The earlier sets and the new images as they are now, with the current step size."""
-        new = self._in_training_space(self.pixels.new, self._new_labels(), self.method.step_size)
+        new = self._in_training_space(self.learnable.new, self._new_labels(), self.method.step_size)
         if self.before is None:
             return new
         earlier = self.before
@@ -126,17 +126,17 @@ class StageRun:
     @property
     def _moving(self) -> Tensor | None:
         """The images of earlier stages if they learn too."""
-        return self.pixels.earlier if self.spec.earlier_rate else None
+        return self.learnable.earlier if self.spec.earlier_rate else None
 
     def save(self) -> None:
         """Write the checkpoint."""
         arrays, values = self.method.state()
-        kept_images = {"kept": self.kept.images, "kept_earlier": self.kept.earlier}
+        kept_images = {"kept": self.best.images, "kept_earlier": self.best.earlier}
         kept: Arrays = {name: images.cpu().numpy() for name, images in kept_images.items() if images is not None}
         self.context.checkpoints.save(
             self.context.job.key,
             {
-                **{f"pixels/{name}": value for name, value in self.pixels.state().items()},
+                **{f"pixels/{name}": value for name, value in self.learnable.state().items()},
                 **{f"method/{name}": value for name, value in arrays.items()},
                 **kept,
                 "generator": self.generator.get_state().numpy(),
@@ -146,9 +146,9 @@ class StageRun:
             {
                 "iteration": self.iteration,
                 "method": values,
-                "kept_accuracy": self.kept.accuracy if self.kept.images is not None else None,
-                "kept_iteration": self.kept.iteration,
-                "kept_step_size": self.kept.step_size,
+                "kept_accuracy": self.best.accuracy if self.best.images is not None else None,
+                "kept_iteration": self.best.iteration,
+                "kept_step_size": self.best.step_size,
                 "candidates": self.history.candidates,
             },
         )
@@ -159,7 +159,7 @@ class StageRun:
         if found is None:
             return False
         arrays, values = found
-        self.pixels.load_state(_under("pixels/", arrays))
+        self.learnable.load_state(_under("pixels/", arrays))
         self.method.load_state(_under("method/", arrays), values["method"])
         self.generator.set_state(torch.from_numpy(arrays["generator"]))
         self.iteration = values["iteration"]
@@ -173,7 +173,7 @@ class StageRun:
                 torch.from_numpy(arrays[name]).to(self.context.device) if name in arrays else None
                 for name in ("kept", "kept_earlier")
             )
-            self.kept = BestCandidate(
+            self.best = BestCandidate(
                 values["kept_accuracy"], values["kept_iteration"], images, earlier, values["kept_step_size"]
             )
         return True
@@ -190,9 +190,9 @@ class StageRun:
         choice = self.spec.choice
         score = 0.0 if choice.by == "last" else self._candidate_accuracy()
         self.history.candidates.append((self.iteration, score))
-        if score >= self.kept.accuracy:
+        if score >= self.best.accuracy:
             earlier = None if self._moving is None else self._moving.clone()
-            self.kept = BestCandidate(score, self.iteration, self.pixels.new.clone(), earlier, self.method.step_size)
+            self.best = BestCandidate(score, self.iteration, self.learnable.new.clone(), earlier, self.method.step_size)
 
     def _candidate_accuracy(self) -> float:
         """Mean accuracy (percent) of networks trained on the union with the current step size (facts 5.4)."""
@@ -227,7 +227,7 @@ class StageRun:
             transform=self.data.transform,
             experts=trajectories.Trajectories(paths) if paths else None,
             network=self._random_network("layout"),
-            starts=self.starts,
+            start_networks=self.start_networks,
             device=self.context.device,
             memory_level=self.context.memory_level,
         )
@@ -237,7 +237,7 @@ class StageRun:
         generator = self.context.generator(*purpose)
         return build_network(self.spec.network, self.data.shape, self.data.classes, generator, self.context.device)
 
-    def _starts(self) -> StartNetworks:
+    def _chains(self) -> StartNetworks:
         return StartNetworks(
             lambda number: self._random_network("start", number),
             lambda number: self.context.generator("chain", number),
@@ -269,7 +269,7 @@ class StageRun:
         members = rows_by_class(train.labels, self.data.classes)
         if any(len(own) < count for own in members):
             raise ValueError(f"a class has {min(map(len, members))} images, fewer than {count} clusters")
-        network = self.starts.network(0)
+        network = self.start_networks.network(0)
         return torch.cat(representatives(network, train.images, self.data.transform, members, count, generator))
 
     def _learning(self, one: SyntheticSet) -> SyntheticSet:
@@ -309,20 +309,20 @@ def distil(context: JobContext, folder: Path) -> DistilOutcome:
     _write_history(folder / HISTORY, run.history)
     choice = run.spec.choice.by
     return DistilOutcome(
-        iteration=run.kept.iteration,
-        step_size=run.kept.step_size,
+        iteration=run.best.iteration,
+        step_size=run.best.step_size,
         loss=run.history.loss[-1],
         first_loss=run.history.loss[0],
-        validation_accuracy=run.kept.accuracy if choice == "validation" else None,
-        test_accuracy=run.kept.accuracy if choice == "test" else None,
+        validation_accuracy=run.best.accuracy if choice == "validation" else None,
+        test_accuracy=run.best.accuracy if choice == "test" else None,
         data_used=forgetting.share_below(context, run.spec.partition),
     )
 
 
 def _note(run: StageRun) -> str:
     note = f"iteration {run.iteration}/{run.spec.iterations}, loss {run.history.loss[-1]:.3f}"
-    held_out = run.spec.choice.by == "validation" and run.kept.images is not None
-    return f"{note}, held-out {run.kept.accuracy:.1f}%" if held_out else note
+    held_out = run.spec.choice.by == "validation" and run.best.images is not None
+    return f"{note}, held-out {run.best.accuracy:.1f}%" if held_out else note
 
 
 def _write_history(path: Path, history: History) -> None:

@@ -45,7 +45,7 @@ def ask(command: list[str]) -> str | None:
 
 def outside_a_job(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without what SLURM and Submitit set for the job we are in: another job must not inherit it."""
-    inside = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "RAY_", "PDD_SHIFT_")
+    inside = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SUBMITIT_", "PMI_", "RAY_", "PDD_TIME_LIMIT_")
     return {name: value for name, value in environment.items() if name == "SLURM_CONF" or not name.startswith(inside)}
 
 

@@ -143,7 +143,7 @@ class WorkerJob(SlurmJob):
         if self.node is None or self.time_limit is None:
             return
         time_limit = self.time_limit
-        time_limit.end()
+        time_limit.stop()
         wait_for(lambda: not time_limit.busy(), _time_to_save(self.order) if requeued else TERM_SAVE_SECONDS)
         time.sleep(POLL_SECONDS)  # the answers must reach the driver
         self.node.close()

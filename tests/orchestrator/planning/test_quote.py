@@ -14,7 +14,7 @@ from jobs.experiment import DatasetChoice
 from jobs.table import Circumstances, Data, TablesPlan, fill, load
 from orchestrator.planning.quote import Quote, machine_of, quote
 from workers.store.store import Store
-from workers.training import benchmark
+from workers.training import speed
 
 DIGITS = replace(DATASETS["digits"], train_per_class=(131,) * 10)
 
@@ -89,7 +89,7 @@ def test_the_papers_scale_is_priced_for_a_gpu_and_reduced_ones_for_a_core_as_fas
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert machine_of("paper", 256) == cost.GPU
-    monkeypatch.setattr(benchmark, "slowness", lambda workers: float(workers))
+    monkeypatch.setattr(speed, "slowness", lambda workers: float(workers))
     assert machine_of("tiny", 1) == cost.CORE
     half = machine_of("tiny", 2)
     assert (half.rate, half.call, half.start) == (cost.RATE / 2, 2 * cost.CALL, 2 * cost.START)

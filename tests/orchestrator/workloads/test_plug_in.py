@@ -32,15 +32,15 @@ class ToyMatching(Method):
 
     Settings = ToySettings
 
-    def iterate(self, pixels, iteration, generator):
+    def iterate(self, learnable, iteration, generator):
         """One image step."""
-        union = pixels.union.requires_grad_()
+        union = learnable.union.requires_grad_()
         loss = torch.zeros(())
         for label in range(self.stage.classes):
             real = self.stage.train.images[self.stage.train.labels == label].mean(0)
-            loss = loss + self.settings.pull * (union[pixels.labels == label].mean(0) - real).square().sum()
+            loss = loss + self.settings.pull * (union[learnable.labels == label].mean(0) - real).square().sum()
         (gradient,) = torch.autograd.grad(loss, union)
-        pixels.descend(gradient, iteration)
+        learnable.step(gradient, iteration)
         return float(loss.detach())
 '''
 RECIPE = """

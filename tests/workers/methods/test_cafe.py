@@ -92,7 +92,7 @@ def stage(frozen: SyntheticSet | None = None, transition: bool = True, **spec: A
         transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=None,
         network=network(),
-        starts=StartNetworks(network, lambda number: generator(number), earlier, chain, None),
+        start_networks=StartNetworks(network, lambda number: generator(number), earlier, chain, None),
         device=torch.device("cpu"),
         memory_level=0,
     )
@@ -299,7 +299,7 @@ def test_an_iteration_trains_one_network_on_the_union_between_its_image_steps(mo
     monkeypatch.setattr(cafe.Trainer, "run", train)
     one.iterate(canvas, 4, generator())
     assert len({id(net) for net, _ in seen}) == 1
-    assert torch.equal(seen[0][1], next(one.stage.starts.network(4).parameters()))
+    assert torch.equal(seen[0][1], next(one.stage.start_networks.network(4).parameters()))
     assert not torch.equal(seen[0][1], seen[1][1])
     assert [len(x) for x in trained] == [9, 9] and not torch.equal(trained[0], trained[1])
     assert torch.equal(trained[0][:3], frozen.images)
@@ -332,7 +332,7 @@ def test_the_image_learning_rate_is_halved_from_the_given_iterations_on() -> Non
     canvas, seen = LearnableImages(images(2, 11), None, spec, 5), []
     for iteration in range(5):
         before = canvas.new.clone()
-        canvas.descend(torch.ones(6, 1, SIDE, SIDE), iteration)
+        canvas.step(torch.ones(6, 1, SIDE, SIDE), iteration)
         seen.append(float((before - canvas.new).mean()))
     assert seen == pytest.approx([0.8, 0.8, 0.4, 0.2, 0.2], rel=1e-5)
 

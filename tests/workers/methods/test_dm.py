@@ -77,7 +77,7 @@ def stage(frozen: SyntheticSet | None = None, transition: bool = True, factor: i
         transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=None,
         network=network(),
-        starts=StartNetworks(network, lambda number: generator(number), earlier, chain, None),
+        start_networks=StartNetworks(network, lambda number: generator(number), earlier, chain, None),
         device=torch.device("cpu"),
         memory_level=0,
     )

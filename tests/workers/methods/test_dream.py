@@ -37,7 +37,7 @@ def canvas(**more: Any) -> LearnableImages:
 
 def test_a_class_is_matched_with_the_images_nearest_to_its_centroids_under_the_current_network() -> None:
     made = stage()
-    one, network = method(made), made.starts.network(3)
+    one, network = method(made), made.start_networks.network(3)
     found = one._real_batches(network, 0, generator(4))
     expected = representatives(network, made.train.images, AFFINE, MEMBERS, 5, generator(4))
     assert [rows.tolist() for rows in found] == [rows.tolist() for rows in expected]
@@ -67,7 +67,7 @@ def test_it_is_idc_but_for_the_real_batches() -> None:
 
 def test_a_class_smaller_than_the_batch_gives_all_its_images() -> None:
     made = stage(per_class=4)
-    found = method(made)._real_batches(made.starts.network(0), 0, generator())
+    found = method(made)._real_batches(made.start_networks.network(0), 0, generator())
     assert [sorted(rows.tolist()) for rows in found] == [list(range(4 * c, 4 * c + 4)) for c in range(CLASSES)]
 
 
@@ -105,17 +105,17 @@ def test_new_images_start_from_the_representatives_under_the_first_network(works
     run = StageRun(context)
     train = run.data.train
     members = [torch.nonzero(train.labels == label).flatten() for label in range(10)]
-    network = run.starts.network(0)
+    network = run.start_networks.network(0)
     chosen = representatives(network, train.images, run.data.transform, members, 2, context.generator("images"))
     expected = run.data.transform.inverse(train.images[torch.cat(chosen)])
-    assert torch.equal(run.pixels.new, expected)
-    assert run.pixels.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert torch.equal(run.learnable.new, expected)
+    assert run.learnable.labels.tolist() == [label for label in range(10) for _ in range(2)]
 
 
 def test_with_tiles_there_are_as_many_clusters_as_tiles(workshop: Workshop) -> None:
     run = StageRun(workshop.context(workshop.job("distil")))
     assert (run.spec.init, run.spec.factor) == ("centroids", 2)
-    assert len(run._first_real(8, generator())) == 80 and run.pixels.new.shape == (20, 1, 8, 8)
+    assert len(run._first_real(8, generator())) == 80 and run.learnable.new.shape == (20, 1, 8, 8)
 
 
 def test_more_clusters_than_images_are_refused(workshop: Workshop) -> None:

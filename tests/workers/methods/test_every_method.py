@@ -60,11 +60,11 @@ def test_the_frozen_images_do_not_move_by_a_bit_through_the_second_stage(made: W
     run = StageRun(JobContext.alone(second, made.store))
     stored = made.synthetic(first).images
     frozen = run.data.transform.inverse(stored) if run.method.space == "unit" else stored
-    new = run.pixels.new.clone()
+    new = run.learnable.new.clone()
     for _ in range(run.spec.iterations):
         run.step()
-        assert run.pixels.union[:10].numpy().tobytes() == frozen.numpy().tobytes()
-    assert not torch.equal(run.pixels.new, new)
+        assert run.learnable.union[:10].numpy().tobytes() == frozen.numpy().tobytes()
+    assert not torch.equal(run.learnable.new, new)
     assert file.read_bytes() == before and made.store.verify(first.key) == []
     assert torch.equal(run.result().images, made.synthetic(second).images)  # it is what the job has stored
 

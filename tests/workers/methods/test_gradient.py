@@ -164,11 +164,11 @@ def test_the_network_starts_at_its_number_and_trains_on_the_union_between_steps(
     frozen = images(1, 7)
     made, canvas = stage("dc", NUMBERS, earlier=(frozen,)), pixels(unit=False, frozen=frozen)
     method(made).iterate(canvas, 4, draws := generator(2))
-    assert torch.equal(recorder.thetas[0], flatten(made.starts.network(4)))
+    assert torch.equal(recorder.thetas[0], flatten(made.start_networks.network(4)))
     assert not torch.equal(recorder.thetas[0], flatten(random_network(4)))  # it has been through S_1
     assert torch.equal(recorder.thetas[0], recorder.thetas[2])
     assert not torch.equal(recorder.thetas[2], recorder.thetas[3])
-    twin, network = generator(2), made.starts.network(4)
+    twin, network = generator(2), made.start_networks.network(4)
     for _ in range(3):
         torch.randperm(12, generator=twin)
     union = torch.cat([recorder.synthetic[3 + label] for label in range(3)])  # class by class: frozen, then new
@@ -203,7 +203,7 @@ def test_the_gradient_of_an_iteration_is_that_of_the_loss_summed_over_classes() 
     before, draws = canvas.new.clone(), generator(8)
     real = [made.train.images[12 * label + torch.randperm(12, generator=draws)[:5]] for label in range(CLASSES)]
     learning = before.clone().requires_grad_()
-    loss = sum(matched(made.starts.network(0), real[c], learning[2 * c : 2 * c + 2], c) for c in range(CLASSES))
+    loss = sum(matched(made.start_networks.network(0), real[c], learning[2 * c : 2 * c + 2], c) for c in range(CLASSES))
     (expected,) = torch.autograd.grad(loss, learning)
     found = method(made, outer=1).iterate(canvas, 0, generator(8))
     assert found == pytest.approx(float(loss.detach()) / 3, rel=1e-5)

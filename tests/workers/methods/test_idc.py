@@ -197,7 +197,7 @@ def test_the_network_starts_at_its_number_and_learns_from_real_images_between_ro
     made = stage(earlier=(earlier,))
     one = method(made, augmentation="none")
     one.iterate(canvas(), 4, generator(2))
-    network, twin = made.starts.network(4), generator(2)
+    network, twin = made.start_networks.network(4), generator(2)
     assert torch.equal(recorder.thetas[0], flatten(network)) and torch.equal(recorder.thetas[2], flatten(network))
     assert not torch.equal(recorder.thetas[0], flatten(random_network(4)))  # it has been through S_1
     for _ in range(CLASSES):

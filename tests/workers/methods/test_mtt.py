@@ -85,7 +85,7 @@ def stage(tmp_path: Path) -> Stage:
         transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=Trajectories([tmp_path / trajectories.TRAJECTORIES]),
         network=network,
-        starts=StartNetworks(lambda number: network, lambda number: generator(), [], None, None),
+        start_networks=StartNetworks(lambda number: network, lambda number: generator(), [], None, None),
         device=torch.device("cpu"),
         memory_level=0,
     )
@@ -102,7 +102,7 @@ def test_the_linear_step_size_follows_sgd_with_momentum() -> None:
     step = StepSize(settings(step_size_init=1.0, lr_step_size=0.1, step_size_momentum=0.5))
     seen = []
     for gradient in (2.0, -1.0, 4.0, 0.0):
-        step.descend(gradient)
+        step.step(gradient)
         seen.append(step.value)
     # velocity 2, 0, 4, 2
     assert seen == pytest.approx([0.8, 0.8, 0.4, 0.2])
@@ -114,7 +114,7 @@ def test_the_logarithm_descends_by_the_chain_rule() -> None:
     for _ in range(4):
         log_value.requires_grad_()
         (slope,) = torch.autograd.grad((log_value.exp() - 0.2) ** 2, log_value)
-        step.descend(2 * (step.value - 0.2))
+        step.step(2 * (step.value - 0.2))
         velocity = 0.5 * velocity + float(slope)
         log_value = log_value.detach() - 0.05 * velocity
         assert step.value == pytest.approx(math.exp(float(log_value)), rel=1e-12)
@@ -124,7 +124,7 @@ def test_the_logarithm_descends_by_the_chain_rule() -> None:
 @pytest.mark.parametrize(("gradient", "factor"), [(1e9, math.exp(-0.25)), (-1e9, math.exp(0.25))])
 def test_the_logarithm_moves_by_the_clamp_at_most(gradient: float, factor: float) -> None:
     step = StepSize(settings(step_size_init=0.5, lr_step_size=1.0, step_size_form="log", step_size_clamp=0.25))
-    step.descend(gradient)
+    step.step(gradient)
     assert step.value == pytest.approx(0.5 * factor)
 
 
@@ -362,7 +362,7 @@ def test_only_the_new_rows_descend_whatever_the_gradient_of_the_frozen_ones() ->
     gradient = torch.full((6, 1, 4, 4), math.inf)
     gradient[3:] = torch.randn(3, 1, 4, 4, generator=generator(9))
     for iteration in range(3):
-        canvas.descend(gradient, iteration)
+        canvas.step(gradient, iteration)
     assert canvas.union[:3].numpy().tobytes() == frozen.numpy().tobytes()
     assert bool(canvas.new.isfinite().all())
     # momentum 0.5: velocities g, 1.5 g, 1.75 g
@@ -383,7 +383,7 @@ def test_adam_descends_as_written_out() -> None:
     x = canvas.new.double()
     m, v = torch.zeros_like(x[:3]), torch.zeros_like(x[:3])
     for number, gradient in enumerate(gradients, start=1):
-        canvas.descend(gradient, number - 1)
+        canvas.step(gradient, number - 1)
         g = gradient[3:].double()
         m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
         x = x - 0.05 * (m / (1 - 0.9**number)) / ((v / (1 - 0.95**number)).sqrt() + 1e-8)
@@ -395,7 +395,7 @@ def test_the_learning_rate_runs_down_a_straight_line_to_its_final_value() -> Non
     canvas, seen = pixels(spec, iterations=5), []
     for iteration in range(5):
         before = canvas.new.clone()
-        canvas.descend(torch.ones(6, 1, 4, 4), iteration)
+        canvas.step(torch.ones(6, 1, 4, 4), iteration)
         seen.append(float((before - canvas.new).mean()))
     assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2], rel=1e-5)
 
@@ -403,7 +403,7 @@ def test_the_learning_rate_runs_down_a_straight_line_to_its_final_value() -> Non
 def test_a_stage_of_one_iteration_takes_the_first_learning_rate() -> None:
     canvas = pixels(ImageOptimiserSpec(lr=1.0, momentum=0.0, final_lr=0.2), iterations=1)
     before = canvas.new.clone()
-    canvas.descend(torch.ones(6, 1, 4, 4), 0)
+    canvas.step(torch.ones(6, 1, 4, 4), 0)
     torch.testing.assert_close(canvas.new, before - 1.0)
 
 
@@ -411,17 +411,17 @@ def test_a_stage_of_one_iteration_takes_the_first_learning_rate() -> None:
 def test_pixels_go_on_from_their_state_bit_for_bit(spec: ImageOptimiserSpec) -> None:
     gradients = [torch.randn(6, 1, 4, 4, generator=generator(seed)) for seed in range(5)]
     straight, resumed = pixels(spec), pixels(spec)
-    resumed.descend(gradients[4], 0)  # to be forgotten
+    resumed.step(gradients[4], 0)  # to be forgotten
     for iteration in range(3):
-        straight.descend(gradients[iteration], iteration)
+        straight.step(gradients[iteration], iteration)
     state = straight.state()
     kept = {name: value.copy() for name, value in state.items()}
     for iteration in (3, 4):
-        straight.descend(gradients[iteration], iteration)
+        straight.step(gradients[iteration], iteration)
     assert all(np.array_equal(state[name], kept[name]) for name in kept)  # copies, not views
     resumed.load_state(state)
     for iteration in (3, 4):
-        resumed.descend(gradients[iteration], iteration)
+        resumed.step(gradients[iteration], iteration)
     assert torch.equal(resumed.new, straight.new)
 
 
@@ -429,9 +429,9 @@ def test_pixels_go_back_to_the_state_before_the_first_step() -> None:
     fresh, used = pixels(), pixels()
     state = fresh.state()
     for canvas in (fresh, used):
-        canvas.descend(torch.ones(6, 1, 4, 4), 0)
+        canvas.step(torch.ones(6, 1, 4, 4), 0)
     used.load_state(state)
-    used.descend(torch.ones(6, 1, 4, 4), 0)
+    used.step(torch.ones(6, 1, 4, 4), 0)
     assert torch.equal(used.new, fresh.new)
 
 

@@ -31,7 +31,7 @@ def test_a_shift_is_over_when_its_time_is_or_when_it_is_ended(tmp_path: Path) ->
     assert TimeLimit(now - 10, now - 1, tmp_path).over()
     going = TimeLimit(now, now + 1000, tmp_path)
     assert not going.over()
-    going.end()
+    going.stop()
     assert going.over()
 
 

@@ -113,7 +113,7 @@ def test_without_conditioning_only_the_new_images_are_matched_but_the_union_is_j
     made: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = StageRun(made.context(changed(made.job("distil", stage=2), conditioning=False)))
-    assert len(run.pixels.union) == 10
+    assert len(run.learnable.union) == 10
     judged = sizes_trained_on(monkeypatch)
     run._candidate_accuracy()
     assert judged == [20]
@@ -123,8 +123,8 @@ def test_the_third_stage_matches_with_both_earlier_sets_in_order(tmp_path: Path)
     workshop = Workshop.open(tmp_path, THREE_STAGES)
     run = StageRun(workshop.context(workshop.job("distil", stage=3)))
     earlier = [result(workshop.store, workshop.job("distil", stage=stage)).images for stage in (1, 2)]
-    assert torch.equal(run.pixels.union[:20], torch.cat(earlier))
-    assert run.pixels.labels.tolist() == list(range(10)) * 3
+    assert torch.equal(run.learnable.union[:20], torch.cat(earlier))
+    assert run.learnable.labels.tolist() == list(range(10)) * 3
 
 
 # Interrupting
@@ -223,7 +223,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *scores: float) -> list[Tensor]:
     judged: list[Tensor] = []
 
     def candidate_accuracy(run: StageRun) -> float:
-        judged.append(run.pixels.new.clone())
+        judged.append(run.learnable.new.clone())
         return scores[len(judged) - 1]
 
     monkeypatch.setattr(StageRun, "_candidate_accuracy", candidate_accuracy)
@@ -255,7 +255,7 @@ def test_candidates_may_be_the_initial_images_and_never_the_last_ones(
     manifest = copied.make(job)
     assert len(judged) == 3 and manifest.extra["iteration"] == 2
     assert torch.equal(result(copied.store, job).images, judged[1])
-    start = StageRun(copied.context(job)).pixels.new
+    start = StageRun(copied.context(job)).learnable.new
     assert torch.equal(start, judged[0])
 
 
@@ -286,7 +286,7 @@ def test_the_last_iterate_is_kept_without_any_contest_when_asked_for(
     monkeypatch.setattr(StageRun, "_candidate_accuracy", lambda run: pytest.fail("a contest"))
     extra = made.make(job).extra
     stored = result(made.store, job)
-    assert torch.equal(stored.images, run.pixels.new)
+    assert torch.equal(stored.images, run.learnable.new)
     assert stored.step_size == run.method.step_size
     assert extra["iteration"] == 6 and "validation_accuracy" not in extra
 
@@ -357,7 +357,7 @@ def test_a_candidate_starts_at_a_trajectorys_start_and_trains_on_the_union_at_th
     experts = [made.trajectories(job) for job in made.jobs("experts", stage=2)]
     starts = [experts[number].parameters(0, 0) for number in (0, 1, 0)]
     assert all(torch.equal(one[0], start) for one, start in zip(seen, starts, strict=True))
-    union = torch.cat([result(made.store, made.job("distil", stage=1)).images, run.pixels.new])
+    union = torch.cat([result(made.store, made.job("distil", stage=1)).images, run.learnable.new])
     assert all(torch.equal(one[1], union) for one in seen)
     assert {one[2] for one in seen} == {run.method.step_size}
 
@@ -369,19 +369,19 @@ def test_new_images_start_from_training_images_of_their_class(made: Workshop) ->
     run = StageRun(made.context(changed(made.job("distil", stage=1), ipc_per_stage=3)))
     train = run.data.train
     rows = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
-    found = [rows[image.numpy().tobytes()] for image in run.pixels.new]
-    assert found == run.pixels.labels.tolist() == [label for label in range(10) for _ in range(3)]
-    assert len({image.numpy().tobytes() for image in run.pixels.new}) == 30
+    found = [rows[image.numpy().tobytes()] for image in run.learnable.new]
+    assert found == run.learnable.labels.tolist() == [label for label in range(10) for _ in range(3)]
+    assert len({image.numpy().tobytes() for image in run.learnable.new}) == 30
 
 
 def test_new_images_can_start_from_noise(made: Workshop) -> None:
     run = StageRun(made.context(changed(made.job("distil", stage=1), init="noise", ipc_per_stage=20)))
-    assert float(run.pixels.new.mean()) == pytest.approx(0.0, abs=0.05)
-    assert float(run.pixels.new.std()) == pytest.approx(1.0, abs=0.05)
+    assert float(run.learnable.new.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(run.learnable.new.std()) == pytest.approx(1.0, abs=0.05)
 
 
 def test_stages_start_from_different_images(made: Workshop) -> None:
-    first, second = (StageRun(made.context(job)).pixels.new for job in made.jobs("distil"))
+    first, second = (StageRun(made.context(job)).learnable.new for job in made.jobs("distil"))
     assert not torch.equal(first, second)
 
 

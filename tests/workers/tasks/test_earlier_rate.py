@@ -31,17 +31,17 @@ def images(value: float) -> SyntheticSet:
 def test_earlier_images_take_their_share_of_the_step_with_a_momentum_of_their_own() -> None:
     canvas = LearnableImages(images(1.0), images(2.0), SGD, 10, earlier_rate=0.1)
     gradient = torch.ones(4, 1, 2, 2)
-    canvas.descend(gradient, 0)
+    canvas.step(gradient, 0)
     assert canvas.new[0, 0, 0, 0].item() == pytest.approx(1 - 0.5)
     assert canvas.union[0, 0, 0, 0].item() == pytest.approx(2 - 0.05)
-    canvas.descend(gradient, 1)  # velocity 1.5
+    canvas.step(gradient, 1)  # velocity 1.5
     assert canvas.new[0, 0, 0, 0].item() == pytest.approx(0.5 - 0.75)
     assert canvas.union[0, 0, 0, 0].item() == pytest.approx(1.95 - 0.075)
 
 
 def test_at_rate_zero_they_do_not_move_by_a_bit_and_are_not_in_the_checkpoint() -> None:
     canvas = LearnableImages(images(1.0), images(2.0), SGD, 10)
-    canvas.descend(torch.ones(4, 1, 2, 2), 0)
+    canvas.step(torch.ones(4, 1, 2, 2), 0)
     assert torch.equal(canvas.union[:2], images(2.0).images)
     assert set(canvas.state()) == {"new", "optimiser/momentum_buffer"}
 
@@ -52,12 +52,12 @@ def test_a_checkpoint_holds_both_and_goes_on_bit_for_bit(name: Any) -> None:
     steps = [torch.randn(4, 1, 2, 2, generator=source) for _ in range(6)]
     straight, first, second = (LearnableImages(images(1.0), images(2.0), spec, 10, earlier_rate=0.2) for _ in range(3))
     for at, step in enumerate(steps):
-        straight.descend(step, at)
+        straight.step(step, at)
         if at < 3:
-            first.descend(step, at)
+            first.step(step, at)
     second.load_state(first.state())
     for at, step in list(enumerate(steps))[3:]:
-        second.descend(step, at)
+        second.step(step, at)
     assert torch.equal(second.union, straight.union)
 
 

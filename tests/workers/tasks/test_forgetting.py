@@ -171,7 +171,7 @@ def test_new_images_start_from_images_of_the_partition(split: Workshop) -> None:
     run = StageRun(split.context(second))
     counts = read_counts(split.store.path(second.parents["forgetting"][0], COUNTS))
     inside = {image.numpy().tobytes() for image in split.data().train.images[np.flatnonzero(counts == 1)]}
-    assert {image.numpy().tobytes() for image in run.pixels.new} <= inside
+    assert {image.numpy().tobytes() for image in run.learnable.new} <= inside
 
 
 def test_a_partition_with_too_few_images_of_a_class_is_refused(split: Workshop) -> None:

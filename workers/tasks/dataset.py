@@ -1,0 +1,94 @@
+"""Preparing a data set: read the source, cut the splits, fit the transform.
+
+The held-out validation split is cut from the training split, stratified, by a permutation seeded with the spec's
+`split_seed` alone, so every job of every experiment holds out the same images. ZCA and measured statistics are fitted
+on what is left for training: nothing held out, and nothing of the test split, reaches an expert.
+
+A phase of class-incremental learning is an artifact of the same form with the images of its classes alone, taken from
+the whole data set's. It has the transform of the whole, so that sets of all phases live in one space; at published
+constants that tells a phase nothing about classes to come, whereas ZCA and measured statistics have seen them (ours).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jobs.errors import BadInput
+from jobs.outcomes import DatasetOutcome
+from jobs.specs import DatasetSpec
+from workers.data import preprocess, sources
+from workers.data.dataset import SPLITS, TRANSFORM, read_split, write_split
+from workers.runtime.context import JobContext
+
+
+def prepare(context: JobContext, folder: Path) -> DatasetOutcome:
+    """Read the source, cut the splits, fit the transform, write the artifact.
+
+    Raises:
+        BadInput: the source is not (or no longer) the one the run was planned with.
+    """
+    spec = context.job.spec
+    assert isinstance(spec, DatasetSpec)
+    if spec.subset:
+        return _take_phase(context, folder, spec.subset)
+    source = sources.Source(
+        layout=spec.layout,
+        path=Path(spec.path) if spec.path else None,
+        image_field=spec.image_field,
+        label_field=spec.label_field,
+        place=context.job.key,
+    )
+    found = sources.inspect(source).fingerprint
+    if found != spec.fingerprint:
+        raise BadInput(
+            context.job.key,
+            "dataset.path",
+            spec.path,
+            "its content changed since the run was planned; plan again",
+        )
+    context.report_progress(0.1, "reading")
+    arrays = sources.read(source)
+    rng = np.random.Generator(np.random.PCG64(spec.split_seed))
+    held, kept = _hold_out(arrays.train_labels, spec.validation_per_class, spec.train_per_class, rng)
+    tested, _ = _hold_out(arrays.test_labels, spec.test_per_class or len(arrays.test_labels), None, rng)
+    context.report_progress(0.5, "fitting the transform")
+    transform = preprocess.make(spec.normalise, torch.from_numpy(arrays.train_images[kept]))
+    write_split(folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names)
+    write_split(folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names)
+    write_split(folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names)
+    kind = "zca" if isinstance(transform, preprocess.Zca) else "affine"
+    np.savez(folder / TRANSFORM, kind=np.array(kind), **preprocess.arrays(transform))  # type: ignore[arg-type]
+    return DatasetOutcome(train=len(kept), validation=len(held), test=len(tested))
+
+
+def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> DatasetOutcome:
+    """Write the images of these classes (ascending) of the parent dataset, labels counted from 0."""
+    whole = context.parent("dataset")
+    sizes = {}
+    for name in SPLITS:
+        images, labels, names = read_split(context.store.path(whole, f"{name}.arrow"))
+        own = torch.isin(labels, torch.tensor(subset))
+        counted = torch.searchsorted(torch.tensor(subset), labels[own])
+        kept = tuple(names[label] for label in subset)
+        write_split(folder / f"{name}.arrow", images[own].numpy(), counted.numpy(), kept)
+        sizes[name] = len(counted)
+    shutil.copyfile(context.store.path(whole, TRANSFORM), folder / TRANSFORM)
+    return DatasetOutcome(**sizes)
+
+
+def _hold_out(
+    labels: NDArray[np.int64], held_per_class: int, used_per_class: int | None, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices held out and kept, each ascending: per class a permutation, its first held, `used` in all."""
+    held, kept = [], []
+    for label in range(int(labels.max()) + 1):
+        order = rng.permutation(np.flatnonzero(labels == label))[:used_per_class]
+        held.append(order[:held_per_class])
+        kept.append(order[held_per_class:])
+    return np.sort(np.concatenate(held)), np.sort(np.concatenate(kept))
