@@ -22,7 +22,7 @@ from orchestrator.cli.options import (
     are_tables,
     command_line,
     existing_store,
-    open_store,
+    readable_store,
     request_of,
     say,
     say_files,
@@ -90,13 +90,13 @@ def report(
 
         resolved = resolve_tables(table_request_of(experiments, all_tables, None, options))
         tables = TableWorkload(resolved, resolved.tables.plan)
-        say_files(tables.write_report(out, open_store(options), None, command_line()), options)
+        say_files(tables.write_report(out, readable_store(options), None, command_line()), options)
         return
     from orchestrator.planning.requests import resolve
     from orchestrator.workloads.experiments import latest_run, write_report
 
     request = resolve(request_of(experiments, options))
-    store = open_store(options)
+    store = readable_store(options)
     say_files(write_report(out, request.plan, store, latest_run(request, store), command_line()), options)
 
 

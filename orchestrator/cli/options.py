@@ -228,6 +228,13 @@ def open_store(options: Options) -> Store:
     return Store.open(options.target().store)
 
 
+def readable_store(options: Options) -> Store:
+    """The store for a command that makes nothing: it may be read-only, full, or not there yet."""
+    from workers.store.store import Store
+
+    return Store.for_reading(options.target().store)
+
+
 def existing_store(options: Options) -> Store:
     """The store that a run has made.
 
@@ -239,7 +246,7 @@ def existing_store(options: Options) -> Store:
     root = options.target().store
     if not (Store(root).root / "runs").is_dir():
         raise BadInput("--store", "store", root, "no store is there; name the one the run was started with")
-    return Store.open(root)
+    return Store.for_reading(root)
 
 
 def say(document: Mapping[str, Any], lines: Iterable[Any], options: Options) -> None:

@@ -20,7 +20,7 @@ from orchestrator.cli.options import (
     Options,
     WithDashes,
     are_tables,
-    open_store,
+    readable_store,
     request_of,
     say,
     table_request_of,
@@ -44,13 +44,13 @@ def plan(
 
         request = table_request_of(experiments, all_tables, budget, options, with_dashes)
         resolved = table_requests.resolve_tables(request, allow_missing_data=True)
-        forecast = quote.quote(resolved.tables, open_store(options), workers, resolved.absent, request.seconds())
+        forecast = quote.quote(resolved.tables, readable_store(options), workers, resolved.absent, request.seconds())
         say(forecast.to_json(), forecast.lines(), options)
         return
     from orchestrator.planning import forecast as forecasts
     from orchestrator.planning.requests import resolve
 
-    forecast = forecasts.forecast(resolve(request_of(experiments, options)), open_store(options), workers)
+    forecast = forecasts.forecast(resolve(request_of(experiments, options)), readable_store(options), workers)
     say(forecast.to_json(), forecast.tables(), options)
 
 
@@ -66,7 +66,7 @@ def explain(
     from orchestrator.planning.requests import resolve
 
     resolved = resolve(request_of(experiments, options))
-    jobs = [job for job in explaining.explain(resolved.plan, open_store(options)) if key is None or key in job.key]
+    jobs = [job for job in explaining.explain(resolved.plan, readable_store(options)) if key is None or key in job.key]
     if not jobs:
         raise BadInput("command line", "--key", key, "no job's key holds this; leave it out to see all")
     numbers = {job.key: explaining.sources_of(resolved.plan, job.key) for job in jobs} if recipe else {}

@@ -64,18 +64,28 @@ def verify(
     """Compare every byte of the artifacts with the digests in their manifests; exit 3 if one is damaged."""
     from orchestrator.runs import garbage
 
-    opened = existing_store(options)
-    checked = garbage.complaints(opened, key or "")
-    damaged = {name: found for name, found in checked.items() if found}
-    for name, found in damaged.items() if quarantine else ():
-        opened.quarantine(name, "; ".join(found))
-    code = 3 if damaged else 0
-    lines = [Text(f"DAMAGED {name}: {'; '.join(found)}") for name, found in damaged.items()]
-    lines.append(Text(f"{len(checked) - len(damaged)} of {len(checked)} artifacts are what their manifests say"))
+    store = existing_store(options)
+    verification = garbage.verify(store, key or "")
+    damaged = {name: complaints for name, complaints in verification.damaged.items() if complaints}
+    for name, complaints in damaged.items() if quarantine else ():
+        store.quarantine(name, "; ".join(complaints))
+    code, checked, uncovered = 3 if damaged else 0, len(verification.damaged), verification.uncovered
+    lines = [Text(f"DAMAGED {name}: {'; '.join(complaints)}") for name, complaints in damaged.items()]
+    lines.append(Text(f"{checked - len(damaged)} of {checked} artifacts are what their manifests say"))
+    if uncovered:
+        why = "their manifests were written by an earlier version, without a digest of their own"
+        lines.append(Text(f"the numbers of {len(uncovered)} of them cannot be checked: {why}"))
     if damaged:
         fix = "moved to the quarantine; run" if quarantine else "`--quarantine` moves them away; then run"
         lines.append(Text(f"{fix} the experiment again, which makes them anew"))
-    document = {"schema": SCHEMA, "exit": code, "checked": len(checked), "damaged": damaged, "quarantined": quarantine}
+    document = {
+        "schema": SCHEMA,
+        "exit": code,
+        "checked": checked,
+        "damaged": damaged,
+        "uncovered": uncovered,
+        "quarantined": quarantine,
+    }
     say(document, lines, options)
     raise typer.Exit(code)
 
@@ -90,18 +100,27 @@ def gc(
     from orchestrator.planning.requests import resolve
     from orchestrator.runs import garbage
 
-    opened = existing_store(options)
+    store = existing_store(options)
     wanted = resolve(request_of(experiments, options)).plan.graph.jobs if experiments else ()
-    found = garbage.unused(opened, wanted)
+    unused = garbage.unused(store, wanted)
+    obstacles = garbage.obstacles(store)
     if delete:
-        garbage.remove(opened, found)
-    size = sum(one.size for one in found)
-    lines = [Text(f"{one.key}: {one.size / 2**20:.1f} MiB") for one in found]
-    said = (
+        garbage.remove(store, unused)
+    size = sum(artifact.size for artifact in unused)
+    lines = [Text(f"{artifact.key}: {artifact.size / 2**20:.1f} MiB") for artifact in unused]
+    outcome = (
         "removed"
         if delete
         else "to remove by `--delete`; what old runs used is free once their folders in runs/ are gone"
     )
-    lines.append(Text(f"{len(found)} artifacts, {size / 2**20:.1f} MiB {said}"))
-    unused = [{"key": one.key, "bytes": one.size} for one in found]
-    say({"schema": SCHEMA, "exit": 0, "deleted": delete, "bytes": size, "unused": unused}, lines, options)
+    lines.append(Text(f"{len(unused)} artifacts, {size / 2**20:.1f} MiB {outcome}"))
+    lines += [Text(f"`--delete` is refused for now: {name} {why}") for name, why in obstacles.items()]
+    document = {
+        "schema": SCHEMA,
+        "exit": 0,
+        "deleted": delete,
+        "bytes": size,
+        "unused": [{"key": artifact.key, "bytes": artifact.size} for artifact in unused],
+        "obstacles": obstacles,
+    }
+    say(document, lines, options)

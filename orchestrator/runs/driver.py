@@ -13,8 +13,8 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from jobs.graph import Graph
@@ -27,6 +27,7 @@ from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note,
 from orchestrator.scheduler.job_status import Status
 from orchestrator.scheduler.schedule import Schedule
 from orchestrator.scheduler.scheduler import Change, Scheduler, State
+from workers.store.store import Audit
 
 PATIENCE = 1.0
 """Seconds the pool may wait before it lets the driver look at the stop file and the clock."""
@@ -44,8 +45,8 @@ log = logging.getLogger(__name__)
 class KnowsArtifacts(Protocol):
     """The one question the driver asks the store."""
 
-    def has(self, key: str) -> bool:
-        """Whether the artifact is there, whole."""
+    def audit(self, keys: Collection[str]) -> Audit:
+        """Which of these artifacts are there and sound, and why others that were there are so no longer."""
 
 
 class ScheduleSource(Protocol):
@@ -91,6 +92,9 @@ def run(
 ) -> Outcome:
     """Do all that the schedule wants; the pool is started and closed here, and not at all when nothing is to do.
 
+    What was in the store and turns out to be damaged, or made from other bytes than its parents have now, is made
+    again, even if nothing else needs it.
+
     Args:
         schedule: the jobs, targets and limits.
         graph: the jobs themselves.
@@ -111,12 +115,16 @@ def run(
     """
     stop = StopFile(journal.folder / STOP)
     stop.clear()
+    audit = store.audit(schedule.keys)
+    schedule = replace(schedule, wanted=schedule.wanted | audit.lost.keys())
     loop = Loop(schedule, graph, pool, journal, on_change, stop, store, schedule_source)
     finish, grace = Finish(1, "the driver failed"), grace_seconds
     with stop.signals() as take_over:
         try:
             journal.write("run_began", **_origin(about, graph))
-            loop.begin(frozenset(key for key in schedule.keys if store.has(key)))
+            for key, why in audit.lost.items():
+                journal.write("note", text=f"{key} is made again: {why}")
+            loop.begin(audit.sound)
             if loop.scheduler.finished is None:  # else all of it was there, and no worker is needed
                 pool.start()
                 take_over()  # not before: Ray's start takes SIGTERM for itself
@@ -197,8 +205,8 @@ class Loop:
             return
         schedule = self.schedule_source.replanned(self.scheduler.view())
         if schedule is not None:
-            cached = {key for key in schedule.keys if key not in self.scheduler.jobs and self.store.has(key)}
-            self.turn([events.Replanned(self.now(), schedule, frozenset(cached))])
+            cached = self.store.audit([key for key in schedule.keys if key not in self.scheduler.jobs]).sound
+            self.turn([events.Replanned(self.now(), schedule, cached)])
 
     def now(self) -> float:
         """Seconds since the run began."""

@@ -2,7 +2,8 @@
 
 An artifact is in use if a run's journal names it, if it is an ancestor of one that is in use, if somebody is computing
 it now, or if the user names an experiment that wants it. Whoever wants space therefore deletes the folders of old runs
-first; then the artifacts that only these runs used are free. Nothing is removed while a run is going on.
+first; then the artifacts that only these runs used are free. Nothing is removed while a run is going on, nor while
+a journal cannot be read.
 
 Left out: quarantined artifacts, checkpoints and logs, which a person should look at.
 """
@@ -12,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from jobs.errors import BadInput
-from orchestrator.results.cells import manifest_of
+from jobs.errors import BadInput, Damaged
 from orchestrator.runs import journal
 from orchestrator.runs.status import runs, status
 from workers.store.claims import Claims
+from workers.store.manifest import Manifest, outdated
 from workers.store.store import Store
 
 
@@ -28,8 +29,25 @@ class Unused:
     size: int
 
 
-def complaints(store: Store, text: str = "") -> dict[str, list[str]]:
-    """What is wrong with each artifact whose key holds `text`, all bytes read; sound ones have no complaint.
+@dataclass(frozen=True)
+class Verification:
+    """What a comparison of all bytes found.
+
+    Attributes:
+        damaged: the complaints by key, children before their parents; empty for a sound artifact.
+        uncovered: the sound artifacts whose manifests have no digest of their own, since an earlier version wrote
+            them: a flipped bit in a number there would not be noticed.
+    """
+
+    damaged: dict[str, list[str]]
+    uncovered: list[str]
+
+
+def verify(store: Store, text: str = "") -> Verification:
+    """Compare all bytes of the artifacts whose key holds `text` with what their manifests say.
+
+    An artifact that was made from other bytes than its parent has now counts as damaged, and so does what was made
+    from it.
 
     Raises:
         BadInput: there is no such artifact.
@@ -37,12 +55,16 @@ def complaints(store: Store, text: str = "") -> dict[str, list[str]]:
     keys = [key for key in store.keys() if text in key]
     if text and not keys:
         raise BadInput("command line", "key", text, "no artifact's key holds this; leave it out to check all")
-    return {key: store.verify(key) for key in keys}
+    damaged = {key: _complaints(store, key) for key in keys}
+    sound = {key: manifest for key in store.keys() if not damaged.get(key) and (manifest := _peek(store, key))}
+    late = {key: [why] for key, why in outdated(sound).items() if key in damaged}
+    uncovered = [key for key in keys if not damaged[key] and not store.is_covered(key)]
+    return Verification(late | {key: found for key, found in damaged.items() if key not in late}, uncovered)
 
 
 def unused(store: Store, wanted: Collection[str] = ()) -> list[Unused]:
     """The artifacts that no run, no claim and none of the `wanted` keys needs."""
-    manifests = {key: manifest for key in store.keys() if (manifest := manifest_of(store, key)) is not None}
+    manifests = {key: manifest for key in store.keys() if (manifest := _peek(store, key)) is not None}
     waiting = [*wanted, *_named_by_runs(store), *(claim.key for claim in Claims(store.root).all())]
     used: set[str] = set()
     while waiting:
@@ -57,17 +79,52 @@ def unused(store: Store, wanted: Collection[str] = ()) -> list[Unused]:
     ]
 
 
-def remove(store: Store, found: Iterable[Unused]) -> None:
+def obstacles(store: Store) -> dict[str, str]:
+    """Why nothing may be removed now, by run or artifact: what one of them needs is not known for sure.
+
+    A run that goes on or waits in a queue has not all it needs in its journal yet; a journal that cannot be read, or
+    is gone, may have named anything; and of an artifact whose manifest cannot be read the parents are not known.
+    """
+    found: dict[str, str] = {}
+    for folder in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
+        if why := journal.unreadable(folder / journal.NAME):
+            fix = f"mend it, or remove {folder} if nothing of this run is needed any more"
+            found[folder.name] = f"its {journal.NAME} {why}: {fix}"
+        elif (state := status(store, folder.name).state) in ("running", "queued"):
+            found[folder.name] = f"is {state}: wait for its end, or cancel it, then collect"
+    for key in store.keys():
+        if _peek(store, key) is None:
+            found[key] = "cannot be read: `verify --quarantine` moves it away, then collect"
+    return found
+
+
+def remove(store: Store, artifacts: Iterable[Unused]) -> None:
     """Remove what was found to be unused.
 
     Raises:
-        BadInput: a run is going on, or waits in a queue; what it needs is not all in its journal yet.
+        BadInput: one of the `obstacles`.
     """
-    for run in runs(store):
-        if (state := status(store, run).state) in ("running", "queued"):
-            raise BadInput(str(store.root), "run", run, f"is {state}: wait for its end, or cancel it, then collect")
-    for one in found:
-        store.remove(one.key)
+    if found := obstacles(store):
+        name, why = next(iter(found.items()))
+        raise BadInput(str(store.root), "artifact" if name in store.keys() else "run", name, why)
+    for artifact in artifacts:
+        store.remove(artifact.key)
+
+
+def _complaints(store: Store, key: str) -> list[str]:
+    """What is wrong with an artifact, or that it cannot be read."""
+    try:
+        return store.verify(key)
+    except OSError as error:
+        return [f"cannot be read: {error}"]
+
+
+def _peek(store: Store, key: str) -> Manifest | None:
+    """The manifest of an artifact; None if it is damaged or cannot be read, and then it stays where it is."""
+    try:
+        return store.peek(key)
+    except (Damaged, OSError):
+        return None
 
 
 def _named_by_runs(store: Store) -> set[str]:

@@ -8,6 +8,9 @@ Every line has `event`, `t` (UTC, ISO 8601 with milliseconds), `seconds` since i
 which goes up by one. A run that is taken up again goes on in the same file, so there may be several
 `run_began`. The fields of each event are an interface (`RECORDS`); more may come, these stay.
 
+A line that cannot be read, because a bit flipped or somebody edited the file, is left out by readers; `unreadable`
+says so to those who must not miss a record.
+
 One driver writes; each write is on the disk before the driver acts on it. A driver that cannot write its
 journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash cut
 short is left out by readers and removed by the next writer.
@@ -83,7 +86,7 @@ class Journal:
             os.ftruncate(descriptor, _whole_length(path))
         except OSError as error:
             raise JournalLost(f"{path}: cannot be opened: {error}") from error
-        return cls(path, descriptor, len(read(path)), clock)
+        return cls(path, descriptor, len(_whole_lines(path, 0).splitlines()), clock)
 
     @property
     def folder(self) -> Path:
@@ -148,12 +151,18 @@ class Journal:
 
 
 def read(path: Path) -> list[Record]:
-    """All whole records of a journal; none if there is no such file."""
+    """All whole records of a journal that can be read; none if there is no such file."""
+    return [record for line in _whole_lines(path, 0).splitlines() if (record := _record(line)) is not None]
+
+
+def unreadable(path: Path) -> str:
+    """Why a journal may not tell all that it was told; empty if it does."""
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    bad = [number for number, line in enumerate(lines, 1) if line.endswith(b"\n") and _record(line) is None]
+    return f"line {bad[0]} is no record" if bad else "" if lines else "is empty"
 
 
 def follow(path: Path, wait: Callable[[], object] = lambda: time.sleep(0.2)) -> Iterator[Record]:
@@ -166,13 +175,26 @@ def follow(path: Path, wait: Callable[[], object] = lambda: time.sleep(0.2)) -> 
         fresh = _whole_lines(path, position)
         position += len(fresh)
         for line in fresh.splitlines():
-            record = json.loads(line)
-            ended = record["event"] == "run_ended"
-            yield record
+            record = _record(line)
+            if record is not None:
+                ended = record["event"] == "run_ended"
+                yield record
         if ended and not fresh:
             return
         if not fresh:
             wait()
+
+
+def _record(line: bytes) -> Record | None:
+    """The record of a line, with all fields that its event must have; None if it is no such thing."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        return None
+    there = record.keys() >= set(RECORDS.get(record["event"], ())) and isinstance(record.get("key", ""), str)
+    return record if there else None
 
 
 def _whole_lines(path: Path, position: int) -> bytes:

@@ -75,7 +75,7 @@ class RunStatus:
 
 def runs(store: Store) -> list[str]:
     """All runs of a store, the latest last."""
-    folders = [path for path in (store.root / "runs").iterdir() if (path / journal.NAME).is_file()]
+    folders = [path for path in (store.root / "runs").glob("*") if (path / journal.NAME).is_file()]
     return [path.name for path in sorted(folders, key=lambda path: (path / journal.NAME).stat().st_mtime_ns)]
 
 

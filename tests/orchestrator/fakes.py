@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import SelectSpec
 from orchestrator.scheduler.schedule import Schedule
+from workers.store.store import Audit
 
 WORKS, FAILS, RAISES, SLEEPS, WAITS_FOR_STOP, CRASHES_ONCE, CRASHES, PRINTS, BUSY_ONCE, TELLS = range(10)
 
@@ -29,6 +30,9 @@ class FakeStore:
 
     def has(self, key: str) -> bool:
         return (self.root / f"{key}.made").exists()
+
+    def audit(self, keys: Collection[str]) -> Audit:
+        return Audit(frozenset(key for key in keys if self.has(key)), {})
 
     def made(self) -> set[str]:
         return {path.stem for path in self.root.glob("*.made")}

@@ -31,7 +31,7 @@ import resource
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,6 +100,7 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = local_folder(root)
         self._opened = False
+        self._lost: dict[str, str] = {}
 
     @classmethod
     def open(cls, root: str | Path) -> Self:
@@ -166,6 +167,18 @@ class Store:
             raise Damaged(f"{self._object(key)}: artifact is absent, perhaps quarantined: run its job again")
         return found
 
+    def peek(self, key: str) -> Manifest | None:
+        """The manifest of an artifact as `manifest` reads it, None if it is absent; nothing is moved.
+
+        Raises:
+            Damaged: if it is not as it must be.
+            OSError: if it cannot be read.
+        """
+        try:
+            return read_manifest(self._object(key), key)
+        except FileNotFoundError:
+            return None
+
     def path(self, key: str, name: str) -> Path:
         """One data file of an artifact, its bytes checked when this process first asks for it or it was written to.
 
@@ -190,11 +203,12 @@ class Store:
         for name in sorted(self.manifest(key).files):
             self.path(key, name)
 
-    def audit(self, keys: Iterable[str], largest: int = CHECKED_AT_START) -> Audit:
+    def audit(self, keys: Collection[str], largest: int = CHECKED_AT_START) -> Audit:
         """Which of these artifacts can be used as they are, their bytes checked; the others are quarantined.
 
         Those can not that are damaged or were made from other bytes than their parents have now, nor what was made
-        from them in turn. One that cannot be read stays where it is: its job will say why.
+        from them in turn. One that cannot be read stays where it is: its job will say why. What an earlier look by
+        this object found damaged counts as lost, too.
 
         Args:
             keys: of any artifacts, there or not.
@@ -205,21 +219,23 @@ class Store:
         for key in keys:
             try:
                 manifest = self._look(key)
-                if manifest is not None:
-                    for name in (name for name, record in manifest.files.items() if record.size <= largest):
-                        self.path(key, name)
-                    manifests[key] = manifest
+                if manifest is None:
+                    continue
+                for name in (name for name, record in manifest.files.items() if record.size <= largest):
+                    self.path(key, name)
+                manifests[key] = manifest
             except Damaged as damage:
                 lost[key] = str(damage)
             except OSError as error:
                 if not (self.root / "objects").is_dir():
                     raise
                 lost[key] = f"cannot be read: {error}"
+        earlier = {key: self._lost[key] for key in keys if key in self._lost and key not in manifests}
         late = outdated(manifests)
         for key, why in late.items():
             with suppress(OSError):
                 self.quarantine(key, why)
-        return Audit(frozenset(manifests.keys() - late.keys()), lost | late)
+        return Audit(frozenset(manifests.keys() - late.keys()), earlier | lost | late)
 
     @contextmanager
     def put(
@@ -360,6 +376,7 @@ class Store:
                 log.warning("%s is damaged and could not be quarantined (%s): %s", key, error, why)
             return Damaged(f"{why}: run its job again")
         if complaints_of(kept, key):
+            self._lost[key] = why
             log.warning("%s is damaged, now in %s: %s", key, kept, why)
         else:
             with suppress(OSError):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from orchestrator.scheduler.schedule import RetryLimits, Schedule
 from orchestrator.scheduler.scheduler import State
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
+from workers.store.store import Audit
 
 RUN = "r1"
 
@@ -341,3 +342,25 @@ def test_jobs_that_join_the_plan_may_be_whole_already(tmp_path: Path) -> None:
         )
     assert (outcome.exit, outcome.why) == (0, "1 done, 1 cached")
     assert [record["key"] for record in records(tmp_path, "job_cached")] == keys[:1]
+
+
+def test_what_was_there_and_is_lost_is_made_again_even_if_nothing_needs_it(tmp_path: Path) -> None:
+    class Audited(FakeStore):
+        def audit(self, keys: Collection[str]) -> Audit:
+            return Audit(super().audit(keys).sound, {lost: "a bit flipped"})
+
+    graph, (lost, kept) = graph_of([fakes.WORKS] * 2, chained=True)
+    (tmp_path / f"{kept}.made").touch()
+    pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.execute")
+    with Journal.open(folder_of(tmp_path)) as journal:
+        outcome = run(
+            replace(plan_of(graph), wanted=frozenset([kept])),
+            graph,
+            pool,
+            journal,
+            Audited(tmp_path),
+            about=RunInfo(RUN),
+        )
+    assert (outcome.exit, outcome.why) == (0, "1 done, 1 cached")
+    assert FakeStore(tmp_path).starts(kept) == [] and len(FakeStore(tmp_path).starts(lost)) == 1
+    assert records(tmp_path, "note")[0]["text"] == f"{lost} is made again: a bit flipped"

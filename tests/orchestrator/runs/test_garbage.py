@@ -64,12 +64,12 @@ def spoil(workshop: Workshop) -> str:
 
 def test_a_flipped_bit_is_complained_about_and_nothing_else(workshop: Workshop) -> None:
     key = spoil(workshop)
-    found = garbage.complaints(workshop.store)
+    found = garbage.verify(workshop.store).damaged
     assert set(found) == set(workshop.store.keys())
     assert [name for name, complaints in found.items() if complaints] == [key]
-    assert list(garbage.complaints(workshop.store, "dataset-")) == [workshop.job("dataset").key]
+    assert list(garbage.verify(workshop.store, "dataset-").damaged) == [workshop.job("dataset").key]
     with pytest.raises(BadInput, match="no artifact's key"):
-        garbage.complaints(workshop.store, "nothing-like-it")
+        garbage.verify(workshop.store, "nothing-like-it")
 
 
 def test_what_no_run_names_is_unused_with_its_size(workshop: Workshop) -> None:
@@ -111,6 +111,75 @@ def test_nothing_is_removed_while_a_run_goes_on(workshop: Workshop) -> None:
     with pytest.raises(BadInput, match="run is 'some': is running"):
         garbage.remove(workshop.store, garbage.unused(workshop.store))
     assert set(workshop.store.keys()) == before
+
+
+def remake(workshop: Workshop, key: str) -> None:
+    """Put an artifact in the place of another, with one byte more in a file: as a job that does not repeat exactly."""
+    manifest, folder = workshop.store.manifest(key), workshop.store.root / "objects" / key.split("-")[0] / key
+    files = {name: (folder / name).read_bytes() for name in manifest.files}
+    workshop.store.remove(key)
+    with workshop.store.put(key, manifest.kind, manifest.spec, manifest.parents, device="cpu") as made:
+        for name, content in files.items():
+            (made / name).write_bytes(content + b"x")
+
+
+def test_what_was_made_from_other_bytes_is_named_with_all_that_came_from_it(workshop: Workshop) -> None:
+    set_one = workshop.job("distil", stage=1, method="mtt").key
+    remake(workshop, set_one)
+    damaged = {key for key, found in garbage.verify(workshop.store).damaged.items() if found}
+    descendants = {job.key for job in workshop.plan.graph if set_one in workshop.plan.graph.ancestors([job.key])}
+    assert damaged == (descendants & set(workshop.store.keys())) - {set_one}
+    assert damaged
+
+
+def test_what_has_no_digest_of_itself_is_named_without_being_damaged(workshop: Workshop) -> None:
+    key = workshop.job("distil").key
+    path = workshop.store.root / "objects" / "distil" / key / "manifest.json"
+    document = json.loads(path.read_bytes())
+    del document["manifest_sha256"], document["parent_digests"]
+    path.write_text(json.dumps(document))
+    found = garbage.verify(workshop.store)
+    assert found.uncovered == [key] and not any(found.damaged.values())
+
+
+def lose(folder: Path) -> None:
+    (folder / "journal.jsonl").unlink()
+
+
+def flip_a_brace(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"{", b"[", 1))
+
+
+def instead_a_folder(folder: Path) -> None:
+    lose(folder)
+    (folder / "journal.jsonl").mkdir()
+
+
+def empty(folder: Path) -> None:
+    (folder / "journal.jsonl").write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [lose, flip_a_brace, instead_a_folder, empty])
+def test_nothing_is_removed_while_a_journal_cannot_be_read(workshop: Workshop, harm: Callable[[Path], None]) -> None:
+    set_two = workshop.job("distil", stage=2)
+    journal(workshop, "some", [set_two.key])
+    journal(workshop, "other", [])
+    assert garbage.obstacles(workshop.store) == {}
+    harm(workshop.store.run_folder("some"))
+    before = set(workshop.store.keys())
+    unused = garbage.unused(workshop.store)
+    with pytest.raises(BadInput, match=r"run is 'some': its journal.jsonl .*remove .*some"):
+        garbage.remove(workshop.store, unused)
+    assert set(workshop.store.keys()) == before
+
+
+def test_nothing_is_removed_while_a_manifest_cannot_be_read(workshop: Workshop) -> None:
+    key = workshop.job("distil").key
+    (workshop.store.root / "objects" / "distil" / key / "manifest.json").write_text("[" * 100_000)
+    assert key not in {artifact.key for artifact in garbage.unused(workshop.store)}
+    with pytest.raises(BadInput, match="artifact is .*verify --quarantine"):
+        garbage.remove(workshop.store, [])
 
 
 # As typed.

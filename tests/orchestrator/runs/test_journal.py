@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.runs import journal
-from orchestrator.runs.journal import Journal, JournalLost, follow, read
+from orchestrator.runs.journal import Journal, JournalLost, follow, read, unreadable
 
 
 def test_a_record_has_its_number_time_and_fields(tmp_path: Path) -> None:
@@ -111,3 +111,25 @@ def test_following_a_run_that_was_taken_up_again_goes_past_its_first_end(tmp_pat
         written.write("note", text="again")
         written.write("run_ended", exit=0, why="done", counts={})
     assert [record["event"] for record in follow(written.path)] == ["run_ended", "note", "run_ended"]
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"{", b"\xff\xfe", b'{"event": 3}', b'{"event": "job_done"}', b"[" * 100_000])
+def test_a_line_that_is_no_record_is_left_out_and_can_be_known(tmp_path: Path, line: bytes) -> None:
+    with Journal.open(tmp_path) as book:
+        book.write("note", text="before")
+    path = tmp_path / NAME
+    assert unreadable(path) == ""
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with Journal.open(tmp_path) as book:
+        book.write("note", text="after")
+    assert [(record["text"], record["seq"]) for record in read(path)] == [("before", 0), ("after", 2)]
+    assert unreadable(path) == "line 2 is no record"
+
+
+def test_a_journal_that_is_gone_or_cut_short_is_told_from_one_that_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    assert "No such file" in unreadable(path)
+    path.touch()
+    assert unreadable(path) == "is empty"
+    path.write_bytes(b'{"event": "note", "text": "x"}\n{"event": "no')
+    assert unreadable(path) == "", "a crash cut it, which loses nothing that was acted on"

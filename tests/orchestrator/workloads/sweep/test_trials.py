@@ -4,7 +4,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,7 +24,7 @@ from orchestrator.runs.pool import InProcessPool
 from orchestrator.scheduler.schedule import RetryLimits
 from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialFailed, TrialMailbox
 from orchestrator.workloads.sweep.trials import Trials, jobs_up_to, make_trial
-from workers.store.store import Store
+from workers.store.store import Audit, Store
 
 BASE: dict[str, Any] = {
     "name": "base",
@@ -54,6 +54,9 @@ class Artifacts:
 
     def has(self, key: str) -> bool:
         return (self.root / f"{key}.made").exists()
+
+    def audit(self, keys: Collection[str]) -> Audit:
+        return Audit(frozenset(key for key in keys if self.has(key)), {})
 
     def manifest(self, key: str) -> Any:
         return SimpleNamespace(**json.loads((self.root / f"{key}.made").read_text()))
