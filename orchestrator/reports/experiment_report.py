@@ -23,7 +23,7 @@ from rich.text import Text
 
 from jobs.experiment import SELECTIONS, Plan
 from orchestrator.reports import folder as folders
-from orchestrator.reports.page import Block, Page, Picture, Section, Table, notes, slug
+from orchestrator.reports.page import Block, Page, Paragraph, Picture, Section, Table, notes, slug
 from orchestrator.reports.sections import RunFacts, image_grid
 from orchestrator.results.cells import (
     Chain,
@@ -114,7 +114,7 @@ def _experiment(group: Sequence[Result], plan: Plan, store: Store) -> Section:
     return Section(anchor, content.title, tuple(blocks), "Results", short=f"{name} on {group[0].dataset}")
 
 
-def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture]:
+def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture | Paragraph]:
     """A grid of pictures for the first chain of each arm, as far as its stages go."""
     arms: dict[str, Chain] = {}
     for chain in chains(plan):

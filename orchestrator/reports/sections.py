@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from jobs.errors import Damaged
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.specs import SPECS
@@ -96,8 +97,8 @@ def image_grid(
     headings: Sequence[str],
     name: str,
     classes: Collection[str] = (),
-) -> Picture:
-    """The pictures of stored sets side by side.
+) -> Picture | Paragraph:
+    """The pictures of stored sets side by side, or the sentence that one of them is damaged.
 
     Args:
         store: where the sets are.
@@ -109,7 +110,10 @@ def image_grid(
     """
     from orchestrator.reports import images
 
-    read = [images.read_pictures(store.path(key, PICTURES)) for key in sets]
+    try:
+        read = [images.read_pictures(store.path(key, PICTURES)) for key in sets]
+    except Damaged as damage:
+        return Paragraph(f"The images of {title} cannot be shown: {damage}.")
     read = [pictures.only(classes) for pictures in read] if classes else read
     grid = images.grid_by_stage(read, title, headings)
     text = f"images of {title}, one row per class: {', '.join(headings)}"

@@ -243,8 +243,10 @@ def _role(cell: MeasuredCell) -> Literal["higher", "lower", "level", "minor"]:
 def _shown(table: PaperTable, cells: Sequence[MeasuredCell], tables: TablesPlan, store: Store) -> tuple[Block, ...]:
     """The figure as pictures; nothing for a table, or while there is nothing to draw."""
     if table.kind == "pictures":
-        grids = tuple(_images(table, tables, store))
-        return (Gallery(grids, _caption(table, cells)),) if grids else ()
+        blocks = list(_images(table, tables, store))
+        grids = tuple(block for block in blocks if isinstance(block, Picture))
+        damaged = [block for block in blocks if not isinstance(block, Picture)]
+        return (*([Gallery(grids, _caption(table, cells))] if grids else []), *damaged)
     if table.kind == "curve":
         from orchestrator.reports import images, plots
 
@@ -260,7 +262,7 @@ def _shown(table: PaperTable, cells: Sequence[MeasuredCell], tables: TablesPlan,
     return ()
 
 
-def _images(table: PaperTable, tables: TablesPlan, store: Store) -> Iterator[Picture]:
+def _images(table: PaperTable, tables: TablesPlan, store: Store) -> Iterator[Picture | Paragraph]:
     """A grid for every chain of sets in the figure: the stages it shows, as far as they are made."""
     stages = sorted({entry.cell.stage for entry in table.cells if entry.cell is not None})
     for number, (title, sets) in enumerate(_chains(table, tables).items(), start=1):

@@ -8,6 +8,7 @@ run's journal and the store.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,17 @@ def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda 
             schedule_source=session.source,
         )
     end = end_of(run.store, run.name, run.workers, run.options.command)
-    session.report(end)
-    return workload.result(end)
+    return workload.result(_reported(session, end))
+
+
+def _reported(session: Session, end: RunEnd) -> RunEnd:
+    """Write the report of a run; where that cannot be done, the run's end says so and what it made stays."""
+    try:
+        session.report(end)
+    except OSError as error:
+        text = f"the report could not be written ({error.strerror or error}): free space, then run the command again"
+        return replace(end, exit=end.exit or 3, why=f"{end.why}; {text}")
+    return end
 
 
 def end_of(store: Store, run: str, workers: int, command: str) -> RunEnd:

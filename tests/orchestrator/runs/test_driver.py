@@ -353,14 +353,8 @@ def test_what_was_there_and_is_lost_is_made_again_even_if_nothing_needs_it(tmp_p
     (tmp_path / f"{kept}.made").touch()
     pool = InProcessPool(str(tmp_path), RUN, "tests.orchestrator.fakes.execute")
     with Journal.open(folder_of(tmp_path)) as journal:
-        outcome = run(
-            replace(plan_of(graph), wanted=frozenset([kept])),
-            graph,
-            pool,
-            journal,
-            Audited(tmp_path),
-            about=RunInfo(RUN),
-        )
+        schedule = replace(plan_of(graph), wanted=frozenset([kept]))
+        outcome = run(schedule, graph, pool, journal, Audited(tmp_path), about=RunInfo(RUN))
     assert (outcome.exit, outcome.why) == (0, "1 done, 1 cached")
     assert FakeStore(tmp_path).starts(kept) == [] and len(FakeStore(tmp_path).starts(lost)) == 1
     assert records(tmp_path, "note")[0]["text"] == f"{lost} is made again: a bit flipped"

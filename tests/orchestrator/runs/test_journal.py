@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.runs import journal
-from orchestrator.runs.journal import Journal, JournalLost, follow, read, unreadable
+from orchestrator.runs.journal import NAME, Journal, JournalLost, follow, read, unreadable
 
 
 def test_a_record_has_its_number_time_and_fields(tmp_path: Path) -> None:
