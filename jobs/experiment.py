@@ -28,6 +28,8 @@ SELECTIONS = {"random": "Random", "herding": "Herding", "k_center": "K-Center", 
 """Baselines that take real images, with their names in tables."""
 ABLATIONS = ("transition", "conditioning", "earlier_rate", "partition")
 """Fields of an arm that change how a set is distilled."""
+MOST_NETWORKS = 1000
+"""Networks of a cell above which an experiment is refused: each is a job, and all are listed before anything runs."""
 _LABELS = {"full": "Full data", "cafe_dsa": "CAFE+DSA"}
 
 Item = TypeVar("Item")
@@ -167,7 +169,7 @@ class Experiment(Frozen):
     scale: Scale = "small"
     seeds: Several[Index] = (0,)
     architectures: Several[Architecture] = ("convnet",)
-    networks: Count = 5
+    networks: Annotated[int, Field(ge=1, le=MOST_NETWORKS)] = 5
     arms: Annotated[tuple[Arm, ...], Field(strict=False, min_length=1)]
     distil_at_once: Count = 1
     """How many `distil` jobs of one seed of this experiment may run at a time."""

@@ -15,7 +15,7 @@ import ast
 import math
 import operator
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,8 @@ METRICS: Mapping[str, str] = {
 ATTEMPTS = 1000
 """Draws after which a sample counts as impossible under the constraints."""
 LONGEST_CONSTRAINT = 500
+MOST_TRIALS = 10_000
+"""Points of a grid, and samples, above which a sweep is refused: they are all listed before anything runs."""
 
 Scalar = bool | int | float | str | None
 Values = dict[str, Scalar]
@@ -142,7 +144,7 @@ class Sweep(Frozen):
     constraints: Annotated[tuple[str, ...], Field(strict=False)] = ()
     metric: Annotated[str, AfterValidator(_reported)] = "held_out"
     mode: Literal["max", "min"] = "max"
-    samples: Count = 1
+    samples: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 1
     searcher: Literal["grid", "random", "optuna"] = "grid"
     scheduler: SchedulerSpec = SchedulerSpec()
     budget: Budget = Budget()
@@ -220,19 +222,26 @@ def listed(sweep: Sweep, place: str) -> list[Values]:
     drawn = {name: dimension for name, dimension in sweep.space.items() if name not in grid}
     if sweep.samples > 1 and not drawn:
         raise BadInput(place, "samples", sweep.samples, "a grid has nothing to draw; leave it out")
+    if (points := math.prod(map(len, grid.values()))) > MOST_TRIALS:
+        fix = f"the grid has more than {MOST_TRIALS} points; list fewer values, or draw from it with searcher: random"
+        raise BadInput(place, "space", points, fix)
     source = random.Random(sweep.seed)
-    trials: list[Values] = []
+    trials: dict[tuple[Scalar, ...], Values] = {}
     for point in product(*grid.values()):
         fixed = dict(zip(grid, point, strict=True))
-        trials += _samples(sweep, fixed, drawn, source, trials)
+        trials |= _samples(sweep, fixed, drawn, source, trials)
     if not trials:
         raise _contradiction(sweep, place)
-    return trials[: sweep.budget.trials]
+    return list(trials.values())[: sweep.budget.trials]
 
 
 def _samples(
-    sweep: Sweep, fixed: Values, drawn: Mapping[str, Dimension], source: random.Random, before: list[Values]
-) -> list[Values]:
+    sweep: Sweep,
+    fixed: Values,
+    drawn: Mapping[str, Dimension],
+    source: random.Random,
+    before: Collection[tuple[Scalar, ...]],
+) -> dict[tuple[Scalar, ...], Values]:
     """Draw up to `samples` new trials.
 
     Args:
@@ -240,15 +249,19 @@ def _samples(
         fixed: the values of the grid.
         drawn: the dimensions that are drawn from.
         source: of chance.
-        before: trials that there are already.
+        before: the values of trials that there are already.
+
+    Returns:
+        The trials, by their values.
     """
-    samples: list[Values] = []
+    samples: dict[tuple[Scalar, ...], Values] = {}
     for _ in range(sweep.samples):
         for _ in range(ATTEMPTS if drawn else 1):
             values = fixed | {name: dimension.draw(source) for name, dimension in drawn.items()}
             values = {name: values[name] for name in sweep.space}
-            if values not in samples and values not in before and sweep.allows(values):
-                samples.append(values)
+            trial = tuple(values.values())
+            if trial not in samples and trial not in before and sweep.allows(values):
+                samples[trial] = values
                 break
         else:
             break  # the space has no more
@@ -260,7 +273,7 @@ def _contradiction(sweep: Sweep, place: str) -> BadInput:
     fix = "no trial of the space satisfies {}; change the space or the constraints"
     for number, text in enumerate(sweep.constraints):
         alone = sweep.model_copy(update={"constraints": (text,), "searcher": "random", "samples": 1})
-        if not _samples(alone, {}, sweep.space, random.Random(0), []):
+        if not _samples(alone, {}, sweep.space, random.Random(0), ()):
             return BadInput(place, f"constraints.{number}", text, fix.format("it"))
     return BadInput(place, "constraints", list(sweep.constraints), fix.format("all of them"))
 
@@ -314,6 +327,8 @@ class Constraint:
                 raise ValueError(f"{name} is not in the space; known here: {', '.join(names)}")
             case ast.Constant(value=bool() | int() | float() | str()):
                 return
+            case ast.BinOp(left=ast.Constant(value=str())) | ast.BinOp(right=ast.Constant(value=str())):
+                raise ValueError("use arithmetic on numbers only; a word can be compared")
             case ast.BoolOp() | ast.BinOp() | ast.UnaryOp() | ast.Compare():
                 return
             case ast.And() | ast.Or():
@@ -342,7 +357,10 @@ def _value(node: ast.AST, values: Mapping[str, Scalar]) -> Any:
         case ast.UnaryOp(op=op, operand=operand):
             return _OPERATORS[type(op)](_value(operand, values))
         case ast.BinOp(left=left, op=op, right=right):
-            return _OPERATORS[type(op)](_value(left, values), _value(right, values))
+            sides = [_value(left, values), _value(right, values)]
+            if not all(isinstance(side, int | float) for side in sides):
+                raise TypeError("arithmetic is on numbers only")
+            return _OPERATORS[type(op)](*sides)
         case ast.BoolOp(op=ast.And(), values=parts):
             return all(_value(part, values) for part in parts)
         case ast.BoolOp(values=parts):

@@ -75,6 +75,12 @@ def test_a_random_search_draws_from_grids_keeps_to_constraints_and_repeats_nothi
     assert len(listed(sweep, "")) == 4  # there are no more
 
 
+def test_a_grid_of_too_many_points_is_refused_before_any_is_listed() -> None:
+    dimensions = {name: {"grid": list(range(10))} for name in "abcdefghijkl"}
+    with pytest.raises(BadInput, match="space is 1000000000000: the grid has more than 10000 points"):
+        listed(sweep_of(space=dimensions, budget={"trials": 2}), "mine.yaml")
+
+
 def test_the_budget_of_trials_cuts_the_list() -> None:
     assert listed(sweep_of(budget={"trials": 3}), "") == listed(sweep_of(), "")[:3]
 
@@ -94,6 +100,8 @@ def test_the_budget_of_trials_cuts_the_list() -> None:
         ("flag", True),
         ("b / (a - 2) > 0", False),  # a division by zero is not satisfied
         ("word < a", False),  # nor is a comparison without meaning
+        ("word * 99999999999 == word", False),  # nor arithmetic on a word
+        ("word % a == word", False),
     ],
 )
 def test_constraints_are_what_python_says(text: str, holds: bool) -> None:
@@ -117,10 +125,13 @@ def test_constraints_are_what_python_says(text: str, holds: bool) -> None:
         "a =",
         "",
         "a == " + "1 + " * 200 + "1",
+        "'a' * 99999999999 == a",
+        "'%999999999d' % 1 == a",
+        "a * 'a' == a",
     ],
 )
 def test_nothing_but_conditions_is_taken(text: str) -> None:
-    with pytest.raises(ValueError, match="write|use names"):
+    with pytest.raises(ValueError, match="write|use names|use arithmetic"):
         Constraint(text, {"a": 1, "b": 1})
 
 
@@ -144,6 +155,7 @@ def test_nothing_but_conditions_is_taken(text: str) -> None:
         ({"samples": 3}, "samples", "a grid has nothing to draw"),
         ({"scheduler": {"name": "asha", "reduction": 1}}, "scheduler.reduction", "at least 2"),
         ({"budget": {"gpu_hours": 0}}, "budget.gpu_hours", "greater than 0"),
+        ({"samples": 10**9, "searcher": "random"}, "samples", "at most 10000"),
         ({"searcher": "bayes"}, "searcher", "'grid', 'random' or 'optuna'"),
     ],
 )

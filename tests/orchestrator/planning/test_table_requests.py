@@ -105,8 +105,11 @@ def write_tiny_imagenet(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where small fakes of the paper's datasets lie, by name, as `cluster.yaml` says it."""
-    root = tmp_path_factory.mktemp("data")
+    return write_datasets(tmp_path_factory.mktemp("data"))
+
+
+def write_datasets(root: Path) -> dict[str, str]:
+    """Small fakes of the paper's datasets in a folder; where each lies, by name, as `cluster.yaml` says it."""
     ten, hundred = ([f"class {number}" for number in range(count)] for count in (10, 100))
     batches = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
     write_cifar(root / "cifar-10-batches-py", batches, "labels", {"label_names": ten}, "batches.meta")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs import cost
 from jobs.errors import BadInput
@@ -25,6 +26,7 @@ from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions, Run
 from orchestrator.workloads.tables import STARTING, TableWorkload, bought, commands
 from tests.orchestrator.clusters.slurm.test_jobs import Programs
+from tests.orchestrator.planning.test_table_requests import write_datasets
 from tests.orchestrator.shell import Ended, Shell, shell_in
 from workers.store.store import Store
 
@@ -247,6 +249,33 @@ def test_with_none_of_the_datasets_a_reproduction_ends_with_where_to_get_them(
     assert len(cells) == 252 and {cell["status"] for cell in cells} == {"not run"}
     assert all("cluster.yaml, data." in cell["why"] for cell in cells)
     assert not any(document["jobs"].values()) and Path(document["report"]).is_file()
+
+
+@pytest.fixture(scope="module")
+def with_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small fakes of the paper's datasets and a cluster.yaml that says where they lie."""
+    folder = tmp_path_factory.mktemp("with_data")
+    (folder / "cluster.yaml").write_text(yaml.safe_dump({"data": write_datasets(folder)}))
+    return folder
+
+
+@pytest.mark.slow
+def test_all_tables_are_planned_and_launched_at_the_papers_scale_with_its_datasets(
+    with_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run itself would take a cluster months; what is launched is exactly what was planned."""
+    launched: list[TableWorkload] = []
+
+    def launch_nothing(workload: TableWorkload, *_: Any) -> str:
+        launched.append(workload)
+        return "left with a queue"
+
+    monkeypatch.setattr(launcher, "launch", launch_nothing)
+    planned = said(monkeypatch, capsys, with_data, "plan", "--all", "--scale", "paper")
+    assert planned["absent"] == planned["out_of_scope"] == []
+    assert said(monkeypatch, capsys, with_data, "reproduce", "--all", "--scale", "paper")["run"] == "left with a queue"
+    (workload,) = launched
+    assert len(workload.graph) == planned["jobs"]["to_run"] and len(workload.plan.cells) == planned["cells"]
 
 
 @pytest.mark.parametrize(
