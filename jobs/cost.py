@@ -156,8 +156,14 @@ def signature(job: Job, graph: Graph, needed: Effort | None = None) -> Signature
     return job.kind, f"{words} {needed.flops:.6g} {needed.calls + needed.inner_calls:.6g}"
 
 
-def effort(job: Job, graph: Graph) -> Effort:
-    """FLOPs and calls of a job; its parents must be in the graph."""
+def effort(job: Job, graph: Graph, declared: Mapping[str, IterationCost] | None = None) -> Effort:
+    """FLOPs and calls of a job; its parents must be in the graph.
+
+    Args:
+        job: a job of the graph.
+        graph: where its parents are.
+        declared: by base method from outside, what one iteration costs; one that is in neither counts as MTT.
+    """
     match job.spec:
         case ExpertsSpec() as spec:
             return _experts(spec, job, graph)
@@ -166,7 +172,7 @@ def effort(job: Job, graph: Graph) -> Effort:
             images = _data(job, graph).train_images
             return Effort(LIGHT) if counted else _fit(spec.network, spec.training, images, job, graph).times(spec.runs)
         case DistilSpec() as spec:
-            return _matching(spec, job, graph) + _judging(spec, job, graph)
+            return _matching(spec, job, graph, declared or {}) + _judging(spec, job, graph)
         case EvaluateSpec() as spec:
             return _links(spec, job, graph)
         case SelectSpec(rule="herding" | "k_center"):
@@ -188,11 +194,11 @@ def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:
     return expert.times(spec.count)
 
 
-def _matching(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
-    """The iterations of a stage, by its base method's own settings; one that is not known counts as MTT."""
+def _matching(spec: DistilSpec, job: Job, graph: Graph, declared: Mapping[str, IterationCost]) -> Effort:
+    """The iterations of a stage, by its base method's own settings."""
     data = _data(job, graph)
     new = data.classes * spec.ipc_per_stage * spec.factor**2
-    match = _Match(
+    match = Match(
         forward=forward_flops(spec.network, data),
         layers=len(list(_multiply_adds(spec.network, data))),
         classes=data.classes,
@@ -200,7 +206,7 @@ def _matching(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
         new=new,
         union=new + (sum(_set_sizes(job, graph)) if spec.conditioning else 0),
     )
-    iteration = ITERATIONS.get(spec.method, _trajectory)
+    iteration = ITERATIONS.get(spec.method) or declared.get(spec.method, _trajectory)
     return iteration(match, spec.settings).times(spec.iterations) + _transition(spec, job, graph)
 
 
@@ -219,8 +225,8 @@ def _links_of(transition: TransitionSpec, job: Job, graph: Graph) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Match:
-    """What an iteration meets: FLOPs and layers of the network, classes, real and synthetic training images."""
+class Match:
+    """What an iteration's cost depends on: FLOPs and layers of the network, classes, real and synthetic images."""
 
     forward: float
     layers: int
@@ -261,13 +267,17 @@ class _Match:
         return replace(twice, inner_calls=MATCHED_CALL * twice.inner_calls)
 
 
-def _trajectory(match: _Match, settings: Settings) -> Effort:
+IterationCost = Callable[[Match, Settings], Effort]
+"""What one iteration costs by what it meets and by the method's settings; a method from outside may declare its own."""
+
+
+def _trajectory(match: Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
     return match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS)
 
 
-def _gradient(match: _Match, settings: Settings) -> Effort:
+def _gradient(match: Match, settings: Settings) -> Effort:
     """DC, DSA: a match for every class in each of the image steps, training on the synthetic set between them."""
     training, outer = settings.get("training", {}), settings.get("outer", 1)
     one_class = match.step(match.real_of_class(settings)) + match.matched(match.own)
@@ -275,7 +285,7 @@ def _gradient(match: _Match, settings: Settings) -> Effort:
     return one_class.times(match.classes * outer) + epoch.times((outer - 1) * training.get("epochs", 1))
 
 
-def _formation(match: _Match, settings: Settings) -> Effort:
+def _formation(match: Match, settings: Settings) -> Effort:
     """IDC: a match for every class in each of the rounds, training on real images between them."""
     training, rounds = settings.get("training", {}), settings.get("rounds", 1)
     synthetic = min(match.own, settings.get("max_synthetic", match.own))
@@ -284,19 +294,19 @@ def _formation(match: _Match, settings: Settings) -> Effort:
     return one_class.times(match.classes * rounds) + epoch.times((rounds - 1) * training.get("epochs", 1))
 
 
-def _representatives(match: _Match, settings: Settings) -> Effort:
+def _representatives(match: Match, settings: Settings) -> Effort:
     """DREAM: IDC, and the embeddings of all real images whenever they are clustered, class by class."""
     clusterings = math.ceil(settings.get("rounds", 1) / settings.get("recluster_every", 1))
     clustering = match.seen(match.real) + Effort(0.0, calls=CLUSTERING_CALLS * match.classes)
     return _formation(match, settings) + clustering.times(clusterings)
 
 
-def _distribution(match: _Match, settings: Settings) -> Effort:
+def _distribution(match: Match, settings: Settings) -> Effort:
     """DM: one look at real images and one step through synthetic ones for every class."""
     return (match.seen(match.real_of_class(settings)) + match.step(match.own)).times(match.classes)
 
 
-def _alignment(match: _Match, settings: Settings) -> Effort:
+def _alignment(match: Match, settings: Settings) -> Effort:
     """CAFE, as at scale small: accuracies waver, so the inner loop ends when it may, the outer one when it must."""
     epochs: int = settings.get("window", 1)
     steps: int = settings.get("most_steps", epochs)
@@ -305,7 +315,7 @@ def _alignment(match: _Match, settings: Settings) -> Effort:
     return (_distribution(match, settings) + probe).times(steps) + inner.times(steps - 1)
 
 
-ITERATIONS: dict[str, Callable[[_Match, Settings], Effort]] = {
+ITERATIONS: dict[str, IterationCost] = {
     "mtt": _trajectory,
     "dc": _gradient,
     "dsa": _gradient,

@@ -129,14 +129,14 @@ class Circumstances:
     seeds: tuple[int, ...] = (0,)
     data: Mapping[str, Data]
     """By the name that tables use."""
-    instead: str = ""
+    substitute: str = ""
     """The dataset that stands in for all others, as captions name it."""
     allow_missing_data: bool = False
     """Whether datasets that are absent are planned with, too."""
 
     def of(self, dataset: str) -> Data:
         """The dataset from which a cell about `dataset` is filled."""
-        return self.data[self.instead or dataset]
+        return self.data[self.substitute or dataset]
 
 
 # The files.
@@ -306,10 +306,10 @@ class _Filler:
         )
 
     def dataset_note(self, file: TableFile) -> str:
-        others = [name for name in datasets([file]) if name != self.under.instead]
-        if not self.under.instead or not others:
+        others = [name for name in datasets([file]) if name != self.under.substitute]
+        if not self.under.substitute or not others:
             return ""
-        return f"measured on {self.under.instead}, which stands in for {', '.join(others)}"
+        return f"measured on {self.under.substitute}, which stands in for {', '.join(others)}"
 
     def entry(self, file: TableFile, row: str, column: str, notes: list[str]) -> TableCell:
         request, arm = _read(file, row, column)

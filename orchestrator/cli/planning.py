@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -38,20 +38,19 @@ def plan(
 ) -> None:
     """Show what a run of experiments or tables would do and take; start nothing."""
     workers = options.target().cluster.count()
-    forecast: Any
-    if are_tables(experiments, all_tables):
-        from orchestrator.planning import quote, table_requests
-
-        request = table_request_of(experiments, all_tables, budget, options, with_dashes)
-        resolved = table_requests.resolve_tables(request, allow_missing_data=True)
-        forecast = quote.quote(resolved.tables, readable_store(options), workers, resolved.absent, request.seconds())
-        say(forecast.to_json(), forecast.lines(), options)
-        return
-    from orchestrator.planning import forecast as forecasts
+    from orchestrator.planning.budget import parse_budget
+    from orchestrator.planning.forecast import Planned, forecast
     from orchestrator.planning.requests import resolve
+    from orchestrator.planning.table_requests import resolve_tables
 
-    forecast = forecasts.forecast(resolve(request_of(experiments, options)), readable_store(options), workers)
-    say(forecast.to_json(), forecast.tables(), options)
+    seconds = None if budget is None else parse_budget(budget)
+    if are_tables(experiments, all_tables):
+        request = table_request_of(experiments, all_tables, budget, options, with_dashes)
+        planned = Planned.of(resolve_tables(request, allow_missing_data=True))
+    else:
+        planned = Planned.of(resolve(request_of(experiments, options)))
+    document = forecast(planned, readable_store(options), workers, seconds)
+    say(document.to_json(), document.lines(), options)
 
 
 @with_options(STORE, REQUEST, JSON)

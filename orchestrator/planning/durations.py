@@ -1,24 +1,24 @@
-"""How long each job will take: measured seconds where the store has some, its work at a machine's rate else."""
+"""How long each job will take: measured seconds where the store has some, else its work at a machine's rate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from jobs import cost
+from jobs.experiment import Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
+from orchestrator.scheduler.schedule import Schedule
 from workers.store.store import Store
 
-WORKERS = (1, 4, 16, 64)
-"""The sizes for which `plan` prints a makespan."""
-
-
-DurationSource = Literal["measured", "corrected", "calibrated"]
-"""Where a price comes from: the job itself, or one of its size, was measured in this store; or jobs of its kind were,
-and the price of its work is corrected by how far they were off; or it is its work at the calibrated rate alone."""
+DurationSource = Literal["measured", "corrected", "calibrated", "assumed"]
+"""Where a duration comes from: the job itself, or one of its size, was measured in this store; or jobs of its kind
+were, and the estimate from its work is corrected by how far they were off; or it is its work at the calibrated rate
+alone; or its method declares no cost, and it is assumed to take what trajectory matching would."""
 
 
 @dataclass(frozen=True)
@@ -26,39 +26,58 @@ class Durations:
     """Seconds of every job by key, and where each comes from."""
 
     seconds: Mapping[str, float]
-    witnesses: Mapping[str, DurationSource]
+    sources: Mapping[str, DurationSource]
 
     def of(self, job: Job) -> float:
         """Seconds of a job on one worker."""
         return self.seconds[job.key]
 
-    @property
-    def measured(self) -> int:
-        """How many were measured rather than estimated."""
-        return sum(witness == "measured" for witness in self.witnesses.values())
+    def count(self) -> dict[DurationSource, int]:
+        """How many durations come from each source."""
+        counts = Counter(self.sources.values())
+        return {source: counts[source] for source in get_args(DurationSource)}
+
+    def total(self, keys: Iterable[str]) -> float:
+        """The seconds of these jobs, one after the other."""
+        return sum(self.seconds[key] for key in keys)
 
 
 def estimate_durations(graph: Graph, store: Store, machine: cost.Machine = cost.CORE) -> Durations:
-    """Seconds by key, each by its best witness."""
-    taken = {key: store.manifest(key).seconds for key in stored_keys(graph, store)}
-    efforts = {job.key: cost.effort(job, graph) for job in graph}
-    seconds = {key: cost.estimate(needed, machine) for key, needed in efforts.items()}
-    witnesses: dict[str, DurationSource] = dict.fromkeys(graph.jobs, "calibrated")
-    if not taken:
-        return Durations(seconds, witnesses)
-    corrections = _corrections(taken, seconds)
+    """Estimate the seconds of every job on a machine, each from the best source there is.
+
+    Args:
+        graph: the jobs.
+        store: where times were measured.
+        machine: what a worker is.
+    """
+    measured = {key: store.manifest(key).seconds for key in stored_keys(graph, store)}
+    declared, undeclared = _plug_in_costs(graph)
+    efforts = {job.key: cost.effort(job, graph, declared) for job in graph}
+    seconds = {key: cost.estimate(effort, machine) for key, effort in efforts.items()}
+    sources: dict[str, DurationSource] = {
+        job.key: "assumed" if getattr(job.spec, "method", "") in undeclared else "calibrated" for job in graph
+    }
+    if not measured:
+        return Durations(seconds, sources)
+    corrections = _corrections({key: value for key, value in measured.items() if sources[key] != "assumed"}, seconds)
     signatures = {job.key: cost.signature(job, graph, efforts[job.key]) for job in graph}
     alike: dict[cost.Signature, float] = {}
-    for key, measured in taken.items():
-        alike.setdefault(signatures[key], measured)
+    for key, value in measured.items():
+        alike.setdefault(signatures[key], value)
     for job in graph:
         if signatures[job.key] in alike:
-            seconds[job.key] = taken.get(job.key, alike[signatures[job.key]])
-            witnesses[job.key] = "measured"
+            seconds[job.key] = measured.get(job.key, alike[signatures[job.key]])
+            sources[job.key] = "measured"
         elif job.kind in corrections:
             seconds[job.key] *= corrections[job.kind]
-            witnesses[job.key] = "corrected"
-    return Durations(seconds, witnesses)
+            if sources[job.key] != "assumed":
+                sources[job.key] = "corrected"
+    return Durations(seconds, sources)
+
+
+def schedule_of(plan: Plan, durations: Durations, **limits: Any) -> Schedule:
+    """The driver's schedule for a plan; `limits` are optional fields of `Schedule`."""
+    return Schedule.of(plan.graph, plan.wanted(), durations.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
 
 
 def stored_keys(graph: Graph, store: Store) -> set[str]:
@@ -66,24 +85,21 @@ def stored_keys(graph: Graph, store: Store) -> set[str]:
     return {key for key in graph.jobs.keys() & set(store.keys()) if store.has(key)}
 
 
-def core_here(workers: int) -> cost.Machine:
-    """A core of this machine, as fast as it was for a moment with as many workers at once."""
+def machine_of(scale: str, workers: int) -> cost.Machine:
+    """What a worker is assumed to be.
+
+    The published scale is for GPUs; other scales are for cores of this machine, as fast as one was for a moment with
+    as many workers at once.
+    """
+    if scale == "paper":
+        return cost.GPU
     from workers.training import speed  # takes torch along
 
     return cost.CORE.slower(speed.slowness(workers))
 
 
-def _corrections(taken: Mapping[str, float], estimated: Mapping[str, float]) -> dict[str, float]:
-    """By kind of what was measured: the seconds it took by the seconds that were estimated."""
-    sums: dict[str, tuple[float, float]] = {}
-    for key, measured in taken.items():
-        real, thought = sums.get(kind_of(key), (0.0, 0.0))
-        sums[kind_of(key)] = real + measured, thought + estimated[key]
-    return {kind: real / thought for kind, (real, thought) in sums.items() if real and thought}
-
-
 def uninterrupted(job: Job, seconds: float) -> float:
-    """Of a job's seconds those that are lost if it has to leave at a bad moment: it should find room for them.
+    """Of a job's seconds those that are lost if it has to leave at a bad moment.
 
     A stage saves wherever it is; a batch of experts after each of its experts; the others start again from nothing.
     """
@@ -93,3 +109,26 @@ def uninterrupted(job: Job, seconds: float) -> float:
         case ExpertsSpec(count=count):
             return seconds / count
     return seconds
+
+
+def _plug_in_costs(graph: Graph) -> tuple[dict[str, cost.IterationCost], set[str]]:
+    """The costs that methods from outside declare, by method, and the methods that declare none."""
+    methods = {job.spec.method for job in graph if isinstance(job.spec, DistilSpec)} - cost.ITERATIONS.keys()
+    if not methods:
+        return {}, set()
+    from workers.methods import method_named  # takes torch along
+
+    costs = {method: method_named(method).iteration_cost for method in methods}
+    declared = {method: function for method, function in costs.items() if function is not None}
+    return declared, methods - declared.keys()
+
+
+def _corrections(measured: Mapping[str, float], estimated: Mapping[str, float]) -> dict[str, float]:
+    """By kind of what was measured: the seconds it took divided by the seconds that were estimated."""
+    keys: dict[str, list[str]] = {}
+    for key in measured:
+        keys.setdefault(kind_of(key), []).append(key)
+    sums = {
+        kind: (sum(measured[key] for key in mine), sum(estimated[key] for key in mine)) for kind, mine in keys.items()
+    }
+    return {kind: took / expected for kind, (took, expected) in sums.items() if took and expected}

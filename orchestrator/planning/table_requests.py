@@ -6,7 +6,6 @@ get it, and only a plan, from which nothing is run, counts them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +17,8 @@ from jobs.errors import BadInput
 from jobs.experiment import DatasetChoice
 from jobs.recipe import Scale
 from jobs.table import Circumstances, Data, TablesPlan
+from orchestrator.planning.budget import parse_budget
 from orchestrator.planning.requests import inspect_dataset, methods_fit
-
-_BUDGET = re.compile(r"^\s*(?P<hours>\d+(\.\d+)?)\s*(gpu-?h|h|gpu-hours?|hours?)\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +41,7 @@ class TableRequest:
         Raises:
             BadInput: it is not written as a number of hours.
         """
-        if self.budget is None:
-            return None
-        found = _BUDGET.match(self.budget)
-        if found is None:
-            raise BadInput("command line", "--budget", self.budget, "write hours of one worker, as 40gpu-h")
-        return float(found["hours"]) * 3600.0
+        return None if self.budget is None else parse_budget(self.budget)
 
     def command(self, table: str) -> str:
         """What fills one table under the same circumstances."""
@@ -65,7 +58,7 @@ class ResolvedTables:
 
     request: TableRequest
     tables: TablesPlan
-    absent: tuple[str, ...]
+    missing_datasets: tuple[str, ...]
     """The datasets that are not here, each with where to get it."""
 
 
@@ -83,12 +76,12 @@ def resolve_tables(request: TableRequest, allow_missing_data: bool = False) -> R
     if request.scale not in get_args(Scale):
         raise BadInput("command line", "--scale", request.scale, f"must be one of {', '.join(get_args(Scale))}")
     files = [tables.load(name) for name in dict.fromkeys(request.tables or tables.names())]
-    data, instead = _data(tables.datasets(files), request)
+    data, substitute = _data(tables.datasets(files), request)
     under = Circumstances(
         scale=cast(Scale, request.scale),
         seeds=(request.seed or 0,),
         data=data,
-        instead=instead,
+        substitute=substitute,
         allow_missing_data=allow_missing_data,
     )
     filled = tables.fill(files, under)

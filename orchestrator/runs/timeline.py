@@ -122,10 +122,10 @@ def failures(records: Iterable[Record]) -> dict[str, str]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Seconds for people: `12 s`, `3 min 05 s`, `2 h 07 min`, `1,234 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min" if whole < 360_000 else f"{seconds / 3600:,.0f} h"

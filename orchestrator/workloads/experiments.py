@@ -13,8 +13,7 @@ from rich.console import Console
 from jobs.experiment import Plan
 from jobs.graph import Graph
 from orchestrator.clusters.slurm.follow import uses_of
-from orchestrator.planning.durations import estimate_durations
-from orchestrator.planning.forecast import schedule_of
+from orchestrator.planning.durations import estimate_durations, schedule_of
 from orchestrator.planning.requests import Request, ResolvedRequest, resolve
 from orchestrator.reports import experiment_report
 from orchestrator.reports.sections import RunFacts
@@ -94,7 +93,7 @@ def plan_session(plan: Plan, run: Run, report: Callable[[RunEnd], object]) -> It
         def on_change(state: State) -> None:
             progress.update(state, _claims_when_read(claims))
 
-        schedule = schedule_of(ResolvedRequest((), plan), durations, retry_limits=run.retry_limits)
+        schedule = schedule_of(plan, durations, retry_limits=run.retry_limits)
         yield Session(schedule, plan.graph, durations.of, report, on_change)
 
 

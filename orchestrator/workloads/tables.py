@@ -21,7 +21,8 @@ from jobs import cost
 from jobs.experiment import Plan
 from jobs.graph import Graph
 from orchestrator.clusters.slurm.follow import uses_of
-from orchestrator.planning import durations, quote, simulate
+from orchestrator.planning import durations, simulate
+from orchestrator.planning.forecast import Planned, forecast
 from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 from orchestrator.reports.sections import RunFacts
 from orchestrator.results.tables import CELL_STATUSES, MeasuredCell, measure
@@ -165,7 +166,7 @@ class TableResult(RunResult):
             f"makespan: predicted {duration(self.workload.predicted or 0.0)}, measured {duration(self.end.seconds)}; "
             f"predicted with the times that its jobs took {duration(self.predicted_from_measured)}"
         )
-        yield from (f"not here: {reason}" for reason in self.workload.resolved.absent)
+        yield from (f"not here: {reason}" for reason in self.workload.resolved.missing_datasets)
 
 
 def bought(resolved: ResolvedTables, store: Store) -> tuple[Plan, dict[str, str]]:
@@ -173,14 +174,14 @@ def bought(resolved: ResolvedTables, store: Store) -> tuple[Plan, dict[str, str]
     plan, limit = resolved.tables.plan, resolved.request.seconds()
     if limit is None:
         return plan, {}
-    offer = quote.quote(resolved.tables, store, 1, budget=limit).purchase
-    assert offer is not None
-    cells = [one.cell for _, one in offer.cells if one.cell is not None]
+    selection = forecast(Planned.of(resolved), store, 1, budget=limit).budget
+    assert selection is not None
+    cells = [planned.cell for planned in selection.cells if planned.cell is not None]
     needed = plan.graph.ancestors({key for cell in cells for key in cell.jobs})
     kept = {key: job for key, job in plan.graph.jobs.items() if key in needed}
     smaller = replace(plan, graph=Graph(kept, len(kept)), cells=cells)
     why = f"left out by the budget of {resolved.request.budget}"
-    return smaller, {key: why for _, one, _ in offer.left_out if one.cell for key in one.cell.jobs if key not in needed}
+    return smaller, {key: why for planned, _ in selection.left_out for key in planned.keys if key not in needed}
 
 
 def commands(resolved: ResolvedTables) -> dict[str, str]:
@@ -196,9 +197,12 @@ def predicted_from_measured(plan: Plan, store: Store, run: str, workers: int) ->
     took = {one["key"]: float(one["job_seconds"]) for one in records if one["event"] == "job_done"}
     if not took:
         return 0.0
-    priced = durations.Durations({key: took.get(key, 0.0) for key in plan.graph.jobs}, {})
+    measured = durations.Durations({key: took.get(key, 0.0) for key in plan.graph.jobs}, {})
     return STARTING + simulate.makespan(
-        quote.schedule_of(plan, priced), plan.graph.jobs.keys() - took.keys(), priced.seconds.__getitem__, workers
+        durations.schedule_of(plan, measured),
+        plan.graph.jobs.keys() - took.keys(),
+        measured.seconds.__getitem__,
+        workers,
     )
 
 
@@ -207,10 +211,11 @@ def _predicted(plan: Plan, store: Store, workers: int, scale: str) -> float:
     cached = durations.stored_keys(plan.graph, store)
     if cached.issuperset(plan.wanted()):
         return 0.0
-    machine = quote.machine_of(scale, workers)
-    priced = durations.estimate_durations(plan.graph, store, machine)
-    spans = simulate.makespan(quote.schedule_of(plan, priced), cached, priced.seconds.__getitem__, workers)
-    return STARTING * machine.start / cost.START + spans
+    machine = durations.machine_of(scale, workers)
+    estimated = durations.estimate_durations(plan.graph, store, machine)
+    schedule = durations.schedule_of(plan, estimated)
+    makespan = simulate.makespan(schedule, cached, estimated.seconds.__getitem__, workers)
+    return STARTING * machine.start / cost.START + makespan
 
 
 def _cell_json(one: MeasuredCell) -> dict[str, Any]:

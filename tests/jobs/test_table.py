@@ -54,7 +54,7 @@ def filled(*names: str, scale: Scale = "paper") -> TablesPlan:
 def rehearsed(*names: str, scale: Scale = "tiny") -> TablesPlan:
     """The tables with digits in the place of all datasets."""
     data = {"digits": Data(DatasetChoice(name="digits"), DIGITS)}
-    return fill([load(name) for name in names], Circumstances(scale=scale, data=data, instead="digits"))
+    return fill([load(name) for name in names], Circumstances(scale=scale, data=data, substitute="digits"))
 
 
 def at(plan: TablesPlan, name: str, row: str, column: str) -> TableCell:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jobs.cost import IterationCost
 from jobs.specs import DistilSpec, Frozen, ImageOptimiserSpec
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine, Zca
@@ -136,6 +137,9 @@ class Method:
     """Its own numbers: the `settings` of a recipe's `distil` section."""
     space: ClassVar[Literal["training", "unit"]] = "training"
     """Where its pixels live: normalised as the dataset is, or in [0, 1], to be normalised inside the loss."""
+    iteration_cost: ClassVar[IterationCost | None] = None
+    """What an iteration costs, as a `staticmethod` of (`jobs.cost.Match`, settings), of a method that `jobs.cost` does
+    not know. Without it `plan` assumes the cost of MTT, and says so."""
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:
         self.stage, self.settings = stage, settings

@@ -242,11 +242,11 @@ class Trials:
 
     def _redraw(self) -> None:
         """The plan of the graph as it is now."""
-        priced = durations.estimate_durations(self.plan.graph, self.store)
+        estimated = durations.estimate_durations(self.plan.graph, self.store)
         self.schedule = Schedule.of(
             self.plan.graph,
             self.schedule.wanted,
-            priced.of,
+            estimated.of,
             exclusive=dict(self.plan.exclusive),
             limits=dict(self.plan.limits),
             retry_limits=self.schedule.retry_limits,

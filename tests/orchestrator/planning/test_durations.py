@@ -12,6 +12,7 @@ from orchestrator.planning.durations import estimate_durations
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.planning.simulate import jobs_to_run, makespan
 from orchestrator.scheduler.schedule import Schedule
+from workers.methods.base import Method
 from workers.store.store import Store
 
 
@@ -80,7 +81,7 @@ def test_only_what_a_target_still_lacks_is_to_run() -> None:
     assert jobs_to_run(plan, "d") == []
 
 
-# Prices.
+# Durations.
 
 
 def tiny() -> Graph:
@@ -93,20 +94,20 @@ def stored(store: Store, graph: Graph, key: str, seconds: float) -> None:
         (folder / "data").write_text("x")
 
 
-def test_without_any_measurement_every_price_is_the_estimate(tmp_path: Path) -> None:
+def test_without_any_measurement_every_duration_is_the_estimate(tmp_path: Path) -> None:
     graph = tiny()
     found = estimate_durations(graph, Store.open(tmp_path))
-    assert found.measured == 0
+    assert found.count()["measured"] == 0
     assert found.seconds == {job.key: cost.seconds(job, graph, {}, {}) for job in graph}
     assert all(found.of(job) == found.seconds[job.key] > 0 for job in graph)
 
 
-def test_a_job_that_was_done_prices_itself_and_those_of_its_size(tmp_path: Path) -> None:
+def test_a_job_that_was_done_tells_the_duration_of_itself_and_of_those_of_its_size(tmp_path: Path) -> None:
     graph, store = tiny(), Store.open(tmp_path)
     one, other = (key for key in graph.jobs if key.startswith("full"))
     stored(store, graph, one, 7.0)
     found = estimate_durations(graph, store)
-    assert found.measured == 2 and found.seconds[one] == found.seconds[other] == 7.0
+    assert found.count()["measured"] == 2 and found.seconds[one] == found.seconds[other] == 7.0
     rest = [job for job in graph if job.key not in (one, other)]
     assert all(found.seconds[job.key] == cost.seconds(job, graph, {}, {}) for job in rest)
 
@@ -117,4 +118,55 @@ def test_a_job_believes_its_own_time_rather_than_that_of_another_of_its_size(tmp
     stored(store, graph, one, 7.0)
     stored(store, graph, other, 9.0)
     found = estimate_durations(graph, store)
-    assert (found.measured, found.seconds[one], found.seconds[other]) == (2, 7.0, 9.0)
+    assert (found.count()["measured"], found.seconds[one], found.seconds[other]) == (2, 7.0, 9.0)
+
+
+# Methods from outside.
+
+
+class Undeclared(Method):
+    """Declares no cost."""
+
+
+class Declared(Method):
+    """Declares that an iteration costs one look at every synthetic image."""
+
+    @staticmethod
+    def iteration_cost(match: cost.Match, settings: cost.Settings) -> cost.Effort:
+        return match.seen(match.union)
+
+
+def distilled_by(name: str) -> Graph:
+    """Tiny's graph with all distillations by a method of this module."""
+    graph, renamed = Graph(), dict[str, str]()
+    for job in tiny():
+        spec = job.spec.model_copy(update={"method": f"{__name__}:{name}"}) if job.kind == "distil" else job.spec
+        parents = {role: [renamed[key] for key in keys] for role, keys in job.parents.items()}
+        renamed[job.key] = graph.add(spec, parents)
+    return graph
+
+
+def test_a_method_that_declares_no_cost_is_marked_as_assumed_and_stays_so_when_others_are_corrected(
+    tmp_path: Path,
+) -> None:
+    graph, store = distilled_by("Undeclared"), Store.open(tmp_path)
+    distils = {key for key in graph.jobs if key.startswith("distil")}
+    found = estimate_durations(graph, store)
+    assert {key for key, source in found.sources.items() if source == "assumed"} == distils
+    both = Graph()
+    for job in [*tiny(), *graph]:
+        both.add(job.spec, job.parents)
+    stored(store, both, next(key for key in tiny().jobs if key.startswith("distil")), 7.0)
+    again = estimate_durations(both, store)
+    assert {again.sources[key] for key in distils} == {"assumed"} and again.count()["measured"] >= 1
+    stored(store, both, next(iter(distils)), 9.0)
+    assert estimate_durations(both, store).sources[next(iter(distils))] == "measured"
+
+
+def test_a_method_may_declare_its_own_cost(tmp_path: Path) -> None:
+    declared, assumed = distilled_by("Declared"), distilled_by("Undeclared")
+    found = estimate_durations(declared, Store.open(tmp_path))
+    assert found.count()["assumed"] == 0
+    as_mtt = estimate_durations(assumed, Store.open(tmp_path))
+    distils = [[took for key, took in each.seconds.items() if key.startswith("distil")] for each in (found, as_mtt)]
+    assert all(own < mtt for own, mtt in zip(*distils, strict=True))

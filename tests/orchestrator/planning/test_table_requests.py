@@ -34,7 +34,7 @@ def filled(scale: Scale, instead: str = "") -> TablesPlan:
     """All tables on the paper's datasets, or with one dataset in the place of all."""
     data = {name: Data(DatasetChoice(name=name), FACTS[name]) for name in ((instead,) if instead else PAPER)}
     files = [load(name) for name in tables.names()]
-    return fill(files, Circumstances(scale=scale, data=data, instead=instead))
+    return fill(files, Circumstances(scale=scale, data=data, substitute=instead))
 
 
 # Every distillation can be run.
@@ -129,7 +129,7 @@ def test_all_tables_are_accepted_with_the_papers_datasets_in_their_layouts(
 ) -> None:
     """As `plan --all` and as `reproduce --all` ask; classes are small, so stages are, and notes say it."""
     found: ResolvedTables = resolve_tables(TableRequest(scale="paper", data=data), allow_missing_data)
-    assert found.absent == ()
+    assert found.missing_datasets == ()
     shapes = {(job.spec.classes, job.spec.height) for job in found.tables.plan.graph if job.kind == "dataset"}  # type: ignore[attr-defined]
     assert {(10, 32), (100, 32), (20, 32), (200, 64)} == shapes
     assert all(entry.cell is not None for _, entry in walk(found.tables.tables))
@@ -137,8 +137,8 @@ def test_all_tables_are_accepted_with_the_papers_datasets_in_their_layouts(
 
 def test_with_none_of_the_datasets_every_cell_is_absent_with_where_to_get_its_data() -> None:
     found = resolve_tables(TableRequest(scale="paper"))
-    assert len(found.absent) == 3 and len(found.tables.plan.graph) == 0
-    assert {entry.absent for _, entry in walk(found.tables.tables)} == set(found.absent)
+    assert len(found.missing_datasets) == 3 and len(found.tables.plan.graph) == 0
+    assert {entry.absent for _, entry in walk(found.tables.tables)} == set(found.missing_datasets)
 
 
 # Dashes.

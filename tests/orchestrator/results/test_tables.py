@@ -17,7 +17,7 @@ def tables(instead: str = "", absent: str = "") -> TablesPlan:
     """Full data and distilled rows of the table on DREAM."""
     name = instead or "cifar10"
     data = {name: Data(DatasetChoice(name=name), DATASETS[name], absent)}
-    return fill([load("tableA9")], Circumstances(scale="paper", data=data, instead=instead))
+    return fill([load("tableA9")], Circumstances(scale="paper", data=data, substitute=instead))
 
 
 def measured(plan: TablesPlan, store: Store, failures: Mapping[str, str] | None = None) -> dict[str, MeasuredCell]:

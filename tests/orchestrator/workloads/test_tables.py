@@ -19,7 +19,7 @@ from jobs.table import walk
 from orchestrator import launch, slurm_driver
 from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.slurm.follow import SlurmRun
-from orchestrator.planning import quote
+from orchestrator.planning import durations
 from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 from orchestrator.runs import journal
 from orchestrator.workloads import launcher
@@ -44,13 +44,13 @@ def workload(resolved: ResolvedTables) -> TableWorkload:
 
 def test_no_table_means_all_of_them() -> None:
     asked = rehearsal()
-    assert len(asked.tables.tables) == 14 and asked.absent == ()
+    assert len(asked.tables.tables) == 14 and asked.missing_datasets == ()
     assert len(list(walk(asked.tables.tables))) == 252
 
 
 def test_datasets_that_are_not_here_are_no_error_and_say_where_to_get_them() -> None:
     asked = resolve_tables(TableRequest(tables=("table5",), scale="tiny"))
-    (reason,) = asked.absent
+    (reason,) = asked.missing_datasets
     assert reason.startswith("cifar10: unpack") and "cluster.yaml, data.cifar10" in reason
     assert [(one.cell, one.absent) for _, one in walk(asked.tables.tables)] == [(None, reason)] * 4
     assert len(asked.tables.plan.graph) == 0
@@ -58,7 +58,7 @@ def test_datasets_that_are_not_here_are_no_error_and_say_where_to_get_them() -> 
 
 def test_a_plan_counts_with_datasets_that_are_not_here() -> None:
     asked = resolve_tables(TableRequest(tables=("table5",), scale="paper"), allow_missing_data=True)
-    assert all(one.cell is not None for _, one in walk(asked.tables.tables)) and len(asked.absent) == 1
+    assert all(one.cell is not None for _, one in walk(asked.tables.tables)) and len(asked.missing_datasets) == 1
 
 
 def test_the_data_map_says_where_a_dataset_lies(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_run_of_several_tables_is_a_reproduction_and_one_of_one_has_its_name()
 def test_a_budget_leaves_whole_cells_out_and_with_them_their_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quote, "machine_of", lambda scale, workers: cost.CORE)
+    monkeypatch.setattr(durations, "machine_of", lambda scale, workers: cost.CORE)
     store = Store.open(tmp_path)
     whole, none = bought(rehearsal("table5"), store)
     assert none == {} and len(whole.cells) == 4
@@ -225,10 +225,10 @@ def test_the_whole_plan_at_the_papers_scale_covers_every_cell_without_any_datase
 ) -> None:
     document = said(monkeypatch, capsys, tmp_path, "plan", "--all", "--scale", "paper")
     assert (document["cells"], document["dashes_left_out"], document["out_of_scope"]) == (252 - 16, 16, [])
-    assert len(document["absent"]) == 3
+    assert len(document["missing_datasets"]) == 3
     assert document["gpu_hours"]["sharing_factor"] > 1
     assert document["jobs"]["to_run"] == document["jobs"]["total"] > 15_000
-    assert document["price_source"]["measured"] == 0
+    assert document["duration_source"]["measured"] == 0
 
 
 def test_dashes_are_planned_only_if_they_are_asked_for(
