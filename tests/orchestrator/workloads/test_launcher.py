@@ -14,7 +14,7 @@ from jobs.errors import BadInput
 from orchestrator import slurm_driver
 from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.ray_cluster import ExternalCluster, LocalCluster
-from orchestrator.planning import quote
+from orchestrator.planning import durations
 from orchestrator.planning.requests import Request
 from orchestrator.planning.table_requests import TableRequest, resolve_tables
 from orchestrator.runs import journal
@@ -55,7 +55,7 @@ def swept(store: Store) -> Workload:
 def test_every_workload_is_taken_up_from_its_order(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Store], Workload]
 ) -> None:
-    monkeypatch.setattr(quote, "machine_of", lambda scale, workers: cost.CORE)
+    monkeypatch.setattr(durations, "machine_of", lambda scale, workers: cost.CORE)
     workload = make(store)
     (tmp_path / "home").mkdir()
     order = {"kind": workload.kind, **workload.to_order(tmp_path / "home")}
