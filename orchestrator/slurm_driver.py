@@ -20,6 +20,7 @@ from orchestrator.clusters.ray_cluster import AttachedCluster
 from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
 from orchestrator.clusters.slurm.run_folder import RunFolder
+from orchestrator.runs import journal
 from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions, Run, Workload
@@ -27,6 +28,9 @@ from orchestrator.workloads.experiments import ExperimentWorkload
 from orchestrator.workloads.sweep.sweep import SweepWorkload
 from orchestrator.workloads.tables import TableWorkload
 from workers.store.store import Store
+
+LOCK_SECONDS = 120.0
+"""Seconds for which a journal may stay locked by an earlier driver whose host lost its power."""
 
 WORKLOADS: Mapping[str, type[Workload]] = {
     workload.kind: workload for workload in (ExperimentWorkload, TableWorkload, SweepWorkload)
@@ -48,6 +52,9 @@ def drive(folder: Path, head: str, address: str) -> int:
         autoscaler.open_jobs = open_jobs(state)
 
     store = Store.open(order["store"])
+    journal.wait_until_free(store.run_folder(order["run"]), LOCK_SECONDS)
+    if order.get("successor"):
+        submit.submit_successor(run_folder, os.environ["PDD_HEAD_JOB"])
     options = LaunchOptions(command=order["command"], fail_fast=order["fail_fast"])
     run = Run(
         name=order["run"],
@@ -73,4 +80,5 @@ if __name__ == "__main__":
         sys.exit(drive(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
     except PddError as error:
         logging.error("%s", error)
+        RunFolder(Path(sys.argv[1])).fail(str(error))
         sys.exit(1)

@@ -197,6 +197,25 @@ def _record(line: bytes) -> Record | None:
     return record if there else None
 
 
+def wait_until_free(folder: Path, seconds: float) -> bool:
+    """Wait for another writer of a run's journal to let it go, as the lock of a host that lost its power does.
+
+    Args:
+        folder: of the run.
+        seconds: how long to wait.
+
+    Returns:
+        Whether nobody writes it now.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(JournalLost), Journal.open(folder):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(min(2.0, max(0.05, seconds / 20)))
+
+
 def _whole_lines(path: Path, position: int) -> bytes:
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(position)

@@ -103,6 +103,8 @@ def status(store: Store, run: str) -> RunStatus:
     head = slurm_run.head()
     found = from_records(run, records, claims, time.time(), head is None or bool(head))
     found.slurm = slurm_run.sentences()
+    if found.state == "dead" and (word := slurm_run.last_word()):
+        found.why = f"the head ended: {word}; run the same command again"
     if head and all(job.state == "PENDING" for job in head):
         found.state, found.exit, found.why = "queued", None, "its head job waits in SLURM's queue"
     return found

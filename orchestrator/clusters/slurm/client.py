@@ -38,7 +38,8 @@ def ask(command: list[str]) -> str | None:
         log.warning("%s: %s", command[0], error)
         return None
     if done.returncode != 0:
-        log.warning("%s ended with %d: %s", " ".join(command), done.returncode, done.stderr.strip())
+        level = logging.INFO if command[0] == "sacct" else logging.WARNING  # many sites have no accounting
+        log.log(level, "%s ended with %d: %s", " ".join(command), done.returncode, done.stderr.strip())
         return None
     return done.stdout
 

@@ -44,8 +44,10 @@ def examine(place: Target, client: SlurmClient | None = None) -> list[Finding]:
     config = client.config()
     if not config:
         return [Finding("slurm", False, "the controller does not answer", "ask again, or ask the site")]
+    partitions = client.partitions() or {}
     found = [Finding("slurm", True, config.get("SLURM_VERSION", "version unknown"))]
-    found += [_accounting(config), *_partitions(spec, client), *_gpus(spec, config)]
+    found += [_accounting(config), *partition_findings(spec, partitions), _preemption(spec, config, partitions)]
+    found += _gpus(spec, config)
     return [*found, *_on_a_node(place, spec)]
 
 
@@ -55,39 +57,62 @@ def _accounting(config: Mapping[str, str]) -> Finding:
     return Finding("accounting", True, "slurmdbd" if has else "none: `status` will not know queue times")
 
 
-def _partitions(spec: SlurmClusterSpec, client: SlurmClient) -> Iterator[Finding]:
-    partitions = client.partitions()
-    if partitions is None:
-        return
-    yield partition_finding("workers", spec.partition, spec.minutes, partitions)
-    if spec.mode == "elastic":
-        partition, minutes = spec.head.partition or spec.partition, spec.head.minutes or spec.minutes
-        yield partition_finding("head", partition, minutes, partitions)
+Partitions = Mapping[str, Mapping[str, str]]
+"""What SLURM says of its partitions, by name."""
 
 
-def partition_finding(
-    role: str, wanted: str | None, minutes: int, partitions: Mapping[str, Mapping[str, str]]
-) -> Finding:
-    """Whether a partition is there, is up and allows the time.
+def partition_findings(spec: SlurmClusterSpec, partitions: Partitions, must_be_up: bool = True) -> list[Finding]:
+    """Whether the partitions of workers and head are there, are up and allow the walltime.
 
     Args:
-        role: whose partition it is, for people.
-        wanted: its name, several with commas between them, of which SLURM takes one; None is the site's default.
-        minutes: the walltime.
-        partitions: what SLURM says of all partitions, by name.
+        spec: the cluster; where it names several partitions, SLURM takes one of them.
+        partitions: what SLURM says of all partitions; nothing, if it is silent.
+        must_be_up: whether one that is down is a fault.
     """
-    default = next((name for name, fields in partitions.items() if fields.get("Default") == "YES"), None)
-    if wanted is None and default is None:
-        return Finding(f"partition of {role}", True, "the site's default")
-    findings = [_one_partition(role, name, minutes, partitions) for name in (wanted or default or "").split(",")]
-    return next((finding for finding in findings if finding.ok), findings[0])
+    asked = {"workers": (spec.partition, spec.minutes)}
+    if spec.mode == "elastic":
+        asked["head"] = (spec.head.partition or spec.partition, spec.head.minutes or spec.minutes)
+    findings = []
+    for role, (wanted, minutes) in asked.items():
+        names = _names(wanted, partitions)
+        each = [_partition_finding(role, name, minutes, partitions, must_be_up) for name in names if partitions]
+        default = Finding(f"partition of {role}", True, wanted or "the site's default")
+        findings.append(next((finding for finding in each if finding.ok), each[0] if each else default))
+    return findings
 
 
-def _one_partition(role: str, name: str, minutes: int, partitions: Mapping[str, Mapping[str, str]]) -> Finding:
+def _names(wanted: str | None, partitions: Partitions) -> list[str]:
+    """The partitions of a list with commas, or the site's default."""
+    default = [name for name, fields in partitions.items() if fields.get("Default") == "YES"]
+    return wanted.split(",") if wanted is not None else default
+
+
+def may_be_cancelled(spec: SlurmClusterSpec, config: Mapping[str, str], partitions: Partitions) -> bool:
+    """Whether preemption would cancel the job that drives the run, and not put it back into the queue."""
+    if config.get("PreemptType", "preempt/none") == "preempt/none":
+        return False
+    wanted = (spec.head.partition if spec.mode == "elastic" else None) or spec.partition
+    general = config.get("PreemptMode", "OFF")
+    modes = [partitions.get(name, {}).get("PreemptMode", general) for name in _names(wanted, partitions)]
+    by_qos = [general] if config["PreemptType"] == "preempt/qos" else []
+    return any("CANCEL" in mode for mode in [*modes, *by_qos])
+
+
+def _preemption(spec: SlurmClusterSpec, config: Mapping[str, str], partitions: Partitions) -> Finding:
+    if not may_be_cancelled(spec, config, partitions):
+        return Finding("preemption", True, "none, or jobs come back by themselves")
+    found = (
+        "WARNING: PreemptMode=CANCEL ends a preempted job for good: work since its last checkpoint is lost; "
+        "a second head job waits in the queue and takes the run over, workers are replaced"
+    )
+    return Finding("preemption", True, found)
+
+
+def _partition_finding(role: str, name: str, minutes: int, partitions: Partitions, must_be_up: bool) -> Finding:
     label, fields = f"partition of {role}", partitions.get(name)
     if fields is None:
         return Finding(label, False, f"there is no partition {name}", f"take one of {', '.join(sorted(partitions))}")
-    if fields.get("State", "UP") != "UP":
+    if must_be_up and fields.get("State", "UP") != "UP":
         return Finding(label, False, f"{name} is {fields['State']}", "take another one, or wait for the site")
     limit = parsers.minutes_of(fields.get("MaxTime", ""))
     if limit is not None and minutes > limit:

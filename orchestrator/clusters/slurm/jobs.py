@@ -27,8 +27,8 @@ from orchestrator.clusters.slurm import sbatch
 from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
 from orchestrator.clusters.slurm.parsers import visible_gpus
 from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
-from orchestrator.clusters.slurm.run_folder import Head, RunFolder
-from orchestrator.clusters.slurm.sbatch import name_of
+from orchestrator.clusters.slurm.run_folder import Head, HeadMonitor, RunFolder
+from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.driver import HEAD_MOVES
 from orchestrator.runs.stop_file import STOP, StopFile
@@ -39,8 +39,6 @@ POLL_SECONDS = 0.5
 """Seconds between two looks of a job at its children."""
 HEARTBEAT_SECONDS = 5.0
 """Seconds between two signs of life of the head."""
-SILENCE_SECONDS = 45.0
-"""Seconds without a sign of life after which a worker gives its node back."""
 HEAD_START_SECONDS = 300.0
 """How long the Ray head may take to answer."""
 START_ATTEMPTS = 3
@@ -152,6 +150,7 @@ class WorkerJob(SlurmJob):
 class HeadJob(SlurmJob):
     """The Ray head and the driver of a run."""
 
+    role: Role = "head"
     driver: subprocess.Popen[bytes] | None = None
     node: Node | None = None
     requeued = False
@@ -163,12 +162,16 @@ class HeadJob(SlurmJob):
         self.node = Node(spec.temporary_folder, self.run_folder.token, spec.interface)
         try:
             return self._run(spec, self.node)
+        except PddError as error:
+            self.run_folder.fail(str(error))
+            raise
         finally:
             self.run_folder.withdraw()
             if self.driver is not None and self.driver.poll() is None:
                 self.driver.kill()
             if not self.requeued:  # else they wait for the next head, for a while
                 SlurmClient().cancel_all(name_of(self.order["run"], "worker"))
+                self._cancel_successor()
             self.node.close()
 
     def offer(self, spec: SlurmClusterSpec) -> Offer:
@@ -197,7 +200,8 @@ class HeadJob(SlurmJob):
         """The driver's exit code; None if the Ray head fell."""
         command = [sys.executable, "-P", "-m", "orchestrator.slurm_driver", self.folder, address, node.address]
         of_this_job = os.environ.keys() - outside_a_job(os.environ).keys()  # the driver submits jobs of their own
-        variables = {**dict.fromkeys(of_this_job), "PDD_NODE_TOKEN": str(node.folder / "token")}
+        own = {"PDD_NODE_TOKEN": str(node.folder / "token"), "PDD_HEAD_JOB": job_id()}
+        variables = {**dict.fromkeys(of_this_job), **own}
         for _ in range(START_ATTEMPTS):
             self.driver = start_child(command, variables, None)
             began = last_heartbeat = time.monotonic()
@@ -207,7 +211,7 @@ class HeadJob(SlurmJob):
                     self.driver.wait()
                     return None
                 if self.leaving:
-                    self.save(requeued=False)
+                    self.save(requeued=self._preempted())
                     return 130
                 if time.monotonic() - last_heartbeat >= HEARTBEAT_SECONDS:
                     last_heartbeat = time.monotonic()
@@ -235,10 +239,26 @@ class HeadJob(SlurmJob):
             if self.node is not None:
                 self.node.close()
 
+    def _preempted(self) -> bool:
+        """Whether SIGTERM means that another job needs the node, and the successor goes on; not that somebody cancels.
+
+        SLURM calls a job that somebody cancels CANCELLED at once, and one that it preempts only after its grace time.
+        """
+        end = SlurmClient().ends([job_id()]).get(job_id()) if self.order.get("successor") else None
+        return end is not None and end.state != "CANCELLED"
+
+    def _cancel_successor(self) -> None:
+        """Take the job that waits for this one to fail out of the queue: the run has ended."""
+        if self.order.get("successor"):
+            client, role = SlurmClient(), self.role
+            queued = client.jobs(name_of(self.order["run"], role)) or ()
+            client.cancel(job.id for job in queued if job.state == "PENDING" and job.id != job_id())
+
 
 class GangJob(HeadJob):
     """One job of many nodes: task 0 is the head and works too, the others are workers."""
 
+    role: Role = "gang"
     worker: WorkerJob | None = None
 
     def __call__(self) -> int:
@@ -255,29 +275,6 @@ class GangJob(HeadJob):
     def time_limit(self, spec: SlurmClusterSpec, node: Node) -> TimeLimit:
         """The node's time limit is that of the job."""
         return _time_limit(spec, node.folder)
-
-
-class HeadMonitor:
-    """Listens for the head: hears its signs of life, and how long there was none."""
-
-    def __init__(self, run_folder: RunFolder) -> None:
-        self.run_folder = run_folder
-        self._last = -1
-        self._heard = time.monotonic()
-
-    def listen(self) -> Head | None:
-        """The head, if one is announced."""
-        announced = self.run_folder.head()
-        if announced is None:
-            return None
-        head, changed = announced
-        if changed != self._last:
-            self._last, self._heard = changed, time.monotonic()
-        return head
-
-    def silent(self) -> bool:
-        """Whether nothing was heard for long."""
-        return time.monotonic() - self._heard > SILENCE_SECONDS
 
 
 def job_id() -> str:

@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from workers.store.files import replace_file, write_file
 
 ALL_WORKERS = "all"
 """What `dismiss` takes for the id of every worker."""
+SILENCE_SECONDS = 45.0
+"""Seconds without a sign of life of the head after which a worker gives its node back."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,9 @@ class RunFolder:
         (self.dismissals / job).touch(0o600)
 
     def reopen(self) -> None:
-        """Take the dismissal of all workers back: a new head needs them again."""
+        """Take the dismissal of all workers back, and an earlier head's last word: a new head goes on."""
         (self.dismissals / ALL_WORKERS).unlink(missing_ok=True)
+        self.last_word_file.unlink(missing_ok=True)
 
     def dismissed(self, job: str) -> bool:
         """Whether a worker is not needed any more."""
@@ -154,3 +160,43 @@ class RunFolder:
     def refused(self) -> dict[str, str]:
         """The reasons of the workers that did not start, by SLURM job."""
         return {path.stem: path.read_text(encoding="utf-8") for path in sorted(self.refusals.glob("*.txt"))}
+
+    @property
+    def last_word_file(self) -> Path:
+        """Where a head says why it ended when the journal does not."""
+        return self.folder / "last-word.txt"
+
+    def fail(self, why: str) -> None:
+        """Leave the reason why the head ended."""
+        replace_file(self.last_word_file, why)
+
+    def last_word(self) -> str:
+        """Why the head ended: by its own word, else by the last lines of its log; empty if there is neither."""
+        with suppress(OSError):
+            return self.last_word_file.read_text(encoding="utf-8")
+        logs = [path for path in self.jobs.glob("*_0_log.out") if re.fullmatch(r"\d+_0_log", path.stem)]
+        latest = max(logs, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return "" if latest is None else self.last_lines(latest.stem.removesuffix("_0_log"), 2)
+
+
+class HeadMonitor:
+    """Listens for the head: hears its signs of life, and how long there was none."""
+
+    def __init__(self, run_folder: RunFolder, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self.run_folder, self.silence_seconds = run_folder, silence_seconds
+        self._last = -1
+        self._heard = time.monotonic()
+
+    def listen(self) -> Head | None:
+        """The head, if one is announced."""
+        announced = self.run_folder.head()
+        if announced is None:
+            return None
+        head, changed = announced
+        if changed != self._last:
+            self._last, self._heard = changed, time.monotonic()
+        return head
+
+    def silent(self) -> bool:
+        """Whether nothing was heard for long."""
+        return time.monotonic() - self._heard > self.silence_seconds

@@ -28,7 +28,12 @@ def name_of(run: str, role: Role) -> str:
 
 
 def parameters(
-    spec: SlurmClusterSpec, run: str, role: Role, code: Path, exclude: Collection[str] = ()
+    spec: SlurmClusterSpec,
+    run: str,
+    role: Role,
+    code: Path,
+    exclude: Collection[str] = (),
+    dependency: str | None = None,
 ) -> dict[str, Any]:
     """Submitit's parameters of a job of this role.
 
@@ -38,6 +43,7 @@ def parameters(
         role: `head` and `worker` of elastic mode, or the one `gang` job.
         code: the folder in which the packages of this project lie.
         exclude: nodes on which the job must not run.
+        dependency: on which other job it waits, as `sbatch --dependency` has it.
     """
     small = role == "head"
     options = spec.head.sbatch if small else spec.sbatch
@@ -51,6 +57,7 @@ def parameters(
             "qos": (spec.head.qos if small else None) or spec.qos,
             "account": spec.account,
             "constraint": None if small else spec.constraint,
+            "dependency": dependency,
             "nodes": spec.max_workers if role == "gang" else 1,
             "ntasks_per_node": 1,
             "cpus_per_task": spec.head.cpus if small else spec.cpus + (1 if role == "gang" else 0),

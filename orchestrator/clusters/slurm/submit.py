@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from jobs.graph import Graph
 from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.slurm import parsers, sbatch
 from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
+from orchestrator.clusters.slurm.doctor import may_be_cancelled, partition_findings
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.jobs import GangJob, HeadJob, SlurmJob, WorkerJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
@@ -39,6 +41,8 @@ from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
 from workers.store.files import replace_file
 from workers.store.store import Store
+
+log = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 60.0
 """Seconds that jobs of an earlier head get to leave the queue."""
@@ -95,11 +99,15 @@ def submit(
         The SLURM job's id; None if SLURM has one already.
 
     Raises:
-        BadInput: the shared folder is not private or cannot be written.
+        BadInput: a partition is not there or allows less time; the shared folder is not private or cannot be written.
         NotSubmitted: SLURM refuses, or does not say what it has.
     """
-    spec, home = target.cluster, store.run_folder(run)
+    spec, home, client = target.cluster, store.run_folder(run), SlurmClient()
     assert isinstance(spec, SlurmClusterSpec)
+    partitions = client.partitions() or {}
+    for finding in partition_findings(spec, partitions, must_be_up=False):
+        if not finding.ok:
+            raise BadInput("cluster.yaml", finding.name, finding.found, finding.fix)
     with _one_at_a_time(home):
         if (earlier := SlurmRun.of(store, run)) is not None and _goes_on(earlier):
             return None
@@ -112,6 +120,7 @@ def submit(
             "store": str(store.root.resolve()),
             "command": command,
             "fail_fast": fail_fast,
+            "successor": may_be_cancelled(spec, client.config(), partitions),
         }
         try:
             run_folder = RunFolder.make(shared, order)
@@ -174,11 +183,35 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
 # One role, by Submitit.
 
 
+def submit_successor(run_folder: RunFolder, head: str) -> str | None:
+    """Submit the job that goes on when this head job is cancelled for another job, as preemption may do.
+
+    Args:
+        run_folder: where the jobs of the run meet.
+        head: the head's job id.
+
+    Returns:
+        The successor's id; None if there is one, or SLURM does not take it now.
+    """
+    order = run_folder.order()
+    role: Role = "gang" if order["cluster"]["mode"] == "gang" else "head"
+    queued = SlurmClient().jobs(name_of(order["run"], role))
+    if queued is None or any(job.living and job.id != head for job in queued):
+        return None
+    try:
+        (job,) = submit_jobs(run_folder, role, dependency=f"afternotok:{head}")
+    except NotSubmitted as error:
+        log.warning("no successor of the head: %s", error)
+        return None
+    return job
+
+
 def submit_jobs(
     run_folder: RunFolder,
     role: Role,
     count: int = 1,
     exclude: Collection[str] = (),
+    dependency: str | None = None,
     client: SlurmClient | None = None,
 ) -> list[str]:
     """Submit `count` jobs of a role and return their ids.
@@ -190,6 +223,7 @@ def submit_jobs(
         role: what the jobs do.
         count: how many; more than one are submitted as arrays.
         exclude: nodes on which they must not run.
+        dependency: on which other job they wait, as `sbatch --dependency` has it.
         client: the queue.
 
     Returns:
@@ -203,7 +237,7 @@ def submit_jobs(
     name = name_of(order["run"], role)
     before = client.jobs(name)
     executor = submitit.SlurmExecutor(run_folder.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
-    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code, exclude))
+    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code, exclude, dependency))
     ids: list[str] = []
     with _clean_environment():
         for size in sbatch.chunks(count, parsers.largest_array(client.config()) if count > 1 else 1):

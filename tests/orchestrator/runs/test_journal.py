@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,3 +134,12 @@ def test_a_journal_that_is_gone_or_cut_short_is_told_from_one_that_is_whole(tmp_
     assert unreadable(path) == "is empty"
     path.write_bytes(b'{"event": "note", "text": "x"}\n{"event": "no')
     assert unreadable(path) == "", "a crash cut it, which loses nothing that was acted on"
+
+
+def test_whoever_waits_for_a_journal_gets_it_when_its_writer_is_gone(tmp_path: Path) -> None:
+    assert journal.wait_until_free(tmp_path, 0.0)
+    with Journal.open(tmp_path):
+        assert not journal.wait_until_free(tmp_path, 0.2)
+    writer = Journal.open(tmp_path)
+    threading.Timer(0.3, writer.close).start()
+    assert journal.wait_until_free(tmp_path, 20.0)

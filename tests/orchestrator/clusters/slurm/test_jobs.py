@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import pytest
 from jobs.errors import BadInput
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.slurm import follow, jobs, submit
+from orchestrator.clusters.slurm import run_folder as run_folder_module
 from orchestrator.clusters.slurm.client import SlurmClient, ask, outside_a_job
-from orchestrator.clusters.slurm.follow import HeadGone, SlurmRun
-from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, Head, RunFolder
+from orchestrator.clusters.slurm.follow import HeadGone, NeverStarts, SlurmRun
+from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, Head, HeadMonitor, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.clusters.slurm.submit import NotSubmitted
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.journal import Journal
+from orchestrator.runs.status import status
 from workers.store.store import Store
 
 SPEC = SlurmClusterSpec(kind="slurm", max_workers=10)
@@ -146,8 +149,8 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
 
 def test_a_head_is_heard_while_it_beats(run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("orchestrator.clusters.slurm.jobs.time.monotonic", lambda: now[0])
-    monitor = jobs.HeadMonitor(run_folder)
+    monkeypatch.setattr("orchestrator.clusters.slurm.run_folder.time.monotonic", lambda: now[0])
+    monitor = HeadMonitor(run_folder)
     assert monitor.listen() is None and not monitor.silent()
     run_folder.announce(Head("a:1", "s1", {}))
     now[0] = 40.0
@@ -155,7 +158,7 @@ def test_a_head_is_heard_while_it_beats(run_folder: RunFolder, monkeypatch: pyte
     now[0] = 80.0
     os.utime(run_folder.head_file, (1, 1))  # a clock of another machine, far behind
     assert monitor.listen() is not None and not monitor.silent()
-    now[0] = 80.0 + jobs.SILENCE_SECONDS + 1
+    now[0] = 80.0 + run_folder_module.SILENCE_SECONDS + 1
     assert monitor.listen() is not None and monitor.silent()
 
 
@@ -264,10 +267,83 @@ def test_a_queue_that_does_not_answer_does_not_end_a_follower(
     assert rounds[0] >= 3 and len(programs.calls("squeue")) >= 3
 
 
-def test_cancelling_a_run_that_waits_takes_its_jobs_out_of_the_queue(programs: Programs, store: Store) -> None:
+def test_cancelling_a_run_that_waits_takes_its_jobs_out_of_the_queue_and_is_its_last_word(
+    programs: Programs, store: Store
+) -> None:
     programs.write("squeue", f"echo '3|{name_of('r', 'head')}|PENDING|Priority||'")
     began(store).cancel(store)
     assert [call.split()[-1] for call in programs.calls("scancel")] == ["pdd-r-head", "pdd-r-worker"]
+    programs.say("squeue", "")
+    found = status(store, "r")
+    assert (found.state, found.exit, found.why) == ("ended", 130, "cancelled")
+
+
+def test_a_head_that_shows_signs_of_life_costs_slurm_no_question(
+    programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = began(store)
+    folder = RunFolder(run.folder)
+    folder.folder.mkdir()
+    folder.announce(Head("a:1", "s", {}))
+    watch, now = follow._HeadWatch(run, lambda text: None), [time.monotonic()]
+    monkeypatch.setattr("orchestrator.clusters.slurm.follow.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("orchestrator.clusters.slurm.follow.time.monotonic", lambda: now[0])
+    programs.write("squeue", f"echo '3|{name_of('r', 'head')}|RUNNING|None|n|'")
+    for second in range(120):
+        now[0] += 1.0
+        os.utime(folder.head_file, (second, second))
+        watch.wait()
+    assert programs.calls("squeue") == []
+    for _ in range(600):  # and one that is silent at most four questions a minute, once it was asked for a while
+        now[0] += 1.0
+        watch.wait()
+    assert 30 <= len(programs.calls("squeue")) <= 45
+
+
+def test_a_head_that_will_never_start_is_taken_out_of_the_queue_with_the_fix(
+    programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "QUEUE_POLL_SECONDS", 0.0)
+    programs.write("squeue", f"echo '3|{name_of('r', 'head')}|PENDING|PartitionTimeLimit||'")
+    said: list[str] = []
+    with pytest.raises(NeverStarts, match="PartitionTimeLimit.*lower `minutes`"):
+        follow.follow(store, began(store), said.append)
+    assert "pending for ever" in said[0]
+    assert [call.split()[-1] for call in programs.calls("scancel")] == ["pdd-r-head", "pdd-r-worker"]
+    programs.say("squeue", "")
+    assert "PartitionTimeLimit" in status(store, "r").why
+
+
+def test_a_head_that_is_gone_is_told_with_its_last_word_or_the_end_of_its_log(
+    programs: Programs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "QUEUE_POLL_SECONDS", 0.0)
+    run = began(store)
+    folder = RunFolder(run.folder)
+    folder.jobs.mkdir(parents=True)
+    (folder.jobs / "41_0_log.out").write_text("no such module: cuda\na setup line failed: module load cuda\n")
+    with pytest.raises(HeadGone, match=r"no such module: cuda \| a setup line failed: module load cuda"):
+        follow.follow(store, run, lambda text: None)
+    folder.fail("the journal is locked")
+    with pytest.raises(HeadGone, match="the journal is locked"):
+        follow.follow(store, run, lambda text: None)
+    found = status(store, "r")
+    assert found.state == "dead" and found.why.startswith("the head ended: the journal is locked; run the same command")
+
+
+def test_a_site_without_accounting_says_so_once(
+    programs: Programs, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    programs.say("sacct", "Slurm accounting storage is disabled", code=1)
+    lines = status_lines(store)
+    assert lines == [follow.NO_ACCOUNTING] and len(programs.calls("sacct")) == 1
+    assert not [record for record in caplog.records if "sacct" in record.message and record.levelname == "WARNING"]
+    programs.say("sacct", "")
+    assert status_lines(store) == []  # not known yet
+
+
+def status_lines(store: Store) -> list[str]:
+    return SlurmRun("r", "elastic", store.run_folder("r") / "slurm").sentences()
 
 
 def test_a_driver_that_drives_hears_the_wish_and_is_not_cancelled(programs: Programs, store: Store) -> None:
@@ -285,3 +361,58 @@ def test_workers_sent_home_are_welcome_again_when_a_new_head_is_there(run_folder
     assert run_folder.dismissed("8_2")
     run_folder.reopen()
     assert run_folder.dismissed("8_1") and not run_folder.dismissed("8_2")
+
+
+# A head that preemption may cancel.
+
+
+def head_with_successor(tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> jobs.HeadJob:
+    order = {"run": "r", "cluster": SPEC.model_dump(mode="json"), "store": str(tmp_path / "store"), "successor": True}
+    made = RunFolder.make(tmp_path / "with", order)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    programs.write("squeue", f"echo '12|{NAME}|RUNNING|None|n|'; echo '13|{NAME}|PENDING|Dependency||'")
+    return jobs.HeadJob(str(made.folder))
+
+
+NAME = name_of("r", "head")
+
+
+@pytest.mark.parametrize(("state", "preempted"), [("RUNNING", True), ("PREEMPTED", True), ("CANCELLED", False)])
+def test_a_head_knows_preemption_from_a_cancellation(
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch, state: str, preempted: bool
+) -> None:
+    head = head_with_successor(tmp_path, programs, monkeypatch)
+    programs.say("scontrol", f"JobId=12 JobName=x JobState={state} ExitCode=0:0 NodeList=n BatchHost=n")
+    assert head._preempted() is preempted
+
+
+def test_a_head_that_has_ended_takes_its_successor_along_and_only_that(
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head_with_successor(tmp_path, programs, monkeypatch)._cancel_successor()
+    assert programs.calls("scancel") == ["--quiet 13"]
+
+
+def test_a_successor_waits_for_its_head_to_fail_and_there_is_one(
+    tmp_path: Path, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = head_with_successor(tmp_path, programs, monkeypatch)
+    assert submit.submit_successor(head.run_folder, "12") is None  # SLURM has it: the driver was started again
+    programs.write("squeue", f"echo '12|{NAME}|RUNNING|None|n|'")
+    programs.say("sbatch", "Submitted batch job 13")
+    assert submit.submit_successor(head.run_folder, "12") == "13"
+    assert "#SBATCH --dependency=afternotok:12" in (head.run_folder.jobs / "13_submission.sh").read_text()
+    programs.write("sbatch", "echo 'sbatch: error: no' >&2; exit 1")
+    assert submit.submit_successor(head.run_folder, "12") is None
+
+
+@pytest.mark.parametrize(("code", "raised"), [(0, None), (3, 3), (130, 130)])
+def test_slurm_hears_how_a_run_ended(run_folder: RunFolder, code: int, raised: int | None) -> None:
+    job = jobs.WorkerJob(str(run_folder.folder))
+    job.__class__ = type("Ends", (jobs.WorkerJob,), {"__call__": lambda self: code})
+    if raised is None:
+        assert submit.Call(job)() == 0
+        return
+    with pytest.raises(SystemExit) as ended:
+        submit.Call(job)()
+    assert ended.value.code == raised

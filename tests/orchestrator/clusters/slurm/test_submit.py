@@ -196,6 +196,27 @@ def test_a_refusal_of_slurm_leaves_an_earlier_sweep_and_says_why(
     assert launch() == run
 
 
+@pytest.mark.parametrize(
+    ("partitions", "field", "fix"),
+    [
+        ("PartitionName=main Default=YES MaxTime=00:30:00 State=UP", "partition of workers", "set minutes to 30"),
+        ("PartitionName=main Default=YES MaxTime=UNLIMITED State=DOWN", "", ""),
+        ("PartitionName=other Default=NO MaxTime=00:30:00 State=UP", "", ""),
+    ],
+)
+def test_a_walltime_above_the_limit_of_the_partition_is_refused_before_anything_is_submitted(
+    launch: Callable[..., Any], programs: Programs, store: Store, partitions: str, field: str, fix: str
+) -> None:
+    programs.say("scontrol", partitions)
+    if not field:
+        launch()
+        return
+    with pytest.raises(BadInput, match="main allows 30 minutes and 240 are asked for") as refused:
+        launch()
+    assert refused.value.field == field and fix in refused.value.fix
+    assert programs.calls("sbatch") == [] and list((store.root / "runs").iterdir()) == []
+
+
 def test_a_refusal_of_a_first_submission_leaves_nothing(
     launch: Callable[..., Any], programs: Programs, store: Store
 ) -> None:
