@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from orchestrator.cli import job, monitor, planning, runs, store
-from orchestrator.cli.options import LAUNCH, REQUEST, TARGET, Options, with_options
+from orchestrator.cli import options as cli
 
 app = typer.Typer(
     name="pdd",
@@ -16,8 +16,8 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-@with_options(TARGET, REQUEST, LAUNCH)
-def start(options: Options, context: typer.Context) -> None:
+@cli.with_options(cli.TARGET, cli.REQUEST, cli.LAUNCH)
+def start(options: cli.Options, context: typer.Context) -> None:
     """Progressive dataset distillation on one machine or a cluster."""
     context.obj = options
     if context.invoked_subcommand is None:

@@ -15,23 +15,7 @@ import typer
 from rich.text import Text
 
 from jobs.errors import BadInput
-from orchestrator.cli.options import (
-    JSON,
-    PROGRAM,
-    REQUEST,
-    SCHEMA,
-    STORE,
-    VERBOSE,
-    Names,
-    Options,
-    are_tables,
-    existing_store,
-    open_store,
-    request_of,
-    say,
-    table_request_of,
-    with_options,
-)
+from orchestrator.cli import options as cli
 
 if TYPE_CHECKING:
     from jobs.graph import Graph, Job
@@ -45,12 +29,12 @@ MOST_LINES = 20
 """The functions of a profile that are printed."""
 
 
-@with_options(STORE, REQUEST, JSON, VERBOSE)
+@cli.with_options(cli.STORE, cli.REQUEST, cli.JSON, cli.VERBOSE)
 def job(
-    options: Options,
+    options: cli.Options,
     context: typer.Context,
     key: Annotated[str, typer.Argument(help="A job's key or a part of it.", show_default=False)],
-    experiments: Names = None,
+    experiments: cli.Names = None,
     here: Annotated[
         bool, typer.Option("--here", help="Do it in this process, with its parents from the store.")
     ] = False,
@@ -59,7 +43,7 @@ def job(
     """Show one job of the experiments or tables named, else of the latest run that has it; or do it here."""
     if profile is not None and not here:
         raise BadInput("command line", "--profile", str(profile), "say --here, too")
-    store = open_store(options) if experiments else existing_store(options)
+    store = cli.open_store(options) if experiments else cli.existing_store(options)
     graph = _graph(experiments, options) if experiments else _graph_of_run(key, store, context)
     chosen = _chosen(key, graph)
     if here:
@@ -68,19 +52,19 @@ def job(
         _show(chosen, store, options)
 
 
-def _show(job: Job, store: Store, options: Options) -> None:
+def _show(job: Job, store: Store, options: cli.Options) -> None:
     """Print the job and how it stands in the store."""
     missing = [parent for parent in job.parent_keys() if not store.has(parent)]
     stored = store.has(job.key)
-    document = {"schema": SCHEMA, "key": job.key, "stored": stored, "missing_parents": missing, **job.to_json()}
+    document = {"key": job.key, "stored": stored, "missing_parents": missing, **job.to_json()}
     state = "in the store" if stored else f"parents missing: {', '.join(missing)}" if missing else "can be done"
     lines = [Text(f"{job.key}: {state}")]
     lines += [Text(f"    {role}: {', '.join(keys)}") for role, keys in job.parents.items()]
     lines += [Text(f"    {name} = {value}") for name, value in job.spec.model_dump(mode="json").items()]
-    say(document, lines, options)
+    cli.say(document, lines, options)
 
 
-def _do(job: Job, store: Store, profile: Path | None, options: Options) -> None:
+def _do(job: Job, store: Store, profile: Path | None, options: cli.Options) -> None:
     """Do the job as a worker does, print how it ended, and end with the exit code for that.
 
     Raises:
@@ -102,7 +86,7 @@ def _do(job: Job, store: Store, profile: Path | None, options: Options) -> None:
     lines = [Text(f"{job.key}: {ending}"), Text(f"log: {result['log']}")]
     lines += [Text(result["message"])] if result.get("message") else []
     lines += [Text(f"profile: {written}")] if written else []
-    say({"schema": SCHEMA, "exit": code, **result, "kind": job.kind, "profile": written}, lines, options)
+    cli.say({"exit": code, **result, "kind": job.kind, "profile": written}, lines, options)
     raise typer.Exit(code)
 
 
@@ -139,14 +123,14 @@ def _chosen(key: str, graph: Graph) -> Job:
     return graph[keys[0]]
 
 
-def _graph(names: list[str] | None, options: Options, all_tables: bool = False) -> Graph:
+def _graph(names: list[str] | None, options: cli.Options, all_tables: bool = False, with_dashes: bool = False) -> Graph:
     """The graph of experiments or tables."""
     from orchestrator.planning.requests import resolve
     from orchestrator.planning.table_requests import resolve_tables
 
-    if are_tables(names, all_tables):
-        return resolve_tables(table_request_of(names, all_tables, None, options)).tables.plan.graph
-    return resolve(request_of(names, options)).plan.graph
+    if cli.are_tables(names, all_tables):
+        return resolve_tables(cli.table_request_of(names, all_tables, None, options, with_dashes)).tables.plan.graph
+    return resolve(cli.request_of(names, options)).plan.graph
 
 
 def _graph_of_run(key: str, store: Store, context: typer.Context) -> Graph:
@@ -161,8 +145,8 @@ def _graph_of_run(key: str, store: Store, context: typer.Context) -> Graph:
     for run in reversed(runs(store)):
         records = journal.read(store.run_folder(run) / journal.NAME)
         words = shlex.split(next((record["command"] for record in records if "command" in record), ""))
-        if PROGRAM in words and any(key in record.get("key", "") for record in records):
-            return _graph_of_command(words[words.index(PROGRAM) + 1 :], context)
+        if cli.PROGRAM in words and any(key in record.get("key", "") for record in records):
+            return _graph_of_command(words[words.index(cli.PROGRAM) + 1 :], context)
     fix = "no run of this store has such a job; name its experiment after the key"
     raise BadInput(str(store.root), "KEY", key, fix)
 
@@ -171,15 +155,15 @@ def _graph_of_command(words: list[str], context: typer.Context) -> Graph:
     """The graph of the words of a run, tables or sweep, read by the parser of the command line."""
     group: Any = context.find_root().command
     before = group.make_context("pdd", list(words))
-    before.obj = Options.of(before)
+    before.obj = cli.Options.of(before)
     _, rest, _ = group.make_parser(before).parse_args(list(words))
     name, *arguments = rest or ["run"]
     parsed = group.commands[name].make_context(name, arguments, parent=before)
-    options, params = Options.of(parsed), parsed.params
+    options, params = cli.Options.of(parsed), parsed.params
     if name == "sweep":
         from orchestrator.workloads.sweep.sweep import SweepWorkload
 
-        return SweepWorkload.of(params["name"], request_of(None, options)).graph
+        return SweepWorkload.of(params["name"], cli.request_of(None, options)).graph
     if name == "reproduce":
-        return _graph(params["names"], options, all_tables=params["all_tables"] or not params["names"])
+        return _graph(params["names"], options, params["all_tables"], params["with_dashes"])
     return _graph(params["experiments"], options)

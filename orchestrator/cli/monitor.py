@@ -9,63 +9,44 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.cli.options import (
-    JSON,
-    REQUEST,
-    SCHEMA,
-    STORE,
-    TARGET,
-    AllTables,
-    Names,
-    Options,
-    RunName,
-    are_tables,
-    command_line,
-    existing_store,
-    readable_store,
-    request_of,
-    say,
-    say_files,
-    table_request_of,
-    with_options,
-)
+from orchestrator.cli import options as cli
 
 
-@with_options(STORE, JSON)
-def status(options: Options, name: RunName = None) -> None:
+@cli.with_options(cli.STORE, cli.JSON)
+def status(options: cli.Options, name: cli.RunName = None) -> None:
     """Tell what a run is doing, from any shell that sees the store."""
     from orchestrator.runs.status import chosen_run, status
 
-    store = existing_store(options)
+    store = cli.existing_store(options)
     current = status(store, chosen_run(store, name))
-    say(current.to_json(), current.lines(), options)
+    cli.say(current.to_json(), current.lines(), options)
 
 
-@with_options(STORE, JSON)
+@cli.with_options(cli.STORE, cli.JSON)
 def logs(
-    options: Options,
+    options: cli.Options,
     key: Annotated[str | None, typer.Argument(help="A job's key or a part of it.", show_default=False)] = None,
     name: Annotated[str | None, typer.Option("--run", help="A run; the latest by default.")] = None,
 ) -> None:
     """Print the log of a job of a run."""
     from orchestrator.runs.status import chosen_run, log_of
 
-    store = existing_store(options)
+    store = cli.existing_store(options)
     run = chosen_run(store, name)
     path = log_of(store, run, key)
     text = path.read_text(errors="replace")
-    document = {"schema": SCHEMA, "run": run, "key": path.stem, "path": str(path), "text": text}
-    say(document, [Text(text)], options)
+    document = {"run": run, "key": path.stem, "path": str(path), "text": text}
+    cli.say(document, [Text(text)], options)
 
 
-@with_options(STORE, JSON)
-def cancel(options: Options, name: RunName = None) -> None:
+@cli.with_options(cli.STORE, cli.JSON)
+def cancel(options: cli.Options, name: cli.RunName = None) -> None:
     """Ask a run to save its work and end, from any shell that sees the store."""
     from orchestrator.clusters.slurm.follow import SlurmRun
     from orchestrator.runs.status import chosen_run, status
     from orchestrator.runs.stop_file import STOP, StopFile
 
-    store = existing_store(options)
+    store = cli.existing_store(options)
     run = chosen_run(store, name)
     state = status(store, run).state
     if going := state in ("running", "queued"):
@@ -73,35 +54,35 @@ def cancel(options: Options, name: RunName = None) -> None:
         if (slurm_run := SlurmRun.of(store, run)) is not None:
             slurm_run.cancel(store)
     words = "asked to save and end" if going else f"not going on ({state}), so there is nothing to cancel"
-    say({"schema": SCHEMA, "run": run, "asked": going}, [Text(f"{run}: {words}")], options)
+    cli.say({"run": run, "asked": going}, [Text(f"{run}: {words}")], options)
 
 
-@with_options(STORE, REQUEST, JSON)
+@cli.with_options(cli.STORE, cli.REQUEST, cli.JSON)
 def report(
-    options: Options,
-    experiments: Names = None,
-    all_tables: AllTables = False,
+    options: cli.Options,
+    experiments: cli.Names = None,
+    all_tables: cli.AllTables = False,
     out: Annotated[Path, typer.Option("--out", help="Folder of the report.")] = Path("report"),
 ) -> None:
     """Write the report of what the store has for some experiments or tables."""
-    if are_tables(experiments, all_tables):
+    if cli.are_tables(experiments, all_tables):
         from orchestrator.planning.table_requests import resolve_tables
         from orchestrator.workloads.tables import TableWorkload
 
-        resolved = resolve_tables(table_request_of(experiments, all_tables, None, options))
+        resolved = resolve_tables(cli.table_request_of(experiments, all_tables, None, options))
         tables = TableWorkload(resolved, resolved.tables.plan)
-        say_files(tables.write_report(out, readable_store(options), None, command_line()), options)
+        cli.say_files(tables.write_report(out, cli.readable_store(options), None, cli.command_line()), options)
         return
     from orchestrator.planning.requests import resolve
     from orchestrator.workloads.experiments import latest_run, write_report
 
-    request = resolve(request_of(experiments, options))
-    store = readable_store(options)
-    say_files(write_report(out, request.plan, store, latest_run(request, store), command_line()), options)
+    request = resolve(cli.request_of(experiments, options))
+    store = cli.readable_store(options)
+    cli.say_files(write_report(out, request.plan, store, latest_run(request, store), cli.command_line()), options)
 
 
-@with_options(TARGET, JSON)
-def doctor(options: Options) -> None:
+@cli.with_options(cli.TARGET, cli.JSON)
+def doctor(options: cli.Options) -> None:
     """Check what would stop a run here, with the fix of each finding."""
     from orchestrator.clusters.doctor import examine
 
@@ -110,6 +91,6 @@ def doctor(options: Options) -> None:
     for finding in findings:
         table.add_row(finding.name, "ok" if finding.ok else "FIX", finding.found, "" if finding.ok else finding.fix)
     ok = all(finding.ok for finding in findings)
-    say({"schema": SCHEMA, "ok": ok, "findings": [vars(finding) for finding in findings]}, [table], options)
+    cli.say({"ok": ok, "findings": [vars(finding) for finding in findings]}, [table], options)
     if not ok:
         raise typer.Exit(2)

@@ -11,7 +11,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter
 from pathlib import Path
@@ -249,10 +249,10 @@ def existing_store(options: Options) -> Store:
     return Store.for_reading(root)
 
 
-def say(document: Mapping[str, Any], lines: Iterable[Any], options: Options) -> None:
-    """Print a result, for a script or for a person."""
+def say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> None:
+    """Print a result: a document of this schema for a script, or lines for a person."""
     if options.as_json:
-        print(json.dumps(document, allow_nan=False))
+        print(json.dumps({"schema": SCHEMA} | document, allow_nan=False))
         return
     console = Console()
     for line in lines:
@@ -262,7 +262,7 @@ def say(document: Mapping[str, Any], lines: Iterable[Any], options: Options) -> 
 def say_files(paths: Iterable[Path], options: Options) -> None:
     """Print which files were written; for people only the first."""
     files = [str(path) for path in paths]
-    say({"schema": SCHEMA, "files": files}, [Text(files[0])], options)
+    say({"files": files}, [Text(files[0])], options)
 
 
 def command_line() -> str:

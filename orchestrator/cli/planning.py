@@ -8,33 +8,16 @@ import typer
 from rich.text import Text
 
 from jobs.errors import BadInput
-from orchestrator.cli.options import (
-    JSON,
-    REQUEST,
-    SCHEMA,
-    STORE,
-    TARGET,
-    AllTables,
-    Budget,
-    Names,
-    Options,
-    WithDashes,
-    are_tables,
-    readable_store,
-    request_of,
-    say,
-    table_request_of,
-    with_options,
-)
+from orchestrator.cli import options as cli
 
 
-@with_options(TARGET, REQUEST, JSON)
+@cli.with_options(cli.TARGET, cli.REQUEST, cli.JSON)
 def plan(
-    options: Options,
-    experiments: Names = None,
-    all_tables: AllTables = False,
-    with_dashes: WithDashes = False,
-    budget: Budget = None,
+    options: cli.Options,
+    experiments: cli.Names = None,
+    all_tables: cli.AllTables = False,
+    with_dashes: cli.WithDashes = False,
+    budget: cli.Budget = None,
 ) -> None:
     """Show what a run of experiments or tables would do and take; start nothing."""
     workers = options.target().cluster.count()
@@ -44,19 +27,19 @@ def plan(
     from orchestrator.planning.table_requests import resolve_tables
 
     seconds = None if budget is None else parse_budget(budget)
-    if are_tables(experiments, all_tables):
-        request = table_request_of(experiments, all_tables, budget, options, with_dashes)
+    if cli.are_tables(experiments, all_tables):
+        request = cli.table_request_of(experiments, all_tables, budget, options, with_dashes)
         planned = Planned.of(resolve_tables(request, allow_missing_data=True))
     else:
-        planned = Planned.of(resolve(request_of(experiments, options)))
-    document = forecast(planned, readable_store(options), workers, seconds)
-    say(document.to_json(), document.lines(), options)
+        planned = Planned.of(resolve(cli.request_of(experiments, options)))
+    document = forecast(planned, cli.readable_store(options), workers, seconds)
+    cli.say(document.to_json(), document.lines(), options)
 
 
-@with_options(STORE, REQUEST, JSON)
+@cli.with_options(cli.STORE, cli.REQUEST, cli.JSON)
 def explain(
-    options: Options,
-    experiments: Names = None,
+    options: cli.Options,
+    experiments: cli.Names = None,
     key: Annotated[str | None, typer.Option("--key", help="Only jobs whose key holds this.")] = None,
     recipe: Annotated[bool, typer.Option("--recipe", help="Also every number with its source.")] = False,
 ) -> None:
@@ -64,14 +47,15 @@ def explain(
     from orchestrator.planning import explain as explaining
     from orchestrator.planning.requests import resolve
 
-    resolved = resolve(request_of(experiments, options))
-    jobs = [job for job in explaining.explain(resolved.plan, readable_store(options)) if key is None or key in job.key]
+    resolved = resolve(cli.request_of(experiments, options))
+    jobs = [
+        job for job in explaining.explain(resolved.plan, cli.readable_store(options)) if key is None or key in job.key
+    ]
     if not jobs:
         raise BadInput("command line", "--key", key, "no job's key holds this; leave it out to see all")
     numbers = {job.key: explaining.sources_of(resolved.plan, job.key) for job in jobs} if recipe else {}
     visits = explaining.image_visits(resolved.plan)
     document = {
-        "schema": SCHEMA,
         "image_visits": [vars(cell) for cell in visits],
         "jobs": [
             job.to_json() | ({"recipe": [list(row) for row in numbers[job.key]]} if recipe else {}) for job in jobs
@@ -82,4 +66,4 @@ def explain(
         lines += [Text(f"{job.key}: {job.reason}"), *[Text(f"    {change}") for change in job.changed]]
         lines += [Text(f"    {path} = {value}   [{source}]") for path, value, source in numbers.get(job.key, ())]
     lines += [Text(f"{cell.method}, {cell.stage} stages, {cell.mode}: {cell.visits:,} image visits") for cell in visits]
-    say(document, lines, options)
+    cli.say(document, lines, options)

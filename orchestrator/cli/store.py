@@ -9,24 +9,13 @@ import typer
 from rich.text import Text
 
 from jobs.errors import BadInput
-from orchestrator.cli.options import (
-    JSON,
-    REQUEST,
-    SCHEMA,
-    STORE,
-    Names,
-    Options,
-    existing_store,
-    request_of,
-    say,
-    with_options,
-)
+from orchestrator.cli import options as cli
 
 
-@with_options(STORE, REQUEST, JSON)
+@cli.with_options(cli.STORE, cli.REQUEST, cli.JSON)
 def export(
-    options: Options,
-    experiments: Names = None,
+    options: cli.Options,
+    experiments: cli.Names = None,
     arm: Annotated[str | None, typer.Option("--arm", help="An arm with sets, as tables call it.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="Instead of an arm: a set's key or a part of it.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Instead: a run, whose best held-out set is taken.")] = None,
@@ -44,27 +33,27 @@ def export(
     given = [name for name, value in ways.items() if value] or ["experiment"]
     if len(given) > 1 or (arm and given != ["experiment"]):
         raise BadInput("command line", given[-1], ways[given[-1]], "name an experiment with --arm, or --key, or --run")
-    opened = existing_store(options)
+    opened = cli.existing_store(options)
     if key:
         keys = chains.of_key(opened, key)
     elif run:
         keys = chains.best_of_run(opened, chosen_run(opened, run))
     else:
-        keys = chains.of_experiment(resolve(request_of(experiments, options)).plan, arm)
+        keys = chains.of_experiment(resolve(cli.request_of(experiments, options)).plan, arm)
     exported = writer.write(out, chains.gather(keys.prefix(stages), opened), opened, with_test=with_test)
-    say(exported.to_json(), exported.lines(), options)
+    cli.say(exported.to_json(), exported.lines(), options)
 
 
-@with_options(STORE, JSON)
+@cli.with_options(cli.STORE, cli.JSON)
 def verify(
-    options: Options,
+    options: cli.Options,
     key: Annotated[str | None, typer.Argument(help="A key or a part of it; all if none.", show_default=False)] = None,
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Move the damaged away, to be made anew.")] = False,
 ) -> None:
     """Compare every byte of the artifacts with the digests in their manifests; exit 3 if one is damaged."""
     from orchestrator.runs import garbage
 
-    store = existing_store(options)
+    store = cli.existing_store(options)
     verification = garbage.verify(store, key or "")
     damaged = {name: complaints for name, complaints in verification.damaged.items() if complaints}
     for name, complaints in damaged.items() if quarantine else ():
@@ -79,29 +68,28 @@ def verify(
         fix = "moved to the quarantine; run" if quarantine else "`--quarantine` moves them away; then run"
         lines.append(Text(f"{fix} the experiment again, which makes them anew"))
     document = {
-        "schema": SCHEMA,
         "exit": code,
         "checked": checked,
         "damaged": damaged,
         "uncovered": uncovered,
         "quarantined": quarantine,
     }
-    say(document, lines, options)
+    cli.say(document, lines, options)
     raise typer.Exit(code)
 
 
-@with_options(STORE, REQUEST, JSON)
+@cli.with_options(cli.STORE, cli.REQUEST, cli.JSON)
 def gc(
-    options: Options,
-    experiments: Names = None,
+    options: cli.Options,
+    experiments: cli.Names = None,
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only listed.")] = False,
 ) -> None:
     """List the artifacts that no run refers to, nor any experiment named here; remove them if asked."""
     from orchestrator.planning.requests import resolve
     from orchestrator.runs import garbage
 
-    store = existing_store(options)
-    wanted = resolve(request_of(experiments, options)).plan.graph.jobs if experiments else ()
+    store = cli.existing_store(options)
+    wanted = resolve(cli.request_of(experiments, options)).plan.graph.jobs if experiments else ()
     unused = garbage.unused(store, wanted)
     obstacles = garbage.obstacles(store)
     if delete:
@@ -116,11 +104,10 @@ def gc(
     lines.append(Text(f"{len(unused)} artifacts, {size / 2**20:.1f} MiB {outcome}"))
     lines += [Text(f"`--delete` is refused for now: {name} {why}") for name, why in obstacles.items()]
     document = {
-        "schema": SCHEMA,
         "exit": 0,
         "deleted": delete,
         "bytes": size,
         "unused": [{"key": artifact.key, "bytes": artifact.size} for artifact in unused],
         "obstacles": obstacles,
     }
-    say(document, lines, options)
+    cli.say(document, lines, options)

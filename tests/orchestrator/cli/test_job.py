@@ -18,9 +18,12 @@ from jobs.keys import kind_of
 from orchestrator import launch
 from orchestrator.clusters.config import choose_target
 from orchestrator.planning.requests import Request
+from orchestrator.planning.table_requests import TableRequest, resolve_tables
+from orchestrator.runs.journal import Journal
 from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions
 from orchestrator.workloads.experiments import ExperimentWorkload
+from orchestrator.workloads.sweep.sweep import SweepWorkload
 from workers.store.store import Store
 
 WORDS = "--set networks=1 run tiny --seed 3"
@@ -156,3 +159,35 @@ def test_verbose_prints_log_lines_and_only_it_does(
         ours.setLevel(logging.NOTSET)
     assert code == 0 and json.loads(out)["jobs"]["cached"] == len(graph)
     assert err.count("job_cached") == len(graph) and "DEBUG orchestrator.runs.journal" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["reproduce table5 --scale tiny --dataset digits", "sweep stages_x_ipc", "--store s", "run tiny --seed 3"],
+)
+def test_the_graph_comes_from_the_command_of_the_run(type_in: Type, tmp_path: Path, command: str) -> None:
+    words, tables = command.split(), TableRequest(tables=("table5",), scale="tiny", dataset="digits")
+    resolved: dict[str, Callable[[], Graph]] = {
+        "reproduce": lambda: resolve_tables(tables).tables.plan.graph,
+        "sweep": lambda: SweepWorkload.of("stages_x_ipc", Request()).graph,
+        "--store": lambda: ExperimentWorkload.of(Request()).graph,
+        "run": lambda: ExperimentWorkload.of(Request(experiments=("tiny",), seed=3)).graph,
+    }
+    key = key_of(resolved[words[0]](), "distil")
+    about = {
+        "run": "r",
+        "experiments": [],
+        "store": "",
+        "jobs": {},
+        "workers": 1,
+        "versions": {},
+        "pid": 1,
+        "host": "h",
+    }
+    with Journal.open(Store.open(tmp_path / "store").run_folder("r")) as book:
+        book.write("run_began", command=f"python -m orchestrator.launch {command}", host="h", **about)
+        book.write("job_ready", key=key, remaining_path=1.0)
+    code, out, _ = type_in("job", key[:-4], "--json")
+    document = json.loads(out)
+    assert code == 0 and (document["key"], document["stored"]) == (key, False)
+    assert document["missing_parents"]
