@@ -174,16 +174,7 @@ def test_the_graph_comes_from_the_command_of_the_run(type_in: Type, tmp_path: Pa
         "run": lambda: ExperimentWorkload.of(Request(experiments=("tiny",), seed=3)).graph,
     }
     key = key_of(resolved[words[0]](), "distil")
-    about = {
-        "run": "r",
-        "experiments": [],
-        "store": "",
-        "jobs": {},
-        "workers": 1,
-        "versions": {},
-        "pid": 1,
-        "host": "h",
-    }
+    about = {"run": "r", "experiments": [], "store": "", "jobs": {}, "workers": 1, "versions": {}, "pid": 1}
     with Journal.open(Store.open(tmp_path / "store").run_folder("r")) as book:
         book.write("run_began", command=f"python -m orchestrator.launch {command}", host="h", **about)
         book.write("job_ready", key=key, remaining_path=1.0)
