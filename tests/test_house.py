@@ -16,7 +16,8 @@ PACKAGES = ("jobs", "workers", "orchestrator")
 TOP_LEVEL = {
     *PACKAGES,
     *("tests", "docs", ".ci", ".git", ".github", ".gitignore"),
-    *("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE"),
+    *("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE"),
+    *(".pre-commit-config.yaml",),
     *("Makefile", "cluster.yaml", "pyproject.toml"),
 }
 LONGEST_MODULE = 450
