@@ -1,17 +1,16 @@
 """Recipes: every number of a method, by scale and setting, each with where it comes from.
 
-A recipe file (`jobs/recipes/<method>.yaml`) is a list of layers. A layer applies when each entry of its
-`when` matches the setting; later layers overwrite earlier ones; every leaf of `set` is `[value, source]`. So
-the published numbers, the reductions for two cores, and the choices that are ours stand side by side and can
-be printed with their origin (`pdd explain`). Recipes hold numbers, never code. A source that says "facts 5.1" is that
-paragraph of docs/facts.md.
+A recipe file (`jobs/recipes/<method>.yaml`) is a list of layers. A layer applies when each entry of its `when` matches
+the setting; later layers overwrite earlier ones; every leaf of `set` is `[value, source]`. So published numbers,
+reductions for two cores and choices of ours stand side by side, and `pdd explain` prints them with their origin. A
+source that says "facts 5.1" is that paragraph of docs/facts.md.
 
 A value may be proportional to the images per class of a stage (`{per_image: 0.5}`). An entry of `when` is a value, a
 list of values, or bounds (`{at_least: 2, at_most: 5}`). With `stage` a layer gives a number to some stages only. A
 published setting may be the nearest one for settings that were never published: its layer names those under `also`,
 which replaces entries of its `when`, and its sources then read "ours: as published for …".
 
-Beside its layers a file may name a `base`, the recipe whose layers come before its own, and a `method`, the class
+A file may also name a `base`, the recipe whose layers come before its own, and a `method`, the class
 (`package.module:Class`) of a base method that lives outside of `workers.methods`.
 """
 
@@ -434,10 +433,8 @@ def _refuse_contradictions(recipe: Recipe, place: str) -> None:
         raise BadInput(place, "set.evaluate.epochs", evaluate.epochs, fix)
     for name, network in evaluate.networks.items():
         if network.architecture not in (name, f"idc_{name}"):
-            field, fix = (
-                f"set.evaluate.networks.{name}.architecture",
-                f"must be {name}, the name it stands under, or idc_{name}",
-            )
+            field = f"set.evaluate.networks.{name}.architecture"
+            fix = f"must be {name}, the name it stands under, or idc_{name}"
             raise BadInput(place, field, network.architecture, fix)
     if experts is not None and experts.real.lr is None:
         raise BadInput(place, "set.experts.real.lr", None, "give a number; experts learn no step size")
