@@ -44,6 +44,11 @@ class Difference(NamedTuple):
     n: int
     """Pairs, or values in the smaller sample."""
 
+    @classmethod
+    def untested(cls, mean: float) -> Difference:
+        """A difference of which no interval is known, since a sample has but one value."""
+        return cls(mean, math.nan, math.nan, 1)
+
     @property
     def significant(self) -> bool | None:
         """Whether the interval leaves 0 out; None without an interval."""
@@ -84,7 +89,9 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
     if not differences:
         raise ValueError("paired_difference: there is no pair of values")
     centre = fmean(differences)
-    half = _half_width(differences) if len(differences) > 1 else math.nan
+    if len(differences) == 1:
+        return Difference.untested(centre)
+    half = _half_width(differences)
     return Difference(centre, centre - half, centre + half, len(differences))
 
 

@@ -58,7 +58,7 @@ def test_welchs_interval_agrees_with_a_hand_computation() -> None:
     """Means 62 and 60, variances 2.5 (n 5) and 1 (n 3).
 
     Squared errors 0.5 and 1/3, together 0.833333; degrees of freedom 0.694444 / (0.0625 + 0.055556) = 5.882353;
-    t(0.975, 5.882353) = 2.458930 (interpolated from tables: 2.447 at 6, 2.571 at 5).
+    t(0.975, 5.882353) = 2.4588, between 2.4469 at 6 and 2.5706 at 5.
     """
     difference = welch_difference(Sample.of([60, 61, 62, 63, 64]), Sample.of([59, 60, 61]))
     assert (difference.mean, difference.n) == (2.0, 3)
