@@ -23,11 +23,24 @@ from rich.text import Text
 
 from jobs.experiment import SELECTIONS, Plan
 from orchestrator.reports import folder as folders
-from orchestrator.reports.page import Block, Page, Paragraph, Picture, Section, Table, notes, slug
-from orchestrator.reports.sections import RunFacts, image_grid
+from orchestrator.reports.page import (
+    Block,
+    Entry,
+    Line,
+    Page,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    entry_of,
+    notes,
+    slug,
+)
+from orchestrator.reports.sections import RunFacts, image_grid, verdict_sections
 from orchestrator.results.cells import (
     Chain,
     Result,
+    ResultTable,
     StageResult,
     arm_label,
     by_experiment,
@@ -38,6 +51,7 @@ from orchestrator.results.cells import (
     tabulate,
 )
 from orchestrator.results.comparisons import Comparison, comparisons
+from orchestrator.results.verdict import headlines, verdicts
 from orchestrator.runs.timeline import failures
 from workers.store.store import Store
 
@@ -78,10 +92,11 @@ def write(folder: Path, plan: Plan, store: Store, run: RunFacts) -> list[Path]:
 
 def page_of(results: Sequence[Result], plan: Plan, store: Store) -> Page:
     """The report before it is set, without its run: results by experiment, differences and stages."""
-    sections = [_experiment(group, plan, store) for group in by_experiment(results)]
+    names, judged = {result.experiment: result.experiment for result in results}, verdicts(plan, store)
+    sections = [*verdict_sections(judged, names)]
+    sections += [_experiment(group, plan, store) for group in by_experiment(results)]
     sections += [*_comparisons(comparisons(plan, store)), *_stages(stage_results(plan, store))]
-    title = ", ".join(dict.fromkeys(result.experiment for result in results))
-    return Page(title, "", (), tuple(sections))
+    return Page(", ".join(names), "", (), tuple(sections), tuple(headlines(judged, names)))
 
 
 def console_table(results: Sequence[Result]) -> RichTable:
@@ -103,7 +118,7 @@ def console_table(results: Sequence[Result]) -> RichTable:
 def _experiment(group: Sequence[Result], plan: Plan, store: Store) -> Section:
     name, content = group[0].experiment, tabulate(group)
     anchor = f"results-{slug(name)}-{slug(group[0].dataset)}-{group[0].scale}"
-    table = Table(f"{anchor}-table", content.header, content.rows, content.caption)
+    table = Table(f"{anchor}-table", content.header, _rows(content), content.caption)
     blocks: list[Block] = [table, *notes(content.notes)]
     if any(result.mean is not None and result.stage for result in group):
         from orchestrator.reports import images, plots
@@ -112,6 +127,14 @@ def _experiment(group: Sequence[Result], plan: Plan, store: Store) -> Section:
         blocks.append(Picture(f"accuracy-{slug(name)}.png", png, "accuracy by stage", ACCURACY_CAPTION))
     blocks += _grids(name, plan, store)
     return Section(anchor, content.title, tuple(blocks), "Results", short=f"{name} on {group[0].dataset}")
+
+
+def _rows(content: ResultTable) -> tuple[tuple[str | Entry, ...], ...]:
+    """The rows with the best number of each column marked."""
+    marked = [list[str | Entry](row) for row in content.rows]
+    for row, column in content.best:
+        marked[row][column] = entry_of(Line(content.rows[row][column], "best"))
+    return tuple(map(tuple, marked))
 
 
 def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture | Paragraph]:

@@ -12,6 +12,7 @@ from orchestrator.reports.page import (
     Details,
     Entry,
     Gallery,
+    Line,
     Notes,
     Page,
     Paragraph,
@@ -23,6 +24,7 @@ from orchestrator.reports.page import (
 def markdown(page: Page) -> str:
     """The page's text, one empty line at most between its parts."""
     lines = [f"# {escaped(page.title)}", ""]
+    lines += [line for sentence in page.verdict for line in (escaped(sentence), "")]
     lines += [escaped(page.lead), ""] if page.lead else []
     lines += [f"* {escaped(name)}: {escaped(value)}" for name, value in page.facts]
     lines += [""] if page.facts else []
@@ -58,14 +60,14 @@ def _lines(blocks: Sequence[Block]) -> Iterator[str]:
                 yield from (f"<details><summary>{escaped(summary)}</summary>", "", *_lines(inner), "</details>", "")
 
 
-def _table(grid: Table) -> Iterator[str]:
-    rule = ["---" if number < grid.words else "---:" for number in range(len(grid.header))]
-    yield _row([_text(entry) for entry in grid.header])
+def _table(table: Table) -> Iterator[str]:
+    rule = ["---" if number < table.words else "---:" for number in range(len(table.header))]
+    yield _row([_text(entry) for entry in table.header])
     yield _row(rule)
-    yield from (_row([_text(entry) for entry in row]) for row in grid.rows)
+    yield from (_row([_text(entry) for entry in row]) for row in table.rows)
     yield ""
-    if grid.caption:
-        yield from (escaped(grid.caption), "")
+    if table.caption:
+        yield from (escaped(table.caption), "")
 
 
 def _row(texts: Sequence[str]) -> str:
@@ -75,7 +77,11 @@ def _row(texts: Sequence[str]) -> str:
 def _text(entry: str | Entry | Coverage) -> str:
     if isinstance(entry, Coverage):
         return entry.text
-    return "; ".join(escaped(line.text) for line in Entry.of(entry).lines if line.text)
+    return "; ".join(_line(line) for line in Entry.of(entry).lines if line.text)
+
+
+def _line(line: Line) -> str:
+    return f"**{escaped(line.text)}**" if line.role == "best" else escaped(line.text)
 
 
 def _picture(picture: Picture) -> Iterator[str]:

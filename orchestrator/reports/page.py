@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 
 from orchestrator.results.tables import CellStatus
 
-Role = Literal["value", "measured", "published", "higher", "lower", "level", "state", "minor", "code", "link"]
-"""What a line of a table's entry is: a `state` stands where a value is missing, `higher` and `lower` are differences
-that are significant, `level` those that are not."""
+Role = Literal["value", "measured", "best", "published", "higher", "lower", "level", "state", "minor", "code", "link"]
+"""What a line of a table's entry is: `best` is the best of its column, a `state` stands where a value is missing,
+`higher` and `lower` are differences that are significant, `level` those that are not."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Coverage:
-    """An entry that is drawn as a bar: how many cells there are of each standing."""
+    """An entry that is drawn as a bar: how many cells there are of each status."""
 
     counts: tuple[tuple[CellStatus, int], ...]
 
@@ -55,15 +55,15 @@ class Coverage:
     @property
     def text(self) -> str:
         """In words: `12 measured, 3 not run`."""
-        return ", ".join(f"{count} {standing}" for standing, count in self.counts if count) or "no cells"
+        return ", ".join(f"{count} {status}" for status, count in self.counts if count) or "no cells"
 
     def bars(self) -> Iterator[tuple[CellStatus, float, float]]:
         """CellStatus, left edge and width of every bar, in percent of the whole."""
         left = 0.0
-        for standing, count in self.counts:
+        for status, count in self.counts:
             width = 100 * count / self.total if self.total else 0.0
             if count:
-                yield standing, round(left, 3), round(width, 3)
+                yield status, round(left, 3), round(width, 3)
             left += width
 
 
@@ -184,12 +184,14 @@ class Page:
         lead: what it is, in a sentence or two.
         facts: what one wants to know first, by name.
         sections: in order.
+        verdict: what the report finds, in a few sentences that stand above all else.
     """
 
     title: str
     lead: str
     facts: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
+    verdict: tuple[str, ...] = ()
 
     def pictures(self) -> list[Picture]:
         """Every picture, in order; each is a file beside the Markdown form."""
@@ -197,10 +199,10 @@ class Page:
 
     def groups(self) -> dict[str, list[Section]]:
         """The sections by group, for the contents."""
-        found: dict[str, list[Section]] = {}
+        by_group: dict[str, list[Section]] = {}
         for section in self.sections:
-            found.setdefault(section.group, []).append(section)
-        return found
+            by_group.setdefault(section.group, []).append(section)
+        return by_group
 
 
 def entry_of(*lines: Line | None, anchor: str = "") -> Entry:

@@ -19,6 +19,7 @@ from jobs.table import Table as PaperTable
 from orchestrator.reports.images import COLOURS, empty_figure
 from orchestrator.results.cells import Result, label
 from orchestrator.results.tables import MeasuredCell
+from orchestrator.results.verdict import Verdict
 
 _MARKERS = "os^Dv"
 _GREY = "#5F6770"
@@ -111,6 +112,30 @@ def panels_of(table: PaperTable, measured: Sequence[MeasuredCell]) -> list[Panel
     return [panel for panel in panels if panel.bounds or any(curve.points for curve in panel.curves)]
 
 
+def forest(verdicts: Sequence[Verdict], titles: Mapping[str, str]) -> Figure:
+    """The differences of the verdicts, one below the other, with their 95 % intervals.
+
+    Args:
+        verdicts: from top to bottom.
+        titles: by name of an experiment or table, what it is called.
+    """
+    figure = empty_figure(7.4, 0.9 + 0.3 * len(verdicts))
+    axes = figure.subplots()
+    for row, verdict in enumerate(verdicts):
+        difference = verdict.difference
+        colour = (COLOURS[0] if difference.mean > 0 else COLOURS[1]) if verdict.significant else _GREY
+        half = 0.0 if verdict.significant is None else difference.high - difference.mean
+        face = colour if verdict.significant else "white"
+        axes.errorbar(difference.mean, row, xerr=half, fmt="o", color=colour, markerfacecolor=face, capsize=3)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(verdicts)), [_forest_label(verdict, titles) for verdict in verdicts], fontsize=8)
+    axes.set_ylim(len(verdicts) - 0.5, -0.5)
+    axes.set_xlabel("PDD minus its base method (percentage points)", fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
 # Panels of results.
 
 
@@ -176,6 +201,11 @@ def _published_points(cells: Sequence[MeasuredCell]) -> tuple[Point, ...]:
         if cell.entry.cell is not None and cell.entry.published is not None and cell.entry.published.mean is not None
     ]
     return tuple(sorted(points))
+
+
+def _forest_label(verdict: Verdict, titles: Mapping[str, str]) -> str:
+    several = f"{titles[verdict.experiment]}: " if len(titles) > 1 else ""
+    return f"{several}{verdict.pdd}, {verdict.dataset}, {verdict.architecture}"
 
 
 # Drawing.

@@ -1,6 +1,7 @@
-"""The sections that every report ends with: how the time was spent, how to get the same again, and with what.
+"""The sections that every report has: the verdict before its own, and after them the run behind it.
 
-They are about a plan and what a store has of it, whatever the report is of; a report's own sections stand before them
+They are about a plan and what a store has of it, whatever the report is of: what the comparisons say and what they do
+not show, how the time was spent, how to get the same again, and with what. A report's own sections stand between
 (`orchestrator.reports.experiment_report`, `orchestrator.reports.table_report`).
 """
 
@@ -14,13 +15,24 @@ from jobs.errors import Damaged
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.specs import SPECS
-from orchestrator.reports.page import Block, Command, Details, Line, Paragraph, Picture, Section, Table, entry_of
+from orchestrator.reports.page import Block, Command, Details, Line, Paragraph, Picture, Section, Table, entry_of, notes
 from orchestrator.results.cells import manifests
+from orchestrator.results.statistics import Difference
+from orchestrator.results.verdict import HEADLINES, Verdict, limits, lines_of, signed
 from orchestrator.runs.timeline import Record, Span, Timeline, duration
 from workers.store.store import Manifest, Store
 
 PICTURES = "set.parquet"
-RUN_GROUP = "Run"
+RUN_GROUP, VERDICT_GROUP = "Run", "Verdict"
+VERDICT_HEADER = (
+    *("Comparison", "Of", "Network", "Verdict", "Images per class", "Difference", "95 % interval"),
+    "Tested",
+)
+VERDICT_CAPTION = (
+    "Progressive distillation minus its base method, in percentage points of test accuracy; in brackets stages x "
+    "images per class. Paired over seeds where there are three in common, else Welch's test over networks."
+)
+FOREST_CAPTION = "Differences in percentage points with 95 % intervals; hollow: not significant, or not tested."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +52,28 @@ class RunFacts:
     predicted: float | None = None
     predicted_from_measured: float | None = None
     slurm: Sequence[str] = ()
+
+
+def verdict_sections(several: Sequence[Verdict], titles: Mapping[str, str]) -> tuple[Section, ...]:
+    """The verdicts with their intervals, and what they do not show; nothing without a verdict.
+
+    Args:
+        several: the verdicts.
+        titles: by name of an experiment or table, what it is called.
+    """
+    if not several:
+        return ()
+    from orchestrator.reports import images, plots
+
+    table = _verdict_table(several, titles)
+    blocks: list[Block] = [table]
+    if len(several) > 1:
+        text = "; ".join(f"{verdict.pdd} minus {verdict.base}: {verdict.words}" for verdict in several)
+        blocks.insert(0, Picture("verdict.png", images.png(plots.forest(several, titles)), text, FOREST_CAPTION))
+    if len(several) > HEADLINES:
+        blocks = [*notes(lines_of(several, titles)), blocks[0], Details(f"All {len(several)} comparisons", (table,))]
+    verdict = Section("verdict", "Verdict", tuple(blocks), VERDICT_GROUP)
+    return verdict, Section("limits", "What this does not show", notes(limits(several)), VERDICT_GROUP)
 
 
 def run_sections(plan: Plan, store: Store, run: RunFacts, beside: Sequence[Block]) -> tuple[Section, ...]:
@@ -118,6 +152,30 @@ def image_grid(
     grid = images.grid_by_stage(read, title, headings)
     text = f"images of {title}, one row per class: {', '.join(headings)}"
     return Picture(name, images.png(grid), text, drawn=False)
+
+
+# The parts of the verdict.
+
+
+def _verdict_table(several: Sequence[Verdict], titles: Mapping[str, str]) -> Table:
+    rows = tuple(
+        (
+            f"{verdict.pdd} − {verdict.base}",
+            titles.get(verdict.experiment, verdict.experiment),
+            verdict.architecture,
+            verdict.words,
+            str(verdict.ipc_total),
+            signed(verdict.difference.mean),
+            "" if verdict.significant is None else _interval(verdict.difference),
+            verdict.over,
+        )
+        for verdict in several
+    )
+    return Table("verdict-table", VERDICT_HEADER, rows, VERDICT_CAPTION, words=4, title="Verdict")
+
+
+def _interval(difference: Difference) -> str:
+    return f"{signed(difference.low)} to {signed(difference.high)}"
 
 
 # The parts of the timing.

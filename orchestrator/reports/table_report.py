@@ -12,7 +12,7 @@ the run to `orchestrator.reports.folder`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -32,30 +32,33 @@ from orchestrator.reports.page import (
     Page,
     Paragraph,
     Picture,
+    Role,
     Section,
     Table,
     entry_of,
     notes,
 )
-from orchestrator.reports.sections import RunFacts, image_grid
+from orchestrator.reports.sections import RunFacts, image_grid, verdict_sections
 from orchestrator.reports.table_data import csv_of, parquet_of
-from orchestrator.results.cells import manifest_of
+from orchestrator.results.cells import best_of, manifest_of
 from orchestrator.results.statistics import LEVEL
 from orchestrator.results.tables import CELL_STATUSES, MeasuredCell
+from orchestrator.results.verdict import headlines, verdicts
 from orchestrator.runs.timeline import Record, Timeline, duration
 from workers.store.store import Store
 
 TITLE = "Progressive dataset distillation: tables and figures, measured"
 LEAD = "The tables and figures of the paper (Chen et al., ICLR 2024), each measured cell beside the published one."
 ENTRIES = (
-    "An entry reads: measured mean ± population standard deviation over networks (how many networks), the number that "
-    "the paper prints, and the difference in percentage points, measured minus published."
+    "An entry reads: measured mean ± population standard deviation over networks (how many networks), and the number "
+    "that the paper prints with its own. The best of a column is bold, full data aside."
 )
 TESTED = (
-    f"▲ higher or ▼ lower than published, significant at the level {LEVEL:g} (Welch's test, the paper's networks taken "
-    "as five); ≈ n.s.: not significant; no sign: not tested, for want of networks or of a published spread."
+    "Below them the difference in percentage points, measured minus published. ▲ higher or ▼ lower than published, "
+    f"significant at the level {LEVEL:g} (Welch's test, the paper's networks taken as five); ≈ n.s.: not significant; "
+    "no sign: not tested, for want of networks or of a published spread."
 )
-UNTESTED = "The differences are not tested: what was measured here is not what was published."
+UNTESTED = "No difference to the paper is given: what was measured here is not what was published."
 UNFINISHED = (
     "Partial: the mean is over fewer networks than were asked for. A cell that failed or was not run names the note "
     "that says why."
@@ -90,9 +93,11 @@ def write(folder: Path, tables: TablesPlan, measured: CellsByTable, store: Store
 
 def page_of(tables: TablesPlan, measured: CellsByTable, store: Store, records: Sequence[Record]) -> Page:
     """The report before it is set, without its run."""
+    titles, judged = {table.name: table.title for table in tables.tables}, verdicts(tables.plan, store)
     sections = [_section(table, measured[table.name], tables, store) for table in tables.tables]
+    sections = [*verdict_sections(judged, titles), _overview(tables.tables, measured), *sections]
     facts = _facts(tables.tables, measured, records)
-    return Page(TITLE, LEAD, facts, (_overview(tables.tables, measured), *sections))
+    return Page(TITLE, LEAD, facts, tuple(sections), tuple(headlines(judged, titles)))
 
 
 # Above the tables.
@@ -144,7 +149,7 @@ def _warning(tables: Sequence[PaperTable]) -> Iterator[Paragraph]:
         causes += ["another dataset stands in for the paper's"] if others else []
         yield Paragraph(
             f"Not a reproduction: {', and '.join(causes)}. The published numbers are of the paper's own datasets and "
-            "settings; they stand here to show where they belong, and differences from them say nothing of the method.",
+            "settings; they stand here to show where they belong.",
             notice=True,
         )
 
@@ -165,8 +170,9 @@ def _section(table: PaperTable, cells: Sequence[MeasuredCell], tables: TablesPla
 
 def _grid(table: PaperTable, cells: Sequence[MeasuredCell], reasons: Mapping[str, int]) -> Table:
     by_place = {(cell.entry.row, cell.entry.column): cell for cell in cells}
+    best = _best(table, by_place)
     rows = tuple(
-        (row, *(_content(table, by_place.get((row, column)), reasons) for column in table.columns))
+        (row, *(_content(table, by_place.get((row, column)), reasons, best) for column in table.columns))
         for row in table.rows
     )
     header: tuple[str | Entry, ...] = ("", *(_column(table, column, cells) for column in table.columns))
@@ -185,17 +191,37 @@ def _column(table: PaperTable, column: str, cells: Sequence[MeasuredCell]) -> En
     return entry_of(Line(column), Line(f"measured, scale {table.scale}, dataset {dataset}", "minor"))
 
 
-def _content(table: PaperTable, cell: MeasuredCell | None, reasons: Mapping[str, int]) -> str | Entry:
+def _best(table: PaperTable, by_place: Mapping[tuple[str, str], MeasuredCell]) -> set[tuple[str, str]]:
+    """Row and column of the best measured number of each column, full data aside."""
+
+    def mean(row: str, column: str) -> float | None:
+        cell = by_place.get((row, column))
+        distilled = cell is not None and cell.entry.cell is not None and cell.entry.cell.stage
+        return cell.mean if cell is not None and distilled else None
+
+    return {
+        (table.rows[number], column)
+        for column in table.columns
+        for number in best_of([mean(row, column) for row in table.rows])
+    }
+
+
+def _content(
+    table: PaperTable, cell: MeasuredCell | None, reasons: Mapping[str, int], best: Collection[tuple[str, str]]
+) -> str | Entry:
     if cell is None:
         return ""
-    return entry_of(_value(cell), _state(table, cell, reasons), _published(cell.entry.published), _difference(cell))
+    role: Role = "best" if (cell.entry.row, cell.entry.column) in best else "measured"
+    return entry_of(
+        _value(cell, role), _state(table, cell, reasons), _published(cell.entry.published), _difference(cell)
+    )
 
 
-def _value(cell: MeasuredCell) -> Line | None:
+def _value(cell: MeasuredCell, role: Role) -> Line | None:
     if cell.mean is None:
         return None
     spread = f" ± {cell.std:.1f}" if cell.n > 1 and cell.std is not None else ""
-    return Line(f"{cell.mean:.1f}{spread} ({cell.n})", "measured")
+    return Line(f"{cell.mean:.1f}{spread} ({cell.n})", role)
 
 
 def _state(table: PaperTable, cell: MeasuredCell, reasons: Mapping[str, int]) -> Line | None:

@@ -107,6 +107,8 @@ class ResultTable:
     caption: str
     notes: tuple[str, ...]
     """Why a cell has no number, or not all of them."""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """Row and column of the best number of each column, full data aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +190,28 @@ def tabulate(results: Sequence[Result]) -> ResultTable:
     architectures = tuple(dict.fromkeys(result.architecture for result in results))
     several = len({result.experiment for result in results}) > 1
     rows, notes = [], []
-    for row in _rows(results):
+    by_row = _rows(results)
+    for row in by_row:
         first = next(iter(row.values()))
         ipc = str(first.ipc_total) if first.stage else "all"
         cells = [_cell_text(row[name]) if name in row else "" for name in architectures]
         rows.append((*([first.experiment] if several else []), label(first), ipc, *cells))
         notes += _notes(row.values())
     header = (*(["Experiment"] if several else []), "Method", "Images per class", *architectures)
-    return ResultTable(_title(results), header, tuple(rows), _caption(results), tuple(notes))
+    first_number = len(header) - len(architectures)
+    best = frozenset(
+        (row, first_number + column)
+        for column, name in enumerate(architectures)
+        for row in best_of([_distilled_mean(results_of_row.get(name)) for results_of_row in by_row])
+    )
+    return ResultTable(_title(results), header, tuple(rows), _caption(results), tuple(notes), best)
+
+
+def best_of(means: Sequence[float | None]) -> list[int]:
+    """The positions of the largest number, as it is printed; none where there are not two numbers to choose from."""
+    printed = [None if mean is None else round(mean, 1) for mean in means]
+    known = [mean for mean in printed if mean is not None]
+    return [number for number, mean in enumerate(printed) if len(known) > 1 and mean == max(known)]
 
 
 def label(result: Result | Cell, *, stage: bool = True) -> str:
@@ -343,6 +359,11 @@ def _rows(results: Sequence[Result]) -> list[dict[str, Result]]:
         before = group
     order = list(dict.fromkeys(next(iter(row.values())).experiment for row in rows))
     return sorted(rows, key=lambda row: _sort_key(next(iter(row.values())), order))
+
+
+def _distilled_mean(result: Result | None) -> float | None:
+    """The mean of a result; None for full data, which is a bound and no competitor."""
+    return result.mean if result is not None and result.stage else None
 
 
 def _sort_key(result: Result, experiments: Sequence[str]) -> tuple[int, bool]:

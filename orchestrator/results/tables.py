@@ -26,7 +26,7 @@ CELL_STATUSES: tuple[CellStatus, ...] = ("measured", "partial", "failed", "not r
 
 @dataclass(frozen=True)
 class MeasuredCell:
-    """One cell as far as the store goes; accuracies in percent, the difference is measured minus published."""
+    """One cell as far as the store goes; accuracies in percent."""
 
     entry: TableCell
     status: CellStatus
@@ -36,6 +36,7 @@ class MeasuredCell:
     interval: tuple[float, float] | None = None
     """95 %, of the mean; None for fewer than two networks."""
     difference: float | None = None
+    """Measured minus published, where the setting is the published one."""
     significant: bool | None = None
     """None where it was not tested."""
     why: str = ""
@@ -87,7 +88,10 @@ class _Reading:
         status, why = self.status(entry, values, missing)
         mean = statistics.mean(values)
         published = entry.published or Published(None, None)
-        comparable = mean is not None and published.mean is not None and is_published_setting(table)
+        difference = None
+        if is_published_setting(table) and mean is not None and published.mean is not None:
+            difference = mean - published.mean
+        tested = difference is not None and not missing
         return MeasuredCell(
             entry=entry,
             status=status,
@@ -95,8 +99,8 @@ class _Reading:
             std=statistics.population_std(values),
             n=len(values),
             interval=interval(values),
-            difference=mean - published.mean if mean is not None and published.mean is not None else None,
-            significant=differs(values, published, NETWORKS["paper"]) if comparable and not missing else None,
+            difference=difference,
+            significant=differs(values, published, NETWORKS["paper"]) if tested else None,
             why=why,
             command=command,
             values=values,

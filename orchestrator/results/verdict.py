@@ -7,8 +7,8 @@ distilling again. Else Welch's test compares the networks: with one synthetic se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jobs.experiment import SELECTIONS, Cell, Plan
@@ -19,6 +19,9 @@ from orchestrator.results.statistics import Difference, Sample, mean, paired_dif
 Test = Literal["paired", "welch", "none"]
 HEADLINES = 3
 """So many verdicts are told one by one; more are counted."""
+NO_VERDICT = (
+    "No verdict: no arm in several stages and its base method in one were both measured at equal images per class."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +119,56 @@ def verdicts(plan: Plan, store: Reader) -> list[Verdict]:
     return list(_verdicts(plan, store))
 
 
-def headlines(several: Sequence[Verdict]) -> list[str]:
-    """What is to be said first: a few verdicts one by one, of more a line for each experiment or table."""
+def lines_of(several: Sequence[Verdict], titles: Mapping[str, str] | None = None) -> list[str]:
+    """The verdicts for people: a few one by one, of more a line for each experiment or table.
+
+    Args:
+        several: the verdicts.
+        titles: by name of an experiment or table, what it is called; its name if it is not there.
+    """
     if len(several) <= HEADLINES:
         return [verdict.sentence for verdict in several]
-    experiments = dict.fromkeys(verdict.experiment for verdict in several)
-    return [summary(name, [verdict for verdict in several if verdict.experiment == name]) for name in experiments]
+    by_experiment: dict[str, list[Verdict]] = {}
+    for verdict in several:
+        by_experiment.setdefault(verdict.experiment, []).append(verdict)
+    return [summary((titles or {}).get(name, name), members) for name, members in by_experiment.items()]
+
+
+def headlines(several: Sequence[Verdict], titles: Mapping[str, str] | None = None) -> list[str]:
+    """What stands above a report: the lines of its verdicts (`lines_of`), or the sum of them if the lines are many."""
+    lines = lines_of(several, titles)
+    if not lines:
+        return [NO_VERDICT]
+    distinct = list({replace(verdict, experiment=""): verdict for verdict in several}.values())
+    return lines if len(lines) <= HEADLINES else [summary("In all", distinct)]
+
+
+def limits(several: Sequence[Verdict]) -> list[str]:
+    """What the verdicts do not show, in sentences."""
+    scales = sorted({verdict.scale for verdict in several} - {"paper"})
+    datasets, networks = ({getattr(verdict, name) for verdict in several} for name in ("dataset", "architecture"))
+    notes = []
+    if any(verdict.test != "paired" for verdict in several):
+        notes.append(
+            "What would come of distilling again: networks that share their synthetic set tell of training alone. With "
+            f"{LEAST_SEEDS} seeds in common or more, distillations are compared."
+        )
+    if scales:
+        notes.append(f"What the paper's settings reach: the scale is {' and '.join(scales)}.")
+    notes.append(
+        "What equal compute buys: the arms have equal images per class, but every stage has experts and iterations of "
+        "its own."
+    )
+    if len(several) > 1:
+        notes.append(
+            "That all of these hold at once: each interval stands for itself, and of 20 comparisons without any "
+            "difference one is expected to look significant."
+        )
+    notes.append(
+        f"What another data set or network would say: measured were {', '.join(sorted(datasets))} and "
+        f"{', '.join(sorted(networks))}."
+    )
+    return notes
 
 
 def summary(name: str, several: Sequence[Verdict]) -> str:

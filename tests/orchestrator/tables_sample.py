@@ -87,7 +87,7 @@ def measured_cells(tables: TablesPlan) -> dict[str, list[MeasuredCell]]:
             "std": 0.5,
             "n": 5,
             "interval": (25.7, 26.9),
-            "difference": 0.3,
+            "difference": 0.3 if tested else None,
             "significant": False if tested else None,
         },
         {"mean": 30.0, "std": 0.1, "n": 5, "interval": (29.9, 30.1)},
@@ -98,7 +98,7 @@ def measured_cells(tables: TablesPlan) -> dict[str, list[MeasuredCell]]:
             "n": 5,
             "interval": (68.5, 69.5),
             "values": (68.6, 69.4),
-            "difference": 2.1,
+            "difference": 2.1 if tested else None,
             "significant": True if tested else None,
         },
         {
@@ -106,10 +106,17 @@ def measured_cells(tables: TablesPlan) -> dict[str, list[MeasuredCell]]:
             "std": 0.4,
             "n": 5,
             "interval": (69.6, 70.6),
-            "difference": -4.1,
+            "difference": -4.1 if tested else None,
             "significant": True if tested else None,
         },
-        {"status": "partial", "mean": 27.0, "std": 0.0, "n": 1, "difference": -0.3, "why": "1 of 2 networks"},
+        {
+            "status": "partial",
+            "mean": 27.0,
+            "std": 0.0,
+            "n": 1,
+            "difference": -0.3 if tested else None,
+            "why": "1 of 2 networks",
+        },
     )
     seen: dict[str, Any] = {"mean": 60.0, "std": 0.5, "n": 2, "interval": (59.0, 61.0)}
     lost: dict[str, Any] = {"status": "failed", "why": DIVERGED}

@@ -90,7 +90,7 @@ def test_the_table_of_a_half_done_run_says_what_is_known_and_why_the_rest_is_not
         "\n"
         "| Method | Images per class | convnet | resnet10 |\n"
         "| --- | ---: | ---: | ---: |\n"
-        "| Random | 2 | 85.0 ± 5.0 | 72.0 ± 2.0 |\n"
+        "| Random | 2 | **85.0 ± 5.0** | **72.0 ± 2.0** |\n"
         "| PDD+MTT, stage 1 of 2 | 1 | 60.5 ± 0.5 | 50.0 (1 of 2) |\n"
         "| PDD+MTT, stage 2 of 2 | 2 | failed | failed |\n"
         "| Full data | all | 98.5 ± 0.5 | not run |\n"

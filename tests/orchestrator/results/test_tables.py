@@ -83,7 +83,7 @@ def test_a_cell_that_the_budget_leaves_out_says_so(tmp_path: Path) -> None:
     ]
 
 
-def test_significance_is_asked_only_at_the_published_scale_and_dataset(tmp_path: Path) -> None:
+def test_a_difference_to_the_paper_is_given_only_at_the_published_scale_and_dataset(tmp_path: Path) -> None:
     plan, store = tables(), Store.open(tmp_path)
     put(store, plan, "DREAM", [50, 50.1, 50.2, 50.1, 50])
     table = plan.tables[0]
@@ -93,6 +93,7 @@ def test_significance_is_asked_only_at_the_published_scale_and_dataset(tmp_path:
     for changes in ({"scale": "small"}, {"dataset_note": "measured on digits"}):
         other = replace(plan, tables=(replace(table, cells=cells, **changes),))  # type: ignore[arg-type]
         assert measured(other, store)["DREAM 10"].significant is None
+        assert measured(other, store)["DREAM 10"].difference is None
 
 
 @pytest.mark.parametrize(

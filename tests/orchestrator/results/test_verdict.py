@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.experiment import Arm, Plan
-from orchestrator.results.verdict import Verdict, headlines, signed, verdicts
+from orchestrator.results.verdict import NO_VERDICT, Verdict, headlines, limits, lines_of, signed, verdicts
 from tests.orchestrator.results.test_cells import cell_of, demo_plan, measure
 from workers.store.store import Store
 
@@ -90,8 +91,9 @@ def test_a_single_network_is_not_tested(store: Store) -> None:
     put(store, plan, (71.0,), (69.5,))
     verdict = only(plan, store)
     assert (verdict.test, verdict.significant, verdict.words) == ("none", None, "better, not tested")
-    assert verdict.sentence.endswith(
-        "is +1.5 points on convnet, 2 images per class: not tested, a single network cannot be tested."
+    assert verdict.sentence == (
+        "PDD+MTT (2 x 1) minus MTT (1 x 2) is +1.5 points on convnet, 2 images per class: not tested, "
+        "one network alone has no spread."
     )
     assert json.loads(json.dumps(verdict.to_json(), allow_nan=False))["interval"] is None
 
@@ -148,11 +150,38 @@ def test_a_few_verdicts_are_told_one_by_one_and_more_are_counted(store: Store) -
     put(store, plan, (82.0, 84.0, 86.0), (80.0, 80.0, 80.3))
     verdict = only(plan, store)
     assert headlines([verdict]) == [verdict.sentence]
-    assert headlines([verdict] * 4) == [
-        "demo: PDD is significantly better than its base method in 0 of 4 comparisons, without a significant "
+    assert lines_of([verdict] * 4, {"demo": "Table 1"}) == [
+        "Table 1: PDD is significantly better than its base method in 0 of 4 comparisons, without a significant "
         "difference in 4 (+3.9 to +3.9 points)."
     ]
 
 
 def test_a_sign_is_always_there() -> None:
     assert (signed(1.23), signed(-1.25), signed(0.0)) == ("+1.2", "−1.2", "+0.0")
+
+
+def test_many_tables_are_summed_up_each_comparison_once(store: Store) -> None:
+    plan = plan_of()
+    put(store, plan, (82.0, 84.0, 86.0), (80.0, 80.0, 80.3))
+    verdict = only(plan, store)
+    several = [replace(verdict, experiment=f"table{number}") for number in range(4)]
+    assert len(lines_of(several)) == 4
+    assert headlines(several) == [
+        "In all: PDD is significantly better than its base method in 0 of 1 comparisons, without a significant "
+        "difference in 1 (+3.9 to +3.9 points)."
+    ]
+    assert headlines([]) == [NO_VERDICT]
+
+
+def test_the_limits_name_what_the_comparison_leaves_open(store: Store) -> None:
+    plan = plan_of()
+    put(store, plan, (82.0, 84.0, 86.0), (80.0, 80.0, 80.3))
+    verdict = only(plan, store)
+    text = " ".join(limits([verdict]))
+    for words in ("distilling again", "the scale is tiny", "equal compute", "digits and convnet"):
+        assert words in text
+    assert "each interval stands for itself" not in text and "each interval stands for itself" in " ".join(
+        limits([verdict, verdict])
+    )
+    sure = replace(verdict, test="paired", scale="paper")
+    assert not any(word in " ".join(limits([sure])) for word in ("distilling again", "the scale is"))
