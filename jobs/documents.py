@@ -29,10 +29,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise BadInput(str(path), "file", error.strerror, "name a readable YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also an impossible date
         raise BadInput(str(path), "file", _first_line(error), "fix the YAML at that place") from error
     if not isinstance(value, dict):
         raise BadInput(str(path), "file", type(value).__name__, "write a mapping of fields to values")
+    if (field := _cycle(value, set())) is not None:
+        raise BadInput(str(path), field, "an alias", "it stands for what it is part of; write its value instead")
     return value
 
 
@@ -65,6 +67,26 @@ def set_path(target: dict[str, Any], path: str, value: object, place: str) -> No
         here[int(last)] = value
     else:
         raise BadInput(place, path, value, f"{last!r} is not a field there; look at the file's fields")
+
+
+def _cycle(value: object, flat: set[int], path: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> str | None:
+    """The path of a value that contains itself, as YAML's aliases allow; None if there is none.
+
+    Args:
+        value: what is searched.
+        flat: identities of what was searched without a find, each of which is searched once.
+        path: where the value stands.
+        above: identities of what it stands in.
+    """
+    if not isinstance(value, dict | list) or id(value) in flat:
+        return None
+    if id(value) in above:
+        return ".".join(path)
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    inner = (_cycle(part, flat, (*path, str(name)), (*above, id(value))) for name, part in items)
+    cycle = next((cycle for cycle in inner if cycle is not None), None)
+    flat.add(id(value))
+    return cycle
 
 
 def _bad_input(model: type[BaseModel], error: ValidationError, place: str, prefix: str) -> BadInput:

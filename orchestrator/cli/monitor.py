@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli import options as cli
+from orchestrator.cli.errors import writing_to
 
 
 @cli.with_options(cli.STORE, cli.JSON)
@@ -71,14 +72,18 @@ def report(
 
         resolved = resolve_tables(cli.table_request_of(experiments, all_tables, None, options))
         tables = TableWorkload(resolved, resolved.tables.plan)
-        cli.say_files(tables.write_report(out, cli.readable_store(options), None, cli.command_line()), options)
+        with writing_to(out):
+            paths = tables.write_report(out, cli.readable_store(options), None, cli.command_line())
+        cli.say_files(paths, options)
         return
     from orchestrator.planning.requests import resolve
     from orchestrator.workloads.experiments import latest_run, write_report
 
     request = resolve(cli.request_of(experiments, options))
     store = cli.readable_store(options)
-    cli.say_files(write_report(out, request.plan, store, latest_run(request, store), cli.command_line()), options)
+    with writing_to(out):
+        paths = write_report(out, request.plan, store, latest_run(request, store), cli.command_line())
+    cli.say_files(paths, options)
 
 
 @cli.with_options(cli.TARGET, cli.JSON)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from jobs.errors import BadInput
 from orchestrator.cli import options as cli
+from orchestrator.cli.errors import writing_to
 
 
 @cli.with_options(cli.STORE, cli.REQUEST, cli.JSON)
@@ -40,7 +41,8 @@ def export(
         keys = chains.best_of_run(opened, chosen_run(opened, run))
     else:
         keys = chains.of_experiment(resolve(cli.request_of(experiments, options)).plan, arm)
-    exported = writer.write(out, chains.gather(keys.prefix(stages), opened), opened, with_test=with_test)
+    with writing_to(out):
+        exported = writer.write(out, chains.gather(keys.prefix(stages), opened), opened, with_test=with_test)
     cli.say(exported.to_json(), exported.lines(), options)
 
 

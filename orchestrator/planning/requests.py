@@ -122,7 +122,7 @@ def _set(changed: dict[str, Any], setting: str) -> None:
         raise BadInput("command line", "--set", setting, "write path.to.field=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise BadInput("command line", f"--set {path}", text, "write a YAML value") from None
     assign(changed, path, value, "command line")
 

@@ -7,6 +7,7 @@ run's journal and the store.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,9 @@ def end_of(store: Store, run: str, workers: int, command: str) -> RunEnd:
 
 def _launch_on_slurm(workload: Workload, target: Target, store: Store, options: LaunchOptions) -> RunResult | str:
     """Submit a workload, or find that SLURM has it, and follow it; whoever follows may leave at any time."""
+    if shutil.which("srun") is None:
+        fix = "no srun is on the PATH: type it where SLURM can be reached, or choose another --cluster"
+        raise BadInput("command line", "--cluster", target.name, fix)
     from orchestrator.clusters.slurm import submit  # takes Submitit along, which a run on this machine does without
 
     def order(home: Path) -> dict[str, Any]:

@@ -145,3 +145,26 @@ def test_bad_input_keeps_its_four_parts_on_the_way_between_processes(carry: Any)
     assert (error.place, error.field, error.value, error.fix) == ("f.yaml", "arms.0", 3, "write 4")
     assert str(error) == "f.yaml: arms.0 is 3: write 4"
     assert isinstance(error, PddError)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "told"),
+    [
+        ("about: 2001-99-99", "file", "month must be in 1..12"),
+        (f"networks: {'9' * 5000}", "file", "digits"),
+        ("set: &a\n  b: *a", "set.b", "part of"),
+        ("arms: &a\n- [*a]", "arms.0.0", "part of"),
+    ],
+)
+def test_yaml_that_python_cannot_hold_is_refused_at_its_place(tmp_path: Path, text: str, field: str, told: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput) as refused:
+        read_yaml(path)
+    assert refused.value.field == field and told in str(refused.value)
+
+
+def test_an_alias_that_is_used_often_is_no_cycle(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    (tmp_path / "mine.yaml").write_text("\n".join(lines))
+    assert len(read_yaml(tmp_path / "mine.yaml")) == 60

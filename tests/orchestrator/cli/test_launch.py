@@ -227,9 +227,12 @@ def test_with_json_a_refusal_is_one_document_with_its_parts(
 
 def test_options_before_the_commands_name_hold_behind_it_too(type_in: Type, tmp_path: Path) -> None:
     said = type_in("--store", "here", "--set", "networks=1", "plan", "tiny", "--set", "arms.0.stages=2", "--json")
-    assert said.exit == 0 and (tmp_path / "here").is_dir()
+    assert said.exit == 0 and not (tmp_path / "here").exists(), "a plan makes nothing"
     kinds = json.loads(said.out)["jobs"]["by_kind"]
     assert kinds["full"]["to_run"] == 1 and kinds["select"]["to_run"] == 1
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here").chmod(0o777)
+    refused(type_in("--store", "here", "plan", "tiny"), str(tmp_path / "here"), "chmod o-w")
 
 
 def test_a_run_that_ended_cannot_be_cancelled_and_is_told_so(type_in: Type, tmp_path: Path) -> None:

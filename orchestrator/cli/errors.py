@@ -1,0 +1,131 @@
+"""How the command line ends on an error: an exit code, one sentence for people and, with `--json`, one document.
+
+Exit codes: 2 bad input (nothing was started), 3 the world around us refused (a full disk, no memory, Ray), 130
+interrupted, 1 a bug of ours, which alone shows its traceback.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import typer
+from rich.text import Text
+
+from jobs.errors import BadInput, Damaged, PddError
+from orchestrator.cli.options import SCHEMA, people
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""What typer raises for words it does not know; click's, of which newer versions carry a copy inside."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PLAIN_LETTERS = {"±": "+/-", "−": "-", "–": "-", "—": "-", "→": "->", "×": "x", "·": "-", "…": "...", "’": "'"}
+"""What stands for a letter that a terminal cannot show; for any other it is a question mark."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the process ends: its exit code, the sentence, and the parts of what was refused."""
+
+    code: int
+    message: str
+    parts: tuple[str, ...] = ()
+    """Names of the error's attributes that the document has beside the message."""
+
+
+def ending_of(error: BaseException) -> Ending:
+    """How the process ends on an error."""
+    match error:
+        case BadInput():
+            return Ending(2, str(error), ("place", "field", "value", "fix"))
+        case Damaged():
+            return Ending(3, str(error))
+        case PddError():
+            return Ending(3 if isinstance(error.__cause__, OSError) else 1, str(error))
+        case KeyboardInterrupt() | typer.Abort():
+            return Ending(130, "interrupted; nothing that was finished is lost, the same command goes on from there")
+        case OSError():
+            return Ending(3, _os_sentence(error))
+        case MemoryError():
+            return Ending(3, "not enough memory: give this process more, or ask for less")
+        case RecursionError():
+            return Ending(2, "the input is nested too deeply, or refers to itself: write it flat")
+        case UnicodeError():
+            return Ending(2, f"a name or text cannot be read or written in this locale ({error}): use UTF-8")
+    name = type(error).__name__
+    if type(error).__module__.partition(".")[0] == "ray":
+        return Ending(3, f"Ray: {name}: {error}: see `pdd doctor`; what is finished stays, run the same command again")
+    return Ending(1, f"a bug: {name}: {error}; please report it with the lines above")
+
+
+def end_with(error: BaseException) -> NoReturn:
+    """End the process on an error."""
+    if isinstance(error, USAGE_ERROR):
+        complaint = " ".join(cast(Any, error).format_message().split()).rstrip(".")
+        error = BadInput("command line", "words", shlex.join(sys.argv[1:]), f"{complaint}; see --help")
+    ending = ending_of(error)
+    if ending.code == 1 and not isinstance(error, PddError):
+        traceback.print_exception(error)
+    message = " ".join(ending.message.split())
+    if "--json" in sys.argv[1:]:
+        parts = {part: _plain(getattr(error, part)) for part in ending.parts}
+        print(json.dumps({"schema": SCHEMA, "exit": ending.code, "error": {**parts, "message": message}}))
+    people.print(Text(message, style="bold"), soft_wrap=True)
+    sys.exit(ending.code)
+
+
+def show_any_letter() -> None:
+    """Let both outputs show something for letters that the terminal's encoding has not."""
+    codecs.register_error("plain letters", _plain_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="plain letters")
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Say of a folder that the user named that it cannot be written; a full disk is another matter.
+
+    Raises:
+        BadInput: it cannot be made, or nothing can be written in it.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, (str, bytes)) else None
+        ours = path is not None and (path.is_relative_to(out.absolute()) or out.absolute().is_relative_to(path))
+        if not ours or error.errno in FULL:
+            raise
+        fix = f"name a folder that you can write to ({error.strerror})"
+        raise BadInput("command line", "--out", str(out), fix) from error
+
+
+def _os_sentence(error: OSError) -> str:
+    """What the system refused, with the file and what to do."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    notes = getattr(error, "__notes__", [])
+    fixes = notes or (["free space there and run the same command again"] if error.errno in FULL else [])
+    return ": ".join([f"{where}{error.strerror or error}", *fixes])
+
+
+def _plain_letters(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end]
+    return "".join(PLAIN_LETTERS.get(letter, "?") for letter in letters), error.end
+
+
+def _plain(value: object) -> Any:
+    """The value as JSON has it, else as Python writes it."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
