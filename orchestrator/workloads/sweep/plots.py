@@ -63,8 +63,8 @@ def parallel_coordinates(rows: Sequence[Row], sweep: Sweep) -> Figure:
         heights = [_height(one, row.values[name]) for name, one in sweep.space.items()] + [(score - low) / spread]
         style = "-" if row.state == "done" else "--"
         axes.plot(range(len(names)), heights, style, color=colormaps[COLOURS]((score - low) / spread), alpha=0.85)
-    for place, one in enumerate(sweep.space.values()):
-        _ruler(axes, place, _marks(one))
+    for position, one in enumerate(sweep.space.values()):
+        _ruler(axes, position, _marks(one))
     _ruler(axes, len(names) - 1, [(0.0, f"{low:.3g}"), (1.0, f"{high:.3g}")])
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks([])
@@ -74,10 +74,10 @@ def parallel_coordinates(rows: Sequence[Row], sweep: Sweep) -> Figure:
     return figure
 
 
-def _ruler(axes: Axes, place: int, marks: Sequence[tuple[float, str]]) -> None:
-    axes.axvline(place, color="#7F7F7F", linewidth=0.8)
+def _ruler(axes: Axes, position: int, marks: Sequence[tuple[float, str]]) -> None:
+    axes.axvline(position, color="#7F7F7F", linewidth=0.8)
     for height, text in marks:
-        axes.annotate(text, (place, height), xytext=(3, 0), textcoords="offset points", fontsize=8)
+        axes.annotate(text, (position, height), xytext=(3, 0), textcoords="offset points", fontsize=8)
 
 
 def _marks(one: Dimension) -> list[tuple[float, str]]:

@@ -70,8 +70,8 @@ def rows(standings: Sequence[TrialState], winners: Sequence[TrialState], store: 
     """One row per trial, in order of their numbers; costs are read from the manifests."""
     needed = [{job.key for job in jobs_up_to(one.trial, one.stage)} for one in standings]
     owners = Counter(key for keys in needed for key in keys)
-    found = {key: manifest_of(store, key) for key in owners}
-    seconds = {key: manifest.seconds if manifest is not None else 0.0 for key, manifest in found.items()}
+    manifests = {key: manifest_of(store, key) for key in owners}
+    seconds = {key: manifest.seconds if manifest is not None else 0.0 for key, manifest in manifests.items()}
     ranks = {one.trial.id: rank for rank, one in enumerate(winners, start=1)}
     made = [
         Row(

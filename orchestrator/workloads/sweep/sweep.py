@@ -32,7 +32,7 @@ from orchestrator.workloads.sweep.mailbox import TrialMailbox
 from orchestrator.workloads.sweep.rows import Row
 from orchestrator.workloads.sweep.rows import rows as rows_of
 from orchestrator.workloads.sweep.trials import Trial, Trials, make_trial, merge
-from orchestrator.workloads.sweep.tune import DESK, TuneCluster, check_searcher
+from orchestrator.workloads.sweep.tune import MAILBOX, TuneCluster, check_searcher
 from workers.store.files import replace_file
 from workers.store.store import Store
 
@@ -132,7 +132,7 @@ class SweepWorkload:
         search = TuneCluster(run.cluster, run.folder, self.sweep, values, at_once, self.longest())
         past = read(journal.path)
         (run.folder / "report" / DOCUMENT).unlink(missing_ok=True)
-        mailbox = TrialMailbox(run.folder / DESK)
+        mailbox = TrialMailbox(run.folder / MAILBOX)
         trials = Trials(self.sweep, self.make, mailbox, run.store, journal, search, speaker(run.options.quiet))
         earlier = mailbox.begin_again()
         known = self.known or [self.make(number, one) for number, one in enumerate(earlier, start=1)]

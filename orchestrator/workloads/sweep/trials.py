@@ -235,9 +235,9 @@ class Trials:
         """Merge a trial's graph; what an earlier session reported of it is still true."""
         merge(self.plan, trial.plan)
         standing = self.standings[trial.id] = TrialState(trial)
-        while (found := self.mailbox.answer_to(trial.id, standing.stage + 1)) is not None:
-            standing.reported.append(found)
-            standing.state = "done" if found.last else "stopped"
+        while (metrics := self.mailbox.answer_to(trial.id, standing.stage + 1)) is not None:
+            standing.reported.append(metrics)
+            standing.state = "done" if metrics.last else "stopped"
         self._stale = True
 
     def _redraw(self) -> None:

@@ -28,7 +28,7 @@ from orchestrator.runs.pool import PoolBroken
 from orchestrator.workloads.sweep.mailbox import StageRequest, TrialMailbox, trial_id
 
 FOLDER = "tune"
-DESK = "trials"
+MAILBOX = "trials"
 HEAD = "node:__internal_head__"
 """A resource that Ray gives to the head's node, once; a share of it keeps a process there."""
 SHARE = 0.0001
@@ -70,8 +70,8 @@ class TuneCluster:
     def open(self) -> Any:
         """Open the cluster and start Tune on it."""
         self._ray = self._cluster.open()
-        place = {"num_cpus": 0, "resources": {HEAD: SHARE}, "max_restarts": 0}
-        self._tune = self._ray.remote(TuneProcess).options(**place).remote()
+        placement = {"num_cpus": 0, "resources": {HEAD: SHARE}, "max_restarts": 0}
+        self._tune = self._ray.remote(TuneProcess).options(**placement).remote()
         self._end = self._tune.run.remote(*self._order)
         return self._ray
 
@@ -118,7 +118,7 @@ class TuneProcess:
     ) -> None:
         """Search until every trial is finished, from Tune's own state if there is any."""
         sweep, path = Sweep.model_validate(document), Path(folder) / FOLDER
-        trainable = _trainable(Path(folder) / DESK)
+        trainable = _trainable(Path(folder) / MAILBOX)
         if not _took_up(path, trainable):
             shutil.rmtree(path, ignore_errors=True)
             _new(path, trainable, sweep, trials, at_once, longest).fit()
@@ -149,7 +149,7 @@ def _new(path: Path, trainable: Any, sweep: Sweep, trials: Sequence[Values] | No
         tune_config=tune.TuneConfig(
             metric=sweep.metric,
             mode=sweep.mode,
-            scheduler=_scheduler(sweep, path.parent / DESK, longest),
+            scheduler=_scheduler(sweep, path.parent / MAILBOX, longest),
             search_alg=searcher,
             num_samples=samples,
             max_concurrent_trials=at_once,
