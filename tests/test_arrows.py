@@ -48,7 +48,6 @@ FLOORS = (
 )
 STILL_UPWARD = {  # arrows between rooms that are known to run the wrong way, and must go
     ("orchestrator.clusters", "orchestrator.clusters.slurm"),
-    ("orchestrator.runs", "orchestrator.clusters.slurm"),
 }
 FOLDERS = {"orchestrator": 9, "workers": 6}
 LOOSE_MODULES = {"orchestrator": {"launch.py", "slurm_driver.py"}, "workers": {"execute.py"}}

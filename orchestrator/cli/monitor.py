@@ -16,10 +16,11 @@ from orchestrator.cli.errors import writing_to
 @cli.with_options(cli.STORE, cli.JSON)
 def status(options: cli.Options, name: cli.RunName = None) -> None:
     """Tell what a run is doing, from any shell that sees the store."""
-    from orchestrator.runs.status import chosen_run, status
+    from orchestrator.clusters.slurm.follow import status_of
+    from orchestrator.runs.status import chosen_run
 
     store = cli.existing_store(options)
-    current = status(store, chosen_run(store, name))
+    current = status_of(store, chosen_run(store, name))
     cli.say(current.to_json(), current.lines(), options)
 
 
@@ -43,13 +44,13 @@ def logs(
 @cli.with_options(cli.STORE, cli.JSON)
 def cancel(options: cli.Options, name: cli.RunName = None) -> None:
     """Ask a run to save its work and end, from any shell that sees the store."""
-    from orchestrator.clusters.slurm.follow import SlurmRun
-    from orchestrator.runs.status import chosen_run, status
+    from orchestrator.clusters.slurm.follow import SlurmRun, status_of
+    from orchestrator.runs.status import chosen_run
     from orchestrator.runs.stop_file import STOP, StopFile
 
     store = cli.existing_store(options)
     run = chosen_run(store, name)
-    state = status(store, run).state
+    state = status_of(store, run).state
     if going := state in ("running", "queued"):
         StopFile(store.run_folder(run) / STOP).write("cancelled")
         if (slurm_run := SlurmRun.of(store, run)) is not None:

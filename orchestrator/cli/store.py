@@ -87,15 +87,16 @@ def gc(
     delete: Annotated[bool, typer.Option("--delete", help="Remove them; without it they are only listed.")] = False,
 ) -> None:
     """List the artifacts that no run refers to, nor any experiment named here; remove them if asked."""
+    from orchestrator.clusters.slurm.follow import status_of
     from orchestrator.planning.requests import resolve
     from orchestrator.runs import garbage
 
     store = cli.existing_store(options)
     wanted = resolve(cli.request_of(experiments, options)).plan.graph.jobs if experiments else ()
     unused = garbage.unused(store, wanted)
-    obstacles = garbage.obstacles(store)
+    obstacles = garbage.obstacles(store, status_of)
     if delete:
-        garbage.remove(store, unused)
+        garbage.remove(store, unused, status_of)
     size = sum(artifact.size for artifact in unused)
     lines = [Text(f"{artifact.key}: {artifact.size / 2**20:.1f} MiB") for artifact in unused]
     outcome = (

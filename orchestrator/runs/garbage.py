@@ -10,12 +10,12 @@ Left out: quarantined artifacts, checkpoints and logs, which a person should loo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from jobs.errors import BadInput, Damaged
 from orchestrator.runs import journal
-from orchestrator.runs.status import runs, status
+from orchestrator.runs.status import RunStatus, runs
 from workers.store.claims import Claims
 from workers.store.manifest import Manifest, outdated
 from workers.store.store import Store
@@ -79,18 +79,19 @@ def unused(store: Store, wanted: Collection[str] = ()) -> list[Unused]:
     ]
 
 
-def obstacles(store: Store) -> dict[str, str]:
+def obstacles(store: Store, status_of: Callable[[Store, str], RunStatus]) -> dict[str, str]:
     """Why nothing may be removed now, by run or artifact: what one of them needs is not known for sure.
 
     A run that goes on or waits in a queue has not all it needs in its journal yet; a journal that cannot be read, or
     is gone, may have named anything; and of an artifact whose manifest cannot be read the parents are not known.
+    `status_of` says where a run stands, in its queue as well.
     """
     found: dict[str, str] = {}
     for folder in sorted(path for path in (store.root / "runs").glob("*") if path.is_dir()):
         if why := journal.unreadable(folder / journal.NAME):
-            fix = f"mend it, or remove {folder} if nothing of this run is needed any more"
+            fix = f"repair it, or remove {folder} if nothing of this run is needed any more"
             found[folder.name] = f"its {journal.NAME} {why}: {fix}"
-        elif (state := status(store, folder.name).state) in ("running", "queued"):
+        elif (state := status_of(store, folder.name).state) in ("running", "queued"):
             found[folder.name] = f"is {state}: wait for its end, or cancel it, then collect"
     for key in store.keys():
         if _peek(store, key) is None:
@@ -98,13 +99,13 @@ def obstacles(store: Store) -> dict[str, str]:
     return found
 
 
-def remove(store: Store, artifacts: Iterable[Unused]) -> None:
+def remove(store: Store, artifacts: Iterable[Unused], status_of: Callable[[Store, str], RunStatus]) -> None:
     """Remove what was found to be unused.
 
     Raises:
         BadInput: one of the `obstacles`.
     """
-    if found := obstacles(store):
+    if found := obstacles(store, status_of):
         name, why = next(iter(found.items()))
         raise BadInput(str(store.root), "artifact" if name in store.keys() else "run", name, why)
     for artifact in artifacts:

@@ -1,4 +1,4 @@
-"""What a run is doing, told from its journal, the claims in the store and SLURM's queue; Ray is never asked.
+"""The status of a run, from its journal, the claims in the store and the queue it is in; Ray is never asked.
 
 Works from any shell that sees the store, while the run goes on and after it ended or died.
 """
@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.text import Text
 
 from jobs.errors import BadInput
 from jobs.keys import kind_of
-from orchestrator.clusters.slurm.follow import SlurmRun
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Record
 from workers.store.claims import Claim, Claims
@@ -37,6 +36,27 @@ _STATUS_OF = {
     "job_failed": "failed",
     "job_skipped": "skipped",
 }
+
+
+class QueuedJob(Protocol):
+    """A job in a queue."""
+
+    @property
+    def state(self) -> str:
+        """`PENDING` while it waits."""
+
+
+class QueueView(Protocol):
+    """What a queue, such as SLURM's, says of a run's jobs."""
+
+    def head(self) -> Sequence[QueuedJob] | None:
+        """The living job that drives the run, in a list; None if the queue does not answer."""
+
+    def sentences(self) -> list[str]:
+        """Where its jobs stand, for people."""
+
+    def last_word(self) -> str:
+        """Why the head job ended, where the journal does not say; empty if it is not known."""
 
 
 @dataclass
@@ -94,20 +114,25 @@ def chosen_run(store: Store, run: str | None) -> str:
     return known[-1]
 
 
-def status(store: Store, run: str) -> RunStatus:
-    """The run's standing at this moment."""
-    records = journal.read(store.run_folder(run) / journal.NAME)
-    claims, slurm_run = Claims(store.root).all(), SlurmRun.of(store, run)
-    if slurm_run is None:
+def status(store: Store, run: str, queue: QueueView | None) -> RunStatus:
+    """The status of a run at this moment.
+
+    Args:
+        store: where its journal and claims are.
+        run: its name.
+        queue: what its queue says of it; None if it is in no queue.
+    """
+    records, claims = journal.read(store.run_folder(run) / journal.NAME), Claims(store.root).all()
+    if queue is None:
         return from_records(run, records, claims, time.time(), _driver_lives(records))
-    head = slurm_run.head()
-    found = from_records(run, records, claims, time.time(), head is None or bool(head))
-    found.slurm = slurm_run.sentences()
-    if found.state == "dead" and (word := slurm_run.last_word()):
-        found.why = f"the head ended: {word}; run the same command again"
+    head = queue.head()
+    current = from_records(run, records, claims, time.time(), head is None or bool(head))
+    current.slurm = queue.sentences()
+    if current.state == "dead" and (word := queue.last_word()):
+        current.why = f"the head ended: {word}; run the same command again"
     if head and all(job.state == "PENDING" for job in head):
-        found.state, found.exit, found.why = "queued", None, "its head job waits in SLURM's queue"
-    return found
+        current.state, current.exit, current.why = "queued", None, "its head job waits in SLURM's queue"
+    return current
 
 
 def from_records(

@@ -20,6 +20,7 @@ from orchestrator.clusters.slurm.run_folder import HeadMonitor, RunFolder
 from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal, JournalLost, Record
+from orchestrator.runs.status import RunStatus, status
 from workers.store.store import Store
 
 POINTER = "slurm.json"
@@ -121,6 +122,11 @@ class SlurmRun:
     def last_word(self) -> str:
         """Why the head ended, where the journal does not say; empty if it is not known."""
         return RunFolder(self.folder).last_word()
+
+
+def status_of(store: Store, run: str) -> RunStatus:
+    """The status of a run, with what SLURM's queue says of it if it is there."""
+    return status(store, run, SlurmRun.of(store, run))
 
 
 def uses_of(store: Store, run: str | None) -> list[str]:

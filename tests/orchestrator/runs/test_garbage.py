@@ -16,6 +16,7 @@ from orchestrator import launch
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs import garbage
 from orchestrator.runs.journal import Journal
+from orchestrator.runs.status import RunStatus, status
 from tests.workers.workshop import Workshop
 from workers.store.claims import Claims
 from workers.store.store import Store
@@ -62,6 +63,11 @@ def spoil(workshop: Workshop) -> str:
 # Without the command line.
 
 
+def here(store: Store, run: str) -> RunStatus:
+    """The status of a run that is in no queue."""
+    return status(store, run, None)
+
+
 def test_a_flipped_bit_is_complained_about_and_nothing_else(workshop: Workshop) -> None:
     key = spoil(workshop)
     found = garbage.verify(workshop.store).damaged
@@ -99,7 +105,7 @@ def test_what_is_being_computed_or_wanted_is_in_use(workshop: Workshop) -> None:
 def test_only_the_unused_are_removed(workshop: Workshop) -> None:
     set_two = workshop.job("distil", stage=2)
     journal(workshop, "some", [set_two.key])
-    garbage.remove(workshop.store, garbage.unused(workshop.store))
+    garbage.remove(workshop.store, garbage.unused(workshop.store), here)
     assert set(workshop.store.keys()) == workshop.plan.graph.ancestors([set_two.key])
     assert all(workshop.store.has(key) for key in workshop.store.keys())
     assert list((workshop.store.root / "tmp").iterdir()) == []
@@ -109,7 +115,7 @@ def test_nothing_is_removed_while_a_run_goes_on(workshop: Workshop) -> None:
     journal(workshop, "some", [], ended=False)
     before = set(workshop.store.keys())
     with pytest.raises(BadInput, match="run is 'some': is running"):
-        garbage.remove(workshop.store, garbage.unused(workshop.store))
+        garbage.remove(workshop.store, garbage.unused(workshop.store), here)
     assert set(workshop.store.keys()) == before
 
 
@@ -165,12 +171,12 @@ def test_nothing_is_removed_while_a_journal_cannot_be_read(workshop: Workshop, h
     set_two = workshop.job("distil", stage=2)
     journal(workshop, "some", [set_two.key])
     journal(workshop, "other", [])
-    assert garbage.obstacles(workshop.store) == {}
+    assert garbage.obstacles(workshop.store, here) == {}
     harm(workshop.store.run_folder("some"))
     before = set(workshop.store.keys())
     unused = garbage.unused(workshop.store)
     with pytest.raises(BadInput, match=r"run is 'some': its journal.jsonl .*remove .*some"):
-        garbage.remove(workshop.store, unused)
+        garbage.remove(workshop.store, unused, here)
     assert set(workshop.store.keys()) == before
 
 
@@ -179,7 +185,7 @@ def test_nothing_is_removed_while_a_manifest_cannot_be_read(workshop: Workshop) 
     (workshop.store.root / "objects" / "distil" / key / "manifest.json").write_text("[" * 100_000)
     assert key not in {artifact.key for artifact in garbage.unused(workshop.store)}
     with pytest.raises(BadInput, match="artifact is .*verify --quarantine"):
-        garbage.remove(workshop.store, [])
+        garbage.remove(workshop.store, [], here)
 
 
 # As typed.

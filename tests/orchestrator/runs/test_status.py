@@ -6,7 +6,9 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -177,7 +179,7 @@ def test_a_driver_lives_if_its_process_does_or_cannot_be_seen(
 ) -> None:
     store = Store.open(tmp_path)
     begin(store, "a", **origin)
-    assert standing.status(store, "a").state == state
+    assert standing.status(store, "a", None).state == state
 
 
 def test_a_driver_whose_process_is_gone_is_dead(tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_driver_whose_process_is_gone_is_dead(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     begin(store, "a", pid=gone.pid, host=socket.gethostname())
-    assert standing.status(store, "a").state == "dead"
+    assert standing.status(store, "a", None).state == "dead"
 
 
 def test_the_claims_of_the_store_are_asked(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_the_claims_of_the_store_are_asked(tmp_path: Path) -> None:
     assert held is not None
     with held:
         held.beat(0.5, "half", force=True)
-        (job,) = standing.status(store, "a").running
+        (job,) = standing.status(store, "a", None).running
     assert (job["progress"], job["note"], job["host"]) == (0.5, "half", socket.gethostname())
     assert 0 <= job["seconds"] < time.monotonic()
 
@@ -219,3 +221,33 @@ def test_a_log_is_found_by_a_part_of_its_key_and_the_latest_without(tmp_path: Pa
 def test_a_run_without_logs_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="none"):
         log_of(Store.open(tmp_path), "a", None)
+
+
+@dataclass
+class Queue:
+    """A queue in which the head job has a state, is gone (""), or of which nothing is known (None)."""
+
+    head_state: str | None
+
+    def head(self) -> list[SimpleNamespace] | None:
+        if self.head_state is None:
+            return None
+        return [SimpleNamespace(state=self.head_state)] if self.head_state else []
+
+    def sentences(self) -> list[str]:
+        return ["head 41 pending"]
+
+    def last_word(self) -> str:
+        return "out of memory"
+
+
+@pytest.mark.parametrize(
+    ("head", "state"), [("PENDING", "queued"), ("RUNNING", "running"), ("", "dead"), (None, "running")]
+)
+def test_a_run_in_a_queue_stands_as_its_head_job_does(tmp_path: Path, head: str | None, state: str) -> None:
+    store = Store.open(tmp_path)
+    with Journal.open(store.run_folder("a")) as book:
+        book.write("submitted", run="a", command="pdd", experiments=[], jobs={}, cluster="slurm")
+    found = standing.status(store, "a", Queue(head))
+    assert (found.state, found.slurm) == (state, ["head 41 pending"])
+    assert ("the head ended: out of memory" in found.why) == (state == "dead")

@@ -164,7 +164,7 @@ def test_the_journal_keeps_the_rules_of_the_order_and_tells_every_job_once(ran: 
 
 
 def test_the_status_of_the_run_is_its_end(ran: Ran) -> None:
-    found = status(Store(ran.shell.store), ran.document["run"])
+    found = status(Store(ran.shell.store), ran.document["run"], None)
     assert (found.state, found.exit, found.jobs["done"], found.jobs["blocked"]) == ("ended", 0, JOBS, 0)
     assert found.running == [] and found.failures == []
 

@@ -15,13 +15,12 @@ from jobs.errors import BadInput
 from orchestrator import slurm_driver
 from orchestrator.clusters.config import SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.slurm import submit
-from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
+from orchestrator.clusters.slurm.follow import POINTER, SlurmRun, status_of
 from orchestrator.clusters.slurm.submit import NotSubmitted
 from orchestrator.planning.requests import Request
 from orchestrator.runs import journal
 from orchestrator.runs.driver import RunInfo
 from orchestrator.runs.journal import Journal
-from orchestrator.runs.status import status
 from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions, Run, Workload
 from orchestrator.workloads.experiments import ExperimentWorkload
@@ -189,7 +188,7 @@ def test_a_refusal_of_slurm_leaves_an_earlier_sweep_and_says_why(
     with pytest.raises(NotSubmitted, match="invalid partition"):
         launch()
     assert events(store, run) == ["submitted", "run_began", "job_done", "run_ended", "submitted", "run_ended"]
-    found = status(store, run)
+    found = status_of(store, run)
     assert (found.state, found.exit) == ("ended", 1) and "invalid partition" in found.why
     assert not (store.run_folder(run) / "slurm").exists()
     programs.say("sbatch", "Submitted batch job 42")
