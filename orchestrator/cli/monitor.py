@@ -88,11 +88,14 @@ def report(
 
 
 @cli.with_options(cli.TARGET, cli.JSON)
-def doctor(options: cli.Options) -> None:
+def doctor(
+    options: cli.Options,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, help="On SLURM: look at so many nodes at once.")] = 1,
+) -> None:
     """Check what would stop a run here, with the fix of each finding."""
     from orchestrator.clusters.doctor import examine
 
-    findings = examine(options.target())
+    findings = examine(options.target(), nodes)
     table = Table("check", "", "found", "fix", box=None)
     for finding in findings:
         table.add_row(finding.name, "ok" if finding.ok else "FIX", finding.found, "" if finding.ok else finding.fix)

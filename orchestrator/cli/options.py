@@ -77,6 +77,7 @@ LAUNCH: Group = (
         default=False,
         help="On SLURM: submit and leave, or watch to the end; the last one said holds.",
     ),
+    option("dry_run", bool, "--dry-run", default=False, help="On SLURM: print every sbatch script, submit nothing."),
     *JSON,
     option("quiet", bool, "--quiet", "-q", default=False, help="Say nothing but failures."),
     *VERBOSE,
@@ -106,6 +107,7 @@ class Options:
     settings: tuple[str, ...] = ()
     fail_fast: bool = False
     detach: bool = False
+    dry_run: bool = False
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False

@@ -62,6 +62,8 @@ def _launch(workload: Workload, options: cli.Options) -> None:
     from orchestrator.workloads import launcher
     from orchestrator.workloads.base import LaunchOptions
 
+    if options.dry_run:
+        return _print_scripts(workload, options)
     store = cli.open_store(options)
     how = LaunchOptions(
         command=cli.command_line(),
@@ -77,3 +79,21 @@ def _launch(workload: Workload, options: cli.Options) -> None:
         return
     cli.say(result.to_json(), result.lines(), options)
     raise typer.Exit(result.exit)
+
+
+def _print_scripts(workload: Workload, options: cli.Options) -> None:
+    """Print what SLURM would get.
+
+    Raises:
+        BadInput: the target is not SLURM, or a partition does not allow the walltime.
+    """
+    from orchestrator.clusters.config import SlurmClusterSpec
+    from orchestrator.clusters.slurm.submit import scripts
+
+    target = options.target()
+    if not isinstance(target.cluster, SlurmClusterSpec):
+        fix = "say --cluster with a cluster of kind slurm; `plan` shows what a run on this machine would do"
+        raise BadInput("command line", "--dry-run", target.name, fix)
+    texts = scripts(target, workload.run_name())
+    lines = [Text(f"# {role}\n{text}") for role, text in texts.items()]
+    cli.say({"exit": 0, "scripts": texts}, lines, options)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from jobs.errors import BadInput
-from orchestrator.clusters.config import Target
+from orchestrator.clusters.config import Target, usable_cores
 from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
 from orchestrator.clusters.versions import PACKAGES, package_versions
@@ -20,13 +19,13 @@ _FREE_GIB = 5
 _SHM_GIB = 0.5
 
 
-def examine(place: Target) -> list[Finding]:
-    """All checks of the local machine, cheap ones first; for SLURM also those of the cluster, by a job of seconds."""
+def examine(place: Target, nodes: int = 1) -> list[Finding]:
+    """All checks of this machine, cheap ones first; for SLURM also of so many nodes, by a job of seconds."""
     here = [_python(), *_packages()]
     if place.cluster.kind == "slurm":
         from orchestrator.clusters.slurm import doctor as slurm_doctor  # only where it is asked for
 
-        return [*here, *_store(place.store), *slurm_doctor.examine(place)]
+        return [*here, *_store(place.store), *slurm_doctor.examine(place, nodes)]
     return [*here, _cores(place), _temporary_folder(), _shared_memory(), *_store(place.store)]
 
 
@@ -54,7 +53,7 @@ def _device() -> Finding:
 
 
 def _cores(place: Target) -> Finding:
-    cores, workers = len(os.sched_getaffinity(0)), place.cluster.count()
+    cores, workers = usable_cores(), place.cluster.count()
     return Finding(
         "workers", workers <= cores, f"{workers} workers on {cores} cores", f"use --workers {cores} or fewer"
     )

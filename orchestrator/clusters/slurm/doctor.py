@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.slurm import parsers
 from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
 from orchestrator.clusters.slurm.ray_node import address_of, private_folder
+from orchestrator.clusters.slurm.sbatch import checked
 from orchestrator.clusters.versions import CODE, package_versions, versions
 from workers.store.files import replace_file
 
@@ -33,8 +35,14 @@ NODE_SECONDS = 120.0
 """How long a node may take to answer: it may have to be waited for."""
 
 
-def examine(place: Target, client: SlurmClient | None = None) -> list[Finding]:
-    """All checks of a SLURM cluster; a job of seconds runs on one of its nodes."""
+def examine(place: Target, nodes: int = 1, client: SlurmClient | None = None) -> list[Finding]:
+    """All checks of a SLURM cluster; a job of seconds runs on so many of its nodes.
+
+    Args:
+        place: the cluster and the store.
+        nodes: how many nodes are looked at, all at once.
+        client: how SLURM is asked.
+    """
     spec, client = place.cluster, client or SlurmClient()
     assert isinstance(spec, SlurmClusterSpec)
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
@@ -48,7 +56,7 @@ def examine(place: Target, client: SlurmClient | None = None) -> list[Finding]:
     found = [Finding("slurm", True, config.get("SLURM_VERSION", "version unknown"))]
     found += [_accounting(config), *partition_findings(spec, partitions), _preemption(spec, config, partitions)]
     found += _gpus(spec, config)
-    return [*found, *_on_a_node(place, spec)]
+    return [*found, *_on_nodes(place, spec, nodes)]
 
 
 def _accounting(config: Mapping[str, str]) -> Finding:
@@ -130,24 +138,27 @@ def _gpus(spec: SlurmClusterSpec, config: Mapping[str, str]) -> Iterator[Finding
         yield Finding("GPUs", True, f"{spec.gres or spec.gpus} a worker")
 
 
-def _on_a_node(place: Target, spec: SlurmClusterSpec) -> list[Finding]:
-    """What a node says of itself."""
+def _on_nodes(place: Target, spec: SlurmClusterSpec, nodes: int) -> list[Finding]:
+    """What nodes say of themselves."""
     root = Path(spec.shared_folder or place.store).expanduser().resolve()
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".pdd-doctor-") as folder:
             replace_file(Path(folder) / "mark", "login")
-            answer, why = _answer_of_a_node(node_command(spec, Path(folder)))
+            answers, errors = _ask_nodes(node_command(spec, Path(folder), nodes))
     except OSError as error:
         return [Finding("shared folder", False, f"{root}: {error.strerror}", "name a folder you can write to")]
-    if answer is None:
-        fix = "fix what it says; if no node was free, ask again later"
-        return [Finding("a node", False, why, fix)]
-    return node_findings(spec, str(root), answer, {**versions(), **package_versions()})
+    ours = {**versions(), **package_versions()}
+    findings = [finding for answer in answers for finding in node_findings(spec, str(root), answer, ours, nodes > 1)]
+    if len(answers) < nodes:
+        fix = "fix what it says, or leave the node out: `exclude` under `sbatch`; if no node was free, ask again later"
+        label = "a node" if nodes == 1 else "nodes"
+        findings.append(Finding(label, False, f"{len(answers)} of {nodes} answered: {errors}", fix))
+    return findings
 
 
-def node_command(spec: SlurmClusterSpec, folder: Path) -> list[str]:
-    """How a node is asked."""
+def node_command(spec: SlurmClusterSpec, folder: Path, nodes: int = 1) -> list[str]:
+    """The `srun` that asks so many nodes; `folder` is the shared one, in which a mark lies."""
     options = {
         "partition": spec.partition,
         "account": spec.account,
@@ -163,36 +174,60 @@ def node_command(spec: SlurmClusterSpec, folder: Path) -> list[str]:
     python = spec.python or shlex.quote(sys.executable)
     words = " ".join(map(shlex.quote, (str(folder), spec.temporary_folder, spec.interface or "")))
     script = [
-        *spec.setup,
+        *checked(spec.setup),
         f"export PYTHONPATH={shlex.quote(str(CODE))}",
         f"{python} -P -m orchestrator.clusters.slurm.doctor {words}",
     ]
     flags = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    return ["srun", "--nodes=1", "--ntasks=1", *flags, "bash", "-c", "\n".join(script)]
+    shape = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+    return ["srun", *shape, *flags, "bash", "-c", "\n".join(script)]
 
 
-def _answer_of_a_node(command: list[str]) -> tuple[dict[str, Any] | None, str]:
+def _ask_nodes(command: list[str]) -> tuple[list[dict[str, Any]], str]:
+    """The answers of the nodes, in order of their names, and what went wrong."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=NODE_SECONDS, env=outside_a_job(os.environ)
         )
     except subprocess.TimeoutExpired:
-        return None, f"no node answered in {NODE_SECONDS:.0f} s"
-    lines = done.stdout.strip().splitlines()
-    with suppress(ValueError, IndexError):
-        answer = json.loads(lines[-1])
-        if isinstance(answer, dict):
-            return answer, ""
-    return None, " ".join((done.stderr.strip() or done.stdout.strip() or "no answer").splitlines()[-3:])
+        return [], f"none in {NODE_SECONDS:.0f} s"
+    answers, others = read_answers(done.stdout)
+    errors = [line for line in [*others, *done.stderr.splitlines()] if line.strip()]
+    return answers, " ".join(errors[-4:]) or "no answer"
+
+
+def read_answers(text: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The answers of nodes among what `srun` prints, by host, and the other lines."""
+    answers, others = [], []
+    for line in text.splitlines():
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if isinstance(answer, dict) and "host" in answer:
+            answers.append(answer)
+        else:
+            others.append(line)
+    return sorted(answers, key=lambda answer: str(answer["host"])), others
 
 
 def node_findings(
-    spec: SlurmClusterSpec, root: str, answer: Mapping[str, Any], ours: Mapping[str, str]
+    spec: SlurmClusterSpec, root: str, answer: Mapping[str, Any], ours: Mapping[str, str], named: bool = False
 ) -> list[Finding]:
-    """What a node's answer means."""
+    """What a node's answer means.
+
+    Args:
+        spec: the cluster.
+        root: the shared folder, for people.
+        answer: of `node_answer`.
+        ours: the versions on the login node.
+        named: whether each finding names the node, because there are several.
+    """
     theirs = answer["versions"]
-    differing = [f"{one} {theirs.get(one)} instead of {ours[one]}" for one in ours if theirs.get(one) != ours[one]]
-    return [
+    differing = [
+        f"{name} {theirs.get(name)} instead of {ours[name]}" for name in ours if theirs.get(name) != ours[name]
+    ]
+    findings = [
         Finding("a node", True, f"{answer['host']} at {answer['address']}"),
         Finding("shared folder", answer["sees"], root, "set shared_folder to one that all nodes see and may write to"),
         Finding(
@@ -208,6 +243,11 @@ def node_findings(
             "set temporary_folder to a short local folder such as /tmp",
         ),
         _node_gpus(spec, answer["gpus"]),
+    ]
+    if not named:
+        return findings
+    return [
+        replace(finding, name=f"{finding.name.removesuffix(' on a node')}: {answer['host']}") for finding in findings
     ]
 
 

@@ -104,14 +104,11 @@ def submit(
     """
     spec, home, client = target.cluster, store.run_folder(run), SlurmClient()
     assert isinstance(spec, SlurmClusterSpec)
-    partitions = client.partitions() or {}
-    for finding in partition_findings(spec, partitions, must_be_up=False):
-        if not finding.ok:
-            raise BadInput("cluster.yaml", finding.name, finding.found, finding.fix)
+    partitions = _checked_partitions(spec, client)
     with _one_at_a_time(home):
         if (earlier := SlurmRun.of(store, run)) is not None and _goes_on(earlier):
             return None
-        shared = Path(spec.shared_folder).expanduser().resolve() / run if spec.shared_folder else home / "slurm"
+        shared = _shared_folder(spec, home)
         order = {
             "run": run,
             "workload": dict(order_of(home)),
@@ -139,6 +136,39 @@ def submit(
             _forget(home, str(error) if known else "")
             raise
     return job
+
+
+def _checked_partitions(spec: SlurmClusterSpec, client: SlurmClient) -> dict[str, dict[str, str]]:
+    """What SLURM says of its partitions; a job that could never start is refused here."""
+    partitions = client.partitions() or {}
+    for finding in partition_findings(spec, partitions, must_be_up=False):
+        if not finding.ok:
+            raise BadInput("cluster.yaml", finding.name, finding.found, finding.fix)
+    return partitions
+
+
+def _shared_folder(spec: SlurmClusterSpec, home: Path) -> Path:
+    return Path(spec.shared_folder).expanduser().resolve() / home.name if spec.shared_folder else home / "slurm"
+
+
+def scripts(target: Target, run: str) -> dict[Role, str]:
+    """The scripts that `sbatch` would get for a run, by role; nothing is submitted or written.
+
+    Raises:
+        BadInput: a partition is not there or allows less time.
+    """
+    spec = target.cluster
+    assert isinstance(spec, SlurmClusterSpec)
+    _checked_partitions(spec, SlurmClient())
+    run_folder = RunFolder(_shared_folder(spec, Store(target.store).run_folder(run)))
+    roles: tuple[Role, ...] = ("gang",) if spec.mode == "gang" else ("head", "worker")
+    texts: dict[Role, str] = {}
+    for role in roles:
+        executor = _executor(spec, run, role, run_folder)
+        if role == "worker" and spec.max_workers > 1:
+            executor.parameters["map_count"] = spec.max_workers
+        texts[role] = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+    return texts
 
 
 def _goes_on(earlier: SlurmRun) -> bool:
@@ -236,8 +266,7 @@ def submit_jobs(
     spec, client = SlurmClusterSpec.model_validate(order["cluster"]), client or SlurmClient()
     name = name_of(order["run"], role)
     before = client.jobs(name)
-    executor = submitit.SlurmExecutor(run_folder.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
-    executor.update_parameters(**sbatch.parameters(spec, order["run"], role, run_folder.code, exclude, dependency))
+    executor = _executor(spec, order["run"], role, run_folder, exclude, dependency)
     ids: list[str] = []
     with _clean_environment():
         for size in sbatch.chunks(count, parsers.largest_array(client.config()) if count > 1 else 1):
@@ -248,6 +277,20 @@ def submit_jobs(
                 _cancel_the_lost(client, name, ids, before)
                 raise NotSubmitted(f"sbatch refuses the {role}: {_words_of(error)}") from error
     return ids
+
+
+def _executor(
+    spec: SlurmClusterSpec,
+    run: str,
+    role: Role,
+    run_folder: RunFolder,
+    exclude: Collection[str] = (),
+    dependency: str | None = None,
+) -> submitit.SlurmExecutor:
+    """Submitit's executor with the parameters of a role (see `sbatch.parameters`)."""
+    executor = submitit.SlurmExecutor(run_folder.jobs, sbatch.MANY_TIMEOUTS, python=spec.python)
+    executor.update_parameters(**sbatch.parameters(spec, run, role, run_folder.code, exclude, dependency))
+    return executor
 
 
 def _cancel_the_lost(client: SlurmClient, name: str, ids: list[str], before: list[parsers.QueuedJob] | None) -> None:

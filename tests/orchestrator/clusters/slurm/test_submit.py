@@ -216,6 +216,18 @@ def test_a_walltime_above_the_limit_of_the_partition_is_refused_before_anything_
     assert programs.calls("sbatch") == [] and list((store.root / "runs").iterdir()) == []
 
 
+def test_a_dry_run_shows_the_script_of_every_role_and_submits_nothing(programs: Programs, store: Store) -> None:
+    fields = {"setup": ["module load x"], "gpus": "a100:2", "head": {"partition": "cpu"}}
+    spec = SlurmClusterSpec.model_validate({"kind": "slurm", **fields})
+    texts = submit.scripts(Target("slurm", spec, str(store.root)), "r")
+    assert list(texts) == ["head", "worker"] and all("module load x" in text for text in texts.values())
+    assert "#SBATCH --partition=cpu" in texts["head"] and "gpus" not in texts["head"]
+    assert "#SBATCH --gpus-per-node=a100:2" in texts["worker"] and "#SBATCH --array=0-3%4" in texts["worker"]
+    gang = submit.scripts(Target("slurm", SlurmClusterSpec(kind="slurm", mode="gang"), str(store.root)), "r")
+    assert list(gang) == ["gang"] and "#SBATCH --nodes=4" in gang["gang"]
+    assert programs.calls("sbatch") == [] and not store.run_folder("r").exists()
+
+
 def test_a_refusal_of_a_first_submission_leaves_nothing(
     launch: Callable[..., Any], programs: Programs, store: Store
 ) -> None:
