@@ -272,7 +272,7 @@ def test_all_tables_are_planned_and_launched_at_the_papers_scale_with_its_datase
 
     monkeypatch.setattr(launcher, "launch", launch_nothing)
     planned = said(monkeypatch, capsys, with_data, "plan", "--all", "--scale", "paper")
-    assert planned["absent"] == planned["out_of_scope"] == []
+    assert planned["missing_datasets"] == planned["out_of_scope"] == []
     assert said(monkeypatch, capsys, with_data, "reproduce", "--all", "--scale", "paper")["run"] == "left with a queue"
     (workload,) = launched
     assert len(workload.graph) == planned["jobs"]["to_run"] and len(workload.plan.cells) == planned["cells"]
