@@ -1,4 +1,4 @@
-"""Why a job would run: absent, or not quite any job that was done.
+"""The reason why each job would run: it was never done, or differs from every job that was.
 
 A missing job is compared with the nearest finished one of its kind; the fields in which they differ are the reason
 it is not found. The numbers of its recipe are printed with their sources on request.

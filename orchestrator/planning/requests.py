@@ -1,4 +1,4 @@
-"""From what stands on the command line to a graph: experiments, overrides, datasets inspected, jobs.
+"""The request of experiments, from the command line to the graph: overrides, datasets inspected, jobs.
 
 All input is checked here, before anything starts: the experiment files, every `--set`, the dataset on the disk, the
 base methods' own numbers. What leaves this module can be run.
@@ -52,7 +52,7 @@ class ResolvedRequest:
     @property
     def names(self) -> tuple[str, ...]:
         """The experiments' names, each once."""
-        return tuple(dict.fromkeys(one.name for one in self.experiments))
+        return tuple(dict.fromkeys(experiment.name for experiment in self.experiments))
 
 
 def resolve(request: Request) -> ResolvedRequest:

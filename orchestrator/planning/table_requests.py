@@ -1,4 +1,4 @@
-"""From what stands on the command line to the graph of tables: files, datasets as they are here, jobs.
+"""The request of tables, from the command line to the graph: files, datasets as they are here, jobs.
 
 What `orchestrator.planning.requests` is to experiments. A dataset that is not here is no error: its cells say where to
 get it, and only a plan, from which nothing is run, counts them.
@@ -88,7 +88,7 @@ def resolve_tables(request: TableRequest, allow_missing_data: bool = False) -> R
     if not request.with_dashes:
         filled = tables.without_dashes(filled)
     methods_fit(filled.plan, "jobs/tables")
-    return ResolvedTables(request, filled, tuple(one.absent for one in data.values() if one.absent))
+    return ResolvedTables(request, filled, tuple(dataset.absent for dataset in data.values() if dataset.absent))
 
 
 def _data(names: Sequence[str], request: TableRequest) -> tuple[dict[str, Data], str]:

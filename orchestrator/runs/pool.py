@@ -1,4 +1,4 @@
-"""A pool of workers: jobs go in, what became of them comes out.
+"""The pool of workers: jobs go in, how they ended comes out.
 
 The driver knows this protocol only, so the same run happens in one process, on a local Ray cluster or on
 SLURM. A pool decides nothing: it has slots, a slot runs one job, and `events` says what happened since
@@ -30,7 +30,7 @@ class PoolBroken(PddError):
 
 @dataclass(frozen=True)
 class WorkerJoined:
-    """A slot is there."""
+    """A worker joined with a slot for one job at a time."""
 
     slot: str
     host: str
@@ -38,7 +38,7 @@ class WorkerJoined:
 
 @dataclass(frozen=True)
 class WorkerLeft:
-    """A slot is gone, and so is whatever ran in it."""
+    """A worker left with its slot, and its job did not end."""
 
     slot: str
     reason: LeaveReason
@@ -76,7 +76,7 @@ class Pool(Protocol):
     """Where jobs run."""
 
     def start(self) -> None:
-        """Begin to gather workers; they are told as `WorkerJoined` when they are ready."""
+        """Begin to gather workers; each is reported by `WorkerJoined` when it is ready."""
 
     def submit(self, job: dict[str, Any], slot: str, attempt: int, memory_level: int) -> None:
         """Run the job (as `Job.to_json` wrote it) in an idle slot."""
@@ -121,7 +121,7 @@ class InProcessPool:
         return [JobReturned(slot=self.SLOT, **ended)]
 
     def close(self, grace_seconds: float) -> None:
-        """Nothing was started."""
+        """Do nothing: nothing was started."""
 
 
 def resolve(dotted: str) -> Any:

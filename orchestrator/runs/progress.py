@@ -1,11 +1,11 @@
-"""Progress: what a person sees while a run goes on, always on standard error.
+"""The progress of a run for the people who watch it, always on standard error.
 
-Three faces. On a terminal, one live screen: the pipeline with a bar per kind and stage, the running jobs
+It has three forms. On a terminal, one live screen: the pipeline with a bar per kind and stage, the running jobs
 with their own words, and what is left. Elsewhere (a log file, a SLURM job), plain lines: each finished job
 of experts or distillation, each failure, and now and then a summary, ever more rarely as the run grows
 long. Quiet: failures only.
 
-`snapshot` turns the run's state into plain values and `eta` prices what is left; both are pure, so a test
+`snapshot` turns the run's state into plain values and `eta` estimates what is left; both are pure, so a test
 needs no driver. `Progress` keeps what was said already and does the printing.
 """
 
@@ -307,8 +307,8 @@ def between_lines(elapsed: float) -> float:
 def summary(moment: Snapshot) -> str:
     """The moment in one line."""
     parts = [f"{moment.whole}/{moment.total} jobs", *_troubles(moment)]
-    staged = [one for one in moment.running if kind_of(one.key) in STAGED]
-    parts += [f"{short(one.key)}: {one.note}" for one in staged[:1] if one.note]
+    staged = [job for job in moment.running if kind_of(job.key) in STAGED]
+    parts += [f"{short(job.key)}: {job.note}" for job in staged[:1] if job.note]
     parts += [f"{len(moment.running)} running"] if moment.running else []
     parts += [f"best {moment.best}"] if moment.best else []
     parts += [f"about {clock_time(moment.eta)} left"] if moment.eta else []
@@ -372,7 +372,7 @@ def _bar(
 ) -> Bar:
     whole = sum(statuses[key] in AVAILABLE for key in keys)
     active = [running[key] for key in keys if key in running]
-    share = (whole + sum(one.done for one in active)) / len(keys)
+    share = (whole + sum(job.done for job in active)) / len(keys)
     failed = sum(statuses[key] in UNSUCCESSFUL for key in keys)
     return Bar(kind, stage, len(keys), whole, len(active), failed, share)
 
@@ -408,9 +408,9 @@ def _pipeline(bars: Iterable[Bar]) -> Table:
 def _running_table(running: Collection[Running]) -> Table:
     grid = Table.grid(padding=(0, 2))
     shown = list(running)[:_MOST_RUNNING]
-    for one in shown:
-        words = Text(one.note, style="cyan")
-        grid.add_row(Text(short(one.key)), f"{one.done:4.0%}", words, clock_time(one.seconds))
+    for job in shown:
+        note = Text(job.note, style="cyan")
+        grid.add_row(Text(short(job.key)), f"{job.done:4.0%}", note, clock_time(job.seconds))
     if len(running) > len(shown):
         grid.add_row(Text(f"and {len(running) - len(shown)} more"))
     return grid

@@ -89,8 +89,8 @@ class RunStatus:
             yield Text(f"  {job['key']} on {job['host']}: {job['note']} ({job['seconds']:.0f} s)")
         for line in self.slurm:
             yield Text(f"  SLURM: {line}")
-        for one in self.failures:
-            yield Text(f"  FAILED {one['key']} ({one['reason']}): {one['message']}; log {one['log']}")
+        for job in self.failures:
+            yield Text(f"  FAILED {job['key']} ({job['reason']}): {job['message']}; log {job['log']}")
 
 
 def runs(store: Store) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run's time, read from its journal: when each job ran in which slot, and how busy the slots were.
+"""The timeline of a run, read from its journal: when each job ran in which slot, and how busy the slots were.
 
 Pure: records in, values out. The report draws it; nothing is decided by it.
 """

@@ -18,13 +18,12 @@ from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.slurm import follow, jobs, submit
 from orchestrator.clusters.slurm import run_folder as run_folder_module
 from orchestrator.clusters.slurm.client import SlurmClient, ask, outside_a_job
-from orchestrator.clusters.slurm.follow import HeadGone, NeverStarts, SlurmRun
+from orchestrator.clusters.slurm.follow import HeadGone, NeverStarts, SlurmRun, status_of
 from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, Head, HeadMonitor, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.clusters.slurm.submit import NotSubmitted
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.journal import Journal
-from orchestrator.runs.status import status
 from workers.store.store import Store
 
 SPEC = SlurmClusterSpec(kind="slurm", max_workers=10)
@@ -274,7 +273,7 @@ def test_cancelling_a_run_that_waits_takes_its_jobs_out_of_the_queue_and_is_its_
     began(store).cancel(store)
     assert [call.split()[-1] for call in programs.calls("scancel")] == ["pdd-r-head", "pdd-r-worker"]
     programs.say("squeue", "")
-    found = status(store, "r")
+    found = status_of(store, "r")
     assert (found.state, found.exit, found.why) == ("ended", 130, "cancelled")
 
 
@@ -311,7 +310,7 @@ def test_a_head_that_will_never_start_is_taken_out_of_the_queue_with_the_fix(
     assert "pending for ever" in said[0]
     assert [call.split()[-1] for call in programs.calls("scancel")] == ["pdd-r-head", "pdd-r-worker"]
     programs.say("squeue", "")
-    assert "PartitionTimeLimit" in status(store, "r").why
+    assert "PartitionTimeLimit" in status_of(store, "r").why
 
 
 def test_a_head_that_is_gone_is_told_with_its_last_word_or_the_end_of_its_log(
@@ -327,7 +326,7 @@ def test_a_head_that_is_gone_is_told_with_its_last_word_or_the_end_of_its_log(
     folder.fail("the journal is locked")
     with pytest.raises(HeadGone, match="the journal is locked"):
         follow.follow(store, run, lambda text: None)
-    found = status(store, "r")
+    found = status_of(store, "r")
     assert found.state == "dead" and found.why.startswith("the head ended: the journal is locked; run the same command")
 
 
