@@ -1,6 +1,6 @@
 """The time limit of a worker: until when its process may work on this machine, and how it is asked to stop earlier.
 
-On a cluster a machine is lent for a time. Whoever starts worker processes there says in their environment when
+On a cluster a machine is there for a limited time. Whoever starts worker processes there says in their environment when
 the time is over, and names a folder of the node through which the two talk: a file `stop` in it asks all of them to
 save and go, and a file `busy-<pid>` says that a process is in the middle of a job. Without these variables, as on a
 laptop, a time limit never ends.

@@ -100,7 +100,7 @@ class SlurmRun:
         return lines
 
     def cancel(self, store: Store) -> None:
-        """End the jobs of a run that no driver drives at the moment; a driver hears the wish and ends them itself."""
+        """End the jobs of a run that no driver drives at the moment; a driver sees the request and ends them itself."""
         head = self.head()
         waits = head is not None and all(job.state == "PENDING" for job in head)
         if waits or not _driven(journal.read(store.run_folder(self.run) / journal.NAME)):
