@@ -38,7 +38,7 @@ WITHOUT_ARGS = {
     "orchestrator/planning": 1,
     "orchestrator/reports": 3,
     "orchestrator/results": 2,
-    "orchestrator/runs": 5,
+    "orchestrator/runs": 6,
     "orchestrator/scheduler": 2,
     "orchestrator/slurm_driver.py": 2,
     "orchestrator/workloads": 16,
