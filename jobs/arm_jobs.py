@@ -13,7 +13,7 @@ Left out: which of these jobs an arm asks for (`jobs.expansion`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -232,7 +232,7 @@ class Lineage:
 
     def _dataset_spec(self) -> DatasetSpec:
         numbers, facts, source = self.recipe.dataset, self.facts, self.experiment.source
-        validation, kept = self.split()
+        held_out, kept = self.split()
         return DatasetSpec(
             name=self.experiment.dataset_name(self.facts),
             fingerprint=facts.fingerprint,
@@ -242,7 +242,7 @@ class Lineage:
             classes=len(facts.class_names),
             train_images=sum(kept),
             normalise=numbers.normalise,
-            validation_per_class=validation,
+            validation_per_class=_one_for_all(held_out),
             train_per_class=numbers.train_per_class,
             test_per_class=numbers.test_per_class,
             layout=facts.layout,
@@ -253,12 +253,17 @@ class Lineage:
 
     def phase(self, data: str, group: tuple[int, ...]) -> str:
         """The dataset of the classes of one phase, taken from the whole."""
-        _, kept = self.split()
-        few = {"classes": len(group), "train_images": sum(kept[label] for label in group), "subset": group}
+        held_out, kept = self.split()
+        few = {
+            "classes": len(group),
+            "train_images": sum(kept[label] for label in group),
+            "validation_per_class": _one_for_all([held_out[label] for label in group]),
+            "subset": group,
+        }
         return self._add(self._dataset_spec().model_copy(update=few), {"dataset": [data]})
 
-    def split(self) -> tuple[int, list[int]]:
-        """Held-out images per class, and the training images that each class keeps."""
+    def split(self) -> tuple[list[int], list[int]]:
+        """By class, the held-out images and the training images that are left."""
         numbers = self.recipe.dataset
         return split(self.facts, numbers.validation_fraction, numbers.train_per_class)
 
@@ -274,3 +279,8 @@ class Lineage:
         key = self.plan.graph.add(spec, {role: tuple(keys) for role, keys in parents.items()})
         self.plan.sources.setdefault(key, resolved or self.resolved)
         return key
+
+
+def _one_for_all(held_out: Sequence[int]) -> int | tuple[int, ...]:
+    """One number where all classes have the same, as in every key of a data set with even classes."""
+    return held_out[0] if len(set(held_out)) == 1 else tuple(held_out)

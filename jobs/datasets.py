@@ -13,7 +13,7 @@ Left out: the images (`workers.data.sources`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -219,19 +219,29 @@ NORMALISATIONS: Mapping[str, Statistics] = {
 """Published statistics by name, of all data sets."""
 
 
-def split(facts: Facts, validation_fraction: float, train_per_class: int | None) -> tuple[int, list[int]]:
-    """How many images a held-out split takes from the training split, and what it leaves.
+FEW_HELD_OUT = 50
+"""Held-out images in all below which their accuracy is too coarse to choose an iterate by; people are told then."""
+UNEVEN = 2
+"""Classes whose sizes differ by more than this factor are uneven: a balanced accuracy stands beside the accuracy."""
 
-    The smallest class decides, so that every class gives the held-out split equally many.
+
+def split(facts: Facts, validation_fraction: float, train_per_class: int | None) -> tuple[list[int], list[int]]:
+    """How many images of each class the held-out split takes from the training split, and how many it leaves.
 
     Args:
         facts: the data set.
-        validation_fraction: the share to hold out, in [0, 1).
+        validation_fraction: the share of each class to hold out, in [0, 1); at least one image unless it is 0.
         train_per_class: images of each class that are used at all; None uses all.
 
     Returns:
-        Held-out images per class, and the training images each class keeps.
+        By class, the held-out images and the training images that are left, which may be none.
     """
     available = [min(n, train_per_class or n) for n in facts.train_per_class]
-    validation = max(1, int(min(available) * validation_fraction)) if validation_fraction else 0
-    return validation, [n - validation for n in available]
+    held_out = [max(1, int(n * validation_fraction)) if validation_fraction else 0 for n in available]
+    return held_out, [n - held for n, held in zip(available, held_out, strict=True)]
+
+
+def are_uneven(images: Iterable[int]) -> bool:
+    """Whether the largest class has more than twice the images of the smallest; classes without images aside."""
+    sizes = [count for count in images if count]
+    return bool(sizes) and max(sizes) > UNEVEN * min(sizes)

@@ -18,7 +18,7 @@ import numpy as np
 
 from jobs.architectures import deepest_convnet
 from jobs.arm_jobs import Lineage, Phases
-from jobs.datasets import Facts
+from jobs.datasets import FEW_HELD_OUT, Facts
 from jobs.errors import BadInput
 from jobs.experiment import SELECTIONS, Arm, Cell, ClassIncremental, Experiment, Plan
 from jobs.recipe import Recipe, Resolved, Setting, flat, resolve, varies_by_stage
@@ -217,7 +217,8 @@ class _ArmExpansion:
 
     def _enough_images(self) -> None:
         """Every class has the images that the arm selects, or that the new images of a stage start from."""
-        _, kept = self.lineage.split()
+        held_out, kept = self.lineage.split()
+        self._some_images(held_out, kept)
         distil, ipc_per_stage = self.lineage.recipe.distil, self.arm.ipc_per_stage or 0
         drawn = ipc_per_stage * distil.factor**2 if distil is not None and distil.init != "noise" else 0
         for name, images in zip(self.lineage.facts.class_names, kept, strict=True):
@@ -233,6 +234,23 @@ class _ArmExpansion:
                     f"{needed}, but class {name!r} has {images} training images after the held-out split; "
                     "ask for fewer or add images",
                 )
+
+    def _some_images(self, held_out: list[int], kept: list[int]) -> None:
+        """Every class keeps a training image; a note says where too few are held out to choose by."""
+        facts, path = self.lineage.facts, "set.dataset.validation_fraction"
+        for name, held, left in zip(facts.class_names, held_out, kept, strict=True):
+            if left < 1:
+                fraction = self.lineage.recipe.dataset.validation_fraction
+                fix = (
+                    f"class {name!r} has {held + left} training image and it is held out, so none is left to train on; "
+                    "add images, leave the class out, or hold nothing out (0, with distil.choice.by: last)"
+                )
+                raise BadInput(self.place, path, fraction, fix)
+        if 0 < sum(held_out) < FEW_HELD_OUT:
+            self.lineage.plan.note(
+                f"{self.lineage.experiment.dataset_name(facts)}: only {sum(held_out)} images are held out in all, "
+                f"{min(held_out)} of the smallest class; accuracies on so few choose iterates almost at random"
+            )
 
     def _networks_fit(self) -> None:
         """Every block of a ConvNet halves the map, which must not vanish; a trajectory has no running statistics."""

@@ -224,6 +224,13 @@ class Plan:
     exclusive: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By key of a `distil` job: the groups of which at most `limits` may run at once."""
     limits: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What people should know of the data before they trust its numbers, each once."""
+
+    def note(self, text: str) -> None:
+        """Add a note unless it is there."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def wanted(self) -> tuple[str, ...]:
         """The jobs that were asked for, each once: those that fill a cell."""

@@ -120,6 +120,8 @@ class NetworkOutcome(Outcome):
 
     accuracy: float
     curve: tuple[float, ...]
+    balanced_accuracy: float | None = None
+    """The mean over classes of the accuracy in each, where the classes of the test split are uneven."""
 
 
 OUTCOMES: Mapping[str, type[Outcome]] = {

@@ -185,7 +185,8 @@ class DatasetSpec(Spec):
 
     `fingerprint` is the digest of the source's content, so two folders with the same images share every job
     and one changed pixel shares none. `validation_per_class` images of each class are cut from the training
-    split; `train_per_class` and `test_per_class` keep only that many (reduced scale), None keeps all.
+    split, a number for all classes or one for each; `train_per_class` and `test_per_class` keep only that many
+    (reduced scale), None keeps all.
 
     With a `subset` this is one phase of class-incremental learning: the images of these classes, taken from the whole
     dataset, which is the job's parent, and normalised as that is; labels count from 0.
@@ -204,7 +205,7 @@ class DatasetSpec(Spec):
     classes: Annotated[int, Field(ge=2)]
     train_images: Count
     normalise: str
-    validation_per_class: Index
+    validation_per_class: Index | Annotated[tuple[Index, ...], Field(strict=False)]
     train_per_class: Count | None = None
     test_per_class: Count | None = None
     split_seed: Index = 0

@@ -134,6 +134,8 @@ class Forecast:
     """Cells without jobs; those in which the paper prints a dash are counted in `dashes`."""
     dashes: int
     missing_datasets: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What people should know of the data."""
     budget: BudgetSelection[PlannedCell] | None
     durations: Durations = field(repr=False)
 
@@ -181,6 +183,7 @@ class Forecast:
                 },
             },
             "missing_datasets": list(self.missing_datasets),
+            "notes": list(self.notes),
             "out_of_scope": [{"cell": str(cell), "reason": cell.missing} for cell in self.out_of_scope],
             "budget": None if self.budget is None else _budget_json(self.budget),
         }
@@ -212,6 +215,7 @@ class Forecast:
             yield Text(f"left out: {self.dashes} cells in which the paper prints a dash; --with-dashes plans them, too")
         yield from self._source_lines()
         yield from (Text(f"not here: {reason}") for reason in self.missing_datasets)
+        yield from (Text(f"note: {note}") for note in self.notes)
         yield from (Text(f"out of scope: {cell}: {cell.missing}") for cell in self.out_of_scope)
         if self.budget is not None:
             yield from _budget_lines(self.budget, time)
@@ -264,6 +268,7 @@ def forecast(
         out_of_scope=tuple(cell for cell in planned.cells if cell.cell is None and cell.missing != DASH),
         dashes=sum(cell.missing == DASH for cell in planned.cells),
         missing_datasets=planned.missing_datasets,
+        notes=tuple(planned.plan.notes),
         budget=None if budget is None else work.selection(cells, budget),
         durations=estimated,
     )

@@ -96,7 +96,8 @@ def page_of(results: Sequence[Result], plan: Plan, store: Store) -> Page:
     sections = [*verdict_sections(judged, names)]
     sections += [_experiment(group, plan, store) for group in by_experiment(results)]
     sections += [*_comparisons(comparisons(plan, store)), *_stages(stage_results(plan, store))]
-    return Page(", ".join(names), "", (), tuple(sections), tuple(headlines(judged, names)))
+    facts = tuple(("Note", note) for note in plan.notes)
+    return Page(", ".join(names), "", facts, tuple(sections), tuple(headlines(judged, names)))
 
 
 def console_table(results: Sequence[Result]) -> RichTable:
@@ -207,6 +208,7 @@ def _json(results: Sequence[Result]) -> bytes:
 def _parquet(results: Sequence[Result]) -> bytes:
     number, words = pa.float64(), pa.list_(pa.string())
     types = {"mean": number, "std": number, "published_mean": number, "published_std": number}
+    types["balanced_mean"] = number
     types |= {"values": pa.list_(number), "jobs": words, "missing": words}
     types |= dict.fromkeys(("ipc_total", "ipc_per_stage", "stages", "stage", "phase", "n"), pa.int64())
     names = [*Result.__dataclass_fields__, "state"]

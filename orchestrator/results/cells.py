@@ -52,6 +52,7 @@ class Result:
         std: their population standard deviation in percentage points; 0 for one, None for no network.
         n: how many networks were measured.
         published_mean: the paper's accuracy for this cell in percent, where the paper has the cell.
+        balanced_mean: mean balanced accuracy in percent, where the classes of the test split are uneven.
         key: the cell's identity: a digest of the keys of its jobs.
         jobs: the keys of its `evaluate` or `full` jobs.
         values: the accuracies of the measured networks in percent, in the order of `jobs`.
@@ -76,6 +77,7 @@ class Result:
     n: int
     published_mean: float | None = None
     published_std: float | None = None
+    balanced_mean: float | None = None
     key: str
     jobs: tuple[str, ...]
     values: tuple[float, ...]
@@ -264,18 +266,26 @@ def manifest_of(store: Reader, key: str) -> Manifest | None:
         return None
 
 
-def accuracy_of(store: Reader, key: str) -> float | None:
-    """The test accuracy in percent of an `evaluate` or `full` job; None where it is absent or damaged."""
+def network_outcome(store: Reader, key: str) -> NetworkOutcome | None:
+    """What an `evaluate` or `full` job measured; None where it is absent or damaged."""
     try:
-        return NetworkOutcome.from_extra(store.manifest(key).extra).accuracy
+        return NetworkOutcome.from_extra(store.manifest(key).extra)
     except Damaged:
         return None
 
 
+def accuracy_of(store: Reader, key: str) -> float | None:
+    """The test accuracy in percent of an `evaluate` or `full` job; None where it is absent or damaged."""
+    outcome = network_outcome(store, key)
+    return None if outcome is None else outcome.accuracy
+
+
 def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) -> Result:
-    accuracies = {key: accuracy_of(store, key) for key in cell.jobs}
-    values = tuple(accuracy for accuracy in accuracies.values() if accuracy is not None)
-    missing = tuple(key for key, accuracy in accuracies.items() if accuracy is None)
+    outcomes = {key: network_outcome(store, key) for key in cell.jobs}
+    measured = [outcome for outcome in outcomes.values() if outcome is not None]
+    values = tuple(outcome.accuracy for outcome in measured)
+    balanced = [outcome.balanced_accuracy for outcome in measured if outcome.balanced_accuracy is not None]
+    missing = tuple(key for key, outcome in outcomes.items() if outcome is None)
     return Result(
         experiment=cell.experiment,
         method=cell.method,
@@ -293,6 +303,7 @@ def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) 
         std=statistics.population_std(values),
         n=len(values),
         key=_key(cell),
+        balanced_mean=statistics.mean(balanced),
         jobs=cell.jobs,
         values=values,
         missing=missing,
@@ -374,6 +385,8 @@ def _cell_text(result: Result) -> str:
     if result.mean is None:
         return result.state
     text = f"{result.mean:.1f}" if result.n == 1 else f"{result.mean:.1f} ± {result.std:.1f}"
+    if result.balanced_mean is not None:
+        text += f" (balanced {result.balanced_mean:.1f})"
     if result.published_mean is not None:
         text += f" [{result.published_mean:.1f}]"
     return f"{text} ({result.n} of {len(result.jobs)})" if result.missing else text

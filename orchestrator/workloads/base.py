@@ -186,6 +186,7 @@ class RunResult:
             "results": [result.to_json() for result in self.results],
             "artifacts": cells.artifacts(self.plan, end.store),
             "failures": list(end.failures),
+            "notes": list(self.plan.notes),
             "report": str(self.report) if self.report else None,
         }
 
@@ -212,8 +213,8 @@ class RunResult:
         return experiment_report.console_table(self.results)
 
     def remarks(self) -> Iterator[str]:
-        """What else there is to say of the run."""
-        return iter(())
+        """What else there is to say of the run: notes on its data."""
+        yield from (f"note: {note}" for note in self.plan.notes)
 
 
 def new_run_name(title: str) -> str:

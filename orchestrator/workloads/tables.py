@@ -167,6 +167,7 @@ class TableResult(RunResult):
             f"predicted with the times that its jobs took {duration(self.predicted_from_measured)}"
         )
         yield from (f"not here: {reason}" for reason in self.workload.resolved.missing_datasets)
+        yield from super().remarks()
 
 
 def bought(resolved: ResolvedTables, store: Store) -> tuple[Plan, dict[str, str]]:

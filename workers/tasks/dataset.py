@@ -83,12 +83,27 @@ def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> Dat
 
 
 def _hold_out(
-    labels: NDArray[np.int64], held_per_class: int, used_per_class: int | None, rng: np.random.Generator
+    labels: NDArray[np.int64],
+    held_per_class: int | Sequence[int],
+    used_per_class: int | None,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices held out and kept, each ascending: per class a permutation, its first held, `used` in all."""
-    held, kept = [], []
-    for label in range(int(labels.max()) + 1):
+    """Choose the images to hold out, at random in each class.
+
+    Args:
+        labels: int64 [N], the label of every image.
+        held_per_class: how many to hold out, of each class or by class.
+        used_per_class: how many images of each class are used at all; None uses all.
+        rng: draws one permutation for each class.
+
+    Returns:
+        Indices int64 of the held-out and of the kept images, each ascending.
+    """
+    classes = int(labels.max()) + 1
+    numbers = [held_per_class] * classes if isinstance(held_per_class, int) else held_per_class
+    held_out, kept = [], []
+    for label, number in zip(range(classes), numbers, strict=True):
         order = rng.permutation(np.flatnonzero(labels == label))[:used_per_class]
-        held.append(order[:held_per_class])
-        kept.append(order[held_per_class:])
-    return np.sort(np.concatenate(held)), np.sort(np.concatenate(kept))
+        held_out.append(order[:number])
+        kept.append(order[number:])
+    return np.sort(np.concatenate(held_out)), np.sort(np.concatenate(kept))

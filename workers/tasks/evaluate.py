@@ -21,19 +21,21 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
+from jobs.datasets import are_uneven
 from jobs.outcomes import NetworkOutcome
 from jobs.specs import EvaluateSpec, FullSpec, Mode
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
-from workers.data.dataset import Dataset
+from workers.data.dataset import Dataset, Split
 from workers.data.synthetic_set import SyntheticSet
 from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import class_incremental
 from workers.training.networks import Network, load_flat
 from workers.training.students import build_network, fit, trainer_for
-from workers.training.trainer import EpochStats, accuracy
+from workers.training.trainer import EpochStats, accuracy, balanced_accuracy
 
 RESULT = "result.parquet"
 
@@ -76,7 +78,7 @@ def evaluate(context: JobContext, folder: Path) -> NetworkOutcome:
         fit(trainer, images.to(context.device), labels.to(context.device), spec.training, lr=rate, on_epoch=beat)
         curve.append(accuracy(network, test.images, test.labels))
     curve[-1] = max(best, curve[-1])
-    return _result(folder, curve)
+    return _result(folder, curve, _balanced(network, test))
 
 
 def _tested_epochs(spec: EvaluateSpec) -> set[int]:
@@ -97,7 +99,8 @@ def train_full(context: JobContext, folder: Path) -> NetworkOutcome:
 
     trainer = trainer_for(network, spec.training, context.generator("train"))
     fit(trainer, data.train.images, data.train.labels, spec.training, on_epoch=beat)
-    return _result(folder, [accuracy(network, data.test.images, data.test.labels)])
+    curve = [accuracy(network, data.test.images, data.test.labels)]
+    return _result(folder, curve, _balanced(network, data.test))
 
 
 def _sets(context: JobContext, spec: EvaluateSpec) -> list[SyntheticSet]:
@@ -116,6 +119,13 @@ def _network(context: JobContext, spec: EvaluateSpec, data: Dataset) -> Network:
     return network
 
 
-def _result(folder: Path, curve: list[float]) -> NetworkOutcome:
+def _balanced(network: Network, test: Split) -> float | None:
+    """The balanced accuracy (percent) on a test split of uneven classes; None where the accuracy says the same."""
+    if not are_uneven(torch.bincount(test.labels).tolist()):
+        return None
+    return balanced_accuracy(network, test.images, test.labels)
+
+
+def _result(folder: Path, curve: list[float], balanced: float | None) -> NetworkOutcome:
     pq.write_table(pa.table({"link": range(1, len(curve) + 1), "accuracy": curve}), folder / RESULT)
-    return NetworkOutcome(accuracy=curve[-1], curve=tuple(curve))
+    return NetworkOutcome(accuracy=curve[-1], curve=tuple(curve), balanced_accuracy=balanced)

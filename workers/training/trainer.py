@@ -250,14 +250,32 @@ def accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512
     Raises:
         ValueError: for an empty set, or labels of another number.
     """
+    return 100.0 * float(correct(module, images, labels, batch).sum()) / len(images)
+
+
+def balanced_accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512) -> float:
+    """Mean over the classes in `labels` of the share of their images that is classified rightly, in percent.
+
+    Raises:
+        ValueError: as `accuracy` does.
+    """
+    right = correct(module, images, labels, batch).double()
+    images_of = torch.bincount(labels)
+    rights_of = torch.bincount(labels, weights=right)
+    there = images_of > 0
+    return 100.0 * float((rights_of[there] / images_of[there]).mean())
+
+
+def correct(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512) -> Tensor:
+    """Which images [N, C, H, W] a network classifies as labels [N] say: bool [N]; see `accuracy`."""
     _require_examples(images, labels)
     training = module.training
     module.eval()
     with torch.no_grad():
         pairs = zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
-        right = torch.stack([(module(x).argmax(1) == y).sum() for x, y in pairs]).sum()
+        right = torch.cat([module(x).argmax(1) == y for x, y in pairs])
     module.train(training)
-    return 100.0 * float(right) / len(images)
+    return right
 
 
 def _by_example(values: Tensor, order: Tensor) -> Tensor:
