@@ -142,6 +142,7 @@ class _ArmExpansion:
 
     def run(self) -> None:
         self._networks_fit()
+        self._some_images()
         if self.arm.method == "full":
             return self._full()
         if self.arm.ipc_per_stage is None:
@@ -217,8 +218,7 @@ class _ArmExpansion:
 
     def _enough_images(self) -> None:
         """Every class has the images that the arm selects, or that the new images of a stage start from."""
-        held_out, kept = self.lineage.split()
-        self._some_images(held_out, kept)
+        _, kept = self.lineage.split()
         distil, ipc_per_stage = self.lineage.recipe.distil, self.arm.ipc_per_stage or 0
         drawn = ipc_per_stage * distil.factor**2 if distil is not None and distil.init != "noise" else 0
         for name, images in zip(self.lineage.facts.class_names, kept, strict=True):
@@ -235,8 +235,9 @@ class _ArmExpansion:
                     "ask for fewer or add images",
                 )
 
-    def _some_images(self, held_out: list[int], kept: list[int]) -> None:
+    def _some_images(self) -> None:
         """Every class keeps a training image; a note says where too few are held out to choose by."""
+        held_out, kept = self.lineage.split()
         facts, path = self.lineage.facts, "set.dataset.validation_fraction"
         for name, held, left in zip(facts.class_names, held_out, kept, strict=True):
             if left < 1:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from jobs.datasets import are_uneven
 from jobs.documents import validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
@@ -168,7 +169,7 @@ def test_the_dataset_job_knows_how_many_images_are_left_for_training() -> None:
     (tiny,) = specs(plan_of(pdd(1)), DatasetSpec)
     assert (tiny.train_per_class, tiny.validation_per_class, tiny.train_images) == (40, 4, 3 * 36)
     (whole,) = specs(plan_of(pdd(1, set={"dataset.train_per_class": None})), DatasetSpec)
-    assert (whole.validation_per_class, whole.train_images) == (4, 36 + 46 + 56)
+    assert (whole.validation_per_class, whole.train_images) == ((4, 5, 6), 36 + 45 + 54)
     assert (whole.classes, whole.channels, whole.height, whole.fingerprint) == (3, 1, 8, "f00d")
 
 
@@ -549,3 +550,51 @@ def test_a_bad_file_is_refused_by_its_path(tmp_path: Path, content: str, field: 
 def test_a_file_that_is_not_there_is_refused_by_its_path() -> None:
     with pytest.raises(BadInput, match=r"nowhere\.yaml: file is"):
         load("nowhere.yaml")
+
+
+# Uneven classes
+
+UNEVEN = FakeFacts(train_per_class=(120, 50, 3))
+
+
+def test_a_tenth_of_each_class_is_held_out_and_one_image_at_least() -> None:
+    (spec,) = specs(plan_of(pdd(1), facts=UNEVEN, set={"dataset.train_per_class": None}), DatasetSpec)
+    assert (spec.validation_per_class, spec.train_images) == ((12, 5, 1), 108 + 45 + 2)
+
+
+def test_even_held_out_images_are_one_number_so_that_keys_stay() -> None:
+    plan = plan_of(pdd(1), facts=FakeFacts(train_per_class=(49, 40, 45)), set={"dataset.train_per_class": None})
+    (spec,) = specs(plan, DatasetSpec)
+    assert spec.validation_per_class == 4 and spec.identity()["validation_per_class"] == 4
+
+
+def test_a_phase_holds_out_what_its_classes_hold_out() -> None:
+    facts = FakeFacts(class_names=tuple("abcd"), train_per_class=(200, 100, 100, 100))
+    arm = pdd(1, class_incremental={"phases": 2, "orders": 1})
+    plan = plan_of(arm, facts=facts, set={"dataset.train_per_class": None})
+    held_out = {spec.subset: spec.validation_per_class for spec in specs(plan, DatasetSpec)}
+    assert held_out.pop(()) == (20, 10, 10, 10)
+    assert {value if 0 in group else value == 10 for group, value in held_out.items()} == {(20, 10), True}
+
+
+@pytest.mark.parametrize("arm", [{"method": "full"}, pdd(1), {"method": "random", "ipc_per_stage": 1}])
+def test_a_class_that_would_keep_no_training_image_is_refused(arm: dict[str, Any]) -> None:
+    error = refusal(arm, facts=FakeFacts(train_per_class=(120, 120, 1)))
+    assert error.field == "set.dataset.validation_fraction"
+    assert error.fix.startswith("class 'two' has 1 training image and it is held out, so none is left to train on")
+
+
+def test_few_held_out_images_in_all_are_noted_once() -> None:
+    arms = ({"method": "full"}, {"method": "random", "ipc_per_stage": 1})
+    plan = plan_of(*arms, facts=UNEVEN, set={"dataset.train_per_class": None})
+    (note,) = plan.notes
+    assert "only 18 images are held out in all, 1 of the smallest class" in note
+    assert (
+        plan_of(*arms, facts=FakeFacts(train_per_class=(200, 200, 200)), set={"dataset.train_per_class": None}).notes
+        == []
+    )
+
+
+@pytest.mark.parametrize(("images", "uneven"), [((10, 20), False), ((10, 21), True), ((0, 10), False), ((), False)])
+def test_classes_are_uneven_above_two_to_one(images: tuple[int, ...], uneven: bool) -> None:
+    assert are_uneven(images) is uneven

@@ -27,6 +27,8 @@ from jobs.datasets import DATASETS
 from workers.data.layouts import Bytes, Labels, Opened, RawPictures, Reader, Source, Split
 
 _IDX_MAGIC = {3: 0x00000803, 1: 0x00000801}
+LARGEST_IDX = 1 << 30
+"""Bytes of data in the largest idx file that is read; the largest of the MNIST family has half as many."""
 
 
 def open_digits(source: Source, path: Path | None = None) -> Opened:
@@ -130,17 +132,26 @@ def _idx_file(source: Source, folder: Path, split: str, part: str) -> Path:
 def read_idx(source: Source, file: Path, dimensions: int) -> Bytes:
     """The bytes of one idx file in its own shape; the format is LeCun's: magic, sizes (big-endian), data."""
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            sizes = _idx_sizes(source, file, stream.read(4 * (1 + dimensions)), dimensions)
+            data = np.frombuffer(stream.read(math.prod(sizes) + 1), dtype=np.uint8)  # one more, to see whether it ends
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise source.refusal(f"fetch the file anew: it does not unpack ({error})", value=str(file)) from error
-    start = 4 * (1 + dimensions)
-    if len(content) < start or int.from_bytes(content[:4], "big") != _IDX_MAGIC[dimensions]:
-        raise source.refusal(f"fetch the file anew: no idx file of {dimensions} dimension(s)", value=str(file))
-    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    data = np.frombuffer(content, dtype=np.uint8, offset=start)
     if data.size != math.prod(sizes):
-        raise source.refusal(f"fetch the file anew: {data.size} bytes of data, not {sizes}", value=str(file))
+        found = f"{data.size} bytes" if data.size < math.prod(sizes) else "more bytes"
+        raise source.refusal(f"fetch the file anew: {found} of data, not {sizes}", value=str(file))
     return data.reshape(sizes).copy()  # writable, as torch wants its arrays
+
+
+def _idx_sizes(source: Source, file: Path, header: bytes, dimensions: int) -> list[int]:
+    """The sizes in the header of an idx file, so that no more is unpacked than there should be."""
+    if len(header) < 4 * (1 + dimensions) or int.from_bytes(header[:4], "big") != _IDX_MAGIC[dimensions]:
+        raise source.refusal(f"fetch the file anew: no idx file of {dimensions} dimension(s)", value=str(file))
+    sizes = [int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4)]
+    if math.prod(sizes) > LARGEST_IDX:
+        fix = f"fetch the file anew: its header says {sizes}, more than the {LARGEST_IDX >> 20} MiB that are read"
+        raise source.refusal(fix, value=str(file))
+    return sizes
 
 
 def open_cifar(archive: Cifar, source: Source, folder: Path) -> Opened:

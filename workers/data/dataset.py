@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -96,7 +98,7 @@ def write_split(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]
     shape = images.shape[1:]
     size = int(np.prod(shape))
     pixels = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(images).ravel()), size)
-    metadata = {"shape": ",".join(map(str, shape)), "classes": "\n".join(class_names)}
+    metadata = {"shape": ",".join(map(str, shape)), **_names_to_metadata(class_names)}
     table = pa.table({"pixels": pixels, "label": labels}).replace_schema_metadata(metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -107,9 +109,22 @@ def read_split(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     with pa.memory_map(str(path)) as source:
         table = pa.ipc.open_file(source).read_all().combine_chunks()
         shape = tuple(int(number) for number in table.schema.metadata[b"shape"].split(b","))
-        names = tuple(table.schema.metadata[b"classes"].decode().split("\n"))
+        names = _names_from_metadata(table.schema.metadata)
         if not len(table):
             return torch.empty((0, *shape), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), names
         pixels = table.column("pixels").chunk(0).flatten().to_numpy().reshape(-1, *shape).copy()
         labels = table.column("label").to_numpy().copy()
     return torch.from_numpy(pixels), torch.from_numpy(labels), names
+
+
+def _names_to_metadata(class_names: Sequence[str]) -> dict[str, str]:
+    """Names by line, as data sets have always been stored; as JSON where a name has several lines."""
+    if any("\n" in name for name in class_names):
+        return {"class_names": json.dumps(list(class_names))}
+    return {"classes": "\n".join(class_names)}
+
+
+def _names_from_metadata(metadata: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    if b"class_names" in metadata:
+        return tuple(json.loads(metadata[b"class_names"]))
+    return tuple(metadata[b"classes"].decode().split("\n"))

@@ -6,17 +6,20 @@ checksums, where the format has them) but decodes none; a picture cut short behi
 the decode alone, and refused then. Both name the file or the row.
 
 Decided here: a dataset is grey only if every picture is, so one grey JPEG among colour ones becomes RGB,
-never the other way round. Pictures are not resized: whoever distils them should choose how. Sixteen-bit and
-floating-point pictures are refused instead of being clipped. Hidden files, and files that are no pictures,
-are not there.
+never the other way round. Pictures are not resized: whoever distils them should choose how. They are turned as their
+EXIF data says, which the fingerprint then tells. Sixteen-bit and floating-point pictures are refused instead of being
+clipped. Hidden files, and files that are no pictures, are not there.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -25,6 +28,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from jobs.errors import BadInput
 from workers.data.layouts import Bytes, Opened, Reader, Shape, Source, Split
 
 _In = TypeVar("_In")
@@ -35,6 +39,21 @@ Encoded = tuple[str, bytes | Path | None]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _COLOUR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+LARGEST_PICTURE = 4096 * 4096
+"""Pixels of the largest picture that is read."""
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF; 1 is upright."""
+_SIDEWAYS = {_TURNS[number] for number in (5, 6, 7, 8)}
+_WORDNET_ID = re.compile(r"n\d+")
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
@@ -61,17 +80,26 @@ class EncodedPictures:
 
     def shape(self) -> Shape:
         """Read every header; see `workers.data.layouts.Pictures`."""
+        return self._survey[0]
+
+    def marks(self) -> tuple[str, ...]:
+        """Whether any picture is turned as its EXIF data says."""
+        return ("exif",) if self._survey[1] else ()
+
+    @cached_property
+    def _survey(self) -> tuple[Shape, bool]:
+        """The shape that all pictures share, and whether any is to be turned."""
         first: tuple[int, int] | None = None
-        colour = self.colour
-        for name, size, mode in in_threads(self._header, self.encoded()):
-            first = first or size
-            colour = colour or mode in _COLOUR_MODES
-            if size != first:
+        colour, turned = self.colour, False
+        for name, header in in_threads(self._header, self.encoded()):
+            first = first or header.size
+            colour, turned = colour or header.mode in _COLOUR_MODES, turned or header.turn is not None
+            if header.size != first:
                 raise self.source.refusal(
-                    f"resize the images to one size: {name} is {_times(size)}, the first one {_times(first)}"
+                    f"resize the images to one size: {name} is {_times(header.size)}, the first one {_times(first)}"
                 )
         width, height = first or (0, 0)
-        return 3 if colour else 1, height, width
+        return (3 if colour else 1, height, width), turned
 
     def pixels(self, shape: Shape) -> Bytes:
         """Decode every picture; see `workers.data.layouts.Pictures`."""
@@ -86,11 +114,11 @@ class EncodedPictures:
             pass
         return pixels
 
-    def _header(self, encoded: Encoded) -> tuple[str, tuple[int, int], str]:
-        size, mode = self._try(encoded, _checked_header)
-        if mode not in _GREY_MODES | _COLOUR_MODES:
-            raise self.source.refusal(f"save the images with 8 bits per channel: {encoded[0]} has mode {mode}")
-        return encoded[0], size, mode
+    def _header(self, encoded: Encoded) -> tuple[str, Header]:
+        name, header = encoded[0], self._try(encoded, _checked_header)
+        if header.mode not in _GREY_MODES | _COLOUR_MODES:
+            raise self.source.refusal(f"save the images with 8 bits per channel: {name} has mode {header.mode}")
+        return name, header
 
     def _try(self, encoded: Encoded, work: Callable[[Image.Image], _Out]) -> _Out:
         name, content = encoded
@@ -98,19 +126,55 @@ class EncodedPictures:
             raise self.source.refusal(f"store the image's bytes in the Parquet file: {name} has none")
         try:
             with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as picture:
+                self._require_size(name, picture.size)
                 return work(picture)
+        except BadInput:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise self._too_large(f"{name} is far larger") from error
         except Exception as error:  # decoders raise whatever the damage leads them to
             raise self.source.refusal(f"replace {name}, which is no readable image ({error})") from error
 
+    def _require_size(self, name: str, size: tuple[int, int]) -> None:
+        if size[0] * size[1] > LARGEST_PICTURE:
+            raise self._too_large(f"{name} has {_times(size)}")
 
-def _checked_header(picture: Image.Image) -> tuple[tuple[int, int], str]:
-    size, mode = picture.size, picture.mode
+    def _too_large(self, which: str) -> BadInput:
+        fix = f"resize the images: {which}; a picture may have {LARGEST_PICTURE:,} pixels at most, as 4096x4096 has"
+        return self.source.refusal(fix)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a picture says: width and height as people see it, the mode, and how it is to be turned."""
+
+    size: tuple[int, int]
+    mode: str
+    turn: Image.Transpose | None
+
+
+def _checked_header(picture: Image.Image) -> Header:
+    (width, height), mode, turn = picture.size, picture.mode, turn_of(picture)
     picture.verify()
-    return size, mode
+    return Header((height, width) if turn in _SIDEWAYS else (width, height), mode, turn)
+
+
+def turn_of(picture: Image.Image) -> Image.Transpose | None:
+    """How a picture must be turned to be seen as it was taken: orientation in EXIF data, read with the header.
+
+    TIFF files have it elsewhere, and Pillow turns them itself.
+    """
+    data = picture.info.get("exif")
+    if not data or picture.format == "TIFF":
+        return None
+    exif = Image.Exif()
+    exif.load(data)
+    return _TURNS.get(exif.get(_ORIENTATION, 1))
 
 
 def _channels_first(picture: Image.Image, mode: str) -> Bytes:
-    pixels = np.asarray(picture.convert(mode))  # [H, W] or [H, W, 3]
+    turn = turn_of(picture)
+    pixels = np.asarray((picture if turn is None else picture.transpose(turn)).convert(mode))  # [H, W] or [H, W, 3]
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
@@ -120,13 +184,15 @@ def _times(size: tuple[int, int]) -> str:
 
 
 def is_tiny_archive(path: Path) -> bool:
-    """Whether `path` has Tiny-ImageNet's `train/<wnid>/images`."""
-    return any(path.glob("train/*/images"))
+    """Whether `path` has Tiny-ImageNet's `train/<wnid>/images`, and not merely classes with a folder of that name."""
+    classes = {images.parent.name for images in path.glob("train/*/images")}
+    listed = (path / "wnids.txt").is_file() or (path / "val" / "val_annotations.txt").is_file()
+    return bool(classes) and (listed or all(_WORDNET_ID.fullmatch(name) for name in classes))
 
 
 def is_class_tree(path: Path) -> bool:
-    """Whether `path` has `train/<class>/<image>`."""
-    return any(images_in(folder) for folder in folders_in(path / "train"))
+    """Whether `path` has pictures in `train/<class>` or below it."""
+    return any(True for folder in folders_in(path / "train") for _ in pictures_below(folder))
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -137,6 +203,21 @@ def folders_in(path: Path) -> list[Path]:
 def images_in(path: Path) -> list[Path]:
     """The pictures directly in `path` by name; none if `path` is no folder."""
     return _visible(path, lambda file: file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def images_below(path: Path) -> list[Path]:
+    """The pictures in `path` and all folders below it, ordered by their names and those of their folders."""
+    return sorted(pictures_below(path))
+
+
+def pictures_below(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """The pictures in `path` and all folders below it, links followed, but never in a circle."""
+    here = path.resolve()
+    if here in above:
+        return
+    yield from images_in(path)
+    for folder in folders_in(path):
+        yield from pictures_below(folder, above | {here})
 
 
 def _visible(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
@@ -152,23 +233,41 @@ def _split_of_files(source: Source, root: Path, files: Sequence[tuple[Path, int]
 
 
 def open_folder(source: Source, root: Path) -> Opened:
-    """`train/<class>/*` and `test/<class>/*` (or val, valid, validation); classes sorted by name."""
-    classes = [folder.name for folder in folders_in(root / "train")]
+    """`train/<class>` and `test/<class>` (or val, valid, validation) with pictures at any depth; classes by name."""
     test = next((root / word for word in _TEST_FOLDERS if (root / word).is_dir()), None)
-    if not classes or test is None:
+    trained = _class_folders(source, root / "train")
+    if not trained or test is None:
         raise source.refusal("make the folders train/<class>/ and test/<class>/ in it and put the images there")
-    strangers = [folder.name for folder in folders_in(test) if folder.name not in classes]
-    if strangers:
+    classes, tested = sorted(trained), _class_folders(source, test)
+    if strangers := sorted(tested.keys() - trained.keys()):
         raise source.refusal(
             f"give train and test the same classes: {test.name} has {strangers[0]!r}, which train has not"
         )
     found = [
-        [(path, label) for label, name in enumerate(classes) for path in images_in(folder / name)]
-        for folder in (root / "train", test)
+        [
+            (path, label)
+            for label, name in enumerate(classes)
+            for folder in folders.get(name, ())
+            for path in images_below(folder)
+        ]
+        for folders in (trained, tested)
     ]
-    train, tested = (_split_of_files(source, root, files, colour=False) for files in found)
+    splits = [_split_of_files(source, root, files, colour=False) for files in found]
     files = tuple(path for split in found for path, _ in split)
-    return Opened("folder", train, tested, tuple(classes), root, files)
+    return Opened("folder", splits[0], splits[1], tuple(classes), root, files)
+
+
+def _class_folders(source: Source, split: Path) -> dict[str, list[Path]]:
+    """The folders of each class; one name in two forms of Unicode, composed or not, is one class."""
+    folders: dict[str, list[Path]] = {}
+    for folder in folders_in(split):
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError as error:
+            fix = f"rename the folder {os.fsencode(folder.name)!r} in {split.name}: its name is not UTF-8"
+            raise source.refusal(fix) from error
+        folders.setdefault(unicodedata.normalize("NFC", folder.name), []).append(folder)
+    return folders
 
 
 def open_tiny(source: Source, root: Path) -> Opened:
@@ -222,4 +321,4 @@ def find_tiny(source: Source, path: Path) -> Path | None:
 
 
 TINY_IMAGENET = Reader(find_tiny, open_tiny)
-FOLDER = Reader(lambda source, path: path if is_class_tree(path) else None, open_folder)
+FOLDER = Reader(lambda source, path: path if is_class_tree(path) and not is_tiny_archive(path) else None, open_folder)

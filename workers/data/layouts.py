@@ -53,6 +53,9 @@ class Pictures(Protocol):
     def pixels(self, shape: Shape) -> Bytes:
         """All images decoded, uint8 [N, C, H, W]; `shape` may ask for RGB where the files are grey."""
 
+    def marks(self) -> tuple[str, ...]:
+        """What decoding does that the bytes of the files alone do not tell; enters the fingerprint."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -94,6 +97,10 @@ class RawPictures:
     def pixels(self, shape: Shape) -> Bytes:
         """The stored array."""
         return self.array
+
+    def marks(self) -> tuple[str, ...]:
+        """None: the pixels are taken as they are."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def open_parquet(source: Source, path: Path) -> Opened:
     image = _column(source, schemas, "image_field", source.image_field, _IMAGE_COLUMNS)
     label = _column(source, schemas, "label_field", source.label_field, _LABEL_COLUMNS)
     _check_types(source, schemas, image, label)
-    class_names = {_class_names(schema, label) for schema in schemas.values()}
+    class_names = {_class_names(schema, label) for schema in schemas.values()} - {()} or {()}
     if len(class_names) > 1:
         raise source.refusal("give train and test the same classes: the class names in their schemas differ")
     train, test = (_split(source, root, shards, image, label) for shards in (train_shards, test_shards))
@@ -60,8 +61,26 @@ def _shards(source: Source, root: Path, files: Iterable[Path]) -> tuple[list[Pat
         raise source.refusal(
             "name a folder with both splits, in files named after them, e.g. train.parquet and test.parquet"
         )
+    for split, shards in (("train", train), ("test", test)):
+        _check_configuration(source, root, split, shards)
     _check_complete(source, (*train, *test))
     return train, test
+
+
+def _check_configuration(source: Source, root: Path, split: str, shards: Iterable[Path]) -> None:
+    """Configurations are different data sets, or the same one twice, so only one is read."""
+    configurations = sorted({configuration_of(file.relative_to(root)) for file in shards})
+    if len(configurations) > 1:
+        paths = " or ".join(f"path: {root / configuration}" for configuration in configurations)
+        raise source.refusal(f"choose one of these configurations, which all have a {split} split: {paths}")
+
+
+def configuration_of(name: Path) -> Path:
+    """The folder of a shard's configuration: what stands before the last part of its path that names a split."""
+    for number in range(len(name.parts) - 1, -1, -1):
+        if split_of(Path(name.parts[number])):
+            return Path(*name.parts[:number])
+    return name.parent
 
 
 def split_of(name: Path) -> str | None:
@@ -141,7 +160,7 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
     if written is None:
         return ()
     feature = json.loads(written).get("info", {}).get("features", {}).get(label, {})
-    return tuple(feature.get("names", ()))
+    return tuple(unicodedata.normalize("NFC", name) for name in feature.get("names", ()))
 
 
 def _split(source: Source, root: Path, files: Sequence[Path], image: str, label: str) -> Split:

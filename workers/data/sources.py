@@ -84,6 +84,7 @@ def inspect(source: Source) -> Facts:
     train_per_class, test_per_class = (
         tuple(np.bincount(split.labels, minlength=len(class_names)).tolist()) for split in (opened.train, opened.test)
     )
+    marks = {mark for split in (opened.train, opened.test) for mark in split.pictures.marks()}
     return Facts(
         layout=opened.layout,
         channels=channels,
@@ -92,7 +93,7 @@ def inspect(source: Source) -> Facts:
         class_names=class_names,
         train_per_class=train_per_class,
         test_per_class=test_per_class,
-        fingerprint=_fingerprint(opened),
+        fingerprint=_fingerprint(opened, sorted(marks)),
         licence=_licence(source.layout, opened.layout),
     )
 
@@ -125,14 +126,14 @@ def fingerprint_files(paths: Iterable[Path], root: Path) -> str:
     return _sha256(sorted(in_threads(digest, paths)))
 
 
-def _fingerprint(opened: Opened) -> str:
+def _fingerprint(opened: Opened, marks: Iterable[str] = ()) -> str:
     if opened.root is not None:
         content = fingerprint_files(opened.files, opened.root)
     else:
         splits = (opened.train, opened.test)
         arrays = [array for s in splits for array in (s.pictures.pixels(s.pictures.shape()), s.labels)]
         content = _sha256([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
-    return _sha256([opened.layout, *opened.columns, content])
+    return _sha256([opened.layout, *opened.columns, *marks, content])
 
 
 def _sha256(value: object) -> str:

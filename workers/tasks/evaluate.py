@@ -77,8 +77,9 @@ def evaluate(context: JobContext, folder: Path) -> NetworkOutcome:
         images, labels = link.expanded()
         fit(trainer, images.to(context.device), labels.to(context.device), spec.training, lr=rate, on_epoch=beat)
         curve.append(accuracy(network, test.images, test.labels))
+    balanced = _balanced(network, test) if curve[-1] >= best else None
     curve[-1] = max(best, curve[-1])
-    return _result(folder, curve, _balanced(network, test))
+    return _result(folder, curve, balanced)
 
 
 def _tested_epochs(spec: EvaluateSpec) -> set[int]:

@@ -246,3 +246,13 @@ def test_stage_results_weigh_cohorts_by_their_experts(store: Store) -> None:
     assert (made.kept, made.first_loss, made.loss, made.step_size, made.held_out) == (3, 0.9, 0.5, 0.02, 70.0)
     assert (made.stage, made.stages, made.distilled) == (1, 2, True)
     assert (not_made.distilled, not_made.kept, not_made.expert_start) == (False, None, None)
+
+
+def test_a_balanced_accuracy_stands_beside_the_accuracy_where_networks_measured_one(store: Store) -> None:
+    plan = demo_plan()
+    cell = cell_of(plan, "Random", "convnet")
+    for key, balanced in zip(cell.jobs, (50.0, 60.0), strict=True):
+        put(store, plan, key, {"accuracy": 90.0, "balanced_accuracy": balanced})
+    result = next(one for one in collect(plan, store) if one.n)
+    assert (result.mean, result.balanced_mean) == (90.0, 55.0)
+    assert any("90.0 ± 0.0 (balanced 55.0)" in text for row in tabulate([result]).rows for text in row)

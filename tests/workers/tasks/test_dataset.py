@@ -222,3 +222,14 @@ def test_a_source_that_changed_since_it_was_planned_is_refused(tmp_path: Path, c
         perform(JobContext.alone(job, store))
     assert not store.has(job.key)
     assert planned(root).key != job.key
+
+
+def test_each_class_may_hold_out_a_number_of_its_own(made: Workshop) -> None:
+    numbers = tuple(range(1, 11))
+    job = changed(made.job("dataset"), validation_per_class=numbers, train_per_class=40)
+    splits = stored(made, job)
+    assert np.bincount(splits["validation"][1]).tolist() == list(numbers)
+    assert np.bincount(splits["train"][1]).tolist() == [40 - number for number in numbers]
+    even = stored(made, changed(job, validation_per_class=(4,) * 10))
+    once = stored(made, changed(job, validation_per_class=4))
+    assert all(np.array_equal(even[name][0], once[name][0]) for name in once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jobs.graph import Job
 from jobs.keys import seed_from
 from jobs.specs import EvaluateSpec
 from tests.workers.workshop import THREE_STAGES, TWO_STAGES, Workshop, changed
+from workers.data.dataset import Split
 from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
 from workers.runtime.context import JobContext
@@ -286,3 +288,15 @@ def test_stored_weights_are_those_of_the_first_expert_for_every_network(tmp_path
         assert torch.equal(flatten(evaluating._network(context, spec, data)), stored)
         plain = spec.model_copy(update={"start": "random"})
         assert not torch.equal(flatten(evaluating._network(context, plain, data)), stored)
+
+
+def test_an_uneven_test_split_has_a_balanced_accuracy_beside_the_accuracy(
+    made: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = made.data()
+    few = torch.cat([torch.nonzero(data.test.labels == label).flatten()[: 3 + 5 * (label == 0)] for label in range(10)])
+    test = Split(data.test.images[few], data.test.labels[few])
+    monkeypatch.setattr("workers.data.dataset.load", lambda *_: replace(data, test=test))
+    extra = made.make(changed(evaluation(made, 1, "progressive"), index=9)).extra
+    assert set(extra) == {"accuracy", "curve", "balanced_accuracy"}
+    assert extra["balanced_accuracy"] != extra["accuracy"]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from jobs.errors import Diverged
 from workers.training.augmentation import Augmentation, cutmix
 from workers.training.networks import Network, build, flatten
-from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer, accuracy
+from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer, accuracy, balanced_accuracy
 
 AUGMENTATION = Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True)
 SGD = Optimiser(lr=0.05, momentum=0.9, weight_decay=5e-4)
@@ -370,3 +370,23 @@ def test_an_empty_set_or_labels_of_another_number_are_refused(n_labels: int) -> 
         accuracy(_net(), images, labels)
     with pytest.raises(ValueError, match="images and labels have shapes"):
         Trainer(_net(), SGD, _generator()).run(images, labels, schedule=Schedule(epochs=1), batch_size=4)
+
+
+class Says(nn.Module):
+    """Answers with the class that the first pixel names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(x[:, 0, 0, 0].long(), 3).float()
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_of_their_accuracies() -> None:
+    """Class 0: 8 of 8 right; class 1: 1 of 2; class 2: 0 of 1. All: 9 of 11; balanced: (100 + 50 + 0) / 3."""
+    labels = torch.tensor([0] * 8 + [1, 1, 2])
+    answers = torch.tensor([0] * 8 + [1, 0, 0]).float().reshape(-1, 1, 1, 1)
+    assert accuracy(Says(), answers, labels) == pytest.approx(100 * 9 / 11)
+    assert balanced_accuracy(Says(), answers, labels, batch=4) == pytest.approx(50.0)
+
+
+def test_classes_without_an_image_do_not_count_for_the_balanced_accuracy() -> None:
+    answers = torch.tensor([0.0, 2.0]).reshape(-1, 1, 1, 1)
+    assert balanced_accuracy(Says(), answers, torch.tensor([0, 2])) == 100.0

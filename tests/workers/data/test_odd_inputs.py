@@ -1,0 +1,259 @@
+"""Folders and files as people really have them: each is read as its owner means it, or refused in a sentence."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from tests.workers.data.test_sources import (
+    both,
+    refused,
+    save,
+    shade,
+    source,
+    values,
+    write_folders,
+    write_parquet,
+)
+from workers.data import array_files, image_files
+from workers.data.dataset import read_split, write_split
+from workers.data.image_files import images_below
+from workers.data.parquet_files import configuration_of
+from workers.data.sources import inspect
+
+NAMES = ("ant", "bee")
+
+
+# Subfolders
+
+
+def test_pictures_in_subfolders_of_a_class_belong_to_it(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    save(tmp_path / "train" / "ant" / "2024" / "05" / "x.png", shade(3))
+    save(tmp_path / "train" / "ant" / ".hidden" / "y.png", shade(4))
+    facts, arrays = both("auto", tmp_path)
+    assert (facts.layout, facts.train_per_class) == ("folder", (3, 2))
+    assert values(arrays.train_images) == [3, 0, 1, 10, 11]
+
+
+def test_a_picture_in_a_subfolder_is_in_the_fingerprint(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    save(tmp_path / "train" / "ant" / "deep" / "x.png", shade(3))
+    before = inspect(source("folder", tmp_path)).fingerprint
+    save(tmp_path / "train" / "ant" / "deep" / "x.png", shade(4))
+    assert inspect(source("folder", tmp_path)).fingerprint != before
+
+
+def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+    save(tmp_path / "class" / "a.png", shade(1))
+    (tmp_path / "class" / "again").symlink_to(tmp_path / "class", target_is_directory=True)
+    assert images_below(tmp_path / "class") == [tmp_path / "class" / "a.png"]
+
+
+def test_classes_with_a_folder_called_images_are_not_tiny_imagenet(tmp_path: Path) -> None:
+    for split, value in (("train", 0), ("test", 50)):
+        for label, name in enumerate(NAMES):
+            save(tmp_path / split / name / "images" / "a.png", shade(value + label))
+    facts, arrays = both("auto", tmp_path)
+    assert (facts.layout, facts.class_names) == ("folder", NAMES)
+    assert values(arrays.train_images) == [0, 1] and values(arrays.test_images) == [50, 51]
+
+
+# Turned pictures
+
+
+def turned(path: Path, orientation: int, **options: object) -> None:
+    """A picture of 3x2 pixels whose first row is 200, 100, 0; saved as a camera held in this way saves it."""
+    picture = Image.fromarray(np.array([[200, 100, 0], [0, 0, 0]], np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, exif=exif, **options)
+
+
+SEEN = {
+    1: [[200, 100, 0], [0, 0, 0]],
+    2: [[0, 100, 200], [0, 0, 0]],
+    3: [[0, 0, 0], [0, 100, 200]],
+    4: [[0, 0, 0], [200, 100, 0]],
+    5: [[200, 0], [100, 0], [0, 0]],
+    6: [[0, 200], [0, 100], [0, 0]],
+    7: [[0, 0], [0, 100], [0, 200]],
+    8: [[0, 0], [100, 0], [200, 0]],
+}
+"""What a person sees of that picture, by its orientation (the table of the EXIF standard)."""
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+def test_a_picture_is_turned_as_its_exif_data_says(tmp_path: Path, orientation: int) -> None:
+    for name in NAMES:
+        turned(tmp_path / "train" / name / "a.png", orientation)
+        turned(tmp_path / "test" / name / "a.png", orientation)
+    facts, arrays = both("folder", tmp_path)
+    assert (facts.height, facts.width) == np.shape(SEEN[orientation])
+    assert arrays.train_images[0, 0].tolist() == SEEN[orientation]
+
+
+def test_a_turn_changes_the_fingerprint_and_an_upright_picture_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for orientation in (1, 3):
+        for name in NAMES:
+            turned(tmp_path / str(orientation) / "train" / name / "a.png", orientation)
+            turned(tmp_path / str(orientation) / "test" / name / "a.png", orientation)
+    upright, half = (inspect(source("folder", tmp_path / name)).fingerprint for name in ("1", "3"))
+    monkeypatch.setattr(image_files, "turn_of", lambda picture: None)  # as before EXIF data were read
+    assert inspect(source("folder", tmp_path / "1")).fingerprint == upright
+    assert inspect(source("folder", tmp_path / "3")).fingerprint != half
+
+
+def test_one_sideways_picture_among_upright_ones_has_another_size(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shade(1).save(tmp_path / "train" / "ant" / "b.jpg", exif=exif)
+    assert "b.jpg is 3x2, the first one 2x3" in refused("folder", tmp_path).fix
+
+
+# Large things
+
+
+def test_a_picture_above_the_limit_is_refused_with_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folders(tmp_path)
+    monkeypatch.setattr(image_files, "LARGEST_PICTURE", 5)
+    error = refused("folder", tmp_path)
+    assert "a.png has 2x3" in error.fix and "5 pixels at most" in error.fix
+
+
+def test_a_picture_far_above_the_limit_is_refused_for_its_size_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folders(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    assert "pixels at most" in refused("folder", tmp_path).fix
+
+
+def idx_file(folder: Path, sizes: Sequence[int], data: bytes) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    header = struct.pack(f">{1 + len(sizes)}I", 0x800 + len(sizes), *sizes)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + data))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data", "said"),
+    [
+        ((2, 2, 2), bytes(1 << 20), "more bytes of data, not [2, 2, 2]"),
+        ((2, 2, 2), bytes(7), "7 bytes of data, not [2, 2, 2]"),
+        ((1 << 20, 1 << 10, 2), b"", "more than the 1024 MiB that are read"),
+    ],
+)
+def test_an_idx_file_is_unpacked_no_further_than_its_header_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: Sequence[int], data: bytes, said: str
+) -> None:
+    idx_file(tmp_path, sizes, data)
+    read: list[int] = []
+    plain = gzip.GzipFile.read
+
+    def counted(self: gzip.GzipFile, size: int | None = -1) -> bytes:
+        content = plain(self, size)
+        read.append(len(content))
+        return content
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted)
+    with pytest.raises(Exception, match="fetch the file anew") as error:
+        array_files.read_idx(source("mnist", tmp_path), tmp_path / "train-images-idx3-ubyte.gz", 3)
+    assert said in str(error.value) and sum(read) < 100
+
+
+# Names
+
+
+def test_two_forms_of_one_name_are_one_class(tmp_path: Path) -> None:
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    assert composed != apart
+    for split, name in (("train", apart), ("test", composed)):
+        save(tmp_path / split / name / "a.png", shade(1))
+        save(tmp_path / split / "bee" / "a.png", shade(2))
+    save(tmp_path / "train" / composed / "b.png", shade(3))
+    facts, arrays = both("auto", tmp_path)
+    assert (facts.class_names, facts.train_per_class, facts.test_per_class) == (("bee", composed), (1, 2), (1, 1))
+    assert sorted(values(arrays.train_images)[1:]) == [1, 3]
+
+
+def test_two_forms_of_one_name_in_parquet_are_one_class(tmp_path: Path) -> None:
+    for split, form in (("train", "NFD"), ("test", "NFC")):
+        names = ["bee", unicodedata.normalize(form, "café")]
+        write_parquet(tmp_path / f"{split}.parquet", [0, 1], names=names)
+    assert inspect(source("parquet", tmp_path)).class_names == ("bee", "café")
+
+
+def test_a_class_folder_whose_name_is_no_utf8_is_named_in_one_sentence(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    strange = os.fsencode(tmp_path) + b"/train/caf\xe9"
+    os.mkdir(strange)
+    error = refused("folder", tmp_path)
+    assert error.fix == r"rename the folder b'caf\xe9' in train: its name is not UTF-8"
+    str(error).encode()
+
+
+@pytest.mark.parametrize("names", [("ant", "bee"), ("N\nA", "bee"), ("", "a\n\nb"), ('["x"]', "\r")])
+def test_names_of_classes_come_back_as_they_were(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_split(tmp_path / "train.arrow", np.zeros((2, 1, 2, 2), np.uint8), np.arange(2), names)
+    images, labels, read = read_split(tmp_path / "train.arrow")
+    assert read == names and labels.tolist() == [0, 1] and images.dtype == torch.uint8
+
+
+def test_names_of_one_line_are_stored_as_ever(tmp_path: Path) -> None:
+    write_split(tmp_path / "train.arrow", np.zeros((2, 1, 2, 2), np.uint8), np.arange(2), NAMES)
+    with pa.memory_map(str(tmp_path / "train.arrow")) as stored:
+        assert pa.ipc.open_file(stored).schema.metadata == {b"shape": b"1,2,2", b"classes": b"ant\nbee"}
+
+
+# Parquet
+
+
+def test_two_configurations_side_by_side_are_refused_with_the_choice(tmp_path: Path) -> None:
+    for configuration in ("plain", "augmented"):
+        for split in ("train", "test"):
+            write_parquet(tmp_path / configuration / f"{split}-00000-of-00001.parquet", [0, 1], names=NAMES)
+    error = refused("auto", tmp_path)
+    assert f"path: {tmp_path / 'augmented'} or path: {tmp_path / 'plain'}" in error.fix
+    assert inspect(source("auto", tmp_path / "plain")).train_per_class == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration"),
+    [
+        ("train.parquet", "."),
+        ("data/train-00000-of-00002.parquet", "data"),
+        ("plain/train-00000-of-00002.parquet", "plain"),
+        ("default/train/0000.parquet", "default"),
+        ("train/part-1/0000.parquet", "."),
+        ("other/0000.parquet", "other"),
+    ],
+)
+def test_a_configuration_is_what_stands_before_the_split(name: str, configuration: str) -> None:
+    assert configuration_of(Path(name)) == Path(configuration)
+
+
+def test_shards_in_folders_below_their_split_are_one_configuration(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_parquet(tmp_path / "train" / f"part-{number}" / "0000.parquet", [0, 1], names=NAMES)
+    write_parquet(tmp_path / "test" / "0000.parquet", [0, 1], names=NAMES)
+    assert inspect(source("parquet", tmp_path)).train_per_class == (2, 2)
+
+
+def test_names_of_classes_in_one_of_the_splits_are_enough(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [0, 1], names=NAMES)
+    write_parquet(tmp_path / "test.parquet", [0, 1])
+    assert inspect(source("parquet", tmp_path)).class_names == NAMES
