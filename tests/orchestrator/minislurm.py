@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -46,7 +46,8 @@ def why_not() -> str:
 class MiniSlurm:
     """The cluster, from `start` to `stop`; a context manager.
 
-    Partitions: `main` can be preempted by `high`, `short` ends jobs after a minute.
+    Partitions: `main` can be preempted by `high`, and so can `cheap`, whose jobs are cancelled then; `short` ends jobs
+    after a minute.
     """
 
     def __init__(self, nodes: int = 4, cpus: int = 4, memory_mb: int = 8000, gpus: int = 2) -> None:
@@ -132,6 +133,18 @@ class MiniSlurm:
             elif "drain" in state or "down" in state:
                 self._ask("scontrol", "update", f"nodename=node{number}", "state=resume")
         wait_until(lambda: self.states() == ["idle"] * self.nodes, 120)
+
+    @contextmanager
+    def without_user_signal(self) -> Iterator[None]:
+        """Let preemption send SIGTERM only, as SLURM does by default."""
+        before = self.conf.read_text()
+        self.conf.write_text(before.replace("SlurmctldParameters=preempt_send_user_signal\n", ""))
+        self.run("scontrol", "reconfigure")
+        try:
+            yield
+        finally:
+            self.conf.write_text(before)
+            self.run("scontrol", "reconfigure")
 
     def states(self) -> list[str]:
         """Of the nodes, in order."""
@@ -272,6 +285,7 @@ GresTypes=gpu"""
 
 PARTITIONS = """\
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=10 State=UP
+PartitionName=cheap Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=CANCEL GraceTime=10 State=UP
 PartitionName=short Nodes=ALL MaxTime=1 PriorityTier=1 PreemptMode=OFF State=UP
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP"""
 

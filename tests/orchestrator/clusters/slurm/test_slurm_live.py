@@ -243,6 +243,53 @@ def test_workers_whose_walltime_is_shorter_than_a_stage_come_back_until_it_is_do
     assert digests(done) == digests(site.pdd("run", "LIVE", *stages, *site.here(), store="here"))
 
 
+# Sites that are less kind.
+
+
+def test_a_head_that_preemption_cancels_is_followed_by_another(site: Site, undisturbed: dict[str, str]) -> None:
+    site.cluster_file(memory="7500M", head={"partition": "cheap"})
+    with site.slurm.without_user_signal():
+        going = site.start("run", "LIVE", *site.on_slurm())
+        site.wait_for_stage()
+        assert len(site.jobs("-head", "PENDING")) == 1
+        (head,), at = site.jobs("-head"), time.time()
+        node = site.slurm.run("squeue", "--noheader", "--jobs", head, "--format", "%N").strip()
+        where = ("--partition=high", f"--nodelist={node}", "--exclusive")
+        site.slurm.run("sbatch", *where, "--output=/dev/null", "--wrap=sleep 20")
+        done = site.end(going)
+    assert done["exit"] == 0 and digests(done) == undisturbed
+    assert len(site.records("run_began")) == 2
+    print(f"preemption by CANCEL of the head: {_after(site, at)}, at a load of {os.getloadavg()[0]:.1f}")
+    assert site.ended(done["run"], "head")[:2] == ["PREEMPTED", "COMPLETED"]
+    wait_until(lambda: not site.queue(), 60)
+    assert site.left() == []
+
+
+def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(site: Site, undisturbed: dict[str, str]) -> None:
+    site.cluster_file(memory="7500M", setup=['case $SLURM_JOB_NAME in *-worker) test "$(hostname)" != node2;; esac'])
+    done = site.pdd("run", "LIVE", *site.on_slurm())
+    assert done["exit"] == 0 and digests(done) == undisturbed
+    failures = [record["text"] for record in site.records("note") if "failed on node2" in record["text"]]
+    print(f"{len(failures)} workers failed: {failures}")
+    assert 1 <= len(failures) <= 2 and "a setup line of cluster.yaml failed with exit code 1" in failures[0]
+    assert site.ended(done["run"], "worker").count("FAILED") <= 2
+
+
+def test_a_setup_line_that_fails_and_a_walltime_that_is_too_long_are_told(site: Site) -> None:
+    site.cluster_file(setup=["echo no such module: cuda", "false"])
+    site.pdd("run", "LIVE", *site.on_slurm(), code=1)
+    assert "no such module: cuda | a setup line of cluster.yaml failed with exit code 1: false" in site.errors()
+    (run,) = (path.name for path in (site.folder / "store" / "runs").iterdir())
+    wait_until(lambda: set(site.ended(run, "head")) == {"FAILED"}, 60)
+    assert "no such module" in site.pdd("status", run)["why"]
+    site.cluster_file(partition="short")
+    refused = site.pdd("run", "LIVE", *site.on_slurm(), code=2)
+    assert "short allows 1 minutes and 30 are asked for" in refused["error"]["message"]
+    assert sorted(site.pdd("run", "LIVE", "--dry-run", *site.on_slurm(), code=2)) == ["error", "exit", "schema"]
+    site.cluster_file()
+    assert sorted(site.pdd("run", "LIVE", "--dry-run", *site.on_slurm())["scripts"]) == ["head", "worker"]
+
+
 # Workers come and go.
 
 
@@ -366,7 +413,8 @@ def test_a_run_that_nobody_follows_is_asked_after_and_cancelled(site: Site) -> N
 
 
 def test_the_doctor_finds_what_the_cluster_does_not_have(site: Site) -> None:
-    assert site.pdd("doctor", *site.on_slurm())["ok"]
+    asked = site.pdd("doctor", "--nodes", "4", *site.on_slurm())
+    assert asked["ok"] and [one["name"] for one in asked["findings"]].count("versions: node3") == 1
     site.cluster_file(partition="nowhere", head={"partition": "short", "minutes": 10})
     found = {one["name"]: one for one in site.pdd("doctor", *site.on_slurm(), code=2)["findings"]}
     assert "there is no partition nowhere" in found["partition of workers"]["found"]
