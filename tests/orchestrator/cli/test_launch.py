@@ -282,6 +282,25 @@ def test_the_last_of_detach_and_follow_holds(
     assert launched[0].command == " ".join(["python -m orchestrator.launch", *words, "--json"])
 
 
+def test_a_dry_run_shows_what_slurm_would_get_and_is_refused_where_there_is_no_slurm(
+    type_in: Type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refused(type_in("run", "tiny", "--dry-run"), "--dry-run", "--cluster")
+    asked: list[str] = []
+
+    def scripts(target: Target, run: str) -> dict[str, str]:
+        asked.append(f"{target.name} {run.split('-')[0]}")
+        return {"head": "#SBATCH --nodes=1", "worker": "#SBATCH --array=0-3"}
+
+    monkeypatch.setattr("orchestrator.clusters.slurm.submit.scripts", scripts)
+    (tmp_path / FILE).write_text("clusters: {s: {kind: slurm}}\n")
+    said = type_in("run", "tiny", "--cluster", "s", "--dry-run")
+    assert said.exit == 0 and "# head\n#SBATCH --nodes=1\n# worker\n#SBATCH --array=0-3" in said.out
+    document = json.loads(type_in("run", "tiny", "--cluster", "s", "--dry-run", "--json").out)
+    assert list(document["scripts"]) == ["head", "worker"] and asked == ["s tiny"] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE]
+
+
 def test_a_sweep_is_refused_in_one_process(type_in: Type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
