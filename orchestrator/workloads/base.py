@@ -23,7 +23,7 @@ from jobs.experiment import Plan
 from jobs.graph import Graph, Job
 from orchestrator.clusters.config import Target
 from orchestrator.clusters.ray_cluster import Cluster
-from orchestrator.results import cells
+from orchestrator.results import cells, verdict
 from orchestrator.runs.driver import ScheduleSource
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.timeline import duration
@@ -171,6 +171,11 @@ class RunResult:
         """The result of every cell."""
         return cells.collect(self.plan, self.end.store, self.end.messages)
 
+    @cached_property
+    def verdicts(self) -> list[verdict.Verdict]:
+        """Progressive distillation against each base method, at equal images per class."""
+        return verdict.verdicts(self.plan, self.end.store)
+
     def to_json(self) -> dict[str, Any]:
         """The interface of `run --json`; other workloads add to it."""
         end = self.end
@@ -184,6 +189,7 @@ class RunResult:
             "workers": end.workers,
             "jobs": dict(end.counts),
             "results": [result.to_json() for result in self.results],
+            "verdict": [comparison.to_json() for comparison in self.verdicts],
             "artifacts": cells.artifacts(self.plan, end.store),
             "failures": list(end.failures),
             "notes": list(self.plan.notes),
@@ -199,6 +205,7 @@ class RunResult:
         yield from map(Text, self.remarks())
         if self.report:
             yield Text(f"report: {self.report}")
+        yield from map(Text, verdict.lines_of(self.verdicts))
         for job in end.failures:
             yield Text(f"FAILED {job['key']} ({job['reason']}): {job['message']}\n       log: {job['log']}")
         if end.exit == 3:

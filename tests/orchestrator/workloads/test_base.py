@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.results.verdict import verdicts
+from orchestrator.workloads.base import RunEnd, RunResult
+from tests.orchestrator.reports.test_verdict_sections import measured_plan
+from tests.orchestrator.results.test_cells import demo_plan
+from workers.store.store import Store
+
+
+def end_of(store: Store, code: int = 0) -> RunEnd:
+    return RunEnd(
+        run="demo-1",
+        command="pdd run demo",
+        store=store,
+        workers=1,
+        exit=code,
+        why="stopped by you" if code else "",
+        seconds=3.0,
+        counts={"done": 2},
+        failures=(),
+    )
+
+
+def test_the_last_lines_and_the_document_say_the_verdict(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    plan = measured_plan(store)
+    result = RunResult(end_of(store), plan, tmp_path / "report.md")
+    expected = verdicts(plan, store)
+    assert len(expected) == 2
+    assert result.to_json()["verdict"] == [verdict.to_json() for verdict in expected]
+    assert [str(line) for line in list(result.lines())[-2:]] == [verdict.sentence for verdict in expected]
+
+
+def test_without_a_base_method_nothing_is_said(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    result = RunResult(end_of(store), demo_plan(), tmp_path / "report.md")
+    assert result.to_json()["verdict"] == []
+    assert str(list(result.lines())[-1]) == f"report: {tmp_path / 'report.md'}"
+
+
+def test_how_to_go_on_comes_last_of_all(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store")
+    result = RunResult(end_of(store, 130), measured_plan(store), None)
+    assert str(list(result.lines())[-1]) == "stopped by you; nothing is lost, go on with: pdd run demo"
