@@ -13,11 +13,14 @@ from orchestrator.reports import experiment_report
 from tests.orchestrator import tables_sample
 from tests.orchestrator.chromium import Tab, chromium, program
 from tests.orchestrator.reports.test_experiment_report import RUN, half_done
+from tests.orchestrator.reports.test_verdict_sections import measured_plan
 from workers.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 PHONE, DESK = 390, 1280
+HEIGHTS = {390: 844, 1440: 900}
+"""The first screen of a phone and of a desk."""
 WIDEST = """
     [...document.querySelectorAll('body *')].filter(one => !one.closest('.scroller') || one.matches('.scroller'))
         .map(one => one.getBoundingClientRect().right).reduce((a, b) => Math.max(a, b), 0)
@@ -36,18 +39,19 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of tables and that of a plain experiment."""
+    """The report of tables, that of a half-done experiment, and one with a verdict."""
     folder = tmp_path_factory.mktemp("pages")
     tables = tables_sample.write(folder / "tables", scale="paper")
     store = Store.open(folder / "store")
     plan, _ = half_done(store)
     run = experiment_report.write(folder / "run", plan, store, RUN)
-    return {
-        kind: next(path for path in made if path.suffix == ".html") for kind, made in (("tables", tables), ("run", run))
-    }
+    judged_store = Store.open(folder / "judged-store")
+    judged = experiment_report.write(folder / "judged", measured_plan(judged_store), judged_store, RUN)
+    files = {"tables": tables, "run": run, "verdict": judged}
+    return {kind: next(path for path in paths if path.suffix == ".html") for kind, paths in files.items()}
 
 
-@pytest.fixture(params=["tables", "run"])
+@pytest.fixture(params=["tables", "run", "verdict"])
 def page(request: pytest.FixtureRequest, pages: dict[str, Path]) -> Path:
     return pages[request.param]
 
@@ -61,9 +65,10 @@ def test_no_request_leaves_the_file_and_the_console_stays_empty(tab: Tab, page: 
     assert tab.value("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
 
 
-@pytest.mark.parametrize("width", [320, PHONE, DESK])
-def test_nothing_runs_over_the_edge_even_with_all_folds_open(tab: Tab, page: Path, width: int) -> None:
-    tab.open(page, width)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 360, PHONE, 600, 900, 1440])
+def test_nothing_runs_over_the_edge_even_with_all_folds_open(tab: Tab, page: Path, width: int, scheme: str) -> None:
+    tab.open(page, width, media={"prefers-color-scheme": scheme})
     tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
     assert tab.value("document.documentElement.scrollWidth") <= tab.value("innerWidth") == width
     assert tab.value(WIDEST) <= width + 0.5
@@ -74,6 +79,26 @@ def test_on_a_phone_the_column_that_stays_in_sight_leaves_room_for_the_others(ta
     tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
     widths = "[...document.querySelectorAll('tbody th')].map(one => one.getBoundingClientRect().width)"
     assert max(tab.value(widths)) < PHONE / 2
+
+
+@pytest.mark.parametrize("width", [360, PHONE, 600])
+def test_on_a_phone_the_name_of_a_row_is_never_broken_letter_by_letter(tab: Tab, page: Path, width: int) -> None:
+    tab.open(page, width)
+    tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    narrow = """[...document.querySelectorAll('tbody th')]
+        .filter(one => one.getBoundingClientRect().width <= 3 * parseFloat(getComputedStyle(one).fontSize))
+        .map(one => one.textContent)"""
+    assert tab.value(narrow) == []
+    names = tab.value("document.querySelectorAll('tbody th').length")
+    assert names > 0
+
+
+@pytest.mark.parametrize("width", HEIGHTS)
+def test_the_verdict_stands_on_the_first_screen(tab: Tab, pages: dict[str, Path], width: int) -> None:
+    tab.open(pages["verdict"], width)
+    assert "significantly better than MTT" in tab.value("document.querySelector('.verdict p').textContent")
+    assert tab.value("document.querySelector('.verdict p').getBoundingClientRect().bottom") < HEIGHTS[width]
+    assert tab.value("document.querySelector('.verdict').getBoundingClientRect().top") > 0
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
