@@ -24,10 +24,7 @@ from workers.store.store import Manifest, Store
 
 PICTURES = "set.parquet"
 RUN_GROUP, VERDICT_GROUP = "Run", "Verdict"
-VERDICT_HEADER = (
-    *("Comparison", "Of", "Network", "Verdict", "Images per class", "Difference", "95 % interval"),
-    "Tested",
-)
+VERDICT_HEADER = ("Comparison", "Network", "Verdict", "Images per class", "Difference", "95 % interval", "Tested")
 VERDICT_CAPTION = (
     "Progressive distillation minus its base method, in percentage points of test accuracy; in brackets stages x "
     "images per class. Paired over seeds where there are three in common, else Welch's test over networks."
@@ -69,7 +66,7 @@ def verdict_sections(several: Sequence[Verdict], titles: Mapping[str, str]) -> t
     blocks: list[Block] = [table]
     if len(several) > 1:
         text = "; ".join(f"{verdict.pdd} minus {verdict.base}: {verdict.words}" for verdict in several)
-        blocks.insert(0, Picture("verdict.png", images.png(plots.forest(several, titles)), text, FOREST_CAPTION))
+        blocks.insert(0, Picture("forest.png", images.png(plots.forest(several, titles)), text, FOREST_CAPTION))
     if len(several) > HEADLINES:
         blocks = [*notes(lines_of(several, titles)), blocks[0], Details(f"All {len(several)} comparisons", (table,))]
     verdict = Section("verdict", "Verdict", tuple(blocks), VERDICT_GROUP)
@@ -158,10 +155,11 @@ def image_grid(
 
 
 def _verdict_table(several: Sequence[Verdict], titles: Mapping[str, str]) -> Table:
+    several_titles = len({verdict.experiment for verdict in several}) > 1
     rows = tuple(
         (
             f"{verdict.pdd} − {verdict.base}",
-            titles.get(verdict.experiment, verdict.experiment),
+            *([titles[verdict.experiment]] if several_titles else []),
             verdict.architecture,
             verdict.words,
             str(verdict.ipc_total),
@@ -171,7 +169,9 @@ def _verdict_table(several: Sequence[Verdict], titles: Mapping[str, str]) -> Tab
         )
         for verdict in several
     )
-    return Table("verdict-table", VERDICT_HEADER, rows, VERDICT_CAPTION, words=4, title="Verdict")
+    first, *others = VERDICT_HEADER
+    header = (first, *(["Of"] if several_titles else []), *others)
+    return Table("verdict-table", header, rows, VERDICT_CAPTION, words=len(header) - 4, title="Verdict")
 
 
 def _interval(difference: Difference) -> str:
