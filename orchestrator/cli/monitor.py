@@ -95,7 +95,12 @@ def doctor(
     """Check what would stop a run here, with the fix of each finding."""
     from orchestrator.clusters.doctor import examine
 
-    findings = examine(options.target(), nodes)
+    target = options.target()
+    findings = examine(target)
+    if target.cluster.kind == "slurm":
+        from orchestrator.clusters.slurm import doctor as slurm_doctor  # only where it is asked for
+
+        findings += slurm_doctor.examine(target, nodes)
     table = Table("check", "", "found", "fix", box=None)
     for finding in findings:
         table.add_row(finding.name, "ok" if finding.ok else "FIX", finding.found, "" if finding.ok else finding.fix)

@@ -19,14 +19,10 @@ _FREE_GIB = 5
 _SHM_GIB = 0.5
 
 
-def examine(place: Target, nodes: int = 1) -> list[Finding]:
-    """All checks of this machine, cheap ones first; for SLURM also of so many nodes, by a job of seconds."""
-    here = [_python(), *_packages()]
-    if place.cluster.kind == "slurm":
-        from orchestrator.clusters.slurm import doctor as slurm_doctor  # only where it is asked for
-
-        return [*here, *_store(place.store), *slurm_doctor.examine(place, nodes)]
-    return [*here, _cores(place), _temporary_folder(), _shared_memory(), *_store(place.store)]
+def examine(place: Target) -> list[Finding]:
+    """All checks of this machine, cheap ones first; of one that only submits to SLURM, those that it needs for that."""
+    workers_here = [] if place.cluster.kind == "slurm" else [_cores(place), _temporary_folder(), _shared_memory()]
+    return [_python(), *_packages(), *workers_here, *_store(place.store)]
 
 
 def _python() -> Finding:
