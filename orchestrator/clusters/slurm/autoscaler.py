@@ -136,6 +136,8 @@ class SlurmAutoscaler(PlainNodes):
     _submitted: set[str] = field(default_factory=set)
     """The workers that have neither joined nor failed yet."""
     _joined: set[str] = field(default_factory=set)
+    _new: set[str] = field(default_factory=set)
+    """The workers that joined since the last look."""
     _working: int = 0
     """How many nodes work for the run."""
     _living: int = 0
@@ -171,9 +173,10 @@ class SlurmAutoscaler(PlainNodes):
             PoolBroken: nobody works, and nobody will.
         """
         here = {job for node in nodes if (job := _job(node))}
-        if here - self._joined:
+        if new := here - self._joined:
             self._failed.in_a_row = 0
             self._failure_retry.succeeded()
+            self._new |= new
         self._joined |= here
         self._submitted -= here
         self._working = len(nodes)
@@ -240,8 +243,9 @@ class SlurmAutoscaler(PlainNodes):
         living = [job for job in answer.jobs if job.living and not job.held and job.id not in self._leaving]
         self._living = len(living)
         for job in living:
-            if job.id in self._joined:
-                self._failed.by_node.pop(job.nodes, None)
+            if job.id in self._new:
+                self._failed.joined(job.nodes)
+        self._new.clear()
         yield from self._take_ends({job.id for job in answer.jobs if job.there}, answer.ends)
         self._check_that_workers_may_start(living, answer)
         yield from self._waiting(living)

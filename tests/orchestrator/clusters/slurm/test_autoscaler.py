@@ -339,6 +339,19 @@ def test_a_node_that_fails_beside_workers_that_work_is_not_fed_for_ever(tmp_path
     assert len(site.ended) == 2 and site.excluded == ("bad",)
 
 
+def test_a_worker_that_works_on_a_node_is_no_excuse_for_those_that_fail_on_it(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.autoscaler.open_jobs = 3
+    site.reconcile()
+    site.start("9_0")  # on the node n
+    site.reconcile(node("9_0", 1))
+    for _ in range(300):
+        for job in [job for job in site.jobs if job.state == "PENDING" and "n" not in site.excluded]:
+            site.end(job.id, "FAILED", "n")
+        site.reconcile(node("9_0", 1), after=1.0)
+    assert len(site.ended) == 2 and site.excluded == ("n",)
+
+
 def test_workers_that_fail_on_every_node_end_a_run_on_which_nobody_works(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.autoscaler.open_jobs = 3
