@@ -146,6 +146,16 @@ class MiniSlurm:
             self.conf.write_text(before)
             self.run("scontrol", "reconfigure")
 
+    @contextmanager
+    def silent_controller(self) -> Iterator[None]:
+        """Let the controller answer nobody for a while."""
+        controller = self._daemons["slurmctld"]
+        controller.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            controller.send_signal(signal.SIGCONT)
+
     def states(self) -> list[str]:
         """Of the nodes, in order."""
         return self._ask("sinfo", "--noheader", "--Node", "--partition", "main", "--format", "%T").split()

@@ -274,6 +274,19 @@ def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(site: Site
     assert site.ended(done["run"], "worker").count("FAILED") <= 2
 
 
+def test_jobs_go_on_while_the_controller_is_silent(site: Site, undisturbed: dict[str, str]) -> None:
+    going = site.start("run", "LIVE", *site.on_slurm())
+    wait_until(lambda: site.records("slot_joined"), PATIENCE)
+    with site.slurm.silent_controller():
+        at = time.time()
+        time.sleep(75)
+        done = [record for record in site.records("job_done") if seconds_at(record) > at + 20]
+    print(f"{len(done)} jobs done after the first 20 of 75 s without a controller, load {os.getloadavg()[0]:.1f}")
+    assert done or site.records("run_ended")
+    document = site.end(going)
+    assert document["exit"] == 0 and digests(document) == undisturbed
+
+
 def test_a_setup_line_that_fails_and_a_walltime_that_is_too_long_are_told(site: Site) -> None:
     site.cluster_file(setup=["echo no such module: cuda", "false"])
     site.pdd("run", "LIVE", *site.on_slurm(), code=1)
