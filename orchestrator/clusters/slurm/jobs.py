@@ -24,7 +24,7 @@ from typing import Any
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.slurm import sbatch
-from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
+from orchestrator.clusters.slurm.client import SlurmClient
 from orchestrator.clusters.slurm.parsers import visible_gpus
 from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
 from orchestrator.clusters.slurm.run_folder import Head, HeadMonitor, RunFolder
@@ -199,9 +199,7 @@ class HeadJob(SlurmJob):
     def _drive(self, node: Node, address: str) -> int | None:
         """The driver's exit code; None if the Ray head fell."""
         command = [sys.executable, "-P", "-m", "orchestrator.slurm_driver", self.folder, address, node.address]
-        of_this_job = os.environ.keys() - outside_a_job(os.environ).keys()  # the driver submits jobs of their own
-        own = {"PDD_NODE_TOKEN": str(node.folder / "token"), "PDD_HEAD_JOB": job_id()}
-        variables = {**dict.fromkeys(of_this_job), **own}
+        variables = {"PDD_NODE_TOKEN": str(node.folder / "token"), "PDD_HEAD_JOB": job_id()}
         for _ in range(START_ATTEMPTS):
             self.driver = start_child(command, variables, None)
             began = last_heartbeat = time.monotonic()
