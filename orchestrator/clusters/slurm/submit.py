@@ -305,15 +305,14 @@ def _cancel_the_lost(client: SlurmClient, name: str, ids: list[str], before: lis
 @contextmanager
 def _clean_environment() -> Iterator[None]:
     """What SLURM set for the job we may be in does not reach a job that is submitted from it; files are private."""
-    before = dict(os.environ)
-    for name in before.keys() - outside_a_job(before).keys():
-        del os.environ[name]
+    inside = os.environ.keys() - outside_a_job(os.environ).keys()
+    removed = {name: os.environ.pop(name) for name in inside}
     mask = os.umask(0o077)
     try:
         yield
     finally:
         os.umask(mask)
-        os.environ.update(before)
+        os.environ.update(removed)  # and nothing else: the driver's thread may have changed others meanwhile
 
 
 def _words_of(error: BaseException) -> str:
