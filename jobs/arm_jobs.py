@@ -249,6 +249,7 @@ class Lineage:
             path=source.path,
             image_field=source.image,
             label_field=source.label,
+            test=source.test_words,
         )
 
     def phase(self, data: str, group: tuple[int, ...]) -> str:

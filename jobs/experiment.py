@@ -59,6 +59,13 @@ class DatasetChoice(Frozen):
     path: str | None = None
     image: str | None = None
     label: str | None = None
+    test: str | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The split to test on by its name, or the share of the training split that is cut off for it."""
+
+    @property
+    def test_words(self) -> str | None:
+        """`test` as text."""
+        return None if self.test is None else str(self.test)
 
 
 def _as_choice(value: object) -> object:

@@ -194,7 +194,7 @@ class DatasetSpec(Spec):
 
     kind: ClassVar[Kind] = "dataset"
     version: ClassVar[int] = 1
-    placement: ClassVar[frozenset[str]] = frozenset({"layout", "path", "image_field", "label_field"})
+    placement: ClassVar[frozenset[str]] = frozenset({"layout", "path", "image_field", "label_field", "test"})
     later: ClassVar[frozenset[str]] = frozenset({"subset"})
 
     name: str
@@ -215,6 +215,7 @@ class DatasetSpec(Spec):
     path: str | None = None
     image_field: str | None = None
     label_field: str | None = None
+    test: str | None = None
 
     def title(self) -> str:
         """The dataset, its normalisation, and of a phase its classes."""

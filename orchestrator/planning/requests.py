@@ -65,7 +65,10 @@ def resolve(request: Request) -> ResolvedRequest:
     experiments = []
     for name in dict.fromkeys(request.experiments):
         experiment, place = _experiment(name, request)
-        expand(experiment, inspect_dataset(experiment.source, place), place, plan)
+        facts = inspect_dataset(experiment.source, place)
+        expand(experiment, facts, place, plan)
+        for note in facts.notes:
+            plan.note(f"{experiment.dataset_name(facts)}: {note}")
         methods_fit(plan, place)
         experiments.append(experiment)
     return ResolvedRequest(tuple(experiments), plan)
@@ -156,7 +159,12 @@ def inspect_dataset(chosen: DatasetChoice, place: str) -> sources.Facts:
         raise BadInput(place, "dataset.name", chosen.name, fix)
     path = Path(chosen.path).expanduser() if chosen.path else None
     source = sources.Source(
-        layout=chosen.name, path=path, image_field=chosen.image, label_field=chosen.label, place=place
+        layout=chosen.name,
+        path=path,
+        image_field=chosen.image,
+        label_field=chosen.label,
+        test=chosen.test_words,
+        place=place,
     )
     try:
         return sources.inspect(source)

@@ -142,7 +142,13 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
     "full": {"network": NETWORKS, "training": TRAININGS, "index": [1], "seed": [1]},
 }
 PLACEMENT: dict[Kind, dict[str, Any]] = {
-    "dataset": {"layout": "folder", "path": "/elsewhere", "image_field": "picture", "label_field": "class"},
+    "dataset": {
+        "layout": "folder",
+        "path": "/elsewhere",
+        "image_field": "picture",
+        "label_field": "class",
+        "test": "0.2",
+    },
     "distil": {"checkpoint_every": 7},
 }
 

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.errors import BadInput
-from workers.data.layouts import Bytes, Opened, Reader, Shape, Source, Split
+from workers.data.layouts import Bytes, Opened, Reader, Shape, Source, Split, cut_test
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -54,7 +54,8 @@ _TURNS = {
 """What undoes each orientation of EXIF; 1 is upright."""
 _SIDEWAYS = {_TURNS[number] for number in (5, 6, 7, 8)}
 _WORDNET_ID = re.compile(r"n\d+")
-_TEST_FOLDERS = ("test", "val", "valid", "validation")
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "dev", "eval")
 
 
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
@@ -192,7 +193,8 @@ def is_tiny_archive(path: Path) -> bool:
 
 def is_class_tree(path: Path) -> bool:
     """Whether `path` has pictures in `train/<class>` or below it."""
-    return any(True for folder in folders_in(path / "train") for _ in pictures_below(folder))
+    train = split_folder(path, _TRAIN_FOLDERS)
+    return train is not None and any(True for folder in folders_in(train) for _ in pictures_below(folder))
 
 
 def folders_in(path: Path) -> list[Path]:
@@ -233,13 +235,20 @@ def _split_of_files(source: Source, root: Path, files: Sequence[tuple[Path, int]
 
 
 def open_folder(source: Source, root: Path) -> Opened:
-    """`train/<class>` and `test/<class>` (or val, valid, validation) with pictures at any depth; classes by name."""
-    test = next((root / word for word in _TEST_FOLDERS if (root / word).is_dir()), None)
-    trained = _class_folders(source, root / "train")
-    if not trained or test is None:
-        raise source.refusal("make the folders train/<class>/ and test/<class>/ in it and put the images there")
-    classes, tested = sorted(trained), _class_folders(source, test)
+    """`train/<class>` and `test/<class>` with pictures at any depth; classes by name.
+
+    The splits may have other usual names, in capitals too. With `dataset.test: 0.2` the test split is cut from the
+    training split, or from class folders without a split.
+    """
+    share = source.test_share
+    train = split_folder(root, _TRAIN_FOLDERS) or (root if share is not None else None)
+    test = split_folder(root, (source.test.lower(),) if source.test else _TEST_FOLDERS) if share is None else None
+    trained = {} if train is None else _class_folders(source, train)
+    if not trained or (test is None and share is None):
+        raise source.refusal(_no_split(root))
+    classes, tested = sorted(trained), {} if test is None else _class_folders(source, test)
     if strangers := sorted(tested.keys() - trained.keys()):
+        assert test is not None
         raise source.refusal(
             f"give train and test the same classes: {test.name} has {strangers[0]!r}, which train has not"
         )
@@ -254,7 +263,28 @@ def open_folder(source: Source, root: Path) -> Opened:
     ]
     splits = [_split_of_files(source, root, files, colour=False) for files in found]
     files = tuple(path for split in found for path, _ in split)
+    if share is not None:
+        splits = list(cut_test(splits[0], share))
     return Opened("folder", splits[0], splits[1], tuple(classes), root, files)
+
+
+def _no_split(root: Path) -> str:
+    fix = "make the folders train/<class>/ and test/<class>/ in it and put the images there"
+    return f"{fix}; {hint}" if (hint := flat_hint(root)) else fix
+
+
+def flat_hint(root: Path) -> str:
+    """What to say of class folders without a test split; '' where there are none."""
+    train = split_folder(root, _TRAIN_FOLDERS)
+    classes = sum(any(True for _ in pictures_below(folder)) for folder in folders_in(train or root))
+    what = "no test split" if train else "no split"
+    return f"there are {classes} folders of images, {what}: cut one off with dataset.test: 0.2" if classes > 1 else ""
+
+
+def split_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder of a split by the first of its usual names that is there, in small letters or capitals."""
+    there = {folder.name.lower(): folder for folder in reversed(folders_in(root))}
+    return next((there[name] for name in names if name in there), None)
 
 
 def _class_folders(source: Source, split: Path) -> dict[str, list[Path]]:
@@ -321,4 +351,13 @@ def find_tiny(source: Source, path: Path) -> Path | None:
 
 
 TINY_IMAGENET = Reader(find_tiny, open_tiny)
-FOLDER = Reader(lambda source, path: path if is_class_tree(path) and not is_tiny_archive(path) else None, open_folder)
+
+
+def find_folder(source: Source, path: Path) -> Path | None:
+    """`path` if it holds class folders, by splits or, where the test split is to be cut off, without."""
+    if is_tiny_archive(path):
+        return None
+    return path if is_class_tree(path) or (source.test_share is not None and flat_hint(path)) else None
+
+
+FOLDER = Reader(find_folder, open_folder)

@@ -37,6 +37,24 @@ class Source:
     path: Path | None = None
     image_field: str | None = None
     label_field: str | None = None
+    test: str | None = None
+    """The split to test on by its name, or the share of the training split that is cut off for it, such as 0.2."""
+
+    @property
+    def test_share(self) -> float | None:
+        """The share to cut off for testing; None where a split is named, or nothing is said.
+
+        Raises:
+            BadInput: it is no share.
+        """
+        try:
+            share = float(self.test or "")
+        except ValueError:
+            return None
+        if not 0 < share < 1:
+            fix = "give a share between 0 and 1, or the name of a split"
+            raise self.refusal(fix, field="dataset.test", value=self.test)
+        return share
 
     def refusal(self, fix: str, *, field: str = "dataset.path", value: object = None) -> BadInput:
         """The error for something wrong with this source; `value` is the path when nothing else is given."""
@@ -81,6 +99,8 @@ class Opened:
     root: Path | None
     files: tuple[Path, ...]
     columns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What people should know of how it was read."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,49 @@ class RawPictures:
     def marks(self) -> tuple[str, ...]:
         """None: the pixels are taken as they are."""
         return ()
+
+
+@dataclass(frozen=True)
+class ChosenPictures:
+    """Some of the images of a split, by their numbers int64 [n]."""
+
+    whole: Pictures
+    numbers: Labels
+
+    def shape(self) -> Shape:
+        """That of all images of the split."""
+        return self.whole.shape()
+
+    def pixels(self, shape: Shape) -> Bytes:
+        """The chosen images decoded."""
+        return self.whole.pixels(shape)[self.numbers]
+
+    def marks(self) -> tuple[str, ...]:
+        """Those of the split."""
+        return self.whole.marks()
+
+
+def share_of_class(labels: Labels, share: float) -> NDArray[np.bool_]:
+    """Which images of a split are cut off for testing: evenly spaced among those of each class, bool [N].
+
+    A quarter is every fourth of a class: number 3, 7, 11 and so on, counted from 0.
+    """
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    for label in np.unique(labels):
+        (own,) = np.nonzero(labels == label)
+        before = np.floor(np.arange(len(own) + 1) * share + 1e-9)
+        chosen[own[before[1:] > before[:-1]]] = True
+    return chosen
+
+
+def cut_test(whole: Split, share: float) -> tuple[Split, Split]:
+    """The training and the test split that one split becomes."""
+    chosen = share_of_class(whole.labels, share)
+    numbers = np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    return (
+        Split(whole.labels[numbers[0]], ChosenPictures(whole.pictures, numbers[0])),
+        Split(whole.labels[numbers[1]], ChosenPictures(whole.pictures, numbers[1])),
+    )
 
 
 @dataclass(frozen=True)

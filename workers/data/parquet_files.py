@@ -1,10 +1,10 @@
 """Hugging Face's layout: Parquet shards named after their split, images encoded inside them.
 
-A word of a shard's relative path that starts with train, test or valid (or is val) tells its split.
-Validation stands in for a test split that is missing, and files that name no split (svhn's extra) are left
-alone. One column holds the encoded images, as struct<bytes, path> or plain binary, another the labels as
-integers. Class names come from the ClassLabel that the `datasets` library writes into the schema; without it
-there are none.
+A word of a shard's relative path that starts with train, test or valid (or is val, dev or eval) tells its split.
+Validation stands in for a test split that is missing or has no labels, and files that name no split (svhn's extra) are
+left alone. One column holds the encoded images, as struct<bytes, path> or plain binary, another the labels
+(`workers.data.labels`). Class names come from the ClassLabel that the `datasets` library writes into the schema;
+without it there are none.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from workers.data import labels
 from workers.data.image_files import Encoded, EncodedPictures
-from workers.data.layouts import Labels, Opened, Reader, Source, Split
+from workers.data.layouts import Opened, Reader, Source, Split, cut_test
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
@@ -35,36 +38,74 @@ def parquet_files(path: Path) -> list[Path]:
     return sorted(file for depth in ("", "*/", "*/*/") for file in path.glob(f"{depth}*.parquet"))
 
 
+@dataclass(frozen=True)
+class _Shards:
+    """The files of the splits; without `test` it is cut from `train`. `spare` is used where `test` has no labels."""
+
+    train: tuple[Path, ...]
+    test: tuple[Path, ...]
+    spare: tuple[Path, ...] = ()
+
+
 def open_parquet(source: Source, path: Path) -> Opened:
-    """The shards of the training and the held-out split, checked against each other."""
+    """The shards of the training and the test split, checked against each other."""
     root = path if path.is_dir() else path.parent
-    train_shards, test_shards = _shards(source, root, parquet_files(path))
-    files = (*train_shards, *test_shards)
+    shards, notes = _shards(source, root, parquet_files(path)), list[str]()
+    image, label, class_names = _columns(source, (*shards.train, *shards.test))
+    if shards.spare and all(_is_hidden(_values(source, file, label)) for file in shards.test):
+        notes.append("no test image has a label (all are -1), so validation is used (dataset.test: validation)")
+        shards = replace(shards, test=shards.spare)
+        image, label, class_names = _columns(source, (*shards.train, *shards.test))
+    values = [_all_values(source, files, label) for files in (shards.train, shards.test or shards.train)]
+    try:
+        labelled = labels.numbered(values[0], values[1], class_names)
+    except ValueError as error:
+        raise source.refusal(str(error), field="dataset.label_field", value=label) from error
+    train = Split(labelled.train, _pictures(source, root, shards.train, image, len(labelled.train)))
+    if shards.test:
+        test = Split(labelled.test, _pictures(source, root, shards.test, image, len(labelled.test)))
+    else:
+        train, test = cut_test(train, source.test_share or 0.0)
+    files, notes = (*shards.train, *shards.test), [*notes, *labelled.notes]
+    return Opened("parquet", train, test, labelled.class_names, root, files, (image, label), tuple(notes))
+
+
+def _columns(source: Source, files: Iterable[Path]) -> tuple[str, str, tuple[str, ...]]:
+    """The columns of the images and labels, and the class names in the schemas, which must not differ."""
     schemas = {file: _schema(source, file) for file in files}
     image = _column(source, schemas, "image_field", source.image_field, _IMAGE_COLUMNS)
     label = _column(source, schemas, "label_field", source.label_field, _LABEL_COLUMNS)
     _check_types(source, schemas, image, label)
-    class_names = {_class_names(schema, label) for schema in schemas.values()} - {()} or {()}
-    if len(class_names) > 1:
+    names = {_class_names(schema, label) for schema in schemas.values()} - {()} or {()}
+    if len(names) > 1:
         raise source.refusal("give train and test the same classes: the class names in their schemas differ")
-    train, test = (_split(source, root, shards, image, label) for shards in (train_shards, test_shards))
-    return Opened("parquet", train, test, class_names.pop(), root, files, (image, label))
+    return image, label, names.pop()
 
 
-def _shards(source: Source, root: Path, files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+def _shards(source: Source, root: Path, files: Sequence[Path]) -> _Shards:
     found: dict[str | None, list[Path]] = {}
     for file in files:
         found.setdefault(split_of(file.relative_to(root)), []).append(file)
-    train = found.get("train")
-    test = found.get("test") or found.get("validation")
-    if not train or not test:
-        raise source.refusal(
-            "name a folder with both splits, in files named after them, e.g. train.parquet and test.parquet"
-        )
-    for split, shards in (("train", train), ("test", test)):
-        _check_configuration(source, root, split, shards)
-    _check_complete(source, (*train, *test))
-    return train, test
+    if source.test_share is not None:
+        shards = _Shards(tuple(found.get("train") or found.get(None) or ()), ())
+    elif source.test is not None:
+        shards = _Shards(tuple(found.get("train", ())), tuple(found.get(split_of(Path(source.test)), ())))
+    else:
+        validation = tuple(found.get("validation", ()))
+        test = tuple(found.get("test", ()))
+        shards = _Shards(tuple(found.get("train", ())), test or validation, validation if test else ())
+    if not shards.train or not (shards.test or source.test_share):
+        named = "name a folder with both splits, in files named after them, e.g. train.parquet and test.parquet"
+        raise source.refusal(f"{named}, or cut the test split from the training split, e.g. dataset.test: 0.2")
+    for split, chosen in (("train", shards.train), ("test", shards.test)):
+        _check_configuration(source, root, split, chosen)
+    _check_complete(source, (*shards.train, *shards.test))
+    return shards
+
+
+def _is_hidden(values: NDArray[Any]) -> bool:
+    """Whether labels are those of a competition's test split, which nobody may see."""
+    return values.dtype.kind == "i" and len(values) > 0 and bool((values == -1).all())
 
 
 def _check_configuration(source: Source, root: Path, split: str, shards: Iterable[Path]) -> None:
@@ -86,7 +127,7 @@ def configuration_of(name: Path) -> Path:
 def split_of(name: Path) -> str | None:
     """train, test or validation: the last word of a relative path that says so."""
     for word in reversed(re.findall("[a-z]+", name.with_suffix("").as_posix().lower())):
-        if word == "val" or word.startswith("valid"):
+        if word in ("val", "dev", "eval", "evaluation") or word.startswith("valid"):
             return "validation"
         for split in ("train", "test"):
             if word.startswith(split):
@@ -134,10 +175,10 @@ def _column(source: Source, schemas: dict[Path, Any], field: str, wanted: str | 
 
 def _check_types(source: Source, schemas: dict[Path, Any], image: str, label: str) -> None:
     for file, schema in schemas.items():
-        labels, images = schema.field(label).type, schema.field(image).type
-        if not pa.types.is_integer(labels):
+        values, images = schema.field(label).type, schema.field(image).type
+        if not _holds_labels(values):
             raise source.refusal(
-                f"name a column of integers, not {labels} as in {file.name}",
+                f"name a column of integers or words, not {values} as in {file.name}",
                 field="dataset.label_field",
                 value=label,
             )
@@ -147,6 +188,14 @@ def _check_types(source: Source, schemas: dict[Path, Any], image: str, label: st
                 field="dataset.image_field",
                 value=image,
             )
+
+
+def _holds_labels(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_labels(kind.value_type)
+    known = pa.types
+    words = (known.is_string, known.is_large_string)
+    return any(is_kind(kind) for is_kind in (known.is_integer, known.is_floating, known.is_boolean, *words))
 
 
 def _holds_images(kind: Any) -> bool:
@@ -163,18 +212,21 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
     return tuple(unicodedata.normalize("NFC", name) for name in feature.get("names", ()))
 
 
-def _split(source: Source, root: Path, files: Sequence[Path], image: str, label: str) -> Split:
-    labels = np.concatenate([_labels(source, file, label) for file in files])
-
+def _pictures(source: Source, root: Path, files: Sequence[Path], image: str, count: int) -> EncodedPictures:
     def encoded() -> Iterator[Encoded]:
         for file in files:
             with _readable(source, file):
                 yield from _rows(file, str(file.relative_to(root)), image)
 
-    return Split(labels, EncodedPictures(source, len(labels), encoded))
+    return EncodedPictures(source, count, encoded)
 
 
-def _labels(source: Source, file: Path, label: str) -> Labels:
+def _all_values(source: Source, files: Sequence[Path], label: str) -> NDArray[Any]:
+    return np.concatenate([_values(source, file, label) for file in files])
+
+
+def _values(source: Source, file: Path, label: str) -> NDArray[Any]:
+    """The values of the label column, of whatever type they are."""
     with _readable(source, file), pq.ParquetFile(file) as shard:
         column = shard.read(columns=[label]).column(label)
     if column.null_count:
@@ -183,7 +235,10 @@ def _labels(source: Source, file: Path, label: str) -> Labels:
             field="dataset.label_field",
             value=label,
         )
-    return np.asarray(column.to_numpy(), dtype=np.int64)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    values = column.to_numpy()
+    return np.asarray(values, dtype=np.int64) if pa.types.is_integer(column.type) else np.asarray(values)
 
 
 def _rows(file: Path, name: str, image: str) -> Iterator[Encoded]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from jobs.datasets import DATASETS
 from jobs.plugins import FORM, is_plug_in
-from workers.data.image_files import FOLDER, in_threads
+from workers.data.image_files import FOLDER, flat_hint, in_threads
 from workers.data.layouts import Bytes, Labels, Opened, Reader, Shape, Source
 from workers.data.parquet_files import PARQUET
 from workers.runtime.plugins import object_named
@@ -59,6 +59,8 @@ class Facts:
     test_per_class: tuple[int, ...]
     fingerprint: str
     licence: str
+    notes: tuple[str, ...] = ()
+    """What people should know of how it was read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,8 @@ def inspect(source: Source) -> Facts:
     train_per_class, test_per_class = (
         tuple(np.bincount(split.labels, minlength=len(class_names)).tolist()) for split in (opened.train, opened.test)
     )
-    marks = {mark for split in (opened.train, opened.test) for mark in split.pictures.marks()}
+    cut = {f"test {source.test_share:g}"} if source.test_share is not None else set()
+    marks = cut | {mark for split in (opened.train, opened.test) for mark in split.pictures.marks()}
     return Facts(
         layout=opened.layout,
         channels=channels,
@@ -95,6 +98,7 @@ def inspect(source: Source) -> Facts:
         test_per_class=test_per_class,
         fingerprint=_fingerprint(opened, sorted(marks)),
         licence=_licence(source.layout, opened.layout),
+        notes=opened.notes,
     )
 
 
@@ -146,6 +150,14 @@ def _licence(*layouts: str) -> str:
 
 
 def _open(source: Source) -> Opened:
+    opened = _open_layout(source)
+    if source.test is not None and opened.layout not in _GENERAL:
+        fix = f"leave it out: {opened.layout} has a test split of its own"
+        raise source.refusal(fix, field="dataset.test", value=source.test)
+    return opened
+
+
+def _open_layout(source: Source) -> Opened:
     if is_plug_in(source.layout):
         return _open_with(_plug_in(source), source)
     if source.layout not in LAYOUTS:
@@ -209,7 +221,7 @@ def _recognise(source: Source, path: Path) -> Callable[[], Opened]:
     if source.layout == "auto":
         if len(found) == 1:
             return next(iter(found.values()))
-        guess = f"it may be {' or '.join(found)}" if found else "nothing known is there"
+        guess = f"it may be {' or '.join(found)}" if found else flat_hint(path) or "nothing known is there"
         raise source.refusal(f"name its layout, one of {', '.join(LAYOUTS[:-1])}: {guess}")
     for layout in (source.layout, *_GENERAL):
         if layout in found:

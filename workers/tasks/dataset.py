@@ -42,6 +42,7 @@ def prepare(context: JobContext, folder: Path) -> DatasetOutcome:
         path=Path(spec.path) if spec.path else None,
         image_field=spec.image_field,
         label_field=spec.label_field,
+        test=spec.test,
         place=context.job.key,
     )
     found = sources.inspect(source).fingerprint

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ from tests.workers.data.test_sources import (
 from workers.data import array_files, image_files
 from workers.data.dataset import read_split, write_split
 from workers.data.image_files import images_below
+from workers.data.layouts import share_of_class
 from workers.data.parquet_files import configuration_of
 from workers.data.sources import inspect
 
@@ -257,3 +259,143 @@ def test_names_of_classes_in_one_of_the_splits_are_enough(tmp_path: Path) -> Non
     write_parquet(tmp_path / "train.parquet", [0, 1], names=NAMES)
     write_parquet(tmp_path / "test.parquet", [0, 1])
     assert inspect(source("parquet", tmp_path)).class_names == NAMES
+
+
+# Splits by other names, or none
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "Testing"), ("Train", "Test"), ("TRAIN", "VAL"), ("train", "dev"), ("training", "eval")],
+)
+def test_split_folders_may_have_other_usual_names_and_capitals(tmp_path: Path, train: str, test: str) -> None:
+    for split, value in ((train, 0), (test, 50)):
+        for label, name in enumerate(NAMES):
+            save(tmp_path / split / name / "a.png", shade(value + label))
+    facts, arrays = both("auto", tmp_path)
+    assert (facts.layout, facts.class_names, values(arrays.test_images)) == ("folder", NAMES, [50, 51])
+
+
+def flat(root: Path, count: int = 10) -> None:
+    """Class folders without a split; image k of class c is 100 c + k."""
+    for label, name in enumerate(NAMES):
+        for number in range(count):
+            save(root / name / f"{number:02}.png", shade(100 * label + number))
+
+
+def test_class_folders_without_a_split_are_refused_with_what_to_say(tmp_path: Path) -> None:
+    flat(tmp_path)
+    for layout in ("auto", "folder"):
+        fix = refused(layout, tmp_path).fix
+        assert "there are 2 folders of images, no split: cut one off with dataset.test: 0.2" in fix
+
+
+def test_class_folders_without_a_split_work_with_a_share_for_testing(tmp_path: Path) -> None:
+    flat(tmp_path)
+    facts, arrays = both("auto", tmp_path, test="0.2")
+    assert (facts.class_names, facts.train_per_class, facts.test_per_class) == (NAMES, (8, 8), (2, 2))
+    assert values(arrays.test_images) == [4, 9, 104, 109]
+    other = inspect(source("auto", tmp_path, test="0.3"))
+    assert other.test_per_class == (3, 3) and other.fingerprint != facts.fingerprint
+
+
+def test_a_training_split_alone_is_cut_when_a_share_is_given(tmp_path: Path) -> None:
+    flat(tmp_path / "train")
+    assert "no test split: cut one off" in refused("folder", tmp_path).fix
+    assert inspect(source("folder", tmp_path, test="0.25")).test_per_class == (2, 2)
+    write_parquet(tmp_path / "shards" / "train.parquet", [0, 1] * 8)
+    assert "dataset.test: 0.2" in refused("parquet", tmp_path / "shards").fix
+    facts, arrays = both("parquet", tmp_path / "shards", test="0.25")
+    assert facts.test_per_class == (2, 2) and values(arrays.test_images) == [6, 7, 14, 15]
+
+
+@pytest.mark.parametrize("share", ["0", "1", "1.5", "-0.2"])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, share: str) -> None:
+    flat(tmp_path)
+    error = refused("folder", tmp_path, test=share)
+    assert (error.field, error.value) == ("dataset.test", share)
+
+
+def test_a_data_set_with_a_test_split_of_its_own_takes_no_share() -> None:
+    assert "leave it out: digits has a test split of its own" in refused("digits", None, test="0.2").fix
+
+
+@pytest.mark.parametrize(("labels", "share", "chosen"), [([0] * 8, 0.25, [3, 7]), ([0, 1] * 5, 0.4, [4, 5, 8, 9])])
+def test_the_images_for_testing_are_evenly_spaced_in_each_class(
+    labels: list[int], share: float, chosen: list[int]
+) -> None:
+    assert np.flatnonzero(share_of_class(np.array(labels), share)).tolist() == chosen
+
+
+@pytest.mark.parametrize("word", ["dev", "eval", "valid"])
+def test_parquet_files_may_name_the_test_split_otherwise(tmp_path: Path, word: str) -> None:
+    write_parquet(tmp_path / "train.parquet", [0, 1])
+    write_parquet(tmp_path / f"{word}-00000-of-00001.parquet", [0, 1])
+    assert inspect(source("auto", tmp_path)).test_per_class == (1, 1)
+
+
+# Labels
+
+
+def labelled(root: Path, train: Sequence[object], test: Sequence[object], kind: pa.DataType) -> None:
+    for split, labels in (("train", train), ("test", test)):
+        write_parquet(root / f"{split}.parquet", list(range(len(labels))))
+        table = pq.read_table(root / f"{split}.parquet")
+        pq.write_table(table.set_column(1, "label", pa.array(labels, kind)), root / f"{split}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "train", "names"),
+    [
+        (pa.string(), ["bee", "ant", "bee"], ("ant", "bee")),
+        (pa.large_string(), ["bee", "ant", "bee"], ("ant", "bee")),
+        (pa.dictionary(pa.int32(), pa.string()), ["bee", "ant", "bee"], ("ant", "bee")),
+        (pa.float64(), [1.0, 0.0, 1.0], ("0", "1")),
+        (pa.float32(), [7.0, 5.0, 7.0], ("5", "7")),
+        (pa.bool_(), [True, False, True], ("False", "True")),
+        (pa.int64(), [2, 1, 2], ("1", "2")),
+        (pa.uint8(), [9, 3, 9], ("3", "9")),
+    ],
+)
+def test_the_sorted_values_of_a_label_column_are_the_classes(
+    tmp_path: Path, kind: pa.DataType, train: list[object], names: tuple[str, ...]
+) -> None:
+    labelled(tmp_path, train, train[:2], kind)
+    facts, arrays = both("parquet", tmp_path)
+    assert facts.class_names == names
+    assert (arrays.train_labels.tolist(), arrays.test_labels.tolist()) == ([1, 0, 1], [1, 0])
+
+
+def test_classes_that_were_filtered_out_are_left_out_with_a_note(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [3, 1, 3], names=list("abcde"))
+    facts, arrays = both("parquet", tmp_path)
+    assert facts.class_names == ("b", "d") and arrays.train_labels.tolist() == [1, 0, 1]
+    assert facts.notes == ("3 of 5 classes have no image and are left out: 'a', 'c', 'e'",)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "kind", "said"),
+    [
+        ([0.5, 1.0], [1.0, 0.5], pa.float64(), "have fractions"),
+        (["ant", "bee"], ["ant", "cow"], pa.string(), "only test has label 'cow'"),
+    ],
+)
+def test_values_that_are_no_classes_are_refused(
+    tmp_path: Path, train: list[object], test: list[object], kind: pa.DataType, said: str
+) -> None:
+    labelled(tmp_path, train, test, kind)
+    assert said in refused("parquet", tmp_path).fix
+
+
+def test_a_test_split_without_labels_gives_way_to_validation_with_a_note(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train.parquet", [0, 1], names=NAMES)
+    write_parquet(tmp_path / "validation.parquet", [1, 0, 0], names=NAMES)
+    write_parquet(tmp_path / "test.parquet", [-1, -1], names=NAMES)
+    facts, arrays = both("auto", tmp_path)
+    assert facts.test_per_class == (2, 1) and values(arrays.test_images) == [0, 1, 2]
+    assert "validation is used" in facts.notes[0]
+    named = inspect(source("auto", tmp_path, test="validation"))
+    assert (named.fingerprint, named.notes) == (facts.fingerprint, ())
+    (tmp_path / "validation.parquet").unlink()
+    assert "label every test image" in refused("auto", tmp_path).fix

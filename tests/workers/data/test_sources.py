@@ -605,8 +605,9 @@ def test_columns_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "said"),
     [
-        ((0, 1, 3), (0, 1, 3), "no train image has label 2"),
-        ((1, 2), (1, 2), "no train image has label 0"),
+        ((0, 1, 3), (0, 1, 2), "only test has label 2"),
+        ((1, 2), (1, 2, 3), "only test has label 3"),
+        ((1, 2), (1, 1), "none has label 1 (2)"),
         ((0, -1, 1), (0, 1), "label -1"),
         ((0, 1), (-1, -1), "every test image"),
         ((0, 1), (0, 0), "none has label 1"),
@@ -624,8 +625,8 @@ def test_labels_that_cannot_be_trained_on_are_refused(
 
 
 def test_labels_and_class_names_must_cover_each_other(tmp_path: Path) -> None:
-    write_pair(tmp_path, (0, 1), (0, 1), names=["ant", "bee", "cow"])
-    assert "label 2 (cow)" in refused("parquet", tmp_path).fix
+    write_pair(tmp_path, (0, 1), (0, 1, 2), names=["ant", "bee", "cow"])
+    assert "only test has label 2" in refused("parquet", tmp_path).fix
     write_pair(tmp_path, (0, 1, 2), (0, 1, 2), names=["ant", "bee"])
     assert "beyond the 2 class names" in refused("parquet", tmp_path).fix
     write_parquet(tmp_path / "test.parquet", (0, 1), names=["bee", "ant"])

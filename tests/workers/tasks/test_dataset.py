@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.errors import BadInput
+from jobs.expansion import expand
+from jobs.experiment import Experiment
 from jobs.graph import Job
 from jobs.specs import DatasetSpec
 from tests.workers.workshop import CPU, ONE_STAGE, TWO_STAGES, Workshop, changed, plan_of
@@ -233,3 +235,18 @@ def test_each_class_may_hold_out_a_number_of_its_own(made: Workshop) -> None:
     even = stored(made, changed(job, validation_per_class=(4,) * 10))
     once = stored(made, changed(job, validation_per_class=4))
     assert all(np.array_equal(even[name][0], once[name][0]) for name in once)
+
+
+def test_a_share_for_testing_reaches_the_worker_that_prepares_the_data(made: Workshop, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            picture(rng.integers(0, 256, (8, 8)), tmp_path / "pets" / name / f"{number}.png")
+    source = Source(layout="folder", place="test", path=tmp_path / "pets", test="0.2")
+    choice = {"name": "folder", "path": str(tmp_path / "pets"), "test": 0.2}
+    arm = {"method": "random", "ipc_per_stage": 1}
+    experiment = Experiment.model_validate({"name": "test", "scale": "tiny", "dataset": choice, "arms": [arm]})
+    plan = expand(experiment, sources.inspect(source), "test")
+    (job,) = (job for job in plan.graph if job.kind == "dataset")
+    assert made.make(job).extra == {"train": 14, "validation": 2, "test": 4}
