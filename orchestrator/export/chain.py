@@ -200,11 +200,11 @@ def best_of_run(store: Store, run: str) -> ChainKeys:
         for record in records
         if record["event"] in _FOUND_IN_JOURNAL and kind_of(record["key"]) == "distil"
     }
-    manifests = [manifest for key in sorted(keys) if (manifest := results.manifest_of(store, key)) is not None]
+    outcomes = {key: results.outcome_of(store, key, DistilOutcome) for key in sorted(keys)}
     scored = {
-        manifest.key: accuracy
-        for manifest in manifests
-        if (accuracy := DistilOutcome.from_extra(manifest.extra).held_out) is not None
+        key: outcome.held_out
+        for key, outcome in outcomes.items()
+        if outcome is not None and outcome.held_out is not None
     }
     if not scored:
         fix = "none of its sets was measured on held-out images; name an experiment's arm or a --key instead"

@@ -67,7 +67,7 @@ class PictureSet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block:
+class StageBlock:
     """The images of one stage, by class: what stands under one heading of a grid."""
 
     heading: str
@@ -98,7 +98,7 @@ def grid_by_stage(stages: Sequence[PictureSet], title: str, headings: Sequence[s
     """
     headings = headings or [f"stage {number}" for number in range(1, len(stages) + 1)]
     most = max(1, MOST_COLUMNS // len(stages))
-    blocks = [_block(one, heading, most) for one, heading in zip(stages, headings, strict=True)]
+    blocks = [_block(pictures, heading, most) for pictures, heading in zip(stages, headings, strict=True)]
     names = stages[0].class_names[:MOST_CLASSES]
     size = _enlarged_size(stages[0].images[0])
     font, bold = _font(_LETTERS - 2), _font(_LETTERS)
@@ -164,22 +164,22 @@ def empty_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _block(one: PictureSet, heading: str, most: int) -> Block:
+def _block(pictures: PictureSet, heading: str, most: int) -> StageBlock:
     """The first `most` images of each class; the heading says so if there are more."""
-    by_class: list[list[Image.Image]] = [[] for _ in one.class_names[:MOST_CLASSES]]
-    for image, number in zip(one.images, one.labels, strict=True):
+    by_class: list[list[Image.Image]] = [[] for _ in pictures.class_names[:MOST_CLASSES]]
+    for image, number in zip(pictures.images, pictures.labels, strict=True):
         if number < len(by_class):
             by_class[number].append(image)
     longest = max(map(len, by_class), default=0)
     if longest > most:
         heading = f"{heading} ({most} of {longest} a class)"
-    return Block(heading, tuple(tuple(row[:most]) for row in by_class))
+    return StageBlock(heading, tuple(tuple(row[:most]) for row in by_class))
 
 
 def _draw_block(
     page: Image.Image,
     draw: ImageDraw.ImageDraw,
-    block: Block,
+    block: StageBlock,
     left: int,
     width: int,
     top: int,
@@ -211,22 +211,22 @@ def _short(name: str) -> str:
 
 def _draw_span(axes: Axes, span: Span, origin: float, whole: float, row: int, critical: bool) -> None:
     start, length = span.start - origin, span.end - span.start
-    made = span.ended in ("done", "found")
+    complete = span.ended in ("done", "found")
     axes.barh(
         row,
         length,
         left=start,
         height=0.74,
         color=KIND_COLOURS.get(span.kind, "#7F7F7F"),
-        alpha=1.0 if made else 0.45,
-        hatch=None if made else "////",
+        alpha=1.0 if complete else 0.45,
+        hatch=None if complete else "////",
         edgecolor="black" if critical else "white",
         linewidth=1.2 if critical else 0.5,
         zorder=3 if critical else 2,
     )
     if span.label and length > 0.012 * len(span.label) * whole:
         look: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "zorder": 4}
-        axes.text(start + length / 2, row, span.label, color="white" if made else "black", **look)
+        axes.text(start + length / 2, row, span.label, color="white" if complete else "black", **look)
 
 
 def _natural(text: str) -> tuple[tuple[int, str], ...]:

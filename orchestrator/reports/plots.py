@@ -87,12 +87,14 @@ def accuracy_by_stage(results: Sequence[Result]) -> Figure:
     coloured = [name for name, several in arms.items() if several[0].stage]
     panels = []
     for architecture in dict.fromkeys(result.architecture for result in results):
-        here = {
+        of_architecture = {
             name: [result for result in several if result.architecture == architecture]
             for name, several in arms.items()
         }
-        curves = tuple(Curve(name, _points(here[name]), number) for number, name in enumerate(coloured))
-        bounds = [Bound(name, result.mean or 0.0) for name in arms if name not in coloured for result in here[name]]
+        curves = tuple(Curve(name, _points(of_architecture[name]), number) for number, name in enumerate(coloured))
+        bounds = [
+            Bound(name, result.mean or 0.0) for name in arms if name not in coloured for result in of_architecture[name]
+        ]
         panels.append(Panel(architecture, curves, tuple(bounds)))
     return plot(panels)
 
@@ -241,11 +243,11 @@ def _apart(ticks: Sequence[float]) -> list[float]:
 def _draw_curve(axes: Axes, curve: Curve, aside: float) -> None:
     """`aside` shifts the curve so that arms with the same number of images do not hide each other."""
     colour, marker = COLOURS[curve.colour % len(COLOURS)], _MARKERS[curve.colour % len(_MARKERS)]
-    places = [point.ipc + aside for point in curve.points]
+    positions = [point.ipc + aside for point in curve.points]
     look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "capsize": 3, "linewidth": 1.5}
     if curve.published:
         look |= {"markerfacecolor": "white", "linestyle": ":", "linewidth": 1.2}
     spreads = [point.std for point in curve.points]
-    axes.errorbar(places, [point.mean for point in curve.points], spreads, label=curve.label, **look)
-    for place, point in zip(places, curve.points, strict=True):
-        axes.scatter([place] * len(point.values), point.values, color=colour, s=9, alpha=0.35, linewidths=0)
+    axes.errorbar(positions, [point.mean for point in curve.points], spreads, label=curve.label, **look)
+    for position, point in zip(positions, curve.points, strict=True):
+        axes.scatter([position] * len(point.values), point.values, color=colour, s=9, alpha=0.35, linewidths=0)

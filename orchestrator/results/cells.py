@@ -15,12 +15,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from jobs.errors import Damaged
 from jobs.experiment import SELECTIONS, Cell, Plan
 from jobs.graph import Job
-from jobs.outcomes import DistilOutcome, ExpertsOutcome, NetworkOutcome
+from jobs.outcomes import DistilOutcome, ExpertsOutcome, NetworkOutcome, Outcome
 from jobs.specs import DistilSpec, EvaluateSpec
 from orchestrator.results import statistics
 from workers.store.store import Manifest
@@ -30,6 +30,8 @@ SCALES = {
     "small": "scale: small: a reduced setting, not a reproduction of the paper",
     "tiny": "scale: tiny: seconds of work to see that everything runs, not a reproduction of the paper",
 }
+
+Kind = TypeVar("Kind", bound=Outcome)
 
 
 class Reader(Protocol):
@@ -266,22 +268,28 @@ def manifest_of(store: Reader, key: str) -> Manifest | None:
         return None
 
 
-def network_outcome(store: Reader, key: str) -> NetworkOutcome | None:
-    """What an `evaluate` or `full` job measured; None where it is absent or damaged."""
+def outcome_of(store: Reader, key: str, kind: type[Kind]) -> Kind | None:
+    """What a job left in its manifest; None where the artifact is absent, or it or its numbers are damaged.
+
+    Args:
+        store: where the manifest is.
+        key: of the job.
+        kind: the class of what its kind of job leaves.
+    """
     try:
-        return NetworkOutcome.from_extra(store.manifest(key).extra)
+        return kind.from_extra(store.manifest(key).extra)
     except Damaged:
         return None
 
 
 def accuracy_of(store: Reader, key: str) -> float | None:
     """The test accuracy in percent of an `evaluate` or `full` job; None where it is absent or damaged."""
-    outcome = network_outcome(store, key)
+    outcome = outcome_of(store, key, NetworkOutcome)
     return None if outcome is None else outcome.accuracy
 
 
 def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) -> Result:
-    outcomes = {key: network_outcome(store, key) for key in cell.jobs}
+    outcomes = {key: outcome_of(store, key, NetworkOutcome) for key in cell.jobs}
     measured = [outcome for outcome in outcomes.values() if outcome is not None]
     values = tuple(outcome.accuracy for outcome in measured)
     balanced = [outcome.balanced_accuracy for outcome in measured if outcome.balanced_accuracy is not None]
@@ -325,11 +333,24 @@ def _reason(plan: Plan, missing: Sequence[str], failures: Mapping[str, str]) -> 
 
 
 def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageResult:
-    job, manifest = plan.graph[key], manifest_of(store, key)
+    job, outcome = plan.graph[key], outcome_of(store, key, DistilOutcome)
     assert isinstance(job.spec, DistilSpec)
-    experts = [manifest_of(store, parent) for parent in job.parents.get("experts", ())]
-    batches = [(batch.spec["count"], ExpertsOutcome.from_extra(batch.extra)) for batch in experts if batch is not None]
-    outcome = DistilOutcome.from_extra(manifest.extra) if manifest is not None else None
+    known: dict[str, Any] = (
+        {
+            "kept": outcome.iteration,
+            "first_loss": outcome.first_loss,
+            "loss": outcome.loss,
+            "step_size": outcome.step_size,
+            "held_out": outcome.held_out,
+        }
+        if outcome
+        else {}
+    )
+    batches = [
+        (getattr(plan.graph[parent].spec, "count", 1), batch)
+        for parent in job.parents.get("experts", ())
+        if (batch := outcome_of(store, parent, ExpertsOutcome)) is not None
+    ]
     return StageResult(
         experiment=chain.cell.experiment,
         arm=arm_label(chain.cell),
@@ -337,15 +358,11 @@ def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageRes
         stage=job.spec.stage,
         stages=chain.cell.stages,
         key=key,
-        distilled=manifest is not None,
+        distilled=outcome is not None,
         iterations=job.spec.iterations,
         expert_start=_weighted_mean([(count, batch.start_accuracy) for count, batch in batches]),
         expert_end=_weighted_mean([(count, batch.end_accuracy) for count, batch in batches]),
-        kept=None if outcome is None else outcome.iteration,
-        first_loss=None if outcome is None else outcome.first_loss,
-        loss=None if outcome is None else outcome.loss,
-        step_size=None if outcome is None else outcome.step_size,
-        held_out=None if outcome is None else outcome.held_out,
+        **known,
     )
 
 

@@ -256,3 +256,18 @@ def test_a_balanced_accuracy_stands_beside_the_accuracy_where_networks_measured_
     result = next(one for one in collect(plan, store) if one.n)
     assert (result.mean, result.balanced_mean) == (90.0, 55.0)
     assert any("90.0 ± 0.0 (balanced 55.0)" in text for row in tabulate([result]).rows for text in row)
+
+
+def test_numbers_that_cannot_be_read_count_as_missing(store: Store) -> None:
+    """A sound artifact whose manifest lacks its kind's numbers is no traceback, here and in the stages."""
+    plan = demo_plan()
+    cell = cell_of(plan, "Full data", "convnet", 0)
+    put(store, plan, cell.jobs[0], {"curve": [1.0]})
+    measure(store, plan, replace(cell, jobs=cell.jobs[1:]), [98.0])
+    result = one(collect(plan, store), cell)
+    assert (result.values, result.missing) == ((98.0,), cell.jobs[:1])
+    distil = next(job for job in plan.graph if job.kind == "distil")
+    put(store, plan, distil.key, {"loss": "much"})
+    put(store, plan, distil.parents["experts"][0], {})
+    first = stage_results(plan, store)[0]
+    assert (first.distilled, first.loss, first.expert_start) == (False, None, None)
