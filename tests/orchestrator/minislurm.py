@@ -47,7 +47,7 @@ class MiniSlurm:
     """The cluster, from `start` to `stop`; a context manager.
 
     Partitions: `main` can be preempted by `high`, and so can `cheap`, whose jobs are cancelled then; `short` ends jobs
-    after a minute.
+    after a minute. QOS: `few` takes two jobs of a user, `alone` lets one of them run.
     """
 
     def __init__(self, nodes: int = 4, cpus: int = 4, memory_mb: int = 8000, gpus: int = 2) -> None:
@@ -217,6 +217,9 @@ class MiniSlurm:
         self._daemon("slurmdbd", "slurmdbd", "-D")
         wait_until(lambda: _listens(f"{SUBNET}.1", self._accounting_port), 120)
         self.run("sacctmgr", "-i", "add", "cluster", "minislurm")
+        self.run("sacctmgr", "-i", "add", "qos", "few", "set", "MaxSubmitJobsPerUser=2")
+        self.run("sacctmgr", "-i", "add", "qos", "alone", "set", "MaxJobsPerUser=1")
+        self.run("sacctmgr", "-i", "modify", "user", "root", "set", "qos+=few,alone")
 
     def _write_configuration(self) -> None:
         host = socket.gethostname().split(".")[0]
@@ -288,6 +291,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageEnforce=limits
 AccountingStorageHost={address}
 AccountingStoragePort={accounting}
 AccountingStoragePass={folder}/munge.sock

@@ -274,6 +274,20 @@ def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(site: Site
     assert site.ended(done["run"], "worker").count("FAILED") <= 2
 
 
+def test_a_limit_of_submitted_jobs_makes_a_run_slower_and_one_of_running_jobs_names_gang_mode(
+    site: Site, undisturbed: dict[str, str]
+) -> None:
+    site.cluster_file(qos="few")  # the head and one worker
+    done = site.pdd("run", "LIVE", *site.on_slurm())
+    assert done["exit"] == 0 and digests(done) == undisturbed
+    refusals = [record["text"] for record in site.records("note") if "sbatch refuses" in record["text"]]
+    print(refusals)
+    assert len(refusals) == 1 and "QOSMaxSubmitJobPerUserLimit" in refusals[0]
+    site.cluster_file(qos="alone")
+    site.pdd("run", "LIVE", "--seed", "5", *site.on_slurm(), code=1)
+    assert "set `mode: gang` in cluster.yaml" in site.errors()
+
+
 def test_jobs_go_on_while_the_controller_is_silent(site: Site, undisturbed: dict[str, str]) -> None:
     going = site.start("run", "LIVE", *site.on_slurm())
     wait_until(lambda: site.records("slot_joined"), PATIENCE)
