@@ -294,9 +294,9 @@ def test_jobs_go_on_while_the_controller_is_silent(site: Site, undisturbed: dict
     with site.slurm.silent_controller():
         at = time.time()
         time.sleep(75)
-        done = [record for record in site.records("job_done") if seconds_at(record) > at + 20]
-    print(f"{len(done)} jobs done after the first 20 of 75 s without a controller, load {os.getloadavg()[0]:.1f}")
-    assert done or site.records("run_ended")
+        done = [record for record in site.records("job_done") if seconds_at(record) > at]
+    print(f"{len(done)} jobs done in 75 s without a controller, load {os.getloadavg()[0]:.1f}")
+    assert done
     document = site.end(going)
     assert document["exit"] == 0 and digests(document) == undisturbed
 
