@@ -78,7 +78,14 @@ def newest(store: Store, keys: Sequence[str]) -> list[SyntheticSet]:
 
 
 def write(folder: Path, made: SyntheticSet, transform: Affine | Zca, class_names: Sequence[str]) -> None:
-    """Write both forms; pixels are clamped to [0, 1] in the pictures only."""
+    """Write both forms of a set; pixels are clamped to [0, 1] in the pictures only.
+
+    Args:
+        folder: where the two files go.
+        made: the set, in the training space.
+        transform: between the training space and pixels in [0, 1].
+        class_names: in the order of the labels.
+    """
     write_exact(folder / EXACT, made)
     pixels = transform.inverse(made.images.detach().cpu())
     pq.write_table(picture_table(pixels, made.labels, class_names), folder / PICTURES)

@@ -155,6 +155,11 @@ class Method:
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One iteration: work out gradients, take a `step` on the images, return the loss.
 
+        Args:
+            learnable: the images of the stage, and the earlier ones that take part in matching.
+            iteration: counted from 0.
+            generator: a CPU generator that belongs to the stage.
+
         Raises:
             Diverged: the method's own quantities left their range.
         """
@@ -186,8 +191,14 @@ def _image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Op
 def draw_without_replacement(queue: list[int], size: int, population: int, generator: torch.Generator) -> list[int]:
     """The next at most `size` entries of a random order of range(population), drawn anew when used up.
 
-    `queue` is what is left of the current order and is consumed in place. The last chunk of an order is short
-    when `size` does not divide the population; it comes last (the reference takes it first, facts 4.2).
+    The last chunk of an order is short when `size` does not divide the population; it comes last (the reference takes
+    it first, facts 4.2).
+
+    Args:
+        queue: what is left of the current order; consumed in place.
+        size: entries to take.
+        population: how many there are to order.
+        generator: a CPU generator of the next order.
     """
     if not queue:
         queue.extend(torch.randperm(population, generator=generator).tolist())

@@ -107,7 +107,13 @@ def read_counts(path: Path) -> NDArray[np.int64]:
 
 
 def partitioned(context: JobContext, data: Dataset, partition: tuple[int, int] | None, least: int = 0) -> Dataset:
-    """The dataset with only those training images whose scores lie in [low, high); the whole without a partition.
+    """The dataset with only those training images whose scores lie in a partition; the whole without one.
+
+    Args:
+        context: of a job that has the scores as a parent, if there is a partition.
+        data: the whole dataset.
+        partition: scores in [low, high).
+        least: images that each class must keep.
 
     Raises:
         BadInput: there are none, or a class has fewer than `least`.

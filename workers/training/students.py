@@ -26,7 +26,15 @@ def build_network(
     generator: torch.Generator,
     device: torch.device,
 ) -> Network:
-    """A network for images of `shape` (channels, height, width) with weights drawn from `generator`."""
+    """Build the network of a spec and draw its weights.
+
+    Args:
+        spec: the architecture and its sizes.
+        shape: channels, height and width of the images.
+        classes: number of logits.
+        generator: a CPU generator of the weights.
+        device: where the network goes.
+    """
     channels, height, _ = shape
     network = build(
         spec.architecture,
@@ -44,7 +52,14 @@ def build_network(
 
 
 def trainer_for(network: Network, spec: SgdSpec, generator: torch.Generator, lr: float | None = None) -> Trainer:
-    """A trainer without momentum yet; `lr` replaces the spec's, e.g. by a learned step size."""
+    """Make a trainer that has no momentum yet.
+
+    Args:
+        network: trained in place.
+        spec: learning rate, momentum and weight decay.
+        generator: a CPU generator of the order of the images and of their augmentation.
+        lr: takes the place of the spec's learning rate, e.g. a learned step size.
+    """
     rate = lr if lr is not None else spec.lr
     assert rate is not None, f"no learning rate: neither the spec nor the caller gives one: {spec}"
     return Trainer(network, Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay), generator)
@@ -60,7 +75,17 @@ def fit(
     on_epoch: Callable[[int, EpochStats], None] | None = None,
     correctness: bool = False,
 ) -> None:
-    """Train through the spec's schedule from its first epoch; momentum of earlier calls is carried on."""
+    """Train through the spec's schedule from its first epoch; momentum of earlier calls is carried on.
+
+    Args:
+        trainer: of the network to train.
+        images: float32 [N, C, H, W] in the training space.
+        labels: int64 [N].
+        spec: epochs, batches, augmentation and drops.
+        lr: takes the place of the trainer's learning rate.
+        on_epoch: called after each epoch with its index and what was seen.
+        correctness: whether `on_epoch` is told which images were right.
+    """
     trainer.run(
         images,
         labels,

@@ -245,7 +245,13 @@ class Trainer:
 def accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512) -> float:
     """Share of images [N, C, H, W] classified as labels [N] say, in percent.
 
-    Evaluated in eval mode, without gradients, `batch` images at a time; the module's mode is put back.
+    Evaluated in eval mode, without gradients; the module's mode is put back.
+
+    Args:
+        module: gives logits [n, classes].
+        images: float32 [N, C, H, W].
+        labels: int64 [N].
+        batch: images at a time.
 
     Raises:
         ValueError: for an empty set, or labels of another number.

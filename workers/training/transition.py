@@ -31,7 +31,15 @@ def learned_from(sets: Sequence[SyntheticSet], spec: TransitionSpec) -> Syntheti
 def link(
     network: Network, union: SyntheticSet, spec: TransitionSpec, generator: torch.Generator, beat: Beat = lambda: None
 ) -> None:
-    """Train a network on a union at the step size learned with its last set, else at the spec's rate, in place."""
+    """Train a network on a union at the step size learned with its last set, else at the spec's rate, in place.
+
+    Args:
+        network: at the end of the link before.
+        union: the sets so far.
+        spec: how a link is trained.
+        generator: a CPU generator of the order of the images and of their augmentation.
+        beat: called after every epoch; may raise to break off.
+    """
     device = next(network.parameters()).device
     images, labels = union.expanded()
     trainer = trainer_for(network, spec, generator, lr=union.step_size)
