@@ -63,7 +63,7 @@ def test_a_wrong_token_is_refused_in_one_sentence(tmp_path: Path, address: str) 
     wrong = tmp_path / "wrong"
     wrong.write_text("0" * 64)
     there = run(tmp_path, address, wrong, "--cluster", "cloud", "--store", str(tmp_path / "there"))
-    assert there.returncode == 1
+    assert there.returncode == 3
     assert "does not let us in" in there.stderr and "Traceback" not in there.stderr
 
 
