@@ -148,7 +148,10 @@ def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[...
             options = Options.of(words["context"])
             if options.verbose:
                 _log_to_people()
-            function(options, **{name: words[name] for name in own if name in wanted})
+            try:
+                function(options, **{name: words[name] for name in own if name in wanted})
+            except KeyboardInterrupt:  # Typer would end the process without a document
+                raise typer.Abort from None
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__annotations__ = {each.name: each.annotation for each in parameters}
