@@ -5,13 +5,14 @@ Pydantic finds what is wrong; this module says it in our one form: the file, the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from jobs.errors import BadInput
 
@@ -69,6 +70,28 @@ def set_path(target: dict[str, Any], path: str, value: object, place: str) -> No
         raise BadInput(place, path, value, f"{last!r} is not a field there; look at the file's fields")
 
 
+def matching(pattern: str, form: str) -> AfterValidator:
+    """The check of a text field: the whole text has this pattern, or the complaint says the form to write."""
+    whole = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if whole.fullmatch(text) is None:
+            raise PydanticCustomError("form", "{form}", {"form": form})
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[
+    str,
+    matching(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+        "write letters A to Z, digits, '_', '.' and '-', a letter or digit first: folders and runs are named after it",
+    ),
+]
+"""What an experiment, a sweep or a table is called."""
+
+
 def _cycle(value: object, flat: set[int], path: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> str | None:
     """The path of a value that contains itself, as YAML's aliases allow; None if there is none.
 
@@ -97,10 +120,10 @@ def _bad_input(model: type[BaseModel], error: ValidationError, place: str, prefi
         return BadInput(place, field, first["input"], f"unknown field; known here: {', '.join(known)}")
     if first["type"] == "missing":
         return BadInput(place, field, None, "required; add it")
-    return BadInput(place, field, first["input"], _mend(first))
+    return BadInput(place, field, first["input"], _fix(first))
 
 
-def _mend(error: ErrorDetails) -> str:
+def _fix(error: ErrorDetails) -> str:
     kind, context, message = error["type"], error.get("ctx", {}), error["msg"]
     bounds = {
         "greater_than_equal": ("ge", "at least"),

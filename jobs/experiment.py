@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.datasets import Facts
-from jobs.documents import read_yaml, validate
+from jobs.documents import Name, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.graph import Graph
 from jobs.plugins import short_name
@@ -170,7 +170,7 @@ class Arm(Frozen):
 class Experiment(Frozen):
     """A whole experiment as its YAML file says it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Name
     about: str = ""
     dataset: Annotated[DatasetChoice, BeforeValidator(_as_choice)] = DatasetChoice(name="digits")
     scale: Scale = "small"

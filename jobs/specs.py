@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from jobs.architectures import ARCHITECTURES, architecture_named
+from jobs.documents import matching
 from jobs.plugins import FORM, is_plug_in
 
 Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
@@ -73,7 +74,10 @@ Family = Literal["mtt", "dc", "idc"]
 `align_corners`; `idc` always flips and colours, then draws one geometric operation, then always cuts out."""
 Augmentation = Annotated[
     str,
-    Field(pattern=r"^(none|(color|crop|cutout|flip|scale|rotate)(_(color|crop|cutout|flip|scale|rotate))*)$"),
+    matching(
+        r"none|(color|crop|cutout|flip|scale|rotate)(_(color|crop|cutout|flip|scale|rotate))*",
+        "write none, or some of color, crop, cutout, flip, scale, rotate with '_' between them",
+    ),
 ]
 
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.documents import read_yaml, validate
+from jobs.documents import Name, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.specs import Count, Frozen, Index, Positive
 
@@ -137,7 +137,7 @@ class Sweep(Frozen):
     `grid` is drawn from like a `choice`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Name
     about: str = ""
     base: str | dict[str, Any]
     space: Annotated[dict[str, Dimension], Field(min_length=1)]

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.datasets import Facts, split
-from jobs.documents import read_yaml, validate
+from jobs.documents import Name, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import Arm, Cell, DatasetChoice, Experiment, Plan
@@ -145,7 +145,7 @@ class Circumstances:
 class TableFile(Frozen):
     """A table as its YAML file says it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Name
     title: str
     caption: str
     kind: Kind = "table"

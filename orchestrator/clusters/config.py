@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from jobs.documents import read_yaml, validate
+from jobs.documents import matching, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.specs import Count, Frozen, Index, Positive
 
@@ -105,7 +105,9 @@ class SlurmClusterSpec(Frozen):
     constraint: str | None = None
     gpus: Annotated[int | str, AfterValidator(_known_gpus)] = 0
     """GPUs of a worker: a number, or with their type, such as `a100:2`."""
-    gres: Annotated[str, Field(pattern=r"^gpu(:[A-Za-z][\w.-]*)?:[1-9]\d*$")] | None = None
+    gres: Annotated[str, matching(r"gpu(:[A-Za-z][\w.-]*)?:[1-9]\d*", "write gpu:NUMBER or gpu:TYPE:NUMBER")] | None = (
+        None
+    )
     """Instead of `gpus`, where the site gives GPUs only as generic resources, such as `gpu:2`."""
     cpus: Count = 1
     memory: str | None = None
@@ -163,7 +165,7 @@ class RayClusterSpec(Frozen):
     """A Ray cluster that is running already (KubeRay, a cloud), named by the address of its GCS."""
 
     kind: Literal["ray"]
-    address: Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$")]
+    address: Annotated[str, matching(r"[^\s:/]+:\d+", "write HOST:PORT")]
     token_file: str | None = None
     """A file with the cluster's token; null where it asks for none."""
     slots_per_node: Count | Literal["auto"] = "auto"

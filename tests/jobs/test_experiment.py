@@ -404,7 +404,8 @@ def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, val
         ({"architectures": ["vgg"]}, "architectures.0", "vgg", "must be one of convnet, resnet10"),
         ({"networks": 0}, "networks", 0, "must be at least 1"),
         ({"scale": "huge"}, "scale", "huge", "must be one of 'paper', 'small' or 'tiny'"),
-        ({"name": "a/b"}, "name", "a/b", "string should match pattern"),
+        ({"name": "a/b"}, "name", "a/b", "write letters A to Z"),
+        ({"name": "größe"}, "name", "größe", "write letters A to Z"),
         (
             {"dataset": {"nme": "x"}},
             "dataset.nme",

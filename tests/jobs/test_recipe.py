@@ -328,7 +328,7 @@ KNOWN_IN_DISTIL = (
             {"evaluate.augmentation": "blur"},
             "set.evaluate.augmentation",
             "blur",
-            "string should match pattern",
+            "write none, or some of color",
         ),
         ({"dataset.validation_fraction": 1.0}, "set.dataset.validation_fraction", 1.0, "must be less than 1"),
         (
