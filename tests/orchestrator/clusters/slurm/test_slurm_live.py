@@ -377,7 +377,7 @@ def test_a_sweep_has_the_metrics_of_one_here_and_a_second_launch_joins_the_first
     wait_until(lambda: site.records("trial_reported"), PATIENCE)
     _kill_driver(site)
     done = site.end(going)
-    assert f"sweep {run} is with SLURM already" in site.errors()
+    assert f"run {run} is with SLURM already" in site.errors()
     assert len(site.records("run_began")) == 2
     assert (done["run"], done["exit"], len(done["trials"])) == (run, 0, 4)
     for measured in ("values", "state", "metrics", "rank"):
