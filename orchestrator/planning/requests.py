@@ -24,6 +24,7 @@ from jobs.plugins import FORM, is_plug_in
 from jobs.recipe import Recipe
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
 from workers.data import sources
+from workers.methods import expert_epochs_needed, settings_for
 
 QUICKSTART = "quickstart"
 
@@ -174,17 +175,16 @@ def inspect_dataset(chosen: DatasetChoice, place: str) -> sources.Facts:
 
 def methods_fit(plan: Plan, place: str) -> None:
     """The base methods' own numbers and the names of normalisations, which `jobs` cannot know."""
-    from workers.methods import method_named, settings_for  # takes torch along, which a plan of tables does without
-    from workers.training.networks import network_class
-
     known = {"measured", "unit", "zca", *NORMALISATIONS}
     for job in plan.graph:
         network = getattr(job.spec, "network", None)
         if network is not None and is_plug_in(network.architecture):
+            from workers.training.networks import network_class  # takes torch along
+
             network_class(network.architecture, place)
         match job.spec:
             case DistilSpec() as spec:
-                needed = method_named(spec.method).expert_epochs_needed(settings_for(spec.method, spec.settings, place))
+                needed = expert_epochs_needed(spec.method, settings_for(spec.method, spec.settings, place))
                 _experts_reach(needed or 0, job, plan, place)
             case DatasetSpec() as spec if spec.normalise not in known:
                 fix = f"must be one of {', '.join(sorted(known))}"

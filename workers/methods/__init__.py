@@ -6,13 +6,16 @@ path, `package.module:Class`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.documents import validate
 from jobs.errors import BadInput
+from jobs.methods import SETTINGS, MttSettings
 from jobs.specs import Frozen
-from workers.methods.base import Method
 from workers.runtime.plugins import object_named
+
+if TYPE_CHECKING:  # takes torch along
+    from workers.methods.base import Method
 
 _BUILT_IN = {
     "cafe": "workers.methods.cafe:FeatureAlignment",
@@ -41,9 +44,17 @@ def method_named(name: str, place: str = "recipe") -> type[Method]:
 
 
 def settings_for(name: str, values: dict[str, Any], place: str = "recipe") -> Frozen:
-    """The method's own numbers, validated by its `Settings`.
+    """The method's own numbers, validated by its `Settings`; torch is imported for a method from outside only.
 
     Raises:
         BadInput: an unknown, missing or impossible number.
     """
-    return validate(method_named(name, place).Settings, values, place, prefix="distil.settings")
+    model = SETTINGS[name] if name in SETTINGS else method_named(name, place).Settings
+    return validate(model, values, place, prefix="distil.settings")
+
+
+def expert_epochs_needed(name: str, settings: Frozen) -> int | None:
+    """The last epoch that a method may read of its experts' trajectories; None if it reads none."""
+    if name in SETTINGS:
+        return settings.last_target if isinstance(settings, MttSettings) else None
+    return method_named(name).expert_epochs_needed(settings)

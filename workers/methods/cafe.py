@@ -21,15 +21,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.errors import BadInput
-from jobs.specs import Augmentation, Count, Frozen, NonNegative, Positive
+from jobs.methods import CafeSettings, Weights
+from jobs.specs import Frozen
 from workers.data.multi_formation import decode
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods.base import LearnableImages, Method, Stage
@@ -40,41 +39,6 @@ from workers.training.trainer import Optimiser, Schedule, Trainer, accuracy
 
 Pair = tuple[Tensor, Tensor]
 """Real [m, C, H, W] and synthetic images [n, C, H, W] of one class."""
-
-
-class Weights(Frozen):
-    """What the terms of the loss weigh."""
-
-    layers: Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
-    """Alignment of each block's map, and last of the pooled one; a shallower network takes the last of them."""
-    pooled: NonNegative
-    """Alignment of the flattened pooled map, which counts it once more."""
-    discrimination: NonNegative
-    """Of a sum over all real images of the step."""
-
-
-class CafeSettings(Frozen):
-    """CAFE's own numbers; accuracies are shares between 0 and 1."""
-
-    batch_real: Count
-    """Real images of a class in an image step."""
-    weights: Weights
-    lr_network: Positive
-    batch_train: Count
-    """Synthetic images in a step of the inner loop."""
-    probe: Count
-    """Real images of a class whose accuracy is watched."""
-    window: Annotated[int, Field(ge=2)]
-    settled: NonNegative
-    """The outer loop ends when a window of accuracies spans less (lambda 1)."""
-    moved: NonNegative
-    """The inner loop ends when a window of accuracies spans more (lambda 2)."""
-    most_steps: Count
-    """Image steps of the outer loop at most."""
-    most_epochs: Count
-    """Epochs of each inner loop at most."""
-    augmentation: Augmentation = "none"
-    """Of both sides of a match, by one draw for each class, and of the inner loop image by image; `none` is CAFE."""
 
 
 class Watch:

@@ -13,21 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jobs.specs import Augmentation, Count, Frozen
+from jobs.methods import DmSettings
+from jobs.specs import Frozen
 from workers.data.multi_formation import decode
 from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.training.networks import Network
 from workers.training.students import augmentation_of
-
-
-class DmSettings(Frozen):
-    """DM's own numbers."""
-
-    batch_real: Count
-    """Real images of a class in a match."""
-    augmentation: Augmentation = "none"
-    """Of both sides of a match, by one draw for each class."""
 
 
 class DistributionMatching(Method):

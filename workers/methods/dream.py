@@ -12,18 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jobs.specs import Count, Frozen
+from jobs.methods import DreamSettings
+from jobs.specs import Frozen
 from workers.methods.base import Stage
-from workers.methods.idc import FormationMatching, IdcSettings
+from workers.methods.idc import FormationMatching
 from workers.methods.kmeans import representatives
 from workers.training.networks import Network
-
-
-class DreamSettings(IdcSettings):
-    """DREAM's own numbers; `batch_real` counts the clusters of a class, one image each."""
-
-    recluster_every: Count
-    """Rounds after which the clusters are made anew."""
 
 
 class RepresentativeMatching(FormationMatching):

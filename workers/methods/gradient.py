@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs.specs import Augmentation, Count, Frozen, Positive, SgdSpec
+from jobs.methods import GradientSettings
+from jobs.specs import Frozen
 from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.training.networks import Network
@@ -34,25 +35,6 @@ from workers.training.students import augmentation_of, fit, trainer_for
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Of the synthetic and the real gradient of one weight tensor, as a number."""
 COSINE_EPS = 1e-6
-
-
-class NetworkTraining(SgdSpec):
-    """How the matching network is trained between image steps; here the learning rate is no option."""
-
-    lr: Positive
-
-
-class GradientSettings(Frozen):
-    """DC's and DSA's own numbers; `training.epochs` is the published inner loop."""
-
-    outer: Count
-    """Image steps an iteration, each with all classes."""
-    batch_real: Count
-    """Real images of a class in a match."""
-    augmentation: Augmentation = "none"
-    """Of both sides of a match; `none` is DC."""
-    training: NetworkTraining
-    """Between image steps, on the synthetic set."""
 
 
 def cosine_distance(synthetic: Tensor, real: Tensor) -> Tensor:

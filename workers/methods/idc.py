@@ -18,40 +18,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.errors import BadInput
-from jobs.specs import Augmentation, Count, Frozen
+from jobs.methods import IdcSettings
+from jobs.specs import Frozen
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Zca
 from workers.methods.base import Arrays, LearnableImages, Method, Stage
 from workers.methods.by_class import require_finite, rows_by_class, siamese
-from workers.methods.gradient import Distance, NetworkTraining, gradient_distance
+from workers.methods.gradient import Distance, gradient_distance
 from workers.training.networks import Network
 from workers.training.students import augmentation_of, fit, trainer_for
 from workers.training.trainer import Trainer
-
-
-class IdcSettings(Frozen):
-    """IDC's own numbers; `training.epochs` passes are made over the real images of a round, one as published."""
-
-    rounds: Count
-    """Image steps of each class an iteration: the published inner loop."""
-    batch_real: Count
-    """Real images of a class in a match."""
-    max_synthetic: Count = 128
-    """Decoded images of a class in a match at most; of more a random part."""
-    distance: Literal["l1", "l2"] = "l2"
-    augmentation: Augmentation = "none"
-    """Of both sides of a match, in IDC's combination."""
-    n_data: Count
-    """Real images on which the network trains between rounds, rounded up to whole batches."""
-    training: NetworkTraining
-
 
 DISTANCES: dict[str, Distance] = {
     "l1": lambda synthetic, real: (synthetic - real).abs().sum(),

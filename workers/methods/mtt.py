@@ -17,50 +17,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
-from jobs.specs import Augmentation, Count, Fraction, Frozen, Index, Positive
+from jobs.methods import Engine, MttSettings
+from jobs.specs import Frozen
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
-from workers.methods.trajectory_matching import ENGINES, Engine, InnerBatch, Matched, Student
+from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student
 from workers.training.students import augmentation_of
-
-
-class MttSettings(Frozen):
-    """MTT's own numbers. `batch_syn` of None is classes * ipc_per_stage, fixed for all stages (facts 5.3).
-
-    Inner batches are chunks of a random order of the union, which goes on from one iteration to the next (`carried`),
-    or is drawn `anew` in each, as in the published code (facts 4.2). Candidates are judged by networks that start where
-    the stage's `experts` did, as in PDD's code, or from weights of their own (`random`), as in MTT's (facts 4.3, 5.4).
-    """
-
-    syn_steps: Count
-    expert_epochs: Count
-    max_start_epoch: Count
-    min_start_epoch: Index = 0
-    batch_syn: Count | None = None
-    step_size_init: Positive
-    lr_step_size: Positive
-    step_size_momentum: Fraction = 0.5
-    step_size_form: Literal["linear", "log"] = "linear"
-    step_size_clamp: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Largest change of the logarithm in one iteration; `log` only."""
-    augmentation: Augmentation = "none"
-    image_order: Literal["carried", "anew"] = "carried"
-    candidates_start: Literal["experts", "random"] = "experts"
-    engine: Engine = "unrolled"
-
-    @model_validator(mode="after")
-    def _some_epoch_to_start_from(self) -> MttSettings:
-        if self.min_start_epoch >= self.max_start_epoch:
-            raise PydanticCustomError("start", "min_start_epoch must be below max_start_epoch")
-        return self
 
 
 class StepSize:
@@ -102,9 +70,9 @@ class TrajectoryMatching(Method):
 
     @classmethod
     def expert_epochs_needed(cls, settings: Frozen) -> int:
-        """The last target: `expert_epochs` after the last start epoch."""
+        """The last target."""
         assert isinstance(settings, MttSettings)
-        return settings.max_start_epoch - 1 + settings.expert_epochs
+        return settings.last_target
 
     @property
     def step_size(self) -> float:
@@ -179,7 +147,7 @@ class TrajectoryMatching(Method):
 
 def _require_epochs(settings: MttSettings, stage: Stage) -> None:
     """The last target must be on the experts' trajectories."""
-    needed = TrajectoryMatching.expert_epochs_needed(settings)
+    needed = settings.last_target
     if stage.experts is not None and needed > stage.experts.epochs:
         raise BadInput(
             f"stage {stage.spec.stage} of {stage.spec.method}",

@@ -19,17 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from jobs.methods import Engine
 from workers.training.augmentation import Augmentation, Draw
 from workers.training.networks import unflatten
-
-Engine = Literal["unrolled", "adjoint"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from jobs.datasets import DATASETS, DatasetInfo
 from jobs.errors import BadInput
-from workers.data import sources
+from workers.data import array_files, sources
 from workers.data.array_files import every_fourth_of_class
 from workers.data.parquet_files import split_of
 from workers.data.sources import Arrays, Facts, Source, fingerprint_files, inspect, read
@@ -102,6 +102,12 @@ def test_digits_are_split_three_to_one_within_each_class_and_stretched_to_bytes(
 def test_every_fourth_example_of_a_class_is_held_out() -> None:
     chosen = every_fourth_of_class(np.array([0, 1, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0]))
     assert np.flatnonzero(chosen).tolist() == [4, 8, 11]
+
+
+def test_digits_are_read_from_the_file_as_scikit_learn_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from_file = array_files._digits_table()
+    monkeypatch.setattr(array_files, "find_spec", lambda name: None)
+    assert np.array_equal(from_file, array_files._digits_table())
 
 
 def test_digits_take_no_path(tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from jobs.graph import Job
+from jobs.methods import SETTINGS, MttSettings
 from tests.workers.workshop import Workshop, changed
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.execute import perform
+from workers.methods import _BUILT_IN, method_named
+from workers.methods.base import Method
 from workers.runtime.context import JobContext
 from workers.tasks import experts
 from workers.tasks.distil import StageRun
@@ -125,3 +128,15 @@ def test_the_second_stage_distils_as_its_recipe_says(made: Workshop) -> None:
     assert stored.labels.tolist() == list(range(10)) and stored.factor == spec.get("factor", 1)
     assert (spec["choice"]["by"] == "last") == (spec["method"] != "mtt")  # as their papers do; MTT's choice is ours
     assert (stored.step_size is not None) == (spec["method"] == "mtt")
+
+
+def test_every_method_has_its_numbers_where_torch_is_not_needed() -> None:
+    assert SETTINGS == {name: method_named(name).Settings for name in _BUILT_IN}
+
+
+def test_only_trajectory_matching_reads_epochs_of_its_experts() -> None:
+    readers = {name for name in _BUILT_IN if method_named(name).expert_epochs_needed.__func__ is not _ours}  # type: ignore[attr-defined]
+    assert readers == {name for name, model in SETTINGS.items() if model is MttSettings}
+
+
+_ours = Method.expert_epochs_needed.__func__  # type: ignore[attr-defined]

@@ -1,0 +1,153 @@
+"""The base methods' own numbers: what the `settings` of a recipe's `distil` section may say, method by method.
+
+They stand apart from the methods (`workers.methods`), which take torch along: what a user wrote is checked, and what is
+done already is found, without it. A method from outside brings its own `Settings`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from jobs.specs import Augmentation, Count, Fraction, Frozen, Index, NonNegative, Positive, SgdSpec
+
+Engine = Literal["unrolled", "adjoint"]
+"""How trajectory matching differentiates: through the whole graph of its inner steps, or step by step."""
+
+
+class NetworkTraining(SgdSpec):
+    """How the matching network is trained between image steps; here the learning rate is no option."""
+
+    lr: Positive
+
+
+class GradientSettings(Frozen):
+    """DC's and DSA's own numbers; `training.epochs` is the published inner loop."""
+
+    outer: Count
+    """Image steps an iteration, each with all classes."""
+    batch_real: Count
+    """Real images of a class in a match."""
+    augmentation: Augmentation = "none"
+    """Of both sides of a match; `none` is DC."""
+    training: NetworkTraining
+    """Between image steps, on the synthetic set."""
+
+
+class DmSettings(Frozen):
+    """DM's own numbers."""
+
+    batch_real: Count
+    """Real images of a class in a match."""
+    augmentation: Augmentation = "none"
+    """Of both sides of a match, by one draw for each class."""
+
+
+class IdcSettings(Frozen):
+    """IDC's own numbers; `training.epochs` passes are made over the real images of a round, one as published."""
+
+    rounds: Count
+    """Image steps of each class an iteration: the published inner loop."""
+    batch_real: Count
+    """Real images of a class in a match."""
+    max_synthetic: Count = 128
+    """Decoded images of a class in a match at most; of more a random part."""
+    distance: Literal["l1", "l2"] = "l2"
+    augmentation: Augmentation = "none"
+    """Of both sides of a match, in IDC's combination."""
+    n_data: Count
+    """Real images on which the network trains between rounds, rounded up to whole batches."""
+    training: NetworkTraining
+
+
+class DreamSettings(IdcSettings):
+    """DREAM's own numbers; `batch_real` counts the clusters of a class, one image each."""
+
+    recluster_every: Count
+    """Rounds after which the clusters are made anew."""
+
+
+class Weights(Frozen):
+    """What the terms of the loss weigh."""
+
+    layers: Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=2)]
+    """Alignment of each block's map, and last of the pooled one; a shallower network takes the last of them."""
+    pooled: NonNegative
+    """Alignment of the flattened pooled map, which counts it once more."""
+    discrimination: NonNegative
+    """Of a sum over all real images of the step."""
+
+
+class CafeSettings(Frozen):
+    """CAFE's own numbers; accuracies are shares between 0 and 1."""
+
+    batch_real: Count
+    """Real images of a class in an image step."""
+    weights: Weights
+    lr_network: Positive
+    batch_train: Count
+    """Synthetic images in a step of the inner loop."""
+    probe: Count
+    """Real images of a class whose accuracy is watched."""
+    window: Annotated[int, Field(ge=2)]
+    settled: NonNegative
+    """The outer loop ends when a window of accuracies spans less (lambda 1)."""
+    moved: NonNegative
+    """The inner loop ends when a window of accuracies spans more (lambda 2)."""
+    most_steps: Count
+    """Image steps of the outer loop at most."""
+    most_epochs: Count
+    """Epochs of each inner loop at most."""
+    augmentation: Augmentation = "none"
+    """Of both sides of a match, by one draw for each class, and of the inner loop image by image; `none` is CAFE."""
+
+
+class MttSettings(Frozen):
+    """MTT's own numbers. `batch_syn` of None is classes * ipc_per_stage, fixed for all stages (facts 5.3).
+
+    Inner batches are chunks of a random order of the union, which goes on from one iteration to the next (`carried`),
+    or is drawn `anew` in each, as in the published code (facts 4.2). Candidates are judged by networks that start where
+    the stage's `experts` did, as in PDD's code, or from weights of their own (`random`), as in MTT's (facts 4.3, 5.4).
+    """
+
+    syn_steps: Count
+    expert_epochs: Count
+    max_start_epoch: Count
+    min_start_epoch: Index = 0
+    batch_syn: Count | None = None
+    step_size_init: Positive
+    lr_step_size: Positive
+    step_size_momentum: Fraction = 0.5
+    step_size_form: Literal["linear", "log"] = "linear"
+    step_size_clamp: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Largest change of the logarithm in one iteration; `log` only."""
+    augmentation: Augmentation = "none"
+    image_order: Literal["carried", "anew"] = "carried"
+    candidates_start: Literal["experts", "random"] = "experts"
+    engine: Engine = "unrolled"
+
+    @model_validator(mode="after")
+    def _some_epoch_to_start_from(self) -> MttSettings:
+        if self.min_start_epoch >= self.max_start_epoch:
+            raise PydanticCustomError("start", "min_start_epoch must be below max_start_epoch")
+        return self
+
+    @property
+    def last_target(self) -> int:
+        """The last epoch that is read of the experts: `expert_epochs` after the last start epoch."""
+        return self.max_start_epoch - 1 + self.expert_epochs
+
+
+SETTINGS: dict[str, type[Frozen]] = {
+    "cafe": CafeSettings,
+    "cafe_dsa": CafeSettings,
+    "dc": GradientSettings,
+    "dm": DmSettings,
+    "dream": DreamSettings,
+    "dsa": GradientSettings,
+    "idc": IdcSettings,
+    "mtt": MttSettings,
+}
+"""By base method."""
