@@ -31,7 +31,8 @@ class Idle:
 
 workload = ExperimentWorkload.of(Request(experiments=("quickstart",)))
 store = Store.open(sys.argv[1])
-run = launcher.Run(name="r", store=store, target=None, options=launcher.LaunchOptions(command="", quiet=True), cluster=None)
+options = launcher.LaunchOptions(command="", quiet=True)
+run = launcher.Run(name="r", store=store, target=None, options=options, cluster=None)
 with Journal.open(Path(sys.argv[1]) / "runs/r") as journal, workload.session(run, journal) as session:
     info = driver.RunInfo("r")
     end = driver.run(session.schedule, session.graph, Idle(), journal, Everything(), about=info)
