@@ -37,7 +37,7 @@ class BadInput(PddError):
 
 
 class Damaged(PddError):
-    """An artifact in the store does not match its manifest."""
+    """Something in the store is not as it was written: an artifact, or the journal of a run."""
 
 
 class JobError(PddError):

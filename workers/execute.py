@@ -76,6 +76,8 @@ def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int
             ended = _attempt(made, Store.open(store_root), run, memory_level, log, time_limit)
     except Exception as error:  # the store, the claim or the log
         ended = _failure(error)
+        if ended["reason"] == "bug":
+            _log(error)
     ended["key"], ended["seconds"], ended["log"] = made.key, time.monotonic() - began, str(log)
     return ended
 
@@ -114,6 +116,7 @@ def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held, time
         logging.info("%s", error)
         return JobResult(status="yielded", message=str(error), leaving=time_limit.over())
     except Exception as error:
+        _log(error)
         failure, damaged = _failure(error), _damaged_parent(job, store)
         return failure if damaged is None else _failed("parent", failure["message"], parent=damaged)
     return JobResult(status="done")
@@ -151,8 +154,7 @@ def _damaged_parent(job: Job, store: Store) -> str | None:
 
 
 def _failure(error: Exception) -> JobResult:
-    """Log an error and say which reason it is."""
-    logging.error("%s", "".join(traceback.format_exception(error)))
+    """The failure that an error stands for."""
     message = " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
     if isinstance(error, Diverged):
         return _failed("diverged", message)
@@ -165,6 +167,10 @@ def _failure(error: Exception) -> JobResult:
     if isinstance(error, OSError):
         return _failed("disk", message)
     return _failed("bug", message)
+
+
+def _log(error: Exception) -> None:
+    logging.error("%s", "".join(traceback.format_exception(error)))
 
 
 def _failed(reason: str, message: str, **more: str) -> JobResult:

@@ -14,6 +14,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -150,13 +151,14 @@ def _end(finish: Finish, grace: float, loop: Loop, pool: Pool) -> None:
     try:
         counts = loop.scheduler.view().counts()
         if counts[Status.RUNNING]:
-            loop.stop.write(finish.why)
+            with suppress(OSError):  # then they go on to their ends
+                loop.stop.write(finish.why)
         by_name = {status.value: count for status, count in counts.items()}
         loop.journal.write("run_ended", exit=finish.exit, why=finish.why, counts=by_name)
-    except (JournalLost, OSError):
-        if finish.exit != 1:
+    except JournalLost as error:
+        if finish.exit != 1:  # else an error is on its way that says more
             raise
-        log.exception("the end of the run is not in the journal")
+        log.debug("the end of the run is not in the journal: %s", error)
     finally:
         pool.close(grace)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import BadInput
+from jobs.errors import BadInput, Damaged
 from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target
 from orchestrator.clusters.ray_cluster import Cluster, ExternalCluster, LocalCluster
 from orchestrator.clusters.ray_pool import RayPool
@@ -99,10 +99,17 @@ def _reported(session: Session, end: RunEnd) -> RunEnd:
 
 
 def end_of(store: Store, run: str, workers: int, command: str) -> RunEnd:
-    """How a run ended, by its journal."""
-    records = journal.read(store.run_folder(run) / journal.NAME)
+    """How a run ended, by its journal.
+
+    Raises:
+        Damaged: the journal does not say so; it was removed or damaged meanwhile.
+    """
+    path = store.run_folder(run) / journal.NAME
+    records = journal.read(path)
+    last = next((record for record in reversed(records) if record["event"] == "run_ended"), None)
+    if last is None:
+        raise Damaged(f"{path}: has lost the end of the run; what is finished stays, run the same command again")
     status = from_records(run, records, (), 0.0, driver_lives=True)
-    last = next(record for record in reversed(records) if record["event"] == "run_ended")
     return RunEnd(
         run=run,
         command=command,

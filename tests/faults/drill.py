@@ -149,7 +149,7 @@ class Drill:
             time.sleep(0.01)
 
     def processes(self, name: str = "") -> list[int]:
-        """The living processes of the drill but the server, or those whose command line begins so or has such a file."""
+        """The living processes of the drill but the server, or those of this program or whose title begins so."""
         mark = f"TMPDIR={self.server.temporary}\0".encode()
         pids = []
         for entry in Path("/proc").glob("[0-9]*"):

@@ -368,3 +368,15 @@ def test_logging_is_left_as_it_was_and_the_log_is_private(workshop: Workshop, jo
     length = log.stat().st_size
     logging.getLogger("elsewhere").warning("after the job")
     assert log.stat().st_size == length
+
+
+def test_a_store_that_cannot_be_written_is_a_sentence_and_no_traceback(
+    workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(root: str) -> Store:
+        raise BadInput("--store", "store", root, "give a folder that you can write to (Read-only file system)")
+
+    monkeypatch.setattr(Store, "open", refuse)
+    ended = run(workshop, job)
+    assert (ended["status"], ended["reason"]) == ("failed", "input") and "Read-only" in ended["message"]
+    assert not caplog.records

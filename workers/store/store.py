@@ -100,7 +100,6 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = local_folder(root)
         self._opened = False
-        self._lost: dict[str, str] = {}
 
     @classmethod
     def open(cls, root: str | Path) -> Self:
@@ -207,8 +206,8 @@ class Store:
         """Which of these artifacts can be used as they are, their bytes checked; the others are quarantined.
 
         Those can not that are damaged or were made from other bytes than their parents have now, nor what was made
-        from them in turn. One that cannot be read stays where it is: its job will say why. What an earlier look by
-        this object found damaged counts as lost, too.
+        from them in turn. One that cannot be read stays where it is: its job will say why. What lies in
+        the quarantine and was not made again counts as lost, too, whoever put it there.
 
         Args:
             keys: of any artifacts, there or not.
@@ -230,7 +229,9 @@ class Store:
                 if not (self.root / "objects").is_dir():
                     raise
                 lost[key] = f"cannot be read: {error}"
-        earlier = {key: self._lost[key] for key in keys if key in self._lost and key not in manifests}
+        moved = {name.rpartition("-")[0]: name for name in names_in(self.root / "quarantine")}
+        absent = moved.keys() & {*keys} - manifests.keys()
+        earlier = {key: f"the one before is in the quarantine: {moved[key]}" for key in absent}
         late = outdated(manifests)
         for key, why in late.items():
             with suppress(OSError):
@@ -376,7 +377,6 @@ class Store:
                 log.warning("%s is damaged and could not be quarantined (%s): %s", key, error, why)
             return Damaged(f"{why}: run its job again")
         if complaints_of(kept, key):
-            self._lost[key] = why
             log.warning("%s is damaged, now in %s: %s", key, kept, why)
         else:
             with suppress(OSError):

@@ -256,7 +256,9 @@ def test_a_crash_of_the_driver_itself_is_in_the_journal_and_closes_the_pool(tmp_
     assert (folder_of(tmp_path) / "stop").exists()  # a job was running: it should yield
 
 
-def test_a_journal_that_cannot_be_written_fails_the_run_loudly(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_fails_the_run_loudly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     graph, _ = graph_of([fakes.WORKS])
     pool = ScriptedPool(lambda pool: [WorkerJoined("w", "h")])
     with Journal.open(folder_of(tmp_path)) as journal:
@@ -278,6 +280,7 @@ def test_a_journal_that_cannot_be_written_fails_the_run_loudly(tmp_path: Path) -
             )
     assert pool.closed == [30.0]
     assert pool.submitted == []
+    assert not [record for record in caplog.records if record.levelname == "ERROR"], "the exception says it all"
 
 
 def test_a_driver_outside_the_main_thread_leaves_signals_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs import cost
-from jobs.errors import BadInput
+from jobs.errors import BadInput, Damaged
 from orchestrator import slurm_driver
 from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.ray_cluster import ExternalCluster, LocalCluster
@@ -130,3 +130,13 @@ def test_no_other_cluster_runs_in_this_process(tmp_path: Path, kind: str) -> Non
     file.write_text(f"clusters: {{mine: {{kind: {kind}{address}}}}}\ndefault: mine\n")
     with pytest.raises(BadInput, match="--workers is 0: must be at least 1$"):
         choose_target(file, None, None, 0)
+
+
+def test_a_journal_that_lost_its_end_is_told_in_a_sentence(store: Store) -> None:
+    for remove in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes().splitlines(True)[0])):
+        with Journal.open(store.run_folder("some")) as book:
+            book.write("note", text="first")
+            book.write("run_ended", exit=0, why="done", counts={})
+        remove(store.run_folder("some") / journal.NAME)
+        with pytest.raises(Damaged, match="lost the end of the run; what is finished stays"):
+            launcher.end_of(store, "some", 1, "again")

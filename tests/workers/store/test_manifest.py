@@ -188,7 +188,10 @@ def test_an_audit_quarantines_the_damaged_and_the_outdated_and_says_why(store: S
     assert set(audit.lost) == {"distil-c", "evaluate-d", "select-y"}
     assert "sha256" in audit.lost["select-y"]
     assert set(store.keys()) == audit.sound
-    assert store.audit([*CHAIN]).lost == {}
+    again = Store(store.root).audit([*CHAIN, "full-never"])
+    assert again.lost.keys() == {"distil-c", "evaluate-d"}, "they were not made again yet"
+    put(store, "distil-c", parent="experts-b")
+    assert Store(store.root).audit(["distil-c"]).lost == {}
 
 
 def test_an_audit_leaves_large_files_to_their_readers(store: Store) -> None:
