@@ -1,4 +1,4 @@
-"""A CUDA card that is not there: its tensors say `cuda:0`, hold their values on the CPU, and refuse what a card refuses.
+"""A CUDA card that is not there: tensors that say `cuda:0`, compute on the CPU, and refuse what a card refuses.
 
     with pretended.card() as card:
         perform(JobContext.alone(job, store))
@@ -263,7 +263,9 @@ def _refuse(
         if not isinstance(args[0], CardTensor):
             raise RuntimeError(f"{name}: indices should be on the same device as the indexed tensor (cpu)")
         if function in _INDEX_PUT and not isinstance(args[2], CardTensor) and args[2].dim():
-            raise RuntimeError(f"{name}: Expected all tensors to be on the same device: values on cpu, tensor on cuda:0")
+            raise RuntimeError(
+                f"{name}: Expected all tensors to be on the same device: values on cpu, tensor on cuda:0"
+            )
     elif function is not _ops.lift_fresh.default and on_card and any(tensor.dim() for tensor in others):
         raise RuntimeError(f"{name}: Expected all tensors to be on the same device, found cuda:0 and cpu")
 

@@ -27,7 +27,7 @@ from jobs.errors import BadInput, Diverged
 from jobs.methods import Engine, MttSettings
 from jobs.specs import Frozen
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
-from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student
+from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
 from workers.training.students import augmentation_of
 
 
@@ -106,7 +106,7 @@ class TrajectoryMatching(Method):
         union = learnable.union
         if settings.image_order == "anew":
             self._image_order.clear()
-        batches = [self._inner_batch(union, generator) for _ in range(settings.syn_steps)]
+        batches = batches_on(device, [self._inner_batch(union, generator) for _ in range(settings.syn_steps)])
         return self._match(
             self._student,
             self._experts.parameters(expert, epoch).to(device),
@@ -123,7 +123,7 @@ class TrajectoryMatching(Method):
         chosen = draw_without_replacement(self._image_order, size, len(union), generator)
         augmentation = self._student.augmentation
         height, width = union.shape[2:]
-        batch = InnerBatch(torch.tensor(chosen, device=union.device), None)
+        batch = InnerBatch(torch.tensor(chosen), None)
         if augmentation is None:
             return batch
         return replace(batch, draw=augmentation.draw(len(chosen), (height, width), generator, siamese=False))

@@ -26,7 +26,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from jobs.methods import Engine
-from workers.training.augmentation import Augmentation, Draw
+from workers.runtime.transfer import moved_together
+from workers.training.augmentation import Augmentation, Draw, draws_on
 from workers.training.networks import unflatten
 
 
@@ -36,6 +37,13 @@ class InnerBatch:
 
     index: Tensor
     draw: Draw | None
+
+
+def batches_on(device: torch.device, batches: Sequence[InnerBatch]) -> list[InnerBatch]:
+    """The same batches with indices and random numbers on the device, moved together."""
+    indices = moved_together([batch.index for batch in batches], device)
+    draws = draws_on(device, [batch.draw for batch in batches])
+    return [InnerBatch(index, draw) for index, draw in zip(indices, draws, strict=True)]
 
 
 @dataclass(frozen=True)

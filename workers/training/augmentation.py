@@ -21,12 +21,16 @@ In every operation images are [n, C, H, W], and numbers have one row per image, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from workers.runtime.transfer import moved_together
 
 BRIGHTNESS = 1.0  # width of the shift's range
 SATURATION = 2.0  # largest factor about the pixel's mean
@@ -119,8 +123,8 @@ class Draw:
     """Every random number of one augmentation call; can be applied to any number of batches.
 
     Attributes:
-        numbers: for each operation, in the order of application, its arguments after the images: CPU
-            tensors of one row per image, or of a single row that all images share.
+        numbers: for each operation, in the order of application, its arguments after the images: tensors
+            of one row per image, or of a single row that all images share; drawn on the CPU.
     """
 
     numbers: dict[str, tuple[Tensor, ...]]
@@ -129,6 +133,16 @@ class Draw:
     def names(self) -> tuple[str, ...]:
         """The operations in the order of application."""
         return tuple(self.numbers)
+
+
+def draws_on(device: torch.device, draws: Sequence[Draw | None]) -> list[Draw | None]:
+    """The same draws with their numbers on the device, moved together."""
+    numbers = [number for draw in draws if draw is not None for group in draw.numbers.values() for number in group]
+    moved = iter(moved_together(numbers, device))
+    return [
+        None if draw is None else Draw({name: tuple(islice(moved, len(group))) for name, group in draw.numbers.items()})
+        for draw in draws
+    ]
 
 
 @dataclass(frozen=True)
@@ -257,33 +271,55 @@ def _beside(images: Tensor, number: Tensor) -> Tensor:
     return number.to(images) if number.is_floating_point() else number.to(images.device)
 
 
-def cutmix(
-    images: Tensor, labels: Tensor, probability: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    """With the given probability, paste one box of each image's partner into it.
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """The random numbers of one CutMix call.
+
+    Attributes:
+        partner: int64 [n], whose pixels each image gets.
+        box: first and last + 1 row, then column, of the pixels.
+    """
+
+    partner: Tensor
+    box: tuple[int, int, int, int]
+
+
+def draw_cutmix(n: int, size: tuple[int, int], probability: float, generator: torch.Generator) -> Mix | None:
+    """Draw a CutMix for n images of `size` (height, width), or with the rest of the probability none.
 
     Partners come from a random permutation of the batch. With v uniform (Beta(1, 1)) the box has sides
     2 * (int(side * sqrt(1 - v)) // 2) about a uniformly drawn pixel and is clipped at the border; it is the
-    same for all images. No gradient is meant to pass.
+    same for all images.
+
+    Args:
+        n: images of the batch.
+        size: their height and width in pixels.
+        probability: of mixing this batch at all.
+        generator: a CPU generator.
+    """
+    if float(torch.rand((), generator=generator)) >= probability:
+        return None
+    box = _box(*size, generator)
+    return Mix(torch.randperm(n, generator=generator), box)
+
+
+def cutmix(images: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Tensor, float]:
+    """Paste the box of each image's partner into it. No gradient is meant to pass.
 
     Args:
         images: [n, C, H, W]; not changed.
         labels: int64 [n].
-        probability: of mixing this batch at all.
-        generator: a CPU generator.
+        mix: partners, on the images' device, and box.
 
     Returns:
-        images, labels, the partners' labels, and the weight w of the first in the loss
+        images, the partners' labels, and the weight w of the images' own labels in the loss
         w * CE(labels) + (1 - w) * CE(partners): the share of the image outside the clipped box.
     """
-    if float(torch.rand((), generator=generator)) >= probability:
-        return images, labels, labels, 1.0
-    top, bottom, left, right = _box(images.shape[2], images.shape[3], generator)
-    partner = torch.randperm(len(images), generator=generator).to(images.device)
+    top, bottom, left, right = mix.box
     mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+    mixed[:, :, top:bottom, left:right] = images[mix.partner, :, top:bottom, left:right]
     weight = 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-    return mixed, labels, labels[partner], weight
+    return mixed, labels[mix.partner], weight
 
 
 def _box(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -10,7 +10,7 @@ What it decides:
   "ResNet-18": base width 64 against 32 and another initialisation, four times fewer parameters. They have
   different names here, `resnet18` and `idc_resnet18`.
 * "Instance norm" is a `GroupNorm` with one group per channel: affine, eps 1e-5, no running statistics, so
-  that training and evaluation mode compute the same.
+  that training and evaluation mode compute the same; `instance_norm` has its form for cards.
 * All randomness comes from the caller's generator. A module is laid out on the meta device, where nothing
   is drawn, and filled by `initialise`; the global random state is neither read nor moved.
 * OUR departure: in maps so small that a ResNet group's stride would leave less than 2x2, the group keeps
@@ -37,9 +37,10 @@ from jobs.architectures import ARCHITECTURES, architecture_named
 from jobs.errors import BadInput
 from jobs.plugins import is_plug_in
 from workers.runtime.plugins import object_named
+from workers.training.instance_norm import InstanceNorm
 
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "instance": lambda channels: nn.GroupNorm(channels, channels),
+    "instance": InstanceNorm,
     "batch": nn.BatchNorm2d,
     "none": lambda channels: nn.Identity(),
 }

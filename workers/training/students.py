@@ -46,8 +46,8 @@ def build_network(
         norm=spec.norm,
         generator=generator,
     )
-    if device.type == "cuda":  # not run on a GPU
-        network.to(memory_format=torch.channels_last)
+    if device.type == "cuda" and spec.norm != "instance":  # whose norm would convert every map back and forth
+        network.to(memory_format=torch.channels_last)  # not run on a GPU
     return network.to(device)
 
 

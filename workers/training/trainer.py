@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.errors import Diverged
-from workers.training.augmentation import Augmentation, cutmix
+from workers.runtime.transfer import moved_together
+from workers.training.augmentation import Augmentation, Draw, Mix, cutmix, draw_cutmix, draws_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ class Trainer:
             history.append(EpochStats(rate, loss, _by_example(right, order) if correctness else None))
             if on_epoch is not None:
                 on_epoch(epoch, history[-1])
-        if history and not all(bool(p.isfinite().all()) for p in self.module.parameters()):
+        if history and not _all_finite(self.module):
             raise Diverged(f"training left the finite numbers at its end at learning rate {history[-1].lr:g}")
         return history
 
@@ -183,11 +184,14 @@ class Trainer:
         """One pass over batches of indices: the mean loss, and bool [N], in their order, who was right."""
         self.module.train()
         losses, right = [], []
-        for index in batches:
+        draws = self._draws([len(index) for index in batches], images, augmentation, cutmix_probability)
+        for index, (draw, mix) in zip(batches, draws, strict=True):
             batch, target = images[index], labels[index]
-            if augmentation is not None:
-                batch = augmentation(batch, self.generator)
-            batch, target, partner, weight = cutmix(batch, target, cutmix_probability, self.generator)
+            if augmentation is not None and draw is not None:
+                batch = augmentation.apply(batch, draw)
+            partner, weight = target, 1.0
+            if mix is not None:
+                batch, partner, weight = cutmix(batch, target, mix)
             logits = self.module(batch)
             loss = _mixed_loss(logits, target, partner, weight)
             self._sgd.zero_grad()
@@ -196,6 +200,22 @@ class Trainer:
             losses.append(loss.detach() * len(index))
             right.append(logits.detach().argmax(1) == target)
         return float(torch.stack(losses).sum()) / len(images), torch.cat(right)
+
+    def _draws(
+        self, sizes: Sequence[int], images: Tensor, augmentation: Augmentation | None, cutmix_probability: float
+    ) -> list[tuple[Draw | None, Mix | None]]:
+        """The random numbers of a pass, batch after batch, on the images' device."""
+        height, width = images.shape[2:]
+        draws, mixes = list[Draw | None](), list[Mix | None]()
+        for n in sizes:
+            drawn = None
+            if augmentation is not None:
+                drawn = augmentation.draw(n, (height, width), self.generator, siamese=False)
+            draws.append(drawn)
+            mixes.append(draw_cutmix(n, (height, width), cutmix_probability, self.generator))
+        partners = iter(moved_together([mix.partner for mix in mixes if mix], images.device))
+        moved = [mix and Mix(next(partners), mix.box) for mix in mixes]
+        return list(zip(draws_on(images.device, draws), moved, strict=True))
 
     def reset_momentum(self) -> None:
         """Forget the momentum buffers, as a new optimiser would."""
@@ -229,8 +249,8 @@ class Trainer:
                 tensor.copy_(torch.from_numpy(np.array(state[key])))
         self.reset_momentum()
         for key, parameter in momentum.items():
-            buffer = torch.from_numpy(np.array(state[key])).to(parameter)
-            self._sgd.state[parameter]["momentum_buffer"] = buffer
+            buffer = torch.empty_like(parameter.detach())  # in the parameter's layout, which the fused step goes by
+            self._sgd.state[parameter]["momentum_buffer"] = buffer.copy_(torch.from_numpy(np.array(state[key])))
         self.generator.set_state(torch.from_numpy(np.array(state["generator"])))
 
     def _weights(self) -> dict[str, Tensor]:
@@ -282,6 +302,11 @@ def correct(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512)
         right = torch.cat([module(x).argmax(1) == y for x, y in pairs])
     module.train(training)
     return right
+
+
+def _all_finite(module: nn.Module) -> bool:
+    """Whether every parameter is a finite number, asked of the device once."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in module.parameters()]).all())
 
 
 def _by_example(values: Tensor, order: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from orchestrator.export.chain import ChainKeys, ExportSource, Measurement
 from workers.data import preprocess
 from workers.store.store import Manifest
 from workers.training import networks
-from workers.training.augmentation import Augmentation, cutmix
+from workers.training.augmentation import Augmentation, cutmix, draw_cutmix
 
 ALL = "color_crop_cutout_flip_scale_rotate"
 
@@ -159,7 +159,8 @@ def test_its_cutmix_is_the_projects() -> None:
     ours, theirs = (torch.Generator().manual_seed(4) for _ in range(2))
     weights = set()
     for _ in range(20):
-        image, _, partner, weight = cutmix(x, y, 0.5, ours)
+        mix = draw_cutmix(6, (8, 8), 0.5, ours)
+        image, partner, weight = (x, y, 1.0) if mix is None else cutmix(x, y, mix)
         other, partners, share = names["mixed"](x, y, theirs)
         assert torch.equal(image, other) and torch.equal(partner, partners) and weight == share
         weights.add(weight)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.errors import Diverged
-from workers.training.augmentation import Augmentation, cutmix
+from workers.training.augmentation import Augmentation, Draw, cutmix, draw_cutmix
 from workers.training.networks import Network, build, flatten
 from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer, accuracy, balanced_accuracy
 
@@ -264,7 +264,7 @@ def test_correctness_is_seen_before_the_update() -> None:
 
 def test_correctness_is_seen_on_the_augmented_image() -> None:
     class Blank(Augmentation):
-        def __call__(self, images: Tensor, generator: torch.Generator, *, siamese: bool = False) -> Tensor:
+        def apply(self, images: Tensor, draw: Draw) -> Tensor:
             return -images
 
     trainer = Trainer(_Table(1.0, 0.0), Optimiser(lr=1e-12), _generator())
@@ -286,7 +286,10 @@ def test_cutmix_minimises_the_weighted_loss_of_both_labels() -> None:
     (stats,) = trainer.run(images, labels, schedule=Schedule(epochs=1), batch_size=10, cutmix_probability=1.0)
     generator = _generator(3)
     order = torch.randperm(10, generator=generator)
-    mixed, own, partners, weight = cutmix(images[order], labels[order], 1.0, generator)
+    own = labels[order]
+    mix = draw_cutmix(10, (images.shape[2], images.shape[3]), 1.0, generator)
+    assert mix is not None
+    mixed, partners, weight = cutmix(images[order], own, mix)
     assert 0.1 < weight < 0.9, "the seed must give a box that matters"
     logits = reference(mixed)
     loss = weight * F.cross_entropy(logits, own) + (1 - weight) * F.cross_entropy(logits, partners)

@@ -1,0 +1,272 @@
+"""Every kind of job and every method goes through on a card that is not there, and makes the bytes of the CPU.
+
+For the bytes the layouts and the norm of a card are taken back to those of a CPU; with them the same jobs only have to
+go through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from jobs.errors import Yielded
+from jobs.graph import Job
+from jobs.specs import NetworkSpec, SgdSpec
+from tests.pretended import DEVICE, Card, card
+from tests.workers.workshop import Workshop
+from workers.execute import perform
+from workers.methods.trajectory_matching import ENGINES, InnerBatch, Student, batches_on
+from workers.runtime.context import JobContext
+from workers.training.augmentation import Augmentation
+from workers.training.instance_norm import InstanceNorm
+from workers.training.networks import ConvNet, build, flatten
+from workers.training.students import build_network, fit, trainer_for
+
+TWO = {"stages": 2, "ipc_per_stage": 1}
+ONE = {"ipc_per_stage": 1}
+ARMS = {
+    "random": ONE,
+    "herding": ONE,
+    "k_center": ONE,
+    "forgetting": ONE,
+    "full": {},
+    "mtt": TWO,
+    "dm": TWO,
+    "cafe": TWO,
+    "dc": TWO,
+    "dsa": TWO,
+    "idc": TWO,
+    "dream": TWO,
+}
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "dc": {"distil.iterations": 2, "distil.settings.outer": 2},
+    "dsa": {"distil.iterations": 2, "distil.settings.outer": 2},
+    "idc": {"distil.iterations": 2, "distil.settings.rounds": 2},
+    "dream": {"distil.iterations": 2, "distil.settings.rounds": 2},
+}
+"""Methods whose iterations are long, with the numbers that make them short."""
+
+
+@pytest.fixture
+def as_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layout and norm of networks on the card as on a CPU."""
+    to = nn.Module.to
+
+    def without_layout(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return module if "memory_format" in kwargs else to(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "to", without_layout)
+    monkeypatch.setattr(InstanceNorm, "forward", nn.GroupNorm.forward)
+
+
+def _both(workshop: Workshop, other: Workshop, watch: Callable[[Job, Card], None] = lambda job, card: None) -> None:
+    """Do each job on the CPU in one store and on the card in the other; the digests are equal."""
+    for job in workshop.plan.graph:
+        perform(JobContext.alone(job, workshop.store))
+        with card() as there:
+            perform(JobContext.alone(job, other.store))
+        watch(job, there)
+        made = other.store.manifest(job.key)
+        assert made.device == "cuda"
+        assert made.digest == workshop.store.manifest(job.key).digest, job.kind
+
+
+def _shops(folder: Path, arm: dict[str, Any], **more: Any) -> tuple[Workshop, Workshop]:
+    return (
+        Workshop.open(folder / "cpu", arm, networks=1, **more),
+        Workshop.open(folder / "card", arm, networks=1, **more),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ARMS)
+def test_jobs_of_a_method_make_the_bytes_of_the_cpu(method: str, tmp_path: Path, as_on_a_cpu: None) -> None:
+    _both(*_shops(tmp_path, {"method": method, **ARMS[method]}, set=GRADIENTS.get(method)))
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"method": "mtt", **ONE, "partition": {"increment": 9}},
+        {"method": "random", **TWO, "class_incremental": {"phases": 5, "orders": 1}},
+    ],
+    ids=["partitions", "class-incremental"],
+)
+def test_jobs_of_the_other_tables_make_the_bytes_of_the_cpu(
+    arm: dict[str, Any], tmp_path: Path, as_on_a_cpu: None
+) -> None:
+    _both(*_shops(tmp_path, arm))
+
+
+@pytest.mark.parametrize("method", ["mtt", "dm"])
+def test_a_stage_goes_on_from_its_checkpoint_on_the_card(method: str, tmp_path: Path, as_on_a_cpu: None) -> None:
+    here, there = _shops(tmp_path, {"method": method, **ONE})
+    job = here.job("distil")
+    whole = here.make(job)
+    context = there.context(job)
+    stop = context.stop_file = tmp_path / "stop"
+    context.report = lambda done, note: stop.touch() if done > 0.3 else None
+    with card():
+        context.device = DEVICE
+        with pytest.raises(Yielded, match="asked to stop"):
+            perform(context)
+        perform(JobContext.alone(job, there.store))
+    assert there.store.manifest(job.key).digest == whole.digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mtt", "cafe", "dsa", "idc"])
+def test_jobs_go_through_in_the_layout_and_with_the_norm_of_a_card(method: str, tmp_path: Path) -> None:
+    there = Workshop.open(tmp_path, {"method": method, **ARMS[method]}, networks=1, set=GRADIENTS.get(method))
+    with card():
+        for job in there.plan.graph:
+            perform(JobContext.alone(job, there.store))
+    assert all(there.store.manifest(job.key).device == "cuda" for job in there.plan.graph)
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("architecture", ["convnet", "resnet18", "idc_resnet18"])
+def test_networks_train_on_the_card_as_on_the_cpu(architecture: Any, norm: Any, as_on_a_cpu: None) -> None:
+    spec = NetworkSpec(architecture=architecture, width=4, depth=2 if architecture == "convnet" else None, norm=norm)
+    training = SgdSpec(epochs=2, batch_size=8, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate", cutmix=0.5)
+
+    def trained(device: torch.device) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(5)
+        images = torch.randn(20, 3, 16, 16, generator=generator)
+        labels = torch.arange(20) % 4
+        network = build_network(spec, (3, 16, 16), 4, generator, device)
+        fit(trainer_for(network, training, generator), images.to(device), labels.to(device), training)
+        return flatten(network).cpu()
+
+    here = trained(torch.device("cpu"))
+    with card():
+        there = trained(DEVICE)
+    assert torch.equal(there, here)
+
+
+def test_a_card_refuses_what_a_real_one_refuses() -> None:
+    with card():
+        x = torch.ones(4, 3).to(torch.device("cuda"))
+        assert x.device == DEVICE and (x + 1).device == DEVICE and x.is_cuda
+        with pytest.raises(RuntimeError, match="same device"):
+            x + torch.ones(3)
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        with pytest.raises(RuntimeError, match="indices"):
+            torch.ones(5)[torch.tensor([1], device="cuda")]
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(3, device=torch.device("cuda"), generator=torch.Generator())
+
+
+def _student(module: nn.Module) -> Student:
+    return Student(module, Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True))
+
+
+def _matched(device: torch.device, engine: str, steps: int = 6) -> Any:
+    """One iteration of trajectory matching on 8 images, its tensors moved as the method moves them."""
+    generator = torch.Generator().manual_seed(2)
+    network = build("convnet", channels=3, size=16, classes=4, width=8, depth=3, norm="instance", generator=generator)
+    start = flatten(network)
+    target = start + 0.01 * torch.randn(start.shape, generator=generator)
+    images, labels = torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 4
+    student = _student(network.to(device))
+    assert student.augmentation is not None
+    drawn = [
+        InnerBatch(
+            torch.randperm(8, generator=generator), student.augmentation.draw(8, (16, 16), generator, siamese=False)
+        )
+        for _ in range(steps)
+    ]
+    there = (tensor.to(device) for tensor in (start, target, images, labels, torch.tensor(0.02)))
+    return ENGINES[engine](student, *there, batches_on(device, drawn))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("engine", ["unrolled", "adjoint"])
+def test_the_norm_of_a_card_gives_the_gradients_of_the_cpu(engine: str) -> None:
+    here = _matched(torch.device("cpu"), engine)
+    with card():
+        there = _matched(DEVICE, engine)
+        images, step_size = there.images.cpu(), there.step_size.cpu()
+    torch.testing.assert_close(images, here.images, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(step_size, here.step_size, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("engine", "most"), [("unrolled", 205), ("adjoint", 260)])
+def test_an_inner_step_launches_few_kernels_and_never_waits(engine: str, most: int) -> None:
+    """The figures of docs/performance.md; a step more costs the same again, so constant work drops out."""
+    counts = {}
+    for steps in (2, 12):
+        with card() as there:
+            _matched(DEVICE, engine, steps)
+            counts[steps] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
+    _assert_few(counts, most)
+
+
+def test_a_training_step_launches_few_kernels_and_never_waits() -> None:
+    training = SgdSpec(epochs=1, batch_size=4, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate")
+    spec = NetworkSpec(architecture="convnet", width=8, depth=3)
+    counts = {}
+    for batches in (2, 12):
+        with card() as there:
+            generator = torch.Generator().manual_seed(5)
+            images = torch.randn(4 * batches, 3, 16, 16, generator=generator).to(DEVICE)
+            labels = (torch.arange(4 * batches) % 4).to(DEVICE)
+            network = build_network(spec, (3, 16, 16), 4, generator, DEVICE)
+            there.reset()
+            fit(trainer_for(network, training, generator), images, labels, training)
+            counts[batches] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
+    _assert_few(counts, most=50)
+
+
+def _assert_few(counts: dict[int, dict[str, int]], most: int) -> None:
+    """At most `most` kernels a step; waits and copies as many for 12 steps as for 2, one dtype of numbers apart."""
+    more = {event: counts[12][event] - counts[2][event] for event in counts[2]}
+    assert more["kernel"] / 10 <= most
+    assert more["download"] == more["wait"] == 0 and more["upload"] <= 1
+
+
+def _leaves_a_tensor_behind(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.ones(3)
+
+
+def _asks_numpy(x: torch.Tensor) -> Any:
+    return x.numpy()
+
+
+def _draws_from_a_cpu_generator(x: torch.Tensor) -> torch.Tensor:
+    return x.bernoulli_(0.5, generator=torch.Generator())
+
+
+def _indexes_the_cpu(x: torch.Tensor) -> torch.Tensor:
+    return torch.ones(4, 3)[x.argmax(0)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [_leaves_a_tensor_behind, _asks_numpy, _draws_from_a_cpu_generator, _indexes_the_cpu],
+    ids=lambda f: f.__name__,
+)
+def test_a_seeded_fault_in_a_job_is_caught(
+    fault: Callable[[torch.Tensor], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same fault, put into the network of an evaluation, passes on the CPU and ends the job on the card."""
+    workshop = Workshop.open(tmp_path, {"method": "random", **ONE}, networks=1)
+    job = workshop.job("evaluate")
+    context = workshop.context(job)
+    embed = ConvNet.embed
+
+    def faulty(network: ConvNet, x: torch.Tensor) -> torch.Tensor:
+        fault(torch.zeros(4, 3, device=x.device))
+        return embed(network, x)
+
+    monkeypatch.setattr(ConvNet, "embed", faulty)
+    with card():
+        context.device = DEVICE
+        with pytest.raises((RuntimeError, TypeError)):
+            perform(context)
+    perform(JobContext.alone(job, workshop.store))
