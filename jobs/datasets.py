@@ -126,7 +126,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
             hub_licence="cc-by-4.0",
             may_travel=True,
             fetch="leave the path out: the digits come with scikit-learn",
-            reader="workers.data.array_files:DIGITS",
+            reader="workers.data.readers.array_files:DIGITS",
             bundled=True,
         ),
         DatasetInfo(
@@ -140,7 +140,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
             hub_licence="cc-by-sa-3.0",
             may_travel=True,
             fetch="fetch the four idx files of MNIST, e.g. with torchvision's MNIST(download=True)",
-            reader="workers.data.array_files:MNIST",
+            reader="workers.data.readers.array_files:MNIST",
         ),
         DatasetInfo(
             name="fashion-mnist",
@@ -153,7 +153,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
             hub_licence="mit",
             may_travel=True,
             fetch="install Debian's package dataset-fashion-mnist, or use torchvision's FashionMNIST",
-            reader="workers.data.array_files:FASHION_MNIST",
+            reader="workers.data.readers.array_files:FASHION_MNIST",
             default_path="/usr/share/datasets/fashion-mnist",
         ),
         DatasetInfo(
@@ -165,7 +165,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
             normalisations={"cifar10": _CIFAR10_STATISTICS},  # every code base
             licence=_CIFAR_LICENCE,
             fetch=_CIFAR_FETCH.format("CIFAR-10"),
-            reader="workers.data.array_files:CIFAR10",
+            reader="workers.data.readers.array_files:CIFAR10",
             torchvision="CIFAR10",
         ),
         DatasetInfo(
@@ -180,7 +180,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
             },
             licence=_CIFAR_LICENCE,
             fetch=_CIFAR_FETCH.format("CIFAR-100"),
-            reader="workers.data.array_files:CIFAR100",
+            reader="workers.data.readers.array_files:CIFAR100",
             torchvision="CIFAR100",
         ),
         DatasetInfo(
@@ -207,7 +207,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
             licence="the terms of ImageNet: non-commercial research and education only",
             hub_licence="other",
             fetch="unpack the Stanford archive tiny-imagenet-200 there",
-            reader="workers.data.image_files:TINY_IMAGENET",
+            reader="workers.data.readers.tiny_imagenet:TINY_IMAGENET",
         ),
     )
 }

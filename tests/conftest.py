@@ -34,6 +34,18 @@ def fashion_mnist() -> Path:
     return FASHION_MNIST
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and the programs that they start, leave the user's cache folder alone."""
+    before = os.environ.get("PDD_CACHE")
+    os.environ["PDD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["PDD_CACHE"]
+    else:
+        os.environ["PDD_CACHE"] = before
+
+
 @pytest.fixture(autouse=True)
 def global_random_state_stays_untouched(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test of `workers` that draws from, or seeds, torch's or numpy's global generator."""

@@ -178,6 +178,7 @@ def request_of(experiments: list[str] | None, options: Options) -> Request:
         seed=options.seed,
         settings=options.settings,
         data=options.target().data,
+        store=options.target().store,
     )
 
 
@@ -208,6 +209,7 @@ def table_request_of(
         seed=options.seed,
         budget=budget,
         data=options.target().data,
+        store=options.target().store,
         with_dashes=with_dashes,
     )
 

@@ -24,6 +24,7 @@ from jobs.plugins import FORM, is_plug_in
 from jobs.recipe import Recipe
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
 from workers.data import sources
+from workers.data.remembered import Memory
 from workers.methods import expert_epochs_needed, settings_for
 
 QUICKSTART = "quickstart"
@@ -41,6 +42,8 @@ class Request:
     """`path.to.field=value`, as given to `--set`."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Where datasets lie of which only the name is said."""
+    store: str | None = None
+    """Where the facts of datasets are remembered."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,8 @@ def resolve(request: Request) -> ResolvedRequest:
     """
     plan = Plan()
     experiments = []
-    for name in dict.fromkeys(request.experiments):
-        experiment, place = _experiment(name, request)
-        facts = inspect_dataset(experiment.source, place)
+    for experiment, place in [_experiment(name, request) for name in dict.fromkeys(request.experiments)]:
+        facts = inspect_dataset(experiment.source, place, request.store)
         expand(experiment, facts, place, plan)
         for note in facts.notes:
             plan.note(f"{experiment.dataset_name(facts)}: {note}")
@@ -75,13 +77,18 @@ def resolve(request: Request) -> ResolvedRequest:
     return ResolvedRequest(tuple(experiments), plan)
 
 
-def resolve_experiment(experiment: Experiment, place: str) -> Plan:
+def resolve_experiment(experiment: Experiment, place: str, store: str | None = None) -> Plan:
     """The graph of one experiment by itself, checked as `resolve` checks.
+
+    Args:
+        experiment: as its file or a sweep says it.
+        place: where that stands.
+        store: where the facts of datasets are remembered.
 
     Raises:
         BadInput: it cannot work.
     """
-    plan = expand(experiment, inspect_dataset(experiment.source, place), place)
+    plan = expand(experiment, inspect_dataset(experiment.source, place, store), place)
     methods_fit(plan, place)
     return plan
 
@@ -149,8 +156,13 @@ def assign(changed: dict[str, Any], path: str, value: object, place: str) -> Non
 
 
 @lru_cache(maxsize=8)
-def inspect_dataset(chosen: DatasetChoice, place: str) -> sources.Facts:
+def inspect_dataset(chosen: DatasetChoice, place: str, store: str | None = None) -> sources.Facts:
     """The facts of a dataset as it lies on the disk.
+
+    Args:
+        chosen: what the user says of it.
+        place: where that stands.
+        store: where the facts are remembered, and looked up.
 
     Raises:
         BadInput: it is not there, or something about it is wrong.
@@ -168,7 +180,7 @@ def inspect_dataset(chosen: DatasetChoice, place: str) -> sources.Facts:
         place=place,
     )
     try:
-        return sources.inspect(source)
+        return sources.inspect(source, Memory.beside(store))
     except BadInput as error:  # an experiment has shorter names for the columns
         raise BadInput(error.place, error.field.removesuffix("_field"), error.value, error.fix) from error
 

@@ -32,6 +32,8 @@ class TableRequest:
     budget: str | None = None
     data: Mapping[str, str] = field(default_factory=dict)
     """Where datasets lie, by name."""
+    store: str | None = None
+    """Where the facts of datasets are remembered."""
     with_dashes: bool = True
     """Whether cells in which the paper prints a dash are filled, too."""
 
@@ -99,13 +101,13 @@ def _data(names: Sequence[str], request: TableRequest) -> tuple[dict[str, Data],
     path = request.dataset if by_path else request.data.get(request.dataset)
     choice = DatasetChoice(name="auto" if by_path else request.dataset, path=path)
     name = Path(request.dataset).name if by_path else request.dataset
-    return {name: Data(choice, inspect_dataset(choice, "command line"))}, name
+    return {name: Data(choice, inspect_dataset(choice, "command line", request.store))}, name
 
 
 def _found(name: str, request: TableRequest) -> Data:
     choice = DatasetChoice(name=name, path=request.data.get(name))
     try:
-        return Data(choice, inspect_dataset(choice, "cluster.yaml"))
+        return Data(choice, inspect_dataset(choice, "cluster.yaml", request.store))
     except BadInput as error:
         if name not in DATASETS:
             raise

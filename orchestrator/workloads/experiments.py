@@ -66,7 +66,7 @@ class ExperimentWorkload:
     @classmethod
     def from_order(cls, order: Mapping[str, Any], store: Store, workers: int) -> Self:
         """The workload of the request in an order."""
-        return cls.of(Request(**order["request"]))
+        return cls.of(Request(**order["request"] | {"store": str(store.root)}))
 
     @contextmanager
     def session(self, run: Run, journal: Journal) -> Iterator[Session]:

@@ -80,7 +80,8 @@ class TableWorkload:
     @classmethod
     def from_order(cls, order: Mapping[str, Any], store: Store, workers: int) -> Self:
         """The workload of the request in an order."""
-        return cls.of(resolve_tables(TableRequest(**order["request"])), store, workers)
+        request = TableRequest(**order["request"] | {"store": str(store.root)})
+        return cls.of(resolve_tables(request), store, workers)
 
     @contextmanager
     def session(self, run: Run, journal: Journal) -> Iterator[Session]:

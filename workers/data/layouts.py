@@ -7,7 +7,7 @@ with the two functions of `Reader`, named by its import path.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,10 @@ Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Shape = tuple[int, int, int]
 """Channels, height, width."""
+
+
+def _nobody(done: int, total: int) -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,10 @@ class Source:
     label_field: str | None = None
     test: str | None = None
     """The split to test on by its name, or the share of the training split that is cut off for it, such as 0.2."""
+    size: int | None = None
+    """The side in pixels that all pictures are brought to; None takes them as they are."""
+    report: Callable[[int, int], object] = _nobody
+    """Told while pictures are read: how many of a split so far, and how many it has."""
 
     @property
     def test_share(self) -> float | None:
@@ -68,8 +76,11 @@ class Pictures(Protocol):
     def shape(self) -> Shape:
         """The shape all images share, found without decoding; raises BadInput if they share none."""
 
-    def pixels(self, shape: Shape) -> Bytes:
-        """All images decoded, uint8 [N, C, H, W]; `shape` may ask for RGB where the files are grey."""
+    def pixels(self, shape: Shape, numbers: Labels) -> Bytes:
+        """The images of these numbers, which ascend, decoded: uint8 [n, C, H, W].
+
+        Of no other image the pixels are needed. `shape` may ask for RGB where the files are grey.
+        """
 
     def marks(self) -> tuple[str, ...]:
         """What decoding does that the bytes of the files alone do not tell; enters the fingerprint."""
@@ -101,6 +112,8 @@ class Opened:
     columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What people should know of how it was read."""
+    digests: Callable[[], Mapping[Path, str]] = dict
+    """The sha256 of those files that finding the shapes of the pictures reads whole, so that none is read twice."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +127,9 @@ class RawPictures:
         _, channels, height, width = self.array.shape
         return channels, height, width
 
-    def pixels(self, shape: Shape) -> Bytes:
-        """The stored array."""
-        return self.array
+    def pixels(self, shape: Shape, numbers: Labels) -> Bytes:
+        """These images of the stored array."""
+        return self.array[numbers]
 
     def marks(self) -> tuple[str, ...]:
         """None: the pixels are taken as they are."""
@@ -125,7 +138,7 @@ class RawPictures:
 
 @dataclass(frozen=True)
 class ChosenPictures:
-    """Some of the images of a split, by their numbers int64 [n]."""
+    """Some of the images of a split, by their numbers int64 [n], which ascend."""
 
     whole: Pictures
     numbers: Labels
@@ -134,9 +147,9 @@ class ChosenPictures:
         """That of all images of the split."""
         return self.whole.shape()
 
-    def pixels(self, shape: Shape) -> Bytes:
-        """The chosen images decoded."""
-        return self.whole.pixels(shape)[self.numbers]
+    def pixels(self, shape: Shape, numbers: Labels) -> Bytes:
+        """These of the chosen images decoded."""
+        return self.whole.pixels(shape, self.numbers[numbers])
 
     def marks(self) -> tuple[str, ...]:
         """Those of the split."""

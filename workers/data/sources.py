@@ -18,21 +18,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
 
 import numpy as np
 
 from jobs.datasets import DATASETS
 from jobs.plugins import FORM, is_plug_in
-from workers.data.image_files import FOLDER, flat_hint, in_threads
-from workers.data.layouts import Bytes, Labels, Opened, Reader, Shape, Source
-from workers.data.parquet_files import PARQUET
+from workers.data.layouts import Bytes, Labels, Opened, Reader, Shape, Source, Split
+from workers.data.readers.class_folders import FOLDER, flat_hint
+from workers.data.readers.image_paths import name_below
+from workers.data.readers.parquet_files import PARQUET
+from workers.data.readers.pictures import in_threads
+from workers.data.remembered import Memory, name_of, tree_state
 from workers.runtime.plugins import object_named
+from workers.store.files import sha256_of
 
-__all__ = ["LAYOUTS", "Arrays", "Facts", "Source", "fingerprint_files", "inspect", "read"]
+__all__ = ["LAYOUTS", "Arrays", "Facts", "Source", "fingerprint_files", "inspect", "open_checked", "read"]
 
 _GENERAL = {"folder": FOLDER, "parquet": PARQUET}
 """Layouts in which any data set may lie."""
@@ -62,6 +69,12 @@ class Facts:
     notes: tuple[str, ...] = ()
     """What people should know of how it was read."""
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The facts as they were before `asdict` and JSON."""
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)
+
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
@@ -74,17 +87,43 @@ class Arrays:
     class_names: tuple[str, ...]
 
 
-def inspect(source: Source) -> Facts:
+def inspect(source: Source, memory: Memory | None = None) -> Facts:
     """Check a dataset and describe it; labels and picture headers are read, no picture is decoded.
 
-    Raises: BadInput: the dataset is not there, is damaged, or cannot be trained on; the message says what to
-    fix.
+    Args:
+        source: where the user says the images are.
+        memory: where its facts may be remembered; they are taken from there if no file has changed since.
+
+    Raises:
+        BadInput: the dataset is not there, is damaged, or cannot be trained on; the message says what to fix.
     """
-    opened = _open(source)
-    class_names = _class_names(source, opened)
+    state = None if memory is None else _state(source)
+    if memory is None or state is None:
+        return _inspect(source)
+    words = (source.image_field, source.label_field, source.test, source.size)
+    name = name_of(source.layout, os.path.abspath(_path(source) or ""), *words)
+    known = memory.recall(name, state)
+    if known is not None:
+        return Facts.from_json(known)
+    facts = _inspect(source)
+    if _state(source) == state:
+        memory.remember(name, state, asdict(facts))
+    return facts
+
+
+def _state(source: Source) -> str | None:
+    """The state of what lies at the path; None where nothing does, or a reader from outside decides what is read."""
+    if is_plug_in(source.layout) or (path := _path(source)) is None or not path.exists():
+        return None
+    return tree_state(path.absolute())
+
+
+def _inspect(source: Source) -> Facts:
+    opened = open_checked(source)
     channels, height, width = _shape(source, opened)
     train_per_class, test_per_class = (
-        tuple(np.bincount(split.labels, minlength=len(class_names)).tolist()) for split in (opened.train, opened.test)
+        tuple(np.bincount(split.labels, minlength=len(opened.class_names)).tolist())
+        for split in (opened.train, opened.test)
     )
     cut = {f"test {source.test_share:g}"} if source.test_share is not None else set()
     marks = cut | {mark for split in (opened.train, opened.test) for mark in split.pictures.marks()}
@@ -93,7 +132,7 @@ def inspect(source: Source) -> Facts:
         channels=channels,
         height=height,
         width=width,
-        class_names=class_names,
+        class_names=opened.class_names,
         train_per_class=train_per_class,
         test_per_class=test_per_class,
         fingerprint=_fingerprint(opened, sorted(marks)),
@@ -102,40 +141,57 @@ def inspect(source: Source) -> Facts:
     )
 
 
+def open_checked(source: Source) -> Opened:
+    """A dataset opened but not decoded, with a name for every class, once its labels are known to make sense.
+
+    Raises:
+        BadInput: as `inspect` does, but for the pictures, which are not looked at.
+    """
+    opened = _open(source)
+    return replace(opened, class_names=_class_names(source, opened))
+
+
 def read(source: Source) -> Arrays:
-    """Check a dataset and decode it.
+    """Check a dataset and decode all of it.
 
     Raises:
         BadInput: as `inspect` does, and for a picture that turns out to be damaged when decoded.
     """
-    opened = _open(source)
-    class_names = _class_names(source, opened)
+    opened = open_checked(source)
     shape = _shape(source, opened)
     return Arrays(
-        train_images=opened.train.pictures.pixels(shape),
+        train_images=_all_pixels(opened.train, shape),
         train_labels=opened.train.labels,
-        test_images=opened.test.pictures.pixels(shape),
+        test_images=_all_pixels(opened.test, shape),
         test_labels=opened.test.labels,
-        class_names=class_names,
+        class_names=opened.class_names,
     )
 
 
-def fingerprint_files(paths: Iterable[Path], root: Path) -> str:
-    """The sha256, in hex, over the files' content and their names relative to `root`; their order is free."""
+def _all_pixels(split: Split, shape: Shape) -> Bytes:
+    return split.pictures.pixels(shape, np.arange(len(split.labels)))
 
-    def digest(path: Path) -> tuple[str, str]:
-        with path.open("rb") as stream:
-            return path.relative_to(root).as_posix(), hashlib.file_digest(stream, "sha256").hexdigest()
 
-    return _sha256(sorted(in_threads(digest, paths)))
+def fingerprint_files(paths: Iterable[Path], root: Path, known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """The sha256, in hex, over the files' content and their names relative to `root`; their order is free.
+
+    Args:
+        paths: the files.
+        root: a folder above all of them.
+        known: the sha256 of those that were read already.
+    """
+    files = list(paths)
+    unknown = [path for path in files if path not in known]
+    digests = {**known, **dict(zip(unknown, in_threads(sha256_of, unknown), strict=True))}
+    return _sha256(sorted((name_below(root, path), digests[path]) for path in files))
 
 
 def _fingerprint(opened: Opened, marks: Iterable[str] = ()) -> str:
     if opened.root is not None:
-        content = fingerprint_files(opened.files, opened.root)
+        content = fingerprint_files(opened.files, opened.root, opened.digests())
     else:
         splits = (opened.train, opened.test)
-        arrays = [array for s in splits for array in (s.pictures.pixels(s.pictures.shape()), s.labels)]
+        arrays = [array for s in splits for array in (_all_pixels(s, s.pictures.shape()), s.labels)]
         content = _sha256([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
     return _sha256([opened.layout, *opened.columns, *marks, content])
 
@@ -205,9 +261,14 @@ def _fetch(layout: str) -> str:
     return DATASETS[layout].fetch if layout in DATASETS else _FETCH[layout]
 
 
-def _existing_path(source: Source) -> Path:
+def _path(source: Source) -> Path | None:
+    """Where the data set is looked for; None if that must be said."""
     default = DATASETS[source.layout].default_path if source.layout in DATASETS else ""
-    path = source.path or (Path(default) if default else None)
+    return source.path or (Path(default) if default else None)
+
+
+def _existing_path(source: Source) -> Path:
+    path = _path(source)
     if path is None or not path.exists():
         raise source.refusal(f"{_fetch(source.layout)}, and give its path", value=path and str(path))
     return path

@@ -24,11 +24,14 @@ from jobs.outcomes import DatasetOutcome
 from jobs.specs import DatasetSpec
 from workers.data import preprocess, sources
 from workers.data.dataset import SPLITS, TRANSFORM, read_split, write_split
+from workers.data.remembered import Memory
 from workers.runtime.context import JobContext
 
 
 def prepare(context: JobContext, folder: Path) -> DatasetOutcome:
     """Read the source, cut the splits, fit the transform, write the artifact.
+
+    Which images are kept is chosen first; no other is decoded, and those of one split are in memory at a time.
 
     Raises:
         BadInput: the source is not (or no longer) the one the run was planned with.
@@ -37,35 +40,44 @@ def prepare(context: JobContext, folder: Path) -> DatasetOutcome:
     assert isinstance(spec, DatasetSpec)
     if spec.subset:
         return _take_phase(context, folder, spec.subset)
-    source = sources.Source(
-        layout=spec.layout,
-        path=Path(spec.path) if spec.path else None,
-        image_field=spec.image_field,
-        label_field=spec.label_field,
-        test=spec.test,
-        place=context.job.key,
-    )
-    found = sources.inspect(source).fingerprint
-    if found != spec.fingerprint:
+    source = _source(context, spec)
+    facts = sources.inspect(source, Memory.beside(context.store.root))
+    if facts.fingerprint != spec.fingerprint:
         raise BadInput(
             context.job.key,
             "dataset.path",
             spec.path,
             "its content changed since the run was planned; plan again",
         )
-    context.report_progress(0.1, "reading")
-    arrays = sources.read(source)
+    opened = sources.open_checked(source)
+    train, test = opened.train.labels, opened.test.labels
     rng = np.random.Generator(np.random.PCG64(spec.split_seed))
-    held, kept = _hold_out(arrays.train_labels, spec.validation_per_class, spec.train_per_class, rng)
-    tested, _ = _hold_out(arrays.test_labels, spec.test_per_class or len(arrays.test_labels), None, rng)
-    context.report_progress(0.5, "fitting the transform")
-    transform = preprocess.make(spec.normalise, torch.from_numpy(arrays.train_images[kept]))
-    write_split(folder / "train.arrow", arrays.train_images[kept], arrays.train_labels[kept], arrays.class_names)
-    write_split(folder / "validation.arrow", arrays.train_images[held], arrays.train_labels[held], arrays.class_names)
-    write_split(folder / "test.arrow", arrays.test_images[tested], arrays.test_labels[tested], arrays.class_names)
+    held, kept = _hold_out(train, spec.validation_per_class, spec.train_per_class, rng)
+    tested, _ = _hold_out(test, spec.test_per_class or len(test), None, rng)
+    shape = (facts.channels, facts.height, facts.width)
+    images = opened.train.pictures.pixels(shape, kept)
+    transform = preprocess.make(spec.normalise, torch.from_numpy(images))
+    write_split(folder / "train.arrow", images, train[kept], facts.class_names)
+    del images
+    for name, split, numbers in (("validation", opened.train, held), ("test", opened.test, tested)):
+        pixels = split.pictures.pixels(shape, numbers)
+        write_split(folder / f"{name}.arrow", pixels, split.labels[numbers], facts.class_names)
     kind = "zca" if isinstance(transform, preprocess.Zca) else "affine"
     np.savez(folder / TRANSFORM, kind=np.array(kind), **preprocess.arrays(transform))  # type: ignore[arg-type]
     return DatasetOutcome(train=len(kept), validation=len(held), test=len(tested))
+
+
+def _source(context: JobContext, spec: DatasetSpec) -> sources.Source:
+    """The source that a spec names; what is read of it is reported as the job's progress."""
+    return sources.Source(
+        layout=spec.layout,
+        path=Path(spec.path) if spec.path else None,
+        image_field=spec.image_field,
+        label_field=spec.label_field,
+        test=spec.test,
+        place=context.job.key,
+        report=lambda done, total: context.report_progress(done / total, f"{done:,} of {total:,} images of a split"),
+    )
 
 
 def _take_phase(context: JobContext, folder: Path, subset: Sequence[int]) -> DatasetOutcome:

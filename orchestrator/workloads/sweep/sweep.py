@@ -53,6 +53,8 @@ class SweepWorkload:
     place: str
     trials: tuple[Trial, ...]
     """All trials, or one that stands for those that the searcher will learn."""
+    store: str | None = None
+    """Where the facts of datasets are remembered."""
     kind: ClassVar[str] = "sweep"
     needs_ray: ClassVar[bool] = True
 
@@ -74,8 +76,10 @@ class SweepWorkload:
         values = listed(sweep, place)
         if sweep.searcher == "optuna":
             values = values[:1]
-        trials = tuple(make_trial(sweep, base, place, number, one) for number, one in enumerate(values, start=1))
-        return cls(sweep, base, place, trials)
+        trials = tuple(
+            make_trial(sweep, base, place, number, one, request.store) for number, one in enumerate(values, start=1)
+        )
+        return cls(sweep, base, place, trials, request.store)
 
     @property
     def known(self) -> tuple[Trial, ...]:
@@ -84,7 +88,7 @@ class SweepWorkload:
 
     def make(self, number: int, values: Values) -> Trial:
         """The trial with these values; raises BadInput."""
-        return make_trial(self.sweep, self.base, self.place, number, values)
+        return make_trial(self.sweep, self.base, self.place, number, values, self.store)
 
     def run_name(self) -> str:
         """The same for the same search; what only limits it is left out."""
@@ -121,7 +125,7 @@ class SweepWorkload:
     @classmethod
     def from_order(cls, order: Mapping[str, Any], store: Store, workers: int) -> Self:
         """The sweep of the file in an order."""
-        return cls.of(order["sweep"], Request())
+        return cls.of(order["sweep"], Request(store=str(store.root)))
 
     @contextmanager
     def session(self, run: Run, journal: Journal) -> Iterator[Session]:

@@ -73,8 +73,18 @@ class Trial:
         return f"trial {self.number}: {spoken(self.values)}"
 
 
-def make_trial(sweep: Sweep, base: Mapping[str, Any], place: str, number: int, values: Values) -> Trial:
+def make_trial(
+    sweep: Sweep, base: Mapping[str, Any], place: str, number: int, values: Values, store: str | None = None
+) -> Trial:
     """The trial's experiment and graph, checked.
+
+    Args:
+        sweep: what it is a trial of.
+        base: the experiment that the sweep changes.
+        place: where the sweep stands.
+        number: the trial's, 1-based.
+        values: the sweep's values of this trial.
+        store: where the facts of datasets are remembered.
 
     Raises:
         BadInput: the values make no experiment, or one that does not report the sweep's metric.
@@ -91,7 +101,7 @@ def make_trial(sweep: Sweep, base: Mapping[str, Any], place: str, number: int, v
     experiment = validate(Experiment, raw, where)
     if len(experiment.arms) != 1:
         raise BadInput(place, "base.arms", len(experiment.arms), "keep one arm; arms are compared by `run`")
-    plan = resolve_experiment(experiment, where)
+    plan = resolve_experiment(experiment, where, store)
     stages = _stages(plan)
     if not stages:
         raise BadInput(where, "base.arms.0.method", experiment.arms[0].method, "name a method that distils")

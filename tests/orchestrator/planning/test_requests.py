@@ -162,7 +162,7 @@ def test_a_method_without_its_experts_is_refused(tmp_path: Path) -> None:
 def test_the_published_settings_train_their_experts_long_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, facts: Facts, ipc: int, stages: int
 ) -> None:
-    monkeypatch.setattr(requests, "inspect_dataset", lambda chosen, place: facts)
+    monkeypatch.setattr(requests, "inspect_dataset", lambda chosen, place, store: facts)
     mine = tmp_path / "mine.yaml"
     arm = {"method": "mtt", "stages": stages, "ipc_per_stage": ipc}
     mine.write_text(yaml.safe_dump({"name": "p", "dataset": {"name": name}, "scale": "paper", "arms": [arm]}))

@@ -26,11 +26,11 @@ from tests.workers.data.test_sources import (
     write_folders,
     write_parquet,
 )
-from workers.data import array_files, image_files
 from workers.data.dataset import read_split, write_split
-from workers.data.image_files import images_below
 from workers.data.layouts import share_of_class
-from workers.data.parquet_files import configuration_of
+from workers.data.readers import array_files, pictures
+from workers.data.readers.image_paths import images_below
+from workers.data.readers.parquet_files import configuration_of
 from workers.data.sources import inspect
 
 NAMES = ("ant", "bee")
@@ -114,7 +114,7 @@ def test_a_turn_changes_the_fingerprint_and_an_upright_picture_does_not(
             turned(tmp_path / str(orientation) / "train" / name / "a.png", orientation)
             turned(tmp_path / str(orientation) / "test" / name / "a.png", orientation)
     upright, half = (inspect(source("folder", tmp_path / name)).fingerprint for name in ("1", "3"))
-    monkeypatch.setattr(image_files, "turn_of", lambda picture: None)  # as before EXIF data were read
+    monkeypatch.setattr(pictures, "turn_of", lambda picture: None)  # as before EXIF data were read
     assert inspect(source("folder", tmp_path / "1")).fingerprint == upright
     assert inspect(source("folder", tmp_path / "3")).fingerprint != half
 
@@ -132,7 +132,7 @@ def test_one_sideways_picture_among_upright_ones_has_another_size(tmp_path: Path
 
 def test_a_picture_above_the_limit_is_refused_with_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(tmp_path)
-    monkeypatch.setattr(image_files, "LARGEST_PICTURE", 5)
+    monkeypatch.setattr(pictures, "LARGEST_PICTURE", 5)
     error = refused("folder", tmp_path)
     assert "a.png has 2x3" in error.fix and "5 pixels at most" in error.fix
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from jobs.graph import Job
 from jobs.specs import DatasetSpec
 from tests.workers.workshop import CPU, ONE_STAGE, TWO_STAGES, Workshop, changed, plan_of
 from workers.data import dataset, preprocess, sources
+from workers.data.readers.pictures import EncodedPictures
 from workers.data.sources import Source
 from workers.execute import perform
 from workers.runtime.context import JobContext
@@ -154,10 +157,10 @@ def test_two_stores_do_not_share_what_is_in_memory(made: Workshop, tmp_path: Pat
 # A source of the user's own
 
 
-def folder_of_pictures(root: Path) -> Path:
-    """Two classes of grey 4x4 pictures, five to train on and two to test on."""
+def folder_of_pictures(root: Path, train: int = 5, test: int = 2) -> Path:
+    """Two classes of grey 4x4 pictures, some to train on and some to test on."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 5), ("test", 2)):
+    for split, count in (("train", train), ("test", test)):
         for name in ("cat", "dog"):
             (root / split / name).mkdir(parents=True)
             for number in range(count):
@@ -169,8 +172,19 @@ def picture(pixels: Any, path: Path) -> None:
     Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
 
 
-def planned(root: Path) -> Job:
-    facts = sources.inspect(Source(layout="folder", place="test", path=root))
+def as_parquet(root: Path, folder: Path) -> Path:
+    """The same pictures in Parquet files of several groups of rows."""
+    folder.mkdir()
+    for split in ("train", "test"):
+        files = sorted((root / split).glob("*/*.png"))
+        labels = [["cat", "dog"].index(file.parent.name) for file in files]
+        table = pa.table({"image": [file.read_bytes() for file in files], "label": labels})
+        pq.write_table(table, folder / f"{split}.parquet", row_group_size=4)
+    return folder
+
+
+def planned(root: Path, layout: str = "folder") -> Job:
+    facts = sources.inspect(Source(layout=layout, place="test", path=root))
     spec = DatasetSpec(
         name="pets",
         fingerprint=facts.fingerprint,
@@ -181,7 +195,7 @@ def planned(root: Path) -> Job:
         train_images=8,
         normalise="unit",
         validation_per_class=1,
-        layout="folder",
+        layout=layout,
         path=str(root),
     )
     return Job.make(spec, {})
@@ -208,6 +222,34 @@ def test_the_users_own_pictures_keep_their_names_and_pixels(made: Workshop, tmp_
 
     found = [known[row] for row in bytes_of(data.train.images)]
     assert found == data.train.labels.tolist() and sorted(found) == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("layout", ["folder", "parquet"])
+def test_no_image_is_decoded_that_is_not_kept(
+    made: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    root = folder_of_pictures(tmp_path / "pets", train=9, test=7)
+    if layout == "parquet":
+        root = as_parquet(root, tmp_path / "parquet")
+    whole = sources.read(Source(layout=layout, path=root, place="test"))
+    job = changed(planned(root, layout), validation_per_class=1, train_per_class=3, test_per_class=2)
+    decoded: list[str] = []
+    real = EncodedPictures._decoded
+
+    def counted(self: EncodedPictures, name: str, *rest: Any) -> Any:
+        decoded.append(name)
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(EncodedPictures, "_decoded", counted)
+    splits = stored(made, job)
+    assert len(decoded) == len(set(decoded)) == 2 * (3 + 2)  # of two classes; the held-out image is one of the three
+    for name, images, labels in (
+        ("train", whole.train_images, whole.train_labels),
+        ("validation", whole.train_images, whole.train_labels),
+        ("test", whole.test_images, whole.test_labels),
+    ):
+        known = dict(zip(rows(images), labels.tolist(), strict=True))
+        assert [known[row] for row in rows(splits[name][0])] == splits[name][1].tolist()
 
 
 @pytest.mark.parametrize("change", ["a pixel", "a picture more"])

@@ -1,7 +1,7 @@
 """The layouts whose files hold the pixels as they are: scikit-learn's digits, idx files, CIFAR's pickles.
 
-Compressed pictures (Parquet, class folders, Tiny-ImageNet) are in `workers.data.image_files`; which layout a path has,
-and whether its labels make sense, is decided in `workers.data.sources`.
+Compressed pictures (Parquet, class folders, Tiny-ImageNet) are in `workers.data.readers.pictures`; which layout a path
+has, and whether its labels make sense, is decided in `workers.data.sources`.
 
 The CIFAR archives are pickles from outside, and a pickle may name any function to call. They are read by an
 unpickler that resolves exactly three names, those that rebuild a numpy array; all else is refused before it

@@ -1,10 +1,10 @@
 """Hugging Face's layout: Parquet shards named after their split, images encoded inside them.
 
-A word of a shard's relative path that starts with train, test or valid (or is val, dev or eval) tells its split.
+A word of a shard's relative path tells its split (see `splits`).
 Validation stands in for a test split that is missing or has no labels, and files that name no split (svhn's extra) are
-left alone. One column holds the encoded images, as struct<bytes, path> or plain binary, another the labels
-(`workers.data.labels`). Class names come from the ClassLabel that the `datasets` library writes into the schema;
-without it there are none.
+left alone. One column holds the encoded images, as struct<bytes, path> or plain binary, another the labels (see
+`labels`). Class names come from the ClassLabel that the `datasets` library writes into the schema; without it there are
+none.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from workers.data import labels
-from workers.data.image_files import Encoded, EncodedPictures
-from workers.data.layouts import Opened, Reader, Source, Split, cut_test
+from workers.data.layouts import Labels, Opened, Reader, Source, Split, cut_test
+from workers.data.readers import labels
+from workers.data.readers.pictures import Encoded, EncodedPictures
+from workers.data.readers.splits import split_of
+from workers.data.readers.table_files import cells_of, column_of, readable, rows_of, schema_of
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
@@ -124,17 +124,6 @@ def configuration_of(name: Path) -> Path:
     return name.parent
 
 
-def split_of(name: Path) -> str | None:
-    """train, test or validation: the last word of a relative path that says so."""
-    for word in reversed(re.findall("[a-z]+", name.with_suffix("").as_posix().lower())):
-        if word in ("val", "dev", "eval", "evaluation") or word.startswith("valid"):
-            return "validation"
-        for split in ("train", "test"):
-            if word.startswith(split):
-                return split
-    return None
-
-
 def _check_complete(source: Source, files: Iterable[Path]) -> None:
     """Shards count themselves (train-00000-of-00002); a missing one would quietly shrink the dataset."""
     families: dict[tuple[Path, str, int], set[int]] = {}
@@ -146,17 +135,9 @@ def _check_complete(source: Source, files: Iterable[Path]) -> None:
             raise source.refusal(f"fetch the missing shards: {stem}{missing[0]:05d}-of-{count:05d} is not there")
 
 
-@contextmanager
-def _readable(source: Source, file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise source.refusal(f"replace {file.name}, which is no readable Parquet file ({error})") from error
-
-
 def _schema(source: Source, file: Path) -> Any:
-    with _readable(source, file):
-        return pq.read_schema(file)
+    with readable(source, file):
+        return schema_of(file)
 
 
 def _column(source: Source, schemas: dict[Path, Any], field: str, wanted: str | None, usual: tuple[str, ...]) -> str:
@@ -213,10 +194,15 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
 
 
 def _pictures(source: Source, root: Path, files: Sequence[Path], image: str, count: int) -> EncodedPictures:
-    def encoded() -> Iterator[Encoded]:
+    def encoded(numbers: Labels | None) -> Iterator[Encoded]:
+        first = 0
         for file in files:
-            with _readable(source, file):
-                yield from _rows(file, str(file.relative_to(root)), image)
+            with readable(source, file):
+                count, name = rows_of(file), str(file.relative_to(root))
+                rows = numbers if numbers is None else numbers[(numbers >= first) & (numbers < first + count)] - first
+                for row, cell in cells_of(file, image, rows):
+                    yield f"{name} row {row}", cell["bytes"] if isinstance(cell, dict) else cell
+                first += count
 
     return EncodedPictures(source, count, encoded)
 
@@ -227,8 +213,8 @@ def _all_values(source: Source, files: Sequence[Path], label: str) -> NDArray[An
 
 def _values(source: Source, file: Path, label: str) -> NDArray[Any]:
     """The values of the label column, of whatever type they are."""
-    with _readable(source, file), pq.ParquetFile(file) as shard:
-        column = shard.read(columns=[label]).column(label)
+    with readable(source, file):
+        column = column_of(file, label)
     if column.null_count:
         raise source.refusal(
             f"give every image a label: {file.name} has {column.null_count} without",
@@ -239,15 +225,6 @@ def _values(source: Source, file: Path, label: str) -> NDArray[Any]:
         column = column.cast(column.type.value_type)
     values = column.to_numpy()
     return np.asarray(values, dtype=np.int64) if pa.types.is_integer(column.type) else np.asarray(values)
-
-
-def _rows(file: Path, name: str, image: str) -> Iterator[Encoded]:
-    row = 0
-    with pq.ParquetFile(file) as shard:
-        for batch in shard.iter_batches(columns=[image]):
-            for cell in batch.column(0).to_pylist():
-                yield f"{name} row {row}", cell["bytes"] if isinstance(cell, dict) else cell
-                row += 1
 
 
 PARQUET = Reader(lambda source, path: path if parquet_files(path) else None, open_parquet)
