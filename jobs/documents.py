@@ -44,7 +44,27 @@ def validate(model: type[Model], value: Mapping[str, Any], place: str, prefix: s
     try:
         return model.model_validate(dict(value))
     except ValidationError as error:
-        raise _bad_input(model, error, place, prefix) from None
+        raise _bad_input(model, error.errors(include_url=False)[0], place, prefix) from None
+
+
+def validate_part(model: type[BaseModel], value: Mapping[str, Any], place: str, prefix: str = "") -> None:
+    """Refuse fields that a `model` has not, or not in this form; that others are missing is no matter.
+
+    Args:
+        model: what the fields are a part of.
+        value: some of its fields.
+        place: where the user wrote them.
+        prefix: what stands before their names in complaints.
+
+    Raises:
+        BadInput: the first complaint.
+    """
+    try:
+        model.model_validate(dict(value))
+    except ValidationError as error:
+        wrong = [detail for detail in error.errors(include_url=False) if detail["type"] != "missing"]
+        if wrong:
+            raise _bad_input(model, wrong[0], place, prefix) from None
 
 
 def set_path(target: dict[str, Any], path: str, value: object, place: str) -> None:
@@ -112,8 +132,7 @@ def _cycle(value: object, flat: set[int], path: tuple[str, ...] = (), above: tup
     return cycle
 
 
-def _bad_input(model: type[BaseModel], error: ValidationError, place: str, prefix: str) -> BadInput:
-    first = error.errors(include_url=False)[0]
+def _bad_input(model: type[BaseModel], first: ErrorDetails, place: str, prefix: str) -> BadInput:
     field = ".".join([*([prefix] if prefix else []), *map(str, first["loc"])]) or "file"
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, first["loc"][:-1])

@@ -15,14 +15,15 @@ from typing import Any
 import yaml
 
 from jobs.datasets import NORMALISATIONS
-from jobs.documents import set_path, validate
+from jobs.documents import set_path, validate, validate_part
 from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import DatasetChoice, Experiment, Plan, load
 from jobs.graph import Job
 from jobs.plugins import FORM, is_plug_in
-from jobs.recipe import Recipe
+from jobs.recipe import Recipe, flat
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
+from orchestrator.planning.reading import reading
 from workers.data import sources
 from workers.data.remembered import Memory
 from workers.methods import expert_epochs_needed, settings_for
@@ -67,7 +68,10 @@ def resolve(request: Request) -> ResolvedRequest:
     """
     plan = Plan()
     experiments = []
-    for experiment, place in [_experiment(name, request) for name in dict.fromkeys(request.experiments)]:
+    named = [_experiment(name, request) for name in dict.fromkeys(request.experiments)]
+    for experiment, place in named:
+        check_words(experiment, place)
+    for experiment, place in named:
         facts = inspect_dataset(experiment.source, place, request.store)
         expand(experiment, facts, place, plan)
         for note in facts.notes:
@@ -88,9 +92,23 @@ def resolve_experiment(experiment: Experiment, place: str, store: str | None = N
     Raises:
         BadInput: it cannot work.
     """
+    check_words(experiment, place)
     plan = expand(experiment, inspect_dataset(experiment.source, place, store), place)
     methods_fit(plan, place)
     return plan
+
+
+def check_words(experiment: Experiment, place: str) -> None:
+    """The numbers that an experiment sets are numbers of a recipe, which is known before its dataset is read.
+
+    Raises:
+        BadInput: the first that is none, or has another form.
+    """
+    for settings in (experiment.set, *(arm.set for arm in experiment.arms)):
+        numbers: dict[str, Any] = {}
+        for path, value in flat(settings):
+            set_path(numbers, path, value, place)
+        validate_part(Recipe, numbers, place, prefix="set")
 
 
 def _experiment(name: str, request: Request) -> tuple[Experiment, str]:
@@ -171,16 +189,18 @@ def inspect_dataset(chosen: DatasetChoice, place: str, store: str | None = None)
         fix = f"must be one of {', '.join(sources.LAYOUTS)}, or {FORM} of a reader"
         raise BadInput(place, "dataset.name", chosen.name, fix)
     path = Path(chosen.path).expanduser() if chosen.path else None
-    source = sources.Source(
-        layout=chosen.name,
-        path=path,
-        image_field=chosen.image,
-        label_field=chosen.label,
-        test=chosen.test_words,
-        place=place,
-    )
     try:
-        return sources.inspect(source, Memory.beside(store))
+        with reading(str(path or chosen.name)) as report:
+            source = sources.Source(
+                layout=chosen.name,
+                path=path,
+                image_field=chosen.image,
+                label_field=chosen.label,
+                test=chosen.test_words,
+                place=place,
+                report=report,
+            )
+            return sources.inspect(source, Memory.beside(store))
     except BadInput as error:  # an experiment has shorter names for the columns
         raise BadInput(error.place, error.field.removesuffix("_field"), error.value, error.fix) from error
 

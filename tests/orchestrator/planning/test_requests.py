@@ -167,3 +167,20 @@ def test_the_published_settings_train_their_experts_long_enough(
     arm = {"method": "mtt", "stages": stages, "ipc_per_stage": ipc}
     mine.write_text(yaml.safe_dump({"name": "p", "dataset": {"name": name}, "scale": "paper", "arms": [arm]}))
     assert len(specs(asked(experiments=(str(mine),)), DistilSpec)) == stages
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [("distil.iteration=9", "set.distil.iteration"), ("evaluate.batch_size=many", "set.evaluate.batch_size")],
+)
+def test_a_wrong_word_is_refused_before_the_dataset_is_read(
+    monkeypatch: pytest.MonkeyPatch, setting: str, field: str
+) -> None:
+    monkeypatch.setattr(requests, "inspect_dataset", lambda *words: pytest.fail("the dataset was read"))
+    assert refusal(setting).field == field
+    assert refusal(f"arms.1.set.{setting}").field == field
+
+
+def test_all_experiments_are_read_before_any_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "inspect_dataset", lambda *words: pytest.fail("the dataset was read"))
+    assert refusal(experiments=("tiny", "no_such")).value == "no_such"
