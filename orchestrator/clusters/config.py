@@ -91,14 +91,16 @@ class HeadSpec(Frozen):
 
 
 class SlurmClusterSpec(Frozen):
-    """SLURM jobs, of one node each (`elastic`) or all nodes in one job (`gang`).
+    """SLURM jobs, of one node each (`elastic`) or all nodes in one job (`gang`), or the nodes of a job that one has.
+
+    The last is `allocation`: inside `salloc`, nothing is submitted, and the command itself drives the run.
 
     Null leaves the choice to the site's defaults. A worker is one SLURM job, in gang mode one node; it does `slots`
     jobs of ours at a time, by default one per GPU, or one per core where it has no GPU.
     """
 
     kind: Literal["slurm"]
-    mode: Literal["elastic", "gang"] = "elastic"
+    mode: Literal["elastic", "gang", "allocation"] = "elastic"
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

@@ -19,6 +19,7 @@ from orchestrator.clusters.ray_cluster import Cluster, ExternalCluster, LocalClu
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.follow import follow as follow_to_end
+from orchestrator.clusters.slurm.jobs import AllocationCluster
 from orchestrator.clusters.versions import package_versions
 from orchestrator.planning.durations import uninterrupted
 from orchestrator.runs import driver, journal
@@ -48,14 +49,15 @@ def launch(workload: Workload, target: Target, store: Store, options: LaunchOpti
         HeadGone: the run ended in the queue without a last word.
         JournalLost: another process drives it.
     """
-    if isinstance(target.cluster, SlurmClusterSpec):
+    if isinstance(target.cluster, SlurmClusterSpec) and target.cluster.mode != "allocation":
         return _launch_on_slurm(workload, target, store, options)
     if workload.needs_ray and _in_process(target):
         fix = f"say 1 or more: a {workload.kind} needs processes of its own; `run` one of its experiments instead"
         raise BadInput("command line", "--workers", 0, fix)
     name = workload.run_name()
     _take_back(store, name)
-    return drive(workload, Run(name=name, store=store, target=target, options=options, cluster=cluster_of(target)))
+    cluster = cluster_of(target, store.run_folder(name))
+    return drive(workload, Run(name=name, store=store, target=target, options=options, cluster=cluster))
 
 
 def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda state: None) -> RunResult:
@@ -167,11 +169,15 @@ def _take_back(store: Store, name: str) -> None:
     (store.run_folder(name) / POINTER).unlink()
 
 
-def cluster_of(target: Target) -> Cluster | None:
+def cluster_of(target: Target, home: Path) -> Cluster | None:
     """The cluster of a run that this process drives itself; None if it does the jobs, too.
 
+    Args:
+        target: where the run happens.
+        home: the run's folder.
+
     Raises:
-        BadInput: the token's file cannot be read.
+        BadInput: the token's file cannot be read, or the command was not typed in an allocation of SLURM.
     """
     match target.cluster:
         case LocalClusterSpec():
@@ -181,6 +187,8 @@ def cluster_of(target: Target) -> Cluster | None:
                 raise BadInput("cluster.yaml", f"clusters.{target.name}.token_file", token, "name a file you can read")
             slots = target.cluster.slots_per_node
             return ExternalCluster(address, Path(token).expanduser() if token else None, slots)
+        case SlurmClusterSpec(mode="allocation"):
+            return AllocationCluster(target.cluster, home)
     raise AssertionError("a run on SLURM is driven from its head job")
 
 

@@ -13,9 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from math import inf
 from typing import TypeVar
 
+from jobs.errors import BadInput
 from orchestrator.clusters.slurm import parsers
 from orchestrator.clusters.slurm.parsers import JobEnd, JobUsage, QueuedJob
 
@@ -42,6 +46,19 @@ def ask(command: list[str]) -> str | None:
         log.log(level, "%s ended with %d: %s", " ".join(command), done.returncode, done.stderr.strip())
         return None
     return done.stdout
+
+
+def allocation(environment: Mapping[str, str] = os.environ) -> str:
+    """The SLURM job in which the command was typed.
+
+    Raises:
+        BadInput: it was typed in none.
+    """
+    job = environment.get("SLURM_JOB_ID", "")
+    if not job:
+        fix = "type it inside salloc, or choose the mode `elastic` or `gang`, which submit jobs"
+        raise BadInput("cluster.yaml", "mode", "allocation", fix)
+    return job
 
 
 def outside_a_job(environment: Mapping[str, str]) -> dict[str, str]:
@@ -104,6 +121,13 @@ class SlurmClient:
         for array in sorted({job.partition("_")[0] for job in jobs}):
             ends |= parsers.read_job_ends(self.run(["scontrol", "--oneliner", "show", "job", array]) or "")
         return ends
+
+    def shape(self, job: str) -> tuple[int, float]:
+        """How many nodes a job has, and when it ends in unix seconds; one node, without end, if SLURM does not say."""
+        fields = parsers.read_fields(self.run(["scontrol", "--oneliner", "show", "job", job]) or "")
+        with suppress(ValueError):
+            return int(fields.get("NumNodes", "1")), datetime.fromisoformat(fields.get("EndTime", "")).timestamp()
+        return int(fields.get("NumNodes", "1")), inf
 
     def running(self) -> int | None:
         """How many jobs of this user run, of whatever name; None if SLURM does not say."""

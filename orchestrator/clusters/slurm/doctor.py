@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,9 +23,9 @@ from jobs.errors import BadInput
 from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.slurm import parsers
-from orchestrator.clusters.slurm.client import SlurmClient, outside_a_job
+from orchestrator.clusters.slurm.client import SlurmClient, allocation, outside_a_job
 from orchestrator.clusters.slurm.ray_node import address_of, private_folder
-from orchestrator.clusters.slurm.sbatch import checked
+from orchestrator.clusters.slurm.sbatch import step
 from orchestrator.clusters.versions import CODE, package_versions, versions
 from workers.store.files import replace_file
 
@@ -54,6 +53,8 @@ def examine(place: Target, nodes: int = 1, client: SlurmClient | None = None) ->
         return [Finding("slurm", False, "the controller does not answer", "ask again, or ask the site")]
     partitions = client.partitions() or {}
     found = [Finding("slurm", True, config.get("SLURM_VERSION", "version unknown"))]
+    if spec.mode == "allocation":
+        return [*found, *_on_nodes(place, spec, nodes)]
     found += [_accounting(config), *partition_findings(spec, partitions), _preemption(spec, config, partitions)]
     found += _gpus(spec, config)
     return [*found, *_on_nodes(place, spec, nodes)]
@@ -159,28 +160,19 @@ def _on_nodes(place: Target, spec: SlurmClusterSpec, nodes: int) -> list[Finding
 
 def node_command(spec: SlurmClusterSpec, folder: Path, nodes: int = 1) -> list[str]:
     """The `srun` that asks so many nodes; `folder` is the shared one, in which a mark lies."""
-    options = {
+    options: dict[str, object] = {
         "partition": spec.partition,
         "account": spec.account,
         "qos": spec.qos,
         "constraint": spec.constraint,
-        "gpus-per-node": spec.gpus or None,
-        "gres": spec.gres,
-        "cpus-per-task": spec.cpus,
         "mem": spec.memory,
         "time": 5,
         "job-name": "pdd-doctor",
     }
-    python = spec.python or shlex.quote(sys.executable)
-    words = " ".join(map(shlex.quote, (str(folder), spec.temporary_folder, spec.interface or "")))
-    script = [
-        *checked(spec.setup),
-        f"export PYTHONPATH={shlex.quote(str(CODE))}",
-        f"{python} -P -m orchestrator.clusters.slurm.doctor {words}",
-    ]
-    flags = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    shape = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
-    return ["srun", *shape, *flags, "bash", "-c", "\n".join(script)]
+    if spec.mode == "allocation":
+        options = {"jobid": allocation(), "overlap": True}
+    words = ("orchestrator.clusters.slurm.doctor", str(folder), spec.temporary_folder, spec.interface or "")
+    return step(spec, nodes, options, CODE, words)
 
 
 def _ask_nodes(command: list[str]) -> tuple[list[dict[str, Any]], str]:

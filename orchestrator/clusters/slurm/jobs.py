@@ -3,7 +3,8 @@
 Elastic mode has two roles. The *head* is a small job on a CPU partition: it starts a Ray head that offers nothing,
 and beside it the driver in a process of its own, which is started again if something kills it. *Workers* are an array
 of single-node jobs that the driver submits while there is work for them: each joins the head, works, and leaves
-before its walltime. *Gang* mode is one job of many nodes, in which task 0 is the head and a worker at once.
+before its walltime. *Gang* mode is one job of many nodes, in which task 0 is the head and a worker at once. In an
+*allocation* that one has already, nothing is submitted: the command itself is the head, and a step is the workers.
 
 SIGUSR2 says that a job must go soon and may come back: running work is saved, Ray is ended, and the job is requeued.
 SIGTERM says that it must go for good. What is pickled for a job is one of these small classes with a path in it.
@@ -13,24 +14,28 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
+from orchestrator.clusters.ray_cluster import AttachedCluster, NodeActions, NodeUsage, PlainNodes
 from orchestrator.clusters.slurm import sbatch
-from orchestrator.clusters.slurm.client import SlurmClient
+from orchestrator.clusters.slurm.client import SlurmClient, allocation, outside_a_job
 from orchestrator.clusters.slurm.parsers import visible_gpus
 from orchestrator.clusters.slurm.ray_node import Node, Offer, start_child, wait_for
-from orchestrator.clusters.slurm.run_folder import Head, HeadMonitor, RunFolder
+from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, Head, HeadMonitor, RunFolder
 from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.driver import HEAD_MOVES
+from orchestrator.runs.pool import PoolBroken
 from orchestrator.runs.stop_file import STOP, StopFile
 from workers.runtime.time_limit import TimeLimit
 from workers.store.store import Store
@@ -43,6 +48,8 @@ HEAD_START_SECONDS = 300.0
 """How long the Ray head may take to answer."""
 START_ATTEMPTS = 3
 """How often in a row something may die at once before its job gives up."""
+STEP_SECONDS = 30.0
+"""Seconds that the workers of an allocation get to leave."""
 TERM_SAVE_SECONDS = 3.0
 """Seconds for saving work after SIGTERM; SLURM kills after KillWait, 30 s where the site has not changed it."""
 
@@ -184,11 +191,7 @@ class HeadJob(SlurmJob):
 
     def _run(self, spec: SlurmClusterSpec, node: Node) -> int:
         for _ in range(START_ATTEMPTS):
-            address = node.start(self.offer(spec), None, self.time_limit(spec, node))
-            wait_for(partial(node.settled, address), HEAD_START_SECONDS)
-            if node.listens(address):
-                self.run_folder.reopen()
-                self.run_folder.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
+            if address := start_head(node, self.run_folder, self.offer(spec), self.time_limit(spec, node)):
                 code = self._drive(node, address)
                 if code is not None:
                     return code
@@ -275,6 +278,89 @@ class GangJob(HeadJob):
         return _time_limit(spec, node.folder)
 
 
+def start_head(node: Node, run_folder: RunFolder, offer: Offer, time_limit: TimeLimit | None) -> str:
+    """Start a Ray head on this node and announce it; its address, empty if it does not stay up."""
+    address = node.start(offer, None, time_limit)
+    wait_for(partial(node.settled, address), HEAD_START_SECONDS)
+    if not node.listens(address):
+        return ""
+    run_folder.reopen()
+    run_folder.announce(Head(address, f"{job_id()}-{time.time_ns()}", versions()))
+    return address
+
+
+class AllocationCluster(PlainNodes):
+    """The nodes of a SLURM job that the user has already: this process is the driver, and a step does the work.
+
+    The Ray head is on the machine of this process, by default of `salloc` the login node.
+    """
+
+    def __init__(self, spec: SlurmClusterSpec, home: Path, client: SlurmClient | None = None) -> None:
+        """The allocation in which the command was typed; `home` is the folder of the run.
+
+        Raises:
+            BadInput: it was typed in none.
+        """
+        self.spec, self.home, self.job = spec, home, allocation()
+        self.run_folder = RunFolder(sbatch.shared_folder(spec, home))
+        self.nodes, self.ends = (client or SlurmClient()).shape(self.job)
+        self._node: Node | None = None
+        self._step: subprocess.Popen[bytes] | None = None
+        self._ray: AttachedCluster | None = None
+        self._last_heartbeat = 0.0
+
+    def open(self) -> Any:
+        """Start the Ray head here and the workers on the nodes, and connect to the head.
+
+        Raises:
+            PoolBroken: the head does not start.
+        """
+        shutil.rmtree(self.run_folder.folder, ignore_errors=True)
+        order = {"run": self.home.name, "cluster": self.spec.model_dump(mode="json")}
+        RunFolder.make(self.run_folder.folder, order)
+        self._node = node = Node(self.spec.temporary_folder, self.run_folder.token, self.spec.interface)
+        address = start_head(node, self.run_folder, Offer(), None)
+        if not address:
+            raise PoolBroken(f"the Ray head fell: {node.last_words()}")
+        options = {"jobid": self.job, "overlap": True, "no-kill": True, "output": self.run_folder.log(self.job)}
+        words = ("orchestrator.clusters.slurm.jobs", str(self.run_folder.folder))
+        nodes = min(self.nodes, self.spec.max_workers)
+        command = sbatch.step(self.spec, nodes, options, self.run_folder.code, words)
+        ends = {"SLURM_JOB_END_TIME": str(self.ends)}
+        self._step = start_child(command, ends, None, outside_a_job(os.environ))
+        self._ray = AttachedCluster(address, node.folder / "token", node.address)
+        return self._ray.open()
+
+    def reconcile(self, nodes: Sequence[NodeUsage]) -> NodeActions:
+        """Tell the workers that the driver lives, and stop the run before the allocation ends.
+
+        Raises:
+            PoolBroken: the workers have ended.
+        """
+        assert self._step is not None
+        if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
+            self._last_heartbeat = time.monotonic()
+            self.run_folder.heartbeat()
+        if time.time() >= self.ends - sbatch.lead_seconds(self.spec, "worker"):
+            StopFile(self.home / STOP).write(f"allocation {self.job} ends; the same command goes on in another one")
+        if self._step.poll() is not None and not nodes:
+            why = self.run_folder.refused().get(self.job) or self.run_folder.last_lines(self.job, 2) or "it left no log"
+            raise PoolBroken(f"the workers of allocation {self.job} ended: {why}; {self.run_folder.log(self.job)}")
+        return NodeActions()
+
+    def close(self) -> None:
+        """End the workers and the head; the allocation stays."""
+        self.run_folder.dismiss(ALL_WORKERS)
+        if self._ray is not None:
+            self._ray.close()
+        if (step := self._step) is not None:
+            wait_for(lambda: step.poll() is not None, STEP_SECONDS)
+            step.terminate()  # srun hands it on
+        self.run_folder.withdraw()
+        if self._node is not None:
+            self._node.close()
+
+
 def job_id() -> str:
     """The id of the SLURM job that this process is in; of an array's element as SLURM's programs write it."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -293,3 +379,7 @@ def _time_to_save(order: dict[str, Any]) -> float:
     return max(
         TERM_SAVE_SECONDS, sbatch.lead_seconds(SlurmClusterSpec.model_validate(order["cluster"]), "worker") * 0.7
     )
+
+
+if __name__ == "__main__":
+    sys.exit(WorkerJob(sys.argv[1])())

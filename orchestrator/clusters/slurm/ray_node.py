@@ -172,18 +172,26 @@ class Node:
 
 
 def start_child(
-    command: Sequence[str], variables: Mapping[str, str | None], output: Path | None
+    command: Sequence[str],
+    variables: Mapping[str, str | None],
+    output: Path | None,
+    environment: Mapping[str, str] = os.environ,
 ) -> subprocess.Popen[bytes]:
-    """Start a process that gets SIGTERM when the calling thread ends, and its children, deaf to SIGUSR2.
+    """Start a process that gets SIGTERM when the calling thread ends, and its children, deaf to SIGUSR2 and Ctrl-C.
 
-    None among `variables` unsets one.
+    Args:
+        command: the program and its arguments.
+        variables: what is set beside the environment; None unsets a variable.
+        output: where it prints to; None is where we do.
+        environment: of the process; by default ours.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in variables}
+    environment = {name: value for name, value in environment.items() if name not in variables}
     environment |= {name: value for name, value in variables.items() if value is not None}
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     parent = os.getpid()
 
     def die_with_parent() -> None:
+        os.setpgid(0, 0)  # away from what a terminal sends
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM sends its warning to all of a job, not only to us
         if prctl is not None:
             prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -150,10 +150,14 @@ class RunFolder:
         """Leave the reason why a worker does not start."""
         replace_file(self.refusals / f"{job}.txt", why)
 
+    def log(self, job: str) -> Path:
+        """The log of a job, as Submitit names it."""
+        return self.jobs / f"{job}_0_log.out"
+
     def last_lines(self, job: str, count: int = 1) -> str:
         """The last lines of a job's log that say something, on one line."""
         try:
-            return parsers.last_lines((self.jobs / f"{job}_0_log.out").read_text(errors="replace")[-10_000:], count)
+            return parsers.last_lines(self.log(job).read_text(errors="replace")[-10_000:], count)
         except OSError:
             return ""
 

@@ -1,4 +1,4 @@
-"""What is said to SLURM, as plain values: the names, parameters and sizes of a run's jobs; nothing here runs anything.
+"""What is said to SLURM, as plain values: names, parameters and sizes of jobs, and steps; nothing here runs anything.
 
 A run has at most two names in SLURM's queue, its head's and its workers', and every question is asked by name: a
 job id that SLURM has given out again can therefore never be taken for ours.
@@ -7,6 +7,7 @@ job id that SLURM has given out again can therefore never be taken for ours.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -80,12 +81,44 @@ def parameters(
     ) | {"wckey": None}  # Submitit's own default would stand in its place
 
 
+def shared_folder(spec: SlurmClusterSpec, home: Path) -> Path:
+    """Where the jobs of a run meet, whose own folder is `home`."""
+    return Path(spec.shared_folder).expanduser().resolve() / home.name if spec.shared_folder else home / "slurm"
+
+
 def checked(setup: Sequence[str]) -> list[str]:
     """The setup lines so that one that fails ends the job and is named in its log."""
     if not setup:
         return []
     report = f'code=$?; [ $code -eq 0 ] || echo "{SETUP_FAILED} $code: $BASH_COMMAND"'
     return [f"trap {shlex.quote(report)} EXIT", "set -e", *setup, "set +e", "trap - EXIT"]
+
+
+def step(
+    spec: SlurmClusterSpec, nodes: int, options: Mapping[str, object], code: Path, words: Sequence[str]
+) -> list[str]:
+    """The `srun` that runs a module of this project once on each of some nodes, with what a worker gets.
+
+    Args:
+        spec: the cluster.
+        nodes: how many.
+        options: further options by their long names; None leaves one out, True gives it no value.
+        code: the folder in which the packages of this project lie.
+        words: the module and its arguments.
+    """
+    shape = {"nodes": nodes, "ntasks": nodes, "ntasks-per-node": 1, "kill-on-bad-exit": 0}
+    share = {"gpus-per-node": spec.gpus or None, "gres": spec.gres, "cpus-per-task": spec.cpus}
+    flags = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in {**shape, **share, **options}.items()
+        if value is not None
+    ]
+    script = [
+        *checked(spec.setup),
+        f"export PYTHONPATH={shlex.quote(str(code))}",
+        f"{spec.python or shlex.quote(sys.executable)} -P -m {shlex.join(words)}",
+    ]
+    return ["srun", *flags, "bash", "-c", "\n".join(script)]
 
 
 def lead_seconds(spec: SlurmClusterSpec, role: Role) -> int:

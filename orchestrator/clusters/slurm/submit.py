@@ -108,7 +108,7 @@ def submit(
     with _one_at_a_time(home):
         if (earlier := SlurmRun.of(store, run)) is not None and _goes_on(earlier):
             return None
-        shared = _shared_folder(spec, home)
+        shared = sbatch.shared_folder(spec, home)
         order = {
             "run": run,
             "workload": dict(order_of(home)),
@@ -147,10 +147,6 @@ def _checked_partitions(spec: SlurmClusterSpec, client: SlurmClient) -> dict[str
     return partitions
 
 
-def _shared_folder(spec: SlurmClusterSpec, home: Path) -> Path:
-    return Path(spec.shared_folder).expanduser().resolve() / home.name if spec.shared_folder else home / "slurm"
-
-
 def scripts(target: Target, run: str) -> dict[Role, str]:
     """The scripts that `sbatch` would get for a run, by role; nothing is submitted or written.
 
@@ -160,7 +156,7 @@ def scripts(target: Target, run: str) -> dict[Role, str]:
     spec = target.cluster
     assert isinstance(spec, SlurmClusterSpec)
     _checked_partitions(spec, SlurmClient())
-    run_folder = RunFolder(_shared_folder(spec, Store(target.store).run_folder(run)))
+    run_folder = RunFolder(sbatch.shared_folder(spec, Store(target.store).run_folder(run)))
     roles: tuple[Role, ...] = ("gang",) if spec.mode == "gang" else ("head", "worker")
     texts: dict[Role, str] = {}
     for role in roles:

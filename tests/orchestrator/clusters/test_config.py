@@ -70,7 +70,7 @@ def test_workers_here_are_no_more_than_affinity_slurm_and_quotas_allow(
         ("{kind: pbs}", "clusters.s.kind", "must be one of local, slurm, ray"),
         ("{kind: ray}", "clusters.s.address", "required"),
         ("{kind: ray, address: nowhere}", "clusters.s.address", "write HOST:PORT"),
-        ("{kind: slurm, mode: swarm}", "clusters.s.mode", "'elastic' or 'gang'"),
+        ("{kind: slurm, mode: swarm}", "clusters.s.mode", "'elastic', 'gang' or 'allocation'"),
         ("{kind: slurm, gpus: 'a100'}", "clusters.s.gpus", "such as a100:2"),
         ("{kind: slurm, gpus: 1, gres: 'gpu:1'}", "clusters.s", "gpus and gres both ask for GPUs"),
     ],

@@ -14,6 +14,7 @@ from jobs.errors import BadInput, Damaged
 from orchestrator import slurm_driver
 from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target, choose_target
 from orchestrator.clusters.ray_cluster import ExternalCluster, LocalCluster
+from orchestrator.clusters.slurm.jobs import AllocationCluster
 from orchestrator.planning import durations
 from orchestrator.planning.requests import Request
 from orchestrator.planning.table_requests import TableRequest, resolve_tables
@@ -109,18 +110,26 @@ def test_names_of_runs_are_their_own() -> None:
     assert len({new_run_name("tiny") for _ in range(5)}) == 5 and new_run_name("tiny").startswith("tiny-")
 
 
-def test_each_kind_of_cluster_has_its_way(store: Store, tmp_path: Path) -> None:
+def test_each_kind_of_cluster_has_its_way(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def target(spec: LocalClusterSpec | RayClusterSpec | SlurmClusterSpec) -> Target:
         return Target("mine", spec, str(store.root))
 
-    assert isinstance(launcher.cluster_of(target(LocalClusterSpec(workers=3))), LocalCluster)
-    assert isinstance(launcher.cluster_of(target(RayClusterSpec(kind="ray", address="h:1"))), ExternalCluster)
-    assert launcher.cluster_of(here(store)) is None
+    assert isinstance(launcher.cluster_of(target(LocalClusterSpec(workers=3)), tmp_path), LocalCluster)
+    assert isinstance(launcher.cluster_of(target(RayClusterSpec(kind="ray", address="h:1")), tmp_path), ExternalCluster)
+    assert launcher.cluster_of(here(store), tmp_path) is None
     lost = RayClusterSpec(kind="ray", address="h:1", token_file=str(tmp_path / "nowhere"))
     with pytest.raises(BadInput, match="clusters.mine.token_file"):
-        launcher.cluster_of(target(lost))
+        launcher.cluster_of(target(lost), tmp_path)
     with pytest.raises(AssertionError):
-        launcher.cluster_of(target(SlurmClusterSpec(kind="slurm")))
+        launcher.cluster_of(target(SlurmClusterSpec(kind="slurm")), tmp_path)
+    allocation = target(SlurmClusterSpec(kind="slurm", mode="allocation"))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(BadInput, match="type it inside salloc"):
+        launcher.cluster_of(allocation, tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("PATH", "/nowhere")
+    cluster = launcher.cluster_of(allocation, tmp_path)
+    assert isinstance(cluster, AllocationCluster) and (cluster.job, cluster.nodes) == ("7", 1)
 
 
 @pytest.mark.parametrize("kind", ["slurm", "ray"])

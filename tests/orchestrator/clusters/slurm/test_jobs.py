@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from jobs.errors import BadInput
 from orchestrator.clusters.config import SlurmClusterSpec
+from orchestrator.clusters.ray_cluster import NodeUsage
 from orchestrator.clusters.slurm import follow, jobs, submit
 from orchestrator.clusters.slurm import run_folder as run_folder_module
 from orchestrator.clusters.slurm.client import SlurmClient, ask, outside_a_job
@@ -24,6 +27,7 @@ from orchestrator.clusters.slurm.sbatch import name_of
 from orchestrator.clusters.slurm.submit import NotSubmitted
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.journal import Journal
+from orchestrator.runs.pool import PoolBroken
 from workers.store.store import Store
 
 SPEC = SlurmClusterSpec(kind="slurm", max_workers=10)
@@ -415,3 +419,47 @@ def test_slurm_hears_how_a_run_ended(run_folder: RunFolder, code: int, raised: i
     with pytest.raises(SystemExit) as ended:
         submit.Call(job)()
     assert ended.value.code == raised
+
+
+# In an allocation that one has already.
+
+
+@pytest.fixture
+def allocation(programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> jobs.AllocationCluster:
+    """One of three nodes that ends in an hour; its step has just ended."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    ends = datetime.now() + timedelta(hours=1)
+    programs.say("scontrol", f"JobId=7 JobState=RUNNING NumNodes=3 EndTime={ends:%Y-%m-%dT%H:%M:%S}")
+    (tmp_path / "home").mkdir()
+    cluster = jobs.AllocationCluster(SPEC, tmp_path / "home")
+    RunFolder.make(cluster.run_folder.folder, {}).announce(Head("h:1", "7-1", {}))
+    cluster._step = subprocess.Popen(["true"])
+    cluster._step.wait()
+    return cluster
+
+
+def test_the_driver_of_an_allocation_shows_that_it_lives_and_ends_before_it(
+    allocation: jobs.AllocationCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = NodeUsage("n", "node1", {}, 1)
+    assert allocation.nodes == 3
+    heard = allocation.run_folder.head()
+    allocation.reconcile([node])
+    assert allocation.run_folder.head() != heard and not (allocation.home / "stop").exists()
+    allocation.ends = time.time() + SPEC.lead_seconds - 1
+    allocation.reconcile([node])
+    assert "the same command goes on in another one" in (allocation.home / "stop").read_text()
+
+
+def test_an_allocation_whose_workers_have_ended_says_the_last_they_said(allocation: jobs.AllocationCluster) -> None:
+    allocation.run_folder.log("7").write_text("working\nno module named x\nsrun: error: node1: exited\n")
+    with pytest.raises(PoolBroken, match="no module named x; .*7_0_log.out"):
+        allocation.reconcile([])
+    allocation.run_folder.refuse("7", "other GPUs")
+    with pytest.raises(PoolBroken, match="other GPUs"):
+        allocation.reconcile([])
+
+
+def test_an_allocation_without_an_end_has_none(programs: Programs) -> None:
+    programs.say("scontrol", "JobId=7 NumNodes=2 EndTime=Unknown")
+    assert SlurmClient().shape("7") == (2, math.inf)
