@@ -47,7 +47,7 @@ class MiniSlurm:
     """The cluster, from `start` to `stop`; a context manager.
 
     Partitions: `main` can be preempted by `high`, and so can `cheap`, whose jobs are cancelled then; `short` ends jobs
-    after a minute. QOS: `few` takes two jobs of a user, `alone` lets one of them run.
+    after a minute. QOS: `few` takes two jobs of a user, `alone` lets one of them run. An array may have three elements.
     """
 
     def __init__(self, nodes: int = 4, cpus: int = 4, memory_mb: int = 8000, gpus: int = 2) -> None:
@@ -145,6 +145,25 @@ class MiniSlurm:
         finally:
             self.conf.write_text(before)
             self.run("scontrol", "reconfigure")
+
+    @contextmanager
+    def hidden(self, number: int, folder: Path) -> Iterator[None]:
+        """Let a node see an empty folder in the place of this one."""
+        inside = ("nsenter", f"--mount=/proc/{self._daemons[f'node{number}'].pid}/ns/mnt")
+        _run(*inside, "mount", "-t", "tmpfs", "tmpfs", str(folder))
+        try:
+            yield
+        finally:
+            _run(*inside, "umount", "--lazy", str(folder))
+
+    @contextmanager
+    def limited(self, minutes: int) -> Iterator[None]:
+        """Let the default partition end jobs after so many minutes."""
+        self.run("scontrol", "update", "partition=main", f"maxtime={minutes}")
+        try:
+            yield
+        finally:
+            self.run("scontrol", "update", "partition=main", "maxtime=infinite")
 
     @contextmanager
     def silent_controller(self) -> Iterator[None]:
@@ -286,7 +305,7 @@ SlurmdTimeout=20
 MessageTimeout=30
 ReturnToService=2
 JobRequeue=1
-MaxArraySize=64
+MaxArraySize=3
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,11 +27,27 @@ EXPERIMENT = {
     "networks": 1,
     "arms": [{"method": "mtt", "stages": 2, "ipc_per_stage": 1}],
 }
-ITERATIONS = {"LIVE": 300, "LONG": 12_000}
-"""Iterations of each stage of the experiments that the words LIVE and LONG stand for.
+WIDE_EXPERIMENT = EXPERIMENT | {"arms": [{"method": "random", "ipc_per_stage": 1}]}
+EXPERIMENTS = {
+    "LIVE": EXPERIMENT | {"set": {"distil.iterations": 300}},
+    "LONG": EXPERIMENT | {"set": {"distil.iterations": 12_000}},
+    "WIDE": WIDE_EXPERIMENT | {"networks": 8, "set": {"evaluate.epochs": 200}},
+    "FLOW": WIDE_EXPERIMENT | {"networks": 320, "set": {"evaluate.epochs": 100}},
+    "FLOWN": WIDE_EXPERIMENT | {"networks": 2, "set": {"evaluate.epochs": 100}},
+}
+"""The experiments that these words stand for, each sized where a core does a hundred iterations a second.
 
-A LONG stage takes two minutes where a core does a hundred iterations a second: an idle worker is given back meanwhile.
+A stage of LIVE takes three seconds, one of LONG two minutes: an idle worker is given back meanwhile. WIDE has eight
+jobs that could run at once, FLOW hundreds of half a second each, of which FLOWN has a few.
 """
+
+
+@dataclass(frozen=True)
+class Before:
+    """A moment, and when work was saved last before it; None: there was nothing to save. In seconds since 1970."""
+
+    at: float
+    saved: float | None
 
 
 @dataclass
@@ -56,16 +74,15 @@ class Site:
         """The words for a command on this machine."""
         return "--cluster-file", str(self.folder / "cluster.yaml"), "--cluster", "local"
 
-    def start(self, *words: str, store: str = "store") -> subprocess.Popen[str]:
-        """`pdd` with these words."""
-        for word, iterations in ITERATIONS.items():
-            document = EXPERIMENT | {"set": {"distil.iterations": iterations}}
+    def start(self, *words: str, store: str = "store", inside: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """`pdd` with these words, started by what stands before them, as `salloc` does."""
+        for word, document in EXPERIMENTS.items():
             (self.folder / f"{word}.yaml").write_text(yaml.safe_dump(document))
-        words = tuple(str(self.folder / f"{word}.yaml") if word in ITERATIONS else word for word in words)
+        words = tuple(str(self.folder / f"{word}.yaml") if word in EXPERIMENTS else word for word in words)
         common = ("--store", str(self.folder / store), "--json")
         with open(self.folder / "errors.txt", "a") as errors:
             return subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.launch", *words, *common],
+                [*inside, sys.executable, "-m", "orchestrator.launch", *words, *common],
                 cwd=ROOT,
                 env=self.slurm.environment,
                 stdout=subprocess.PIPE,
@@ -105,6 +122,35 @@ class Site:
         checkpoints = self.folder / "store" / "checkpoints"
         wait_until(lambda: self.stages() and any(path.is_file() for path in checkpoints.rglob("*")), PATIENCE)
 
+    def before(self) -> Before:
+        """What is to be known of the moment before something happens."""
+        checkpoints = (self.folder / "store" / "checkpoints").rglob("*")
+        saved = [path.stat().st_mtime for path in checkpoints if path.is_file()]
+        return Before(time.time(), max(saved, default=None))
+
+    def figures(self, name: str, before: Before, note: str = "") -> None:
+        """Print when the driver knew of what happened, when work went on, and how much of it was lost; in seconds.
+
+        It knew when it said these words or, without any, when it missed a worker or ended itself.
+        """
+        known = self.records("slot_left", "run_ended", "run_began") if not note else self.notes(note)
+        times = {"noticed": known, "again": self.stages() or self.records("job_started")}
+        text = ", ".join(f"{word} {_first(records, before.at)}" for word, records in times.items())
+        lost = "none" if before.saved is None else f"{before.at - before.saved:.1f}"
+        print(f"{name}: {text}, lost {lost}, at a load of {os.getloadavg()[0]:.1f}")
+
+    def notes(self, words: str) -> list[journal.Record]:
+        """What the runs said to people that has these words in it."""
+        return [record for record in self.records("note") if words in record["text"]]
+
+    def on_path(self, name: str, body: str) -> Path:
+        """A program of ours in a folder that may be put in front of PATH."""
+        folder = self.folder / "bin"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+        return folder / name
+
     def stage_node(self) -> str:
         """The node on which the latest stage began."""
         return str(self.stages()[-1]["host"])
@@ -129,6 +175,11 @@ class Site:
         found = [f"job {row}" for row in self.queue("%i %j").splitlines()]
         found += [f"process {pid}" for word in ("ray", "orchestrator") for pid in processes(word)]
         return found + [str(path) for path in Path("/tmp").glob("pdd-node-*")]
+
+
+def _first(records: list[journal.Record], at: float) -> str:
+    """How many seconds after this moment the first of them was written."""
+    return next((f"{seconds_at(record) - at:.1f}" for record in records if seconds_at(record) > at), "never")
 
 
 def seconds_at(record: journal.Record) -> float:

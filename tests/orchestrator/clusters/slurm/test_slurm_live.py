@@ -8,49 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.orchestrator.minislurm import MiniSlurm, wait_until, why_not
+from tests.orchestrator.minislurm import MiniSlurm, wait_until
 from tests.orchestrator.slurm_site import PATIENCE, Site, digests, processes, seconds_at
 
-REASON = why_not()
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.slow,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(bool(REASON), reason=REASON),
-]
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[MiniSlurm]:
-    with MiniSlurm() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def site(slurm: MiniSlurm) -> Iterator[Site]:
-    with tempfile.TemporaryDirectory(prefix="pdd-live-", dir="/tmp") as folder:
-        made = Site(slurm, Path(folder))
-        made.cluster_file()
-        yield made
-        slurm.run("scancel", "--full", "--user", "root")
-        wait_until(lambda: not made.queue(), 120)
-        slurm.fix()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(slurm: MiniSlurm) -> dict[str, str]:
-    """What the experiment makes on this machine, by key."""
-    with tempfile.TemporaryDirectory(prefix="pdd-live-") as folder:
-        here = Site(slurm, Path(folder))
-        here.cluster_file()
-        return digests(here.pdd("run", "LIVE", *here.here()))
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("slurm")]
 
 
 def test_the_quickstart_has_the_results_of_one_here_begins_soon_and_leaves_nothing(site: Site) -> None:
@@ -197,24 +164,15 @@ def test_a_disturbed_run_ends_with_the_same_results(
     site.cluster_file(memory="7500M")  # none on the head's node
     going = site.start("run", "LIVE", *site.on_slurm())
     site.wait_for_stage()
-    key, at = site.stages()[-1]["key"], time.time()
+    key, before = site.stages()[-1]["key"], site.before()
     disturb(site)
     done = site.end(going)
     assert done["exit"] == 0 and digests(done) == undisturbed
     assert len([one for one in site.stages() if one["key"] == key]) >= 2  # it fell into the stage
-    print(f"{disturb.__name__}: {_after(site, at)}, at a load of {os.getloadavg()[0]:.1f}")
+    site.figures(disturb.__name__, before)
     wait_until(lambda: not site.queue(), 60)
     if disturb is not _power_off:
         assert site.left() == []
-
-
-def _after(site: Site, at: float) -> str:
-    """When the driver knew of what happened at that time, and when the stage went on; in seconds."""
-    noticed = [one for one in site.records("slot_left", "run_ended", "run_began") if seconds_at(one) > at]
-    again = [one for one in site.stages() if seconds_at(one) > at]
-    return ", ".join(
-        f"{name} {seconds_at(found[0]) - at:.1f}" for name, found in (("noticed", noticed), ("again", again))
-    )
 
 
 def test_a_run_whose_launching_terminal_is_killed_ends_without_it(site: Site, undisturbed: dict[str, str]) -> None:
@@ -241,79 +199,6 @@ def test_workers_whose_walltime_is_shorter_than_a_stage_come_back_until_it_is_do
     gaps = [min(seconds_at(s) - seconds_at(y) for s in site.stages() if s["seq"] > y["seq"]) for y in yields]
     print(f"{len(yields)} yields, again after {', '.join(f'{gap:.1f}' for gap in gaps)} s")
     assert digests(done) == digests(site.pdd("run", "LIVE", *stages, *site.here(), store="here"))
-
-
-# Sites that are less kind.
-
-
-def test_a_head_that_preemption_cancels_is_followed_by_another(site: Site, undisturbed: dict[str, str]) -> None:
-    site.cluster_file(memory="7500M", head={"partition": "cheap"})
-    with site.slurm.without_user_signal():
-        going = site.start("run", "LIVE", *site.on_slurm())
-        site.wait_for_stage()
-        assert len(site.jobs("-head", "PENDING")) == 1
-        (head,), at = site.jobs("-head"), time.time()
-        node = site.slurm.run("squeue", "--noheader", "--jobs", head, "--format", "%N").strip()
-        where = ("--partition=high", f"--nodelist={node}", "--exclusive")
-        site.slurm.run("sbatch", *where, "--output=/dev/null", "--wrap=sleep 20")
-        done = site.end(going)
-    assert done["exit"] == 0 and digests(done) == undisturbed
-    assert len(site.records("run_began")) == 2
-    print(f"preemption by CANCEL of the head: {_after(site, at)}, at a load of {os.getloadavg()[0]:.1f}")
-    assert site.ended(done["run"], "head")[:2] == ["PREEMPTED", "COMPLETED"]
-    wait_until(lambda: site.left() == [], 90)  # the reaper of a head that was killed takes its time
-
-
-def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(site: Site, undisturbed: dict[str, str]) -> None:
-    site.cluster_file(memory="7500M", setup=['case $SLURM_JOB_NAME in *-worker) test "$(hostname)" != node2;; esac'])
-    done = site.pdd("run", "LIVE", *site.on_slurm())
-    assert done["exit"] == 0 and digests(done) == undisturbed
-    failures = [record["text"] for record in site.records("note") if "failed on node2" in record["text"]]
-    print(f"{len(failures)} workers failed: {failures}")
-    assert 1 <= len(failures) <= 2 and "a setup line of cluster.yaml failed with exit code 1" in failures[0]
-    assert site.ended(done["run"], "worker").count("FAILED") <= 2
-
-
-def test_a_limit_of_submitted_jobs_makes_a_run_slower_and_one_of_running_jobs_names_gang_mode(site: Site) -> None:
-    site.cluster_file(qos="few")  # the head and one worker
-    stages = ("--set", "distil.iterations=1500")  # long enough for a second worker to be wanted
-    done = site.pdd("run", "LIVE", *stages, *site.on_slurm())
-    assert done["exit"] == 0
-    assert digests(done) == digests(site.pdd("run", "LIVE", *stages, *site.here(), store="here"))
-    refusals = [record["text"] for record in site.records("note") if "sbatch refuses" in record["text"]]
-    print(refusals)
-    assert len(refusals) == 1 and "QOSMaxSubmitJobPerUserLimit" in refusals[0]
-    site.cluster_file(qos="alone")
-    site.pdd("run", "LIVE", "--seed", "5", *site.on_slurm(), code=1)
-    assert "set `mode: gang` in cluster.yaml" in site.errors()
-
-
-def test_jobs_go_on_while_the_controller_is_silent(site: Site, undisturbed: dict[str, str]) -> None:
-    going = site.start("run", "LIVE", *site.on_slurm())
-    wait_until(lambda: site.records("slot_joined"), PATIENCE)
-    with site.slurm.silent_controller():
-        at = time.time()
-        time.sleep(75)
-        done = [record for record in site.records("job_done") if seconds_at(record) > at]
-    print(f"{len(done)} jobs done in 75 s without a controller, load {os.getloadavg()[0]:.1f}")
-    assert done
-    document = site.end(going)
-    assert document["exit"] == 0 and digests(document) == undisturbed
-
-
-def test_a_setup_line_that_fails_and_a_walltime_that_is_too_long_are_told(site: Site) -> None:
-    site.cluster_file(setup=["echo no such module: cuda", "false"])
-    site.pdd("run", "LIVE", *site.on_slurm(), code=1)
-    assert "no such module: cuda | a setup line of cluster.yaml failed with exit code 1: false" in site.errors()
-    (run,) = (path.name for path in (site.folder / "store" / "runs").iterdir())
-    wait_until(lambda: set(site.ended(run, "head")) == {"FAILED"}, 60)
-    assert "no such module" in site.pdd("status", run)["why"]
-    site.cluster_file(partition="short")
-    refused = site.pdd("run", "LIVE", *site.on_slurm(), code=2)
-    assert "short allows 1 minutes and 30 are asked for" in refused["error"]["message"]
-    assert sorted(site.pdd("run", "LIVE", "--dry-run", *site.on_slurm(), code=2)) == ["error", "exit", "schema"]
-    site.cluster_file()
-    assert sorted(site.pdd("run", "LIVE", "--dry-run", *site.on_slurm())["scripts"]) == ["head", "worker"]
 
 
 # Workers come and go.
