@@ -122,7 +122,7 @@ class LocalCluster(PlainNodes):
             BadInput: the folder for temporary files has too long a name.
             PoolBroken: Ray was imported before, without our settings.
         """
-        self.folder = _private_folder()
+        self.folder = private_folder(tempfile.gettempdir(), "pdd-", ("environment", "TMPDIR"))
         self._reaper = reaper.watch(self.folder)
         with _environment(_settings(self.folder / "token")):
             self._ray = import_ray()
@@ -263,12 +263,22 @@ def _set(variables: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _private_folder() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="pdd-"))
-    if len(str(folder / "ray")) > LONGEST_FOLDER:
+def private_folder(parent: str, prefix: str, named_by: tuple[str, str]) -> Path:
+    """A new folder of ours, 0700 and short enough for Ray.
+
+    Args:
+        parent: the folder around it.
+        prefix: how its name begins.
+        named_by: where the parent is named, and the field.
+
+    Raises:
+        BadInput: its path would be too long.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    if (excess := len(str(folder / "ray")) - LONGEST_FOLDER) > 0:
         folder.rmdir()
-        fix = f"name a folder of at most {LONGEST_FOLDER - 17} characters, such as /tmp"
-        raise BadInput("environment", "TMPDIR", tempfile.gettempdir(), fix)
+        fix = f"name a folder of at most {len(parent) - excess} characters, such as /tmp"
+        raise BadInput(*named_by, parent, fix)
     return folder
 
 

@@ -24,7 +24,7 @@ from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.slurm import parsers
 from orchestrator.clusters.slurm.client import SlurmClient, allocation, outside_a_job
-from orchestrator.clusters.slurm.ray_node import address_of, private_folder
+from orchestrator.clusters.slurm.ray_node import address_of, node_folder
 from orchestrator.clusters.slurm.sbatch import step
 from orchestrator.clusters.versions import CODE, package_versions, versions
 from workers.store.files import replace_file
@@ -258,7 +258,7 @@ def node_answer(folder: Path, temporary: str, interface: str | None) -> dict[str
         sees = (folder / "mark").read_text() == "login"
         replace_file(folder / "answer", "node")
     try:
-        private_folder(temporary).rmdir()
+        node_folder(temporary).rmdir()
         address = address_of(interface)
     except (BadInput, OSError) as error:
         trouble = str(error)

@@ -68,12 +68,14 @@ class SlurmRun:
 
     def head(self) -> list[QueuedJob] | None:
         """The living head job, in a list; None if SLURM does not say."""
-        queued = self.client.jobs(name_of(self.run, self.head_role))
-        return None if queued is None else [job for job in queued if job.there]
+        return self._jobs(self.head_role)
 
     def workers(self) -> list[QueuedJob] | None:
         """The worker jobs; None if SLURM does not say."""
-        queued = self.client.jobs(name_of(self.run, "worker"))
+        return self._jobs("worker")
+
+    def _jobs(self, role: Role) -> list[QueuedJob] | None:
+        queued = self.client.jobs(name_of(self.run, role))
         return None if queued is None else [job for job in queued if job.there]
 
     def sentences(self) -> list[str]:

@@ -19,7 +19,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from typing import Any
 
 from jobs.errors import BadInput
 from orchestrator.clusters import reaper
-from orchestrator.clusters.ray_cluster import LONGEST_FOLDER, OBJECT_STORE_BYTES, SLOT, settings
+from orchestrator.clusters.ray_cluster import OBJECT_STORE_BYTES, SLOT, private_folder, settings
 from workers.runtime.time_limit import TimeLimit
 from workers.store.files import write_file
 
@@ -104,7 +103,7 @@ class Node:
 
     def __init__(self, temporary_folder: str, token: Path, interface: str | None = None) -> None:
         sweep(Path(temporary_folder))
-        self.folder = private_folder(temporary_folder)
+        self.folder = node_folder(temporary_folder)
         self.address = address_of(interface)
         self._held = hold(self.folder)
         write_file(self.folder / "token", token.read_bytes())
@@ -265,18 +264,13 @@ def _address_of_interface(interface: str) -> str:
     return socket.inet_ntoa(answer[20:24])
 
 
-def private_folder(parent: str) -> Path:
-    """A new folder of ours, 0700 and short enough for Ray.
+def node_folder(parent: str) -> Path:
+    """A new folder for this node's part of Ray.
 
     Raises:
         BadInput: its path would be too long.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-    if len(str(folder / "ray")) > LONGEST_FOLDER:
-        folder.rmdir()
-        fix = f"name a folder of at most {LONGEST_FOLDER - len(PREFIX) - 13} characters on every node, such as /tmp"
-        raise BadInput("cluster.yaml", "temporary_folder", parent, fix)
-    return folder
+    return private_folder(parent, PREFIX, ("cluster.yaml", "temporary_folder"))
 
 
 def hold(folder: Path) -> int:

@@ -151,10 +151,12 @@ def scripts(target: Target, run: str) -> dict[Role, str]:
     """The scripts that `sbatch` would get for a run, by role; nothing is submitted or written.
 
     Raises:
-        BadInput: a partition is not there or allows less time.
+        BadInput: a partition is not there or allows less time, or nothing is submitted.
     """
     spec = target.cluster
     assert isinstance(spec, SlurmClusterSpec)
+    if spec.mode == "allocation":
+        raise BadInput("command line", "--dry-run", target.name, "leave it out: in an allocation nothing is submitted")
     _checked_partitions(spec, SlurmClient())
     run_folder = RunFolder(sbatch.shared_folder(spec, Store(target.store).run_folder(run)))
     roles: tuple[Role, ...] = ("gang",) if spec.mode == "gang" else ("head", "worker")

@@ -59,13 +59,13 @@ def test_an_interface_is_asked_for_its_address_and_an_unknown_one_refused() -> N
 
 
 def test_a_private_folder_is_private_and_a_long_one_refused(tmp_path: Path) -> None:
-    made = ray_node.private_folder("/tmp")
+    made = ray_node.node_folder("/tmp")
     assert made.stat().st_mode & 0o777 == 0o700
     made.rmdir()
     deep = tmp_path / ("x" * 60)
     deep.mkdir()
     with pytest.raises(BadInput, match="at most 18 characters"):
-        ray_node.private_folder(str(deep))
+        ray_node.node_folder(str(deep))
     assert list(deep.iterdir()) == []
 
 

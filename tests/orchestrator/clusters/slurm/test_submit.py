@@ -225,6 +225,9 @@ def test_a_dry_run_shows_the_script_of_every_role_and_submits_nothing(programs: 
     assert "#SBATCH --gpus-per-node=a100:2" in texts["worker"] and "#SBATCH --array=0-3%4" in texts["worker"]
     gang = submit.scripts(Target("slurm", SlurmClusterSpec(kind="slurm", mode="gang"), str(store.root)), "r")
     assert list(gang) == ["gang"] and "#SBATCH --nodes=4" in gang["gang"]
+    allocation = SlurmClusterSpec(kind="slurm", mode="allocation")
+    with pytest.raises(BadInput, match="nothing is submitted"):
+        submit.scripts(Target("slurm", allocation, str(store.root)), "r")
     assert programs.calls("sbatch") == [] and not store.run_folder("r").exists()
 
 
