@@ -26,7 +26,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.store.files import full_disk_explained, make_folder, sha256_of, sync_folder, temporary_path
+from workers.store.files import (
+    NotAPlainFile,
+    full_disk_explained,
+    make_folder,
+    open_plain,
+    open_private,
+    sha256_of,
+    sync_folder,
+    temporary_path,
+)
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +136,7 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, A
     """
     assert _STATE not in arrays, f"{_STATE!r} is the name of the state itself"
     text = np.frombuffer(json.dumps(dict(state)).encode(), dtype=np.uint8)
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open_private(path) as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, array in (*arrays.items(), (_STATE, text)):
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -139,8 +148,8 @@ def _write(path: Path, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, A
 def _read(saved: _Saved) -> tuple[Arrays, dict[str, Any]] | None:
     """Arrays and state of one file; None if its bytes are not those once written, or if it has just gone."""
     try:
-        file = saved.path.open("rb")
-    except FileNotFoundError:
+        file = open_plain(saved.path)
+    except (FileNotFoundError, NotAPlainFile):
         return None
     with file:
         if hashlib.file_digest(file, "sha256").hexdigest() != saved.sha256:

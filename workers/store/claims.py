@@ -22,7 +22,6 @@ import hashlib
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -33,57 +32,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from workers.store.files import NotAPlainFile, open_private, read_plain
+from workers.store.processes import Process
+
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_BEATS = 1.0
 _BEATS_PER_LEASE = 6
 _ATTEMPTS = 3
-_LARGEST_PID = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process, named so that a later one with the same number is not mistaken for it.
-
-    Attributes:
-        host: the host's name.
-        pid: the process number there.
-        start: when it started, in clock ticks since boot (field 22 of `/proc/<pid>/stat`); "" without /proc.
-        space: the name of the PID namespace the number belongs to, since containers may share a host's name;
-            "" where unknown, which is read as "the same as ours".
-    """
-
-    host: str
-    pid: int
-    start: str = ""
-    space: str = ""
-
-    @classmethod
-    def current(cls) -> Self:
-        """The calling process."""
-        pid = os.getpid()
-        return cls(socket.gethostname(), pid, _state_and_start(pid)[1], _pid_space())
-
-    def running(self) -> bool | None:
-        """Whether it is alive; None if it cannot be seen from here (another host or PID namespace)."""
-        if self.host != socket.gethostname() or (self.space and self.space != _pid_space()):
-            return None
-        if not 0 < self.pid <= _LARGEST_PID or not _exists(self.pid):
-            return False
-        state, start = _state_and_start(self.pid)
-        return state not in ("Z", "X") and (not self.start or not start or self.start == start)
-
-    def temporary_name(self) -> str:
-        """A file name used by nobody else, from which `from_temporary_name` reads the process back."""
-        return "~".join([self.host, str(self.pid), self.start, self.space, uuid.uuid4().hex])
-
-    @classmethod
-    def from_temporary_name(cls, name: str) -> Self | None:
-        """The process that made this temporary name; None if it is not one of ours."""
-        parts = name.split("~")
-        if len(parts) != 5 or not parts[1].isdecimal():
-            return None
-        return cls(parts[0], int(parts[1]), parts[2], parts[3])
 
 
 @dataclass(frozen=True)
@@ -241,7 +197,7 @@ class Claims:
             folder.mkdir(mode=0o700, exist_ok=True)
         path = self._temporary / Process.current().temporary_name()
         try:
-            with open(path, "xb", opener=_private) as file:
+            with open_private(path) as file:
                 file.write(json.dumps(asdict(claim), sort_keys=True).encode())
             yield path
         finally:
@@ -332,8 +288,11 @@ class Held:
 
 
 def _content(path: Path) -> bytes | None:
+    """What the file says: nothing if it is something else than a file, which is no claim; None if it is absent."""
     try:
-        return path.read_bytes()
+        return read_plain(path)
+    except NotAPlainFile:
+        return b""
     except FileNotFoundError:
         return None
 
@@ -347,34 +306,3 @@ def _parsed(content: bytes) -> Claim | None:
         return None
     sound = isinstance(claim.pid, int) and isinstance(claim.beat_at, int | float)
     return claim if sound else None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _state_and_start(pid: int) -> tuple[str, str]:
-    """Fields 3 and 22 of `/proc/<pid>/stat`; two empty strings where it cannot be read."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return "", ""
-    after_name = text.rpartition(")")[2].split()  # the name, field 2, may itself hold blanks and parentheses
-    return after_name[0], after_name[19]
-
-
-def _pid_space() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid").strip("pid:[]")
-    except OSError:
-        return ""

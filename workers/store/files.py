@@ -10,16 +10,25 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from jobs.errors import BadInput
-from workers.store.claims import Process
+from workers.store.processes import Process
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The errors of a disk or a quota that is used up."""
 
 _digests: dict[tuple[int, ...], str] = {}
 """What `sha256_once` has read in this process."""
+
+
+class NotAPlainFile(OSError):
+    """A folder, a link, a pipe or a device lies where a file must be."""
 
 
 def local_folder(root: str | Path) -> Path:
@@ -45,9 +54,32 @@ def temporary_path(root: Path) -> Path:
     return root / "tmp" / Process.current().temporary_name()
 
 
+def open_plain(path: Path) -> BufferedReader:
+    """Open a file for reading; what is no file is not even opened, since that may wait for ever or do something.
+
+    Raises:
+        NotAPlainFile: if something else lies there.
+        OSError: as `open` does.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise NotAPlainFile(errno.EINVAL, "not a plain file", str(path))
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+
+def read_plain(path: Path) -> bytes:
+    """The content of a file, opened as `open_plain` does."""
+    with open_plain(path) as file:
+        return file.read()
+
+
+def open_private(path: Path) -> BufferedWriter:
+    """Open a new file for writing, 0600."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a new file, 0600, and fsync it."""
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open_private(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -78,7 +110,7 @@ def sync_folder(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """The hex sha256 of a file's content."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -87,7 +119,7 @@ def sha256_once(path: Path) -> str:
 
     A file counts as the same while its inode, its size and its times do.
     """
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         seen = os.fstat(file.fileno())
         identity = (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
         if identity not in _digests:
@@ -101,14 +133,16 @@ def full_disk_explained(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             error.add_note(f"store {root} is full: free space there (see `gc`) or give another --store")
         raise
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names in a folder, sorted; none if it is not there."""
+    """The names in a folder, sorted; none if there is no such folder."""
     try:
         return sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return []

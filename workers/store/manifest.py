@@ -11,14 +11,20 @@ import errno
 import hashlib
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from graphlib import TopologicalSorter
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter, ValidationError
+
+from jobs import outcomes
 from jobs.errors import Damaged
-from workers.store.files import sha256_of
+from jobs.keys import kind_of
+from workers.store.files import NotAPlainFile, read_plain, sha256_of
+from workers.store.quarantine import misplaced
 
 MANIFEST = "manifest.json"
 
@@ -28,12 +34,15 @@ _LATER = ("parent_digests",)
 _NOT_TROUBLE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """Errors that tell of the artifact's own shape; any other is the file system's and damages nothing."""
 
+Size = Annotated[int, Field(strict=True, ge=0)]
+Amount = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True)
 class FileRecord:
     """Size in bytes and sha256 (hex) of one data file."""
 
-    size: int
+    size: Size
     sha256: str
 
 
@@ -51,8 +60,8 @@ class Manifest:
     versions: dict[str, str]  # of Python, the libraries and this project
     host: str
     device: str
-    seconds: float  # what the job took
-    peak_memory_mib: float  # largest resident size of the process that wrote it, earlier jobs included
+    seconds: Amount  # what the job took
+    peak_memory_mib: Amount  # largest resident size of the process that wrote it, earlier jobs included
     written: str  # ISO 8601, UTC
     extra: dict[str, Any]  # small numbers of its kind, such as an accuracy
 
@@ -62,21 +71,45 @@ class Manifest:
         document[_OWN_DIGEST] = _digest_of_document(document)
         return json.dumps(document, indent=2, sort_keys=True).encode()
 
-    @classmethod
-    def from_json(cls, text: bytes) -> Self:
+    @staticmethod
+    def from_json(text: bytes) -> Manifest:
         """The manifest in this text; fields of later versions are covered by its digest and passed over.
 
         Raises:
-            ValueError, TypeError, KeyError, AttributeError, RecursionError: if the text is not a manifest, or
-                not as it was written.
+            ValueError, RecursionError: if the text is not a manifest, or not as it was written.
+            Damaged: if no digest covers its numbers, and they are not those of its kind.
         """
         document = json.loads(text)
+        if not isinstance(document, dict):
+            raise ValueError("it is no JSON object")
         if _OWN_DIGEST in document or any(name in document for name in _LATER):
             if document.get(_OWN_DIGEST) != _digest_of_document(document):
                 raise ValueError(f"its {_OWN_DIGEST} is not that of its content")
-        files = {name: FileRecord(**record) for name, record in document["files"].items()}
-        present = {f.name: document[f.name] for f in fields(cls) if f.name in document or f.name not in _LATER}
-        return cls(**present | {"files": files})
+        names = [field.name for field in fields(Manifest) if field.name in document]
+        try:
+            manifest = _reader().validate_python({name: document[name] for name in names})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if complaint := manifest.contradiction():
+            raise ValueError(complaint)
+        if _OWN_DIGEST not in document and manifest.kind in outcomes.OUTCOMES:
+            outcomes.of(manifest.kind, manifest.extra)
+        return manifest
+
+    def contradiction(self) -> str:
+        """What in it cannot be true whatever was computed; empty if nothing is."""
+        if self.kind != kind_of(self.key):
+            return f"kind is {self.kind!r}, not that of its key {self.key!r}"
+        if self.key in {key for keys in self.parents.values() for key in keys}:
+            return "it is its own parent"
+        if not self.files:
+            return "it has no data file"
+        if odd := [name for name in self.files if Path(name).name != name or name == MANIFEST or "\0" in name]:
+            return f"{odd[0]!r} is not the name of a data file"
+        if self.digest != digest_of(self.files):
+            return "digest is not that of its files"
+        return ""
 
 
 def digest_of(files: Mapping[str, FileRecord]) -> str:
@@ -99,16 +132,15 @@ def read_manifest(folder: Path, key: str) -> Manifest:
     """
     try:
         folder.lstat()
-    except NotADirectoryError as error:
-        raise Damaged(f"{folder.parent}: not a folder") from error
+    except OSError as error:
+        complaint = misplaced(folder.parent) or misplaced(folder.parent.parent)
+        if not complaint or error.errno not in _NOT_TROUBLE:
+            raise
+        raise Damaged(complaint) from error
     manifest = _parsed(folder / MANIFEST)
     if manifest.key != key:
         raise Damaged(f"{folder / MANIFEST}: key is {manifest.key!r}, must be {key!r}")
-    if manifest.digest != digest_of(manifest.files):
-        raise Damaged(f"{folder / MANIFEST}: digest is not that of its files")
     for name, record in sorted(manifest.files.items()):
-        if Path(name).name != name:
-            raise Damaged(f"{folder / MANIFEST}: {name!r} is not the name of a file")
         _check_size(folder / name, record)
     return manifest
 
@@ -133,7 +165,7 @@ def complaints_of(folder: Path, key: str) -> list[str]:
 
 def is_covered(folder: Path) -> bool:
     """Whether the manifest in this folder has a digest of itself; those of earlier versions have none."""
-    return _OWN_DIGEST in json.loads((folder / MANIFEST).read_bytes())
+    return _OWN_DIGEST in json.loads(read_plain(folder / MANIFEST))
 
 
 def wrong_bytes(path: Path, digest: str, must_be: str) -> str:
@@ -152,7 +184,7 @@ def outdated(manifests: Mapping[str, Manifest]) -> dict[str, str]:
         interrupted leaves none that looks right.
     """
     parents = {key: [parent for keys in manifests[key].parents.values() for parent in keys] for key in manifests}
-    why: dict[str, str] = {}
+    why = {key: "it is its own ancestor, as nothing can be" for key in _on_circles(parents)}
     for key in TopologicalSorter(parents).static_order():
         for parent in parents.get(key, ()) if key in manifests else ():
             if parent in why:
@@ -162,8 +194,26 @@ def outdated(manifests: Mapping[str, Manifest]) -> dict[str, str]:
     return dict(reversed(why.items()))
 
 
+def _on_circles(parents: dict[str, list[str]]) -> Iterator[str]:
+    """The artifacts whose ancestry comes back to them; each loses its parents in the argument."""
+    while True:
+        try:
+            TopologicalSorter(parents).prepare()
+        except CycleError as error:
+            for key in error.args[1]:
+                parents[key] = []
+            yield from set(error.args[1])
+        else:
+            return
+
+
 def _other_bytes(child: Manifest, parent: Manifest) -> bool:
     return child.parent_digests.get(parent.key, parent.digest) != parent.digest
+
+
+@cache
+def _reader() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def _digest_of_document(document: Mapping[str, Any]) -> str:
@@ -174,13 +224,18 @@ def _digest_of_document(document: Mapping[str, Any]) -> str:
 
 def _parsed(path: Path) -> Manifest:
     try:
-        return Manifest.from_json(path.read_bytes())
+        return Manifest.from_json(read_plain(path))
     except OSError as error:
-        if error.errno not in _NOT_TROUBLE:
-            raise
-        raise Damaged(f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{path}: not a manifest ({error!r})") from error
+        raise _damage(path, error) from error
+    except (ValueError, RecursionError, Damaged) as error:
+        raise Damaged(f"{path}: not a manifest ({error})") from error
+
+
+def _damage(path: Path, error: OSError) -> Damaged | OSError:
+    """The damage that an error of the file system tells of, else the error."""
+    if error.errno not in _NOT_TROUBLE and not isinstance(error, NotAPlainFile):
+        return error
+    return Damaged(f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}")
 
 
 def _check_size(path: Path, record: FileRecord) -> None:
@@ -190,9 +245,7 @@ def _check_size(path: Path, record: FileRecord) -> None:
     except ValueError as error:  # a name that no file can have
         raise Damaged(f"{str(path)!r}: {error}") from error
     except OSError as error:
-        if error.errno not in _NOT_TROUBLE:
-            raise
-        raise Damaged(f"{path}: {'missing' if isinstance(error, FileNotFoundError) else error.strerror}") from error
+        raise _damage(path, error) from error
     if not stat.S_ISREG(seen.st_mode):
         raise Damaged(f"{path}: not a plain file")
     if seen.st_size != record.size:

@@ -1,7 +1,7 @@
 """The store: finished artifacts by key, whole or not at all.
 
     objects/<kind>/<key>/    one artifact: data files and manifest.json
-    quarantine/              damaged artifacts, each with a why.txt
+    quarantine/              damaged artifacts, see `workers.store.quarantine`
     tmp/                     what is being written, named after the process that writes it
     claims/  checkpoints/    see `workers.store.claims` and `workers.store.checkpoints`
     runs/<run>/              journals and logs of a run
@@ -15,7 +15,7 @@ the quarantine and is absent from then on. An error of the file system is raised
 0600, folders 0700, and nothing is pickled.
 
 Left out: what the data files contain, when to compute, and stores that are not local folders. That this one
-is local is known to `workers.store.files`, to the last section and to the renames in `Store.quarantine` and
+is local is known to `workers.store.files` and `workers.store.quarantine`, to the last section and to the rename in
 `Store._publish`; there a store on pyarrow.fs would differ.
 """
 
@@ -37,12 +37,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 from jobs.errors import BadInput, Damaged
 from jobs.keys import kind_of
-from workers.store.claims import Process
+from jobs.outcomes import OUTCOMES
 from workers.store.files import (
+    FULL,
     full_disk_explained,
     local_folder,
     make_folder,
@@ -63,6 +63,8 @@ from workers.store.manifest import (
     read_manifest,
     wrong_bytes,
 )
+from workers.store.processes import Process
+from workers.store.quarantine import WHY, losses, misplaced, set_aside
 from workers.store.versions import installed_versions
 
 __all__ = ["MANIFEST", "Audit", "FileRecord", "Manifest", "Store", "digest_of"]
@@ -110,18 +112,16 @@ class Store:
 
         Raises:
             BadInput: if the folder is not local, not private enough or not writable.
+            OSError: if the disk is full, with a note of what to do.
         """
         store = cls(root)
         try:
-            store.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            store._refuse_if_public()
-            for name in _FOLDERS:
-                make_folder(store.root / name)
-            probe = temporary_path(store.root)
-            write_file(probe, b"can this store be written to?")
-            probe.unlink()
+            with full_disk_explained(store.root):
+                store._prepare()
         except OSError as error:
-            fix = f"give a folder that you can write to ({error.strerror})"
+            if error.errno in FULL:
+                raise
+            fix = f"give a folder that you can write to ({error.filename}: {error.strerror})"
             raise BadInput("--store", "store", str(store.root), fix) from error
         store._opened = True
         return store
@@ -135,8 +135,8 @@ class Store:
         """
         store = cls(root)
         try:
+            store._refuse_if_unusable()
             store._opened = (store.root / "objects").is_dir()
-            store._refuse_if_public()
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -206,8 +206,8 @@ class Store:
         """Which of these artifacts can be used as they are, their bytes checked; the others are quarantined.
 
         Those can not that are damaged or were made from other bytes than their parents have now, nor what was made
-        from them in turn. One that cannot be read stays where it is: its job will say why. What lies in
-        the quarantine and was not made again counts as lost, too, whoever put it there.
+        from them in turn. One that cannot be read stays where it is: its job will say why. What is absent because it
+        lies in the quarantine counts as lost, too.
 
         Args:
             keys: of any artifacts, there or not.
@@ -229,9 +229,7 @@ class Store:
                 if not (self.root / "objects").is_dir():
                     raise
                 lost[key] = f"cannot be read: {error}"
-        moved = {name.rpartition("-")[0]: name for name in names_in(self.root / "quarantine")}
-        absent = moved.keys() & {*keys} - manifests.keys()
-        earlier = {key: f"the one before is in the quarantine: {moved[key]}" for key in absent}
+        earlier = losses(self.root, keys - manifests.keys())
         late = outdated(manifests)
         for key, why in late.items():
             with suppress(OSError):
@@ -302,19 +300,24 @@ class Store:
         """Whether a sound artifact's manifest has a digest of itself; those of earlier versions have none."""
         return is_covered(self._object(key))
 
-    def quarantine(self, key: str, why: str) -> Path:
-        """Move an artifact out of the way, whatever its state; it is absent from then on.
+    def quarantine(self, name: str, why: str) -> Path:
+        """Move an artifact, or one of the `odd_places`, out of the way, whatever it is; it is absent from then on.
+
+        What lies in the place of the folder that the artifact must be in is moved instead of it.
 
         Raises:
             FileNotFoundError: if it is absent already.
         """
-        make_folder(self.root / "quarantine")
-        kept = self.root / "quarantine" / f"{key}-{uuid4().hex[:8]}"
-        folder = self._object(key)
-        os.rename(folder.parent if folder.parent.is_file() else folder, kept)
-        with suppress(OSError):  # a full disk must not stop the repair
-            write_file(kept / "why.txt", f"{why}\n".encode())
-        return kept
+        odd = self.odd_places()
+        place = next((place for place in (name, "objects", f"objects/{kind_of(name)}") if place in odd), None)
+        if place is None:
+            return set_aside(self.root, self._object(name), name, why)
+        return set_aside(self.root, self.root / place, Path(place).name, why)
+
+    def odd_places(self) -> dict[str, str]:
+        """What lies where folders of artifacts must be, and is none: `objects` or `objects/<kind>`, and why not."""
+        places = ("objects", *(f"objects/{kind}" for kind in OUTCOMES))
+        return {place: why for place in places if (why := misplaced(self.root / place))}
 
     def remove(self, key: str) -> None:
         """Remove an artifact for good; whoever looks meanwhile sees the whole or nothing.
@@ -339,7 +342,7 @@ class Store:
         left = [folder / name for name in names_in(folder) if _writer_is_dead(folder / name)]
         for path in left:
             with suppress(FileNotFoundError):  # another sweep was faster
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         return left
 
     def _object(self, key: str) -> Path:
@@ -361,9 +364,24 @@ class Store:
         keys = [key for several in parents.values() for key in several]
         return {key: manifest.digest for key in keys if (manifest := self._look(key)) is not None}
 
-    def _refuse_if_public(self) -> None:
+    def _prepare(self) -> None:
+        """Make the folders that are not there, and try to write."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._refuse_if_unusable()
+        if complaint := misplaced(self.root / "objects"):
+            self.quarantine("objects", complaint)
+        for name in _FOLDERS:
+            make_folder(self.root / name)
+        probe = temporary_path(self.root)
+        write_file(probe, b"can this store be written to?")
+        probe.unlink()
+
+    def _refuse_if_unusable(self) -> None:
+        objects = self.root / "objects"
         if self.root.stat().st_mode & stat.S_IWOTH:
             raise BadInput("--store", "store", str(self.root), "others may write there: chmod o-w it")
+        if objects.is_symlink() and not objects.exists():
+            raise BadInput("--store", "store", str(objects), "is a link to what is not there: mount it or remove it")
 
     def _set_aside(self, key: str, why: str) -> Damaged:
         """Quarantine, unless another process has put a sound artifact there since we looked; the error to raise.
@@ -380,16 +398,17 @@ class Store:
             log.warning("%s is damaged, now in %s: %s", key, kept, why)
         else:
             with suppress(OSError):
-                (kept / "why.txt").unlink()
+                (kept / WHY).unlink()
                 os.rename(kept, self._object(key))
         return Damaged(f"{why}: quarantined, run its job again")
 
     def _publish(self, temporary: Path, manifest: Manifest) -> None:
         """Move a finished folder into place; the rename fails where a folder with files stands."""
         final = self._object(manifest.key)
-        if final.parent.is_file():
-            self.quarantine(manifest.key, "a file in the place of a folder")
-        make_folder(final.parent)
+        if complaint := misplaced(final.parent):
+            self.quarantine(manifest.key, complaint)
+        for folder in (final.parent.parent, final.parent):
+            make_folder(folder)
         while True:
             try:
                 os.rename(temporary, final)

@@ -170,11 +170,11 @@ def test_a_file_that_cannot_be_read_now_is_not_torn(
 ) -> None:
     save_steps(checkpoints, 1)
 
-    def broken(self: Path, mode: str) -> None:
+    def broken(path: Path) -> None:
         raise OSError("Input/output error")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
-        patch.setattr(Path, "open", broken)
+        patch.setattr("workers.store.checkpoints.open_plain", broken)
         checkpoints.load(KEY)
     assert step_found(checkpoints) == 1
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from workers.store.claims import Claim, Claims, Held, Process
+from workers.store.claims import Claim, Claims, Held
+from workers.store.processes import Process
 
 KEY = "distil-demo-0123456789abcdef"
 ROOT = Path(__file__).resolve().parents[3]

@@ -20,9 +20,10 @@ from workers.store.store import Store
 
 CHAIN = ("dataset-a", "experts-b", "distil-c", "evaluate-d")
 """Each made from the one before it."""
+EXTRA = {"accuracy": 23.0, "curve": [23.0]}
 
 
-def put(store: Store, key: str, content: bytes = b"0123456789", parent: str = "", **extra: float) -> None:
+def put(store: Store, key: str, content: bytes = b"0123456789", parent: str = "", **extra: Any) -> None:
     parents = {"parent": [parent]} if parent else {}
     with store.put(key, key.split("-")[0], {"n": 1}, parents, device="cpu", seconds=1.5, extra=extra) as folder:
         (folder / "data").write_bytes(content)
@@ -32,7 +33,7 @@ def put(store: Store, key: str, content: bytes = b"0123456789", parent: str = ""
 def store(tmp_path: Path) -> Store:
     store = Store.open(tmp_path / "store")
     for key, parent in zip(CHAIN, ("", *CHAIN), strict=False):
-        put(store, key, key.encode(), parent, accuracy=23.0)
+        put(store, key, key.encode(), parent, **EXTRA)
     return store
 
 
@@ -83,7 +84,7 @@ def test_a_manifest_of_an_earlier_version_is_read_and_said_to_be_uncovered(store
     for name in ("manifest_sha256", "parent_digests"):
         del document[name]
     path.write_text(json.dumps(document))
-    assert store.manifest("evaluate-d").extra == {"accuracy": 23.0}
+    assert store.manifest("evaluate-d").extra == EXTRA
     assert store.verify("evaluate-d") == [] and not store.is_covered("evaluate-d")
     assert store.is_covered("distil-c")
     document["parent_digests"] = {}  # as if the name of the digest had lost a bit
@@ -188,10 +189,11 @@ def test_an_audit_quarantines_the_damaged_and_the_outdated_and_says_why(store: S
     assert set(audit.lost) == {"distil-c", "evaluate-d", "select-y"}
     assert "sha256" in audit.lost["select-y"]
     assert set(store.keys()) == audit.sound
-    again = Store(store.root).audit([*CHAIN, "full-never"])
-    assert again.lost.keys() == {"distil-c", "evaluate-d"}, "they were not made again yet"
-    put(store, "distil-c", parent="experts-b")
-    assert Store(store.root).audit(["distil-c"]).lost == {}
+    again = store.audit([*CHAIN, "select-y"])
+    assert again.sound == {"dataset-a", "experts-b"}
+    assert set(again.lost) == set(audit.lost), "they lie in the quarantine until they are made again"
+    put(store, "select-y")
+    assert set(store.audit([*CHAIN, "select-y"]).lost) == {"distil-c", "evaluate-d"}
 
 
 def test_an_audit_leaves_large_files_to_their_readers(store: Store) -> None:
@@ -204,14 +206,12 @@ def test_an_audit_leaves_large_files_to_their_readers(store: Store) -> None:
 def test_what_cannot_be_read_now_is_left_where_it_is_and_stops_nobody(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.read_bytes
+    def bad_sector(path: Path) -> bytes:
+        if path.parent.name == "distil-c":
+            raise OSError(5, "Input/output error", str(path))
+        return path.read_bytes()
 
-    def bad_sector(self: Path) -> bytes:
-        if self.parent.name == "distil-c":
-            raise OSError(5, "Input/output error", str(self))
-        return real(self)
-
-    monkeypatch.setattr(Path, "read_bytes", bad_sector)
+    monkeypatch.setattr("workers.store.manifest.read_plain", bad_sector)
     audit = store.audit(CHAIN)
     assert audit.sound == {"dataset-a", "experts-b", "evaluate-d"}
     assert audit.lost["distil-c"].startswith("cannot be read: ")
@@ -231,10 +231,28 @@ def edited(path: Path, files: object) -> None:
     changes = {"files": files}
     if isinstance(files, dict):
         changes["digest"] = digest_of({name: FileRecord(1, "") for name in files})
-    document = json.loads(path.read_bytes())
+    earlier(path.parent, **changes)
+
+
+def earlier(folder: Path, **changes: object) -> None:
+    """Make a manifest one of an earlier version, which has no digest of its own, with other values."""
+    document = json.loads((folder / MANIFEST).read_bytes())
     for name in ("manifest_sha256", "parent_digests"):
         del document[name]
-    path.write_text(json.dumps(document | changes))
+    (folder / MANIFEST).write_text(json.dumps(document | changes))
+
+
+def covered(folder: Path, **changes: object) -> None:
+    """Give a manifest other values, and the digest of its own that fits."""
+    document = json.loads((folder / MANIFEST).read_bytes()) | changes
+    del document["manifest_sha256"]
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    document["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(document))
+
+
+def file_called(name: str) -> dict[str, dict[str, object]]:
+    return {name: {"size": 1, "sha256": "a"}}
 
 
 ODD: dict[str, Callable[[Path], object]] = {
@@ -254,18 +272,52 @@ ODD: dict[str, Callable[[Path], object]] = {
     "a name in another folder": lambda folder: edited(folder / MANIFEST, files={"../x": {"size": 1, "sha256": ""}}),
     "files that are a number": lambda folder: edited(folder / MANIFEST, files=3),
     "a record that is a list": lambda folder: edited(folder / MANIFEST, files={"data": [1]}),
+    "a manifest that is a pipe": lambda folder: instead(folder / MANIFEST, os.mkfifo),
+    "a manifest that links to a device": lambda folder: instead(folder / MANIFEST, lambda p: p.symlink_to("/dev/zero")),
+    "a manifest that is no object": lambda folder: (folder / MANIFEST).write_text('"manifest_sha256"'),
+    "a kind that links to itself": lambda folder: instead(folder.parent, lambda p: p.symlink_to(p)),
+    "a kind that links to nothing": lambda folder: instead(folder.parent, lambda p: p.symlink_to("nothing")),
+    "a kind that is a pipe": lambda folder: instead(folder.parent, os.mkfifo),
+    "parents of null": lambda folder: earlier(folder, parents=None),
+    "parents that are a list": lambda folder: earlier(folder, parents=["a"]),
+    "parents that are numbers": lambda folder: earlier(folder, parents={"dataset": 5}),
+    "seconds that are words": lambda folder: earlier(folder, seconds="abc"),
+    "seconds in quotes": lambda folder: earlier(folder, seconds="3.5"),
+    "seconds beyond all numbers": lambda folder: earlier(folder, seconds=10**400),
+    "a host that is a number": lambda folder: earlier(folder, host=7),
+    "a specification of null": lambda folder: earlier(folder, spec=None),
+    "numbers of null": lambda folder: earlier(folder, extra=None),
+    "no numbers": lambda folder: earlier(folder, extra={}),
+    "an accuracy in words": lambda folder: earlier(folder, extra={"accuracy": "high", "curve": []}),
+    "another kind": lambda folder: earlier(folder, kind="evaluate"),
+    "its own parent": lambda folder: covered(folder, parents={"set": [folder.name]}),
+    "a name that no encoding has": lambda folder: covered(folder, files=file_called("\ud800")),
+    "a size in quotes": lambda folder: covered(folder, files={"data": {"size": "10", "sha256": "a"}}),
+    "no files": lambda folder: covered(folder, files={}, digest=digest_of({})),
+    "its manifest as a data file": lambda folder: covered(folder, files=file_called(MANIFEST)),
 }
 
 
 @pytest.mark.parametrize("odd", ODD)
 def test_an_odd_object_is_damage_and_is_made_again(store: Store, odd: str, caplog: pytest.LogCaptureFixture) -> None:
     ODD[odd](folder_of(store, "distil-c"))
-    assert store.verify("distil-c") != []
+    reader = Store.for_reading(store.root)
+    assert reader.verify("distil-c") != []
+    assert set(reader.keys()) >= set(CHAIN) - {"distil-c"}
     with caplog.at_level(logging.WARNING):
         audit = store.audit(CHAIN)
     assert audit.sound == {"dataset-a", "experts-b", "evaluate-d"} and set(audit.lost) == {"distil-c"}
     put(store, "distil-c", b"distil-c", "experts-b")
     assert store.audit(CHAIN).sound == set(CHAIN)
+
+
+def test_artifacts_that_are_their_own_ancestors_are_outdated_and_no_others(store: Store) -> None:
+    covered(folder_of(store, "distil-c"), parents={"set": ["evaluate-d"]}, parent_digests={})
+    put(store, "full-x")
+    manifests = {key: store.manifest(key) for key in store.keys()}
+    late = outdated(manifests)
+    assert set(late) == {"distil-c", "evaluate-d"} and "own ancestor" in late["distil-c"]
+    assert store.audit([*CHAIN, "full-x"]).sound == {"dataset-a", "experts-b", "full-x"}
 
 
 def test_a_file_in_the_place_of_a_kind_does_not_stop_a_writer(store: Store) -> None:

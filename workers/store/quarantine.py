@@ -1,0 +1,92 @@
+"""The quarantine: what was found damaged, kept for a person to look at, each with a why.txt.
+
+    quarantine/<key>-<hex>/     an artifact; where no folder lay in its place, a folder that holds what did
+    quarantine/<kind>-<hex>/    what lay in the place of the folder of a kind, and with `objects` for `<kind>` of all
+
+What lies here and was not made again is lost: the next run that has it in its graph makes it, also where nothing
+else needs it. Whoever does not want that removes it from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+from jobs.keys import kind_of
+from workers.store.files import make_folder, names_in, read_plain, write_file
+
+WHY = "why.txt"
+_KEPT = re.compile(r"(.+)-[0-9a-f]{8}", re.DOTALL)
+_LONGEST_REASON = 2000
+
+
+def set_aside(root: Path, path: Path, name: str, why: str) -> Path:
+    """Move something damaged out of a store, whatever it is.
+
+    Args:
+        root: the folder of the store.
+        path: what is moved.
+        name: what it is kept as, apart from a random ending.
+        why: what is wrong with it.
+
+    Returns:
+        The folder in the quarantine that it is, or lies in, from now on.
+
+    Raises:
+        FileNotFoundError: if it is not there any more.
+    """
+    mode = path.lstat().st_mode
+    make_folder(root / "quarantine")
+    kept = root / "quarantine" / f"{name}-{uuid4().hex[:8]}"
+    if stat.S_ISDIR(mode):
+        os.rename(path, kept)
+    else:
+        make_folder(kept)
+        os.rename(path, kept / "found")
+    with suppress(OSError):  # a full disk must not stop the repair
+        write_file(kept / WHY, f"{why}\n".encode())
+    return kept
+
+
+def losses(root: Path, keys: Collection[str]) -> dict[str, str]:
+    """Why the artifacts of some of these keys are in the quarantine, by key."""
+    folder = root / "quarantine"
+    kept = {match[1]: folder / match[0] for name in names_in(folder) if (match := _KEPT.fullmatch(name))}
+    names = {key: next((name for name in (key, kind_of(key), "objects") if name in kept), None) for key in keys}
+    return {key: _reason(kept[name]) for key, name in names.items() if name is not None}
+
+
+def misplaced(folder: Path) -> str:
+    """Why no artifact can lie in a folder of the store; empty if one can, or if nothing is there yet."""
+    try:
+        return "" if folder.is_dir() or not _is_there(folder) else f"{folder}: {_what_it_is(folder)}"
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:  # its own parent is the odd one
+            return ""
+        raise
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _what_it_is(path: Path) -> str:
+    return "a link to no folder" if path.is_symlink() else "not a folder"
+
+
+def _reason(kept: Path) -> str:
+    try:
+        text = read_plain(kept / WHY).decode(errors="replace")[:_LONGEST_REASON]
+    except OSError:
+        text = ""
+    return " ".join(text.split()) or f"was damaged, see {kept}"
