@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
 import socket
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 _LARGEST_PID = 2**31 - 1
+_OLD = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,25 @@ class Process:
         if len(parts) != 5 or not parts[1].isdecimal():
             return None
         return cls(parts[0], int(parts[1]), parts[2], parts[3])
+
+
+def peak_memory_mib() -> float:
+    """The largest resident size of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**2 if platform.system() == "Darwin" else 1024), 1)  # bytes there, KiB on Linux
+
+
+def writer_is_dead(path: Path) -> bool:
+    """Whether nobody goes on writing a temporary file: its process is gone or, where that cannot be seen, it is old."""
+    writer = Process.from_temporary_name(path.name)
+    running = writer.running() if writer else None
+    if running is not None:
+        return not running
+    try:
+        age = time.time() - path.lstat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age > _OLD
 
 
 def _exists(pid: int) -> bool:

@@ -25,9 +25,7 @@ import errno
 import hashlib
 import logging
 import os
-import platform
 import re
-import resource
 import shutil
 import stat
 import time
@@ -63,7 +61,7 @@ from workers.store.manifest import (
     read_manifest,
     wrong_bytes,
 )
-from workers.store.processes import Process
+from workers.store.processes import Process, peak_memory_mib, writer_is_dead
 from workers.store.quarantine import WHY, losses, misplaced, set_aside
 from workers.store.versions import installed_versions
 
@@ -282,7 +280,7 @@ class Store:
                     host=Process.current().host,
                     device=device,
                     seconds=time.monotonic() - began if seconds is None else seconds,
-                    peak_memory_mib=_peak_memory_mib(),
+                    peak_memory_mib=peak_memory_mib(),
                     written=datetime.now(UTC).isoformat(timespec="seconds"),
                     extra=dict(extra or {}),
                 )
@@ -339,7 +337,7 @@ class Store:
     def sweep(self) -> list[Path]:
         """Remove what dead writers left in `tmp`: this host's once they are gone, others' after 24 hours."""
         folder = self.root / "tmp"
-        left = [folder / name for name in names_in(folder) if _writer_is_dead(folder / name)]
+        left = [folder / name for name in names_in(folder) if writer_is_dead(folder / name)]
         for path in left:
             with suppress(FileNotFoundError):  # another sweep was faster
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -439,11 +437,6 @@ def _plain(name: str) -> str:
     return name
 
 
-def _peak_memory_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024**2 if platform.system() == "Darwin" else 1024), 1)  # bytes there, KiB on Linux
-
-
 # The file system: what stands below knows that a store is a local folder.
 
 
@@ -454,15 +447,3 @@ def _seal(path: Path) -> FileRecord:
         os.fchmod(file.fileno(), 0o600)
         os.fsync(file.fileno())
         return FileRecord(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _writer_is_dead(path: Path) -> bool:
-    writer = Process.from_temporary_name(path.name)
-    running = writer.running() if writer else None
-    if running is not None:
-        return not running
-    try:
-        age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    return age > 24 * 3600
