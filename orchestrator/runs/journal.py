@@ -4,12 +4,12 @@
 asks Ray. It tells a story and holds no truth: what is done is what lies in the store, and a new driver
 begins from there.
 
-Every line has `event`, `t` (UTC, ISO 8601 with milliseconds), `seconds` since its driver began and `seq`,
-which goes up by one. A run that is taken up again goes on in the same file, so there may be several
-`run_began`. The fields of each event are an interface (`RECORDS`); more may come, these stay.
+Every line has `event`, `t` (UTC, ISO 8601 with milliseconds), `seconds` since its driver began and `seq`, which goes
+up by one. A run that is taken up again goes on in the same file, so there may be several `run_began`. The fields of
+each event are an interface (`orchestrator.runs.records`); more may come, these stay.
 
-A line that cannot be read, because a bit flipped or somebody edited the file, is left out by readers; `unreadable`
-says so to those who must not miss a record.
+A line that is not as it was written, because a bit flipped or somebody edited the file, is left out by readers;
+`unreadable` says so to those who must not miss a record.
 
 One driver writes; each write is on the disk before the driver acts on it. A driver that cannot write its
 journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash cut
@@ -19,7 +19,6 @@ short is left out by readers and removed by the next writer.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import time
@@ -31,32 +30,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from jobs.errors import PddError
+from orchestrator.runs.records import RECORDS, Record, is_covered, line_of, record_of
+from workers.store.files import open_plain, read_plain
 
 NAME = "journal.jsonl"
 
-RECORDS: Mapping[str, tuple[str, ...]] = {
-    "submitted": ("run", "command", "experiments", "jobs", "cluster"),
-    "run_began": ("run", "command", "experiments", "store", "jobs", "workers", "versions", "pid", "host"),
-    "job_cached": ("key",),
-    "job_unneeded": ("key",),
-    "job_ready": ("key", "remaining_path"),
-    "job_started": ("key", "kind", "slot", "host", "attempt", "remaining_path"),
-    "job_done": ("key", "kind", "slot", "job_seconds"),
-    "job_found": ("key", "kind", "slot"),
-    "job_busy": ("key", "slot", "retry_after"),
-    "job_yielded": ("key", "slot"),
-    "job_failed": ("key", "reason", "message", "log"),
-    "job_skipped": ("key", "because"),
-    "slot_joined": ("slot", "host"),
-    "slot_left": ("slot", "reason", "message"),
-    "trial_reported": ("trial", "stage", "stages", "values", "metrics"),
-    "note": ("text",),
-    "run_ended": ("exit", "why", "counts"),
-}
-"""The fields of each event. `remaining_path` and `job_seconds` are in seconds, `because` is the key that
-failed, `jobs` counts the jobs by kind, `counts` by status, `exit` is the exit code."""
-
-Record = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
@@ -86,7 +64,7 @@ class Journal:
             os.ftruncate(descriptor, _whole_length(path))
         except OSError as error:
             raise JournalLost(f"{path}: cannot be opened: {error}") from error
-        return cls(path, descriptor, len(_whole_lines(path, 0).splitlines()), clock)
+        return cls(path, descriptor, _whole_lines(path, 0).count(b"\n"), clock)
 
     @property
     def folder(self) -> Path:
@@ -133,7 +111,7 @@ class Journal:
         }
         self._seq += 1
         log.debug("%s %s", event, fields)
-        return json.dumps(record, allow_nan=False) + "\n"
+        return line_of(record)
 
     def close(self) -> None:
         """Let go of the file; a second time does nothing."""
@@ -152,17 +130,26 @@ class Journal:
 
 def read(path: Path) -> list[Record]:
     """All whole records of a journal that can be read; none if there is no such file."""
-    return [record for line in _whole_lines(path, 0).splitlines() if (record := _record(line)) is not None]
+    return [record for line in _whole_lines(path, 0).split(b"\n") if (record := record_of(line)) is not None]
 
 
 def unreadable(path: Path) -> str:
-    """Why a journal may not tell all that it was told; empty if it does."""
+    """Why a journal may not tell all that it was told; empty if it does, unless it was cut between two lines."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        *lines, rest = read_plain(path).split(b"\n")
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    bad = [number for number, line in enumerate(lines, 1) if line.endswith(b"\n") and _record(line) is None]
-    return f"line {bad[0]} is no record" if bad else "" if lines else "is empty"
+    covered = False
+    for number, line in enumerate(lines):
+        record = record_of(line)
+        if record is None:
+            return f"line {number + 1} is no record"
+        if record["seq"] != number:
+            return f"line {number + 1} is record {record['seq']}, so that some are missing"
+        if covered and not is_covered(line):
+            return f"line {number + 1} has no checksum"
+        covered = covered or is_covered(line)
+    return "ends within a line" if rest else "" if lines else "is empty"
 
 
 def follow(path: Path, wait: Callable[[], object] = lambda: time.sleep(0.2)) -> Iterator[Record]:
@@ -174,8 +161,8 @@ def follow(path: Path, wait: Callable[[], object] = lambda: time.sleep(0.2)) -> 
     while True:
         fresh = _whole_lines(path, position)
         position += len(fresh)
-        for line in fresh.splitlines():
-            record = _record(line)
+        for line in fresh.split(b"\n"):
+            record = record_of(line)
             if record is not None:
                 ended = record["event"] == "run_ended"
                 yield record
@@ -183,18 +170,6 @@ def follow(path: Path, wait: Callable[[], object] = lambda: time.sleep(0.2)) -> 
             return
         if not fresh:
             wait()
-
-
-def _record(line: bytes) -> Record | None:
-    """The record of a line, with all fields that its event must have; None if it is no such thing."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
-        return None
-    there = record.keys() >= set(RECORDS.get(record["event"], ())) and isinstance(record.get("key", ""), str)
-    return record if there else None
 
 
 def wait_until_free(folder: Path, seconds: float) -> bool:
@@ -217,7 +192,7 @@ def wait_until_free(folder: Path, seconds: float) -> bool:
 
 
 def _whole_lines(path: Path, position: int) -> bytes:
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(FileNotFoundError), open_plain(path) as file:
         file.seek(position)
         fresh = file.read()
         return fresh[: fresh.rfind(b"\n") + 1]

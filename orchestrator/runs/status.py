@@ -19,14 +19,15 @@ from rich.text import Text
 from jobs.errors import BadInput
 from jobs.keys import kind_of
 from orchestrator.runs import journal
-from orchestrator.runs.journal import Record
+from orchestrator.runs.records import Record
 from workers.store.claims import Claim, Claims
+from workers.store.files import is_plain, is_plain_file, names_in
 from workers.store.store import Store
 
-STATES = ("blocked", "ready", "running", "done", "cached", "failed", "skipped")
+STATES = ("blocked", "ready", "running", "done", "cached", "unneeded", "failed", "skipped")
 _STATUS_OF = {
     "job_cached": "cached",
-    "job_unneeded": "cached",
+    "job_unneeded": "unneeded",
     "job_ready": "ready",
     "job_started": "running",
     "job_done": "done",
@@ -95,8 +96,9 @@ class RunStatus:
 
 def runs(store: Store) -> list[str]:
     """All runs of a store, the latest last."""
-    folders = [path for path in (store.root / "runs").glob("*") if (path / journal.NAME).is_file()]
-    return [path.name for path in sorted(folders, key=lambda path: (path / journal.NAME).stat().st_mtime_ns)]
+    journals = [store.root / "runs" / name / journal.NAME for name in names_in(store.root / "runs") if is_plain(name)]
+    plain = [path for path in journals if is_plain_file(path)]
+    return [path.parent.name for path in sorted(plain, key=lambda path: path.stat().st_mtime_ns)]
 
 
 def chosen_run(store: Store, run: str | None) -> str:

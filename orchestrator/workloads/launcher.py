@@ -120,7 +120,7 @@ def end_of(store: Store, run: str, workers: int, command: str) -> RunEnd:
         exit=last["exit"],
         why=last["why"],
         seconds=last["seconds"],
-        counts={name: status.jobs[name] for name in ("done", "cached", "failed", "skipped")},
+        counts={name: status.jobs[name] for name in ("done", "cached", "unneeded", "failed", "skipped")},
         failures=status.failures,
     )
 

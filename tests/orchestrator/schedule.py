@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from jobs.keys import kind_of
-from orchestrator.runs.journal import Record
+from orchestrator.runs.records import Record
 from orchestrator.scheduler.ready_queue import AGEING_AFTER
 
 Keys = Sequence[str]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.runs import journal
-from orchestrator.runs.journal import Record
+from orchestrator.runs.records import Record
 from workers.store.store import Manifest, Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from orchestrator.runs import journal
+from orchestrator.runs.records import Record
 from tests.orchestrator.minislurm import MiniSlurm, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,13 +108,13 @@ class Site:
 
     # What a run does.
 
-    def records(self, *names: str) -> list[journal.Record]:
+    def records(self, *names: str) -> list[Record]:
         """The records of all runs, of these events."""
         paths = sorted((self.folder / "store" / "runs").glob("*/journal.jsonl"))
         found = [record for path in paths for record in journal.read(path)]
         return [record for record in found if not names or record["event"] in names]
 
-    def stages(self) -> list[journal.Record]:
+    def stages(self) -> list[Record]:
         """The beginnings of stages, the latest last."""
         return [record for record in self.records("job_started") if record["kind"] == "distil"]
 
@@ -139,7 +140,7 @@ class Site:
         lost = "none" if before.saved is None else f"{before.at - before.saved:.1f}"
         print(f"{name}: {text}, lost {lost}, at a load of {os.getloadavg()[0]:.1f}")
 
-    def notes(self, words: str) -> list[journal.Record]:
+    def notes(self, words: str) -> list[Record]:
         """What the runs said to people that has these words in it."""
         return [record for record in self.records("note") if words in record["text"]]
 
@@ -177,12 +178,12 @@ class Site:
         return found + [str(path) for path in Path("/tmp").glob("pdd-node-*")]
 
 
-def _first(records: list[journal.Record], at: float) -> str:
+def _first(records: list[Record], at: float) -> str:
     """How many seconds after this moment the first of them was written."""
     return next((f"{seconds_at(record) - at:.1f}" for record in records if seconds_at(record) > at), "never")
 
 
-def seconds_at(record: journal.Record) -> float:
+def seconds_at(record: Record) -> float:
     """When a record was written, in seconds since 1970."""
     return datetime.fromisoformat(record["t"].replace("Z", "+00:00")).astimezone(UTC).timestamp()
 

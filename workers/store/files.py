@@ -23,6 +23,8 @@ from workers.store.processes import Process
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """The errors of a disk or a quota that is used up."""
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.=+@-]{0,199}", re.ASCII)
+
 _digests: dict[tuple[int, ...], str] = {}
 """What `sha256_once` has read in this process."""
 
@@ -42,6 +44,11 @@ def local_folder(root: str | Path) -> Path:
     return Path(unquote(uri.path))
 
 
+def is_plain(name: str) -> bool:
+    """Whether a key or a run may be the name of a folder in the store."""
+    return _NAME.fullmatch(name) is not None
+
+
 def make_folder(path: Path) -> None:
     """Make one folder of the store, 0700, if it is not there."""
     if not path.is_dir():
@@ -52,6 +59,14 @@ def make_folder(path: Path) -> None:
 def temporary_path(root: Path) -> Path:
     """A path in the store's `tmp` that nobody else uses and that `Store.sweep` can trace to this process."""
     return root / "tmp" / Process.current().temporary_name()
+
+
+def is_plain_file(path: Path) -> bool:
+    """Whether a file lies there: no folder, link, pipe or device."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
 
 
 def open_plain(path: Path) -> BufferedReader:

@@ -25,7 +25,6 @@ import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
 import stat
 import time
@@ -42,6 +41,7 @@ from jobs.outcomes import OUTCOMES
 from workers.store.files import (
     FULL,
     full_disk_explained,
+    is_plain,
     local_folder,
     make_folder,
     names_in,
@@ -73,7 +73,6 @@ CHECKED_AT_START = 2**28
 """Bytes of a file above which `Store.audit` leaves the check of its content to whoever reads it."""
 
 _FOLDERS = ("objects", "quarantine", "tmp", "claims", "checkpoints", "runs")
-_NAME = re.compile(r"[A-Za-z0-9][\w.=+@-]{0,199}", re.ASCII)
 _DISTRIBUTIONS = ("numpy", "pyarrow", "torch", "pdd-orchestrator")
 
 
@@ -332,7 +331,7 @@ class Store:
         """The keys of the artifacts, of one kind or of all, in order; `has` says which of them are whole."""
         objects = self.root / "objects"
         for each in [kind] if kind is not None else names_in(objects):
-            yield from (key for key in names_in(objects / each) if kind_of(key) == each and _NAME.fullmatch(key))
+            yield from (key for key in names_in(objects / each) if kind_of(key) == each and is_plain(key))
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers left in `tmp`: this host's once they are gone, others' after 24 hours."""
@@ -432,7 +431,7 @@ def _complaint(path: Path, must_be: str) -> str:
 
 def _plain(name: str) -> str:
     """A key or run name that is safe as the name of a folder."""
-    if not _NAME.fullmatch(name):
+    if not is_plain(name):
         raise BadInput("the store", "name", name, "give a key or a run as `status` prints it")
     return name
 

@@ -19,7 +19,8 @@ from orchestrator.clusters.slurm.parsers import QueuedJob, usage_text
 from orchestrator.clusters.slurm.run_folder import HeadMonitor, RunFolder
 from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.runs import journal
-from orchestrator.runs.journal import Journal, JournalLost, Record
+from orchestrator.runs.journal import Journal, JournalLost
+from orchestrator.runs.records import Record
 from orchestrator.runs.status import RunStatus, status
 from workers.store.store import Store
 

@@ -24,7 +24,8 @@ from jobs.graph import Graph
 from jobs.sweep import Sweep, Values, listed, load
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.planning.requests import Request, overridden
-from orchestrator.runs.journal import Journal, Record, read
+from orchestrator.runs.journal import Journal, read
+from orchestrator.runs.records import Record
 from orchestrator.workloads.base import Run, RunEnd, RunResult, Session, speaker
 from orchestrator.workloads.experiments import write_report
 from orchestrator.workloads.sweep import report

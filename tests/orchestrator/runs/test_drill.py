@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from jobs.keys import kind_of
-from orchestrator.runs.journal import Record
+from orchestrator.runs.records import Record
 from tests.orchestrator.shell import Shell, shell_in, wait_for
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store

@@ -12,8 +12,9 @@ import pytest
 
 from jobs.graph import Graph
 from orchestrator.runs.driver import Outcome, RunInfo, run
-from orchestrator.runs.journal import Journal, JournalLost, Record, read
+from orchestrator.runs.journal import Journal, JournalLost, read
 from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolEvent, WorkerJoined, WorkerLeft
+from orchestrator.runs.records import Record
 from orchestrator.scheduler.job_status import AVAILABLE
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
 from orchestrator.scheduler.scheduler import State

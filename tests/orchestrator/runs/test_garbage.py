@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,11 +42,13 @@ def workshop(made: Workshop, tmp_path: Path) -> Workshop:
     return made.copy(tmp_path)
 
 
-def journal(workshop: Workshop, run: str, keys: list[str], *, ended: bool = True) -> None:
+def journal(
+    workshop: Workshop, run: str, keys: list[str], *, ended: bool = True, host: str = "elsewhere", pid: int = 1
+) -> None:
     """A run that found these keys."""
     with Journal.open(workshop.store.run_folder(run)) as book:
         about = {"run": run, "command": "", "experiments": ["tiny"], "store": "", "jobs": {}, "workers": 1}
-        book.write("run_began", **about, versions={}, pid=1, host="elsewhere")
+        book.write("run_began", **about, versions={}, pid=pid, host=host)
         for key in keys:
             book.write("job_cached", key=key)
         if ended:
@@ -166,7 +171,38 @@ def empty(folder: Path) -> None:
     (folder / "journal.jsonl").write_bytes(b"")
 
 
-@pytest.mark.parametrize("harm", [lose, flip_a_brace, instead_a_folder, empty])
+def instead_a_pipe(folder: Path) -> None:
+    lose(folder)
+    os.mkfifo(folder / "journal.jsonl")
+
+
+def change_a_key(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"key": "distil-', b'"key": "distim-'))
+
+
+def drop_a_line(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:1], *lines[2:]]))
+
+
+def cut(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def old_line_ends(folder: Path) -> None:
+    path = folder / "journal.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+
+
+HARMS = [
+    lose, flip_a_brace, instead_a_folder, empty, instead_a_pipe, change_a_key, drop_a_line, cut, old_line_ends,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_nothing_is_removed_while_a_journal_cannot_be_read(workshop: Workshop, harm: Callable[[Path], None]) -> None:
     set_two = workshop.job("distil", stage=2)
     journal(workshop, "some", [set_two.key])
@@ -178,6 +214,58 @@ def test_nothing_is_removed_while_a_journal_cannot_be_read(workshop: Workshop, h
     with pytest.raises(BadInput, match=r"run is 'some': its journal.jsonl .*remove .*some"):
         garbage.remove(workshop.store, unused, here)
     assert set(workshop.store.keys()) == before
+
+
+def test_nothing_is_removed_after_a_driver_that_died_without_a_word(workshop: Workshop) -> None:
+    journal(workshop, "some", [workshop.job("distil").key], ended=False, host=socket.gethostname(), pid=2**31 - 1)
+    with pytest.raises(BadInput, match="run is 'some': has no end in its journal.jsonl.*run its command again, or"):
+        garbage.remove(workshop.store, garbage.unused(workshop.store), here)
+
+
+def a_file(path: Path) -> None:
+    path.write_text("no folder")
+
+
+def a_link_to_nothing(path: Path) -> None:
+    path.symlink_to("unmounted")
+
+
+@pytest.mark.parametrize("make", [a_file, a_link_to_nothing, os.mkfifo])
+@pytest.mark.parametrize("name", ["some", ".hidden", "odd name"])
+def test_nothing_is_removed_while_something_odd_lies_where_runs_are(
+    workshop: Workshop, make: Callable[[Path], None], name: str
+) -> None:
+    make(workshop.store.root / "runs" / name)
+    with pytest.raises(BadInput, match="is no folder of a run"):
+        garbage.remove(workshop.store, [], here)
+
+
+def test_nothing_is_removed_while_the_folder_of_runs_is_gone(workshop: Workshop) -> None:
+    shutil.rmtree(workshop.store.root / "runs")
+    with pytest.raises(BadInput, match="nobody knows what runs used"):
+        garbage.remove(workshop.store, garbage.unused(workshop.store), here)
+    (workshop.store.root / "runs").mkdir()
+    assert garbage.obstacles(workshop.store, here) == {}
+
+
+def test_what_a_run_has_a_log_of_is_in_use(workshop: Workshop) -> None:
+    journal(workshop, "some", [])
+    key = workshop.job("distil").key
+    (workshop.store.run_folder("some") / "logs").mkdir()
+    (workshop.store.run_folder("some") / "logs" / f"{key}.log").touch()
+    assert key not in {artifact.key for artifact in garbage.unused(workshop.store)}
+
+
+def test_what_lies_in_the_place_of_a_kind_is_named_and_moved_if_asked(
+    workshop: Workshop, type_in: Callable[..., Said]
+) -> None:
+    shutil.rmtree(workshop.store.root / "objects" / "evaluate")
+    (workshop.store.root / "objects" / "evaluate").symlink_to("evaluate")
+    assert list(type_in("verify", "--json").document["damaged"]) == ["objects/evaluate"]
+    assert "verify --quarantine" in type_in("gc", "--json").document["obstacles"]["objects/evaluate"]
+    assert type_in("gc", "--delete").exit == 2
+    assert type_in("verify", "--quarantine").exit == 3
+    assert type_in("verify").exit == 0 and type_in("gc", "--delete").exit == 0
 
 
 def test_nothing_is_removed_while_a_manifest_cannot_be_read(workshop: Workshop) -> None:

@@ -92,7 +92,7 @@ def test_following_sees_whole_records_as_they_come_and_ends_with_the_run(tmp_pat
         steps: Iterator[Callable[[], None]] = iter(
             [
                 lambda: written.write("note", text="first"),
-                lambda: half('{"event": "note", "te'),
+                lambda: half('{"seq": 1, "t": "", "seconds": 0, "event": "note", "te'),
                 lambda: half('xt": "second"}\n'),
                 lambda: written.write("run_ended", exit=0, why="done", counts={}),
             ]
@@ -114,7 +114,9 @@ def test_following_a_run_that_was_taken_up_again_goes_past_its_first_end(tmp_pat
     assert [record["event"] for record in follow(written.path)] == ["run_ended", "note", "run_ended"]
 
 
-@pytest.mark.parametrize("line", [b"[1]", b"{", b"\xff\xfe", b'{"event": 3}', b'{"event": "job_done"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line", [b"[1]", b"{", b"\xff\xfe", b'{"event": 3}', b'{"event": "job_done"}', b"[" * 100_000, b"9" * 5000]
+)
 def test_a_line_that_is_no_record_is_left_out_and_can_be_known(tmp_path: Path, line: bytes) -> None:
     with Journal.open(tmp_path) as book:
         book.write("note", text="before")
@@ -132,8 +134,67 @@ def test_a_journal_that_is_gone_or_cut_short_is_told_from_one_that_is_whole(tmp_
     assert "No such file" in unreadable(path)
     path.touch()
     assert unreadable(path) == "is empty"
-    path.write_bytes(b'{"event": "note", "text": "x"}\n{"event": "no')
-    assert unreadable(path) == "", "a crash cut it, which loses nothing that was acted on"
+    path.write_bytes(b'{"event": "no')
+    assert unreadable(path) == "ends within a line"
+    os.unlink(path)
+    os.mkfifo(path)
+    assert "not a plain file" in unreadable(path)
+
+
+def three(folder: Path) -> Path:
+    """A journal of three records."""
+    with Journal.open(folder) as book:
+        for text in ("one", "two", "three"):
+            book.write("note", text=text)
+    return folder / NAME
+
+
+def without_a_line(text: bytes) -> bytes:
+    first, _, *rest = text.splitlines(keepends=True)
+    return first + b"".join(rest)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (without_a_line, "line 2 is record 2, so that some are missing"),
+        (lambda text: text.replace(b"two", b"owt"), "line 2 is no record"),
+        (lambda text: text[:-5], "ends within a line"),
+        (lambda text: text.replace(b"\n", b"\r"), "ends within a line"),
+        (lambda text: text.replace(b"\n", b"\r\n"), "line 1 is no record"),
+        (lambda text: text.replace(b"crc", b"crb").replace(b"crb", b"crc", 2), "line 3 has no checksum"),
+        (lambda text: text + text.splitlines(keepends=True)[0], "line 4 is record 0, so that some are missing"),
+    ],
+)
+def test_a_journal_that_lacks_something_or_was_changed_is_known(
+    tmp_path: Path, harm: Callable[[bytes], bytes], why: str
+) -> None:
+    path = three(tmp_path)
+    assert unreadable(path) == ""
+    path.write_bytes(harm(path.read_bytes()))
+    assert unreadable(path) == why
+
+
+def test_a_journal_of_an_earlier_version_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    path = three(tmp_path)
+    path.write_bytes(re.sub(rb', "crc": "[0-9a-f]{8}"', b"", path.read_bytes()))
+    assert unreadable(path) == ""
+    with Journal.open(tmp_path) as book:
+        book.write("note", text="four")
+    assert [record["text"] for record in read(path)] == ["one", "two", "three", "four"]
+    assert unreadable(path) == ""
+
+
+def test_no_flipped_bit_of_a_journal_passes(tmp_path: Path) -> None:
+    path = three(tmp_path)
+    text, whole = path.read_bytes(), read(path)
+    for position in range(8 * len(text)):
+        flipped = bytearray(text)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        told = [{name: value for name, value in record.items() if name in whole[0]} for record in read(path)]
+        assert all(record in whole for record in told), "what is read is as it was written"
+        assert unreadable(path) != "" or told == whole, "only a checksum is no longer one"
 
 
 def test_whoever_waits_for_a_journal_gets_it_when_its_writer_is_gone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import yaml
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
 from orchestrator.planning.requests import Request, resolve
-from orchestrator.runs.journal import RECORDS, Record
+from orchestrator.runs.records import RECORDS, Record
 from orchestrator.scheduler.ready_queue import AGEING_AFTER
 from tests.orchestrator.schedule import Stay, backfills, before_their_parents, overtaken, stays, too_many_at_once
 from tests.orchestrator.shell import shell_in

@@ -91,7 +91,7 @@ def test_the_document_has_its_interface(ran: Ran) -> None:
     )
     assert (document["schema"], document["exit"], document["workers"]) == (1, 0, 2)
     assert document["store"] == str(ran.shell.store) and 0 < document["seconds"] < ran.ended.seconds
-    assert document["jobs"] == {"done": JOBS, "cached": 0, "failed": 0, "skipped": 0}
+    assert document["jobs"] == {"done": JOBS, "cached": 0, "unneeded": 0, "failed": 0, "skipped": 0}
     assert document["failures"] == []
     assert Path(document["report"]).is_file()
     assert (ran.shell.store / "runs" / document["run"] / "journal.jsonl").is_file()
@@ -181,7 +181,7 @@ def test_a_second_run_does_nothing_starts_no_worker_and_says_the_same(copied: Sh
     before = {path: path.stat().st_mtime_ns for path in (copied.store / "objects").rglob("*")}
     again = copied.run(*WORDS)
     assert again.exit == 0
-    assert again.document["jobs"] == {"done": 0, "cached": JOBS, "failed": 0, "skipped": 0}
+    assert again.document["jobs"] == {"done": 0, "cached": JOBS, "unneeded": 0, "failed": 0, "skipped": 0}
     assert again.document["results"] == ran.document["results"]
     assert again.document["artifacts"] == ran.document["artifacts"]
     (records,) = copied.runs()
@@ -199,7 +199,7 @@ def test_what_was_damaged_is_made_again_the_same_and_the_run_says_so(copied: She
         cut(data_files(folder)[0])
     again = copied.run(*WORDS)
     assert again.exit == 0, again.err
-    assert again.document["jobs"] == {"done": 2, "cached": JOBS - 2, "failed": 0, "skipped": 0}
+    assert again.document["jobs"] == {"done": 2, "cached": JOBS - 2, "unneeded": 0, "failed": 0, "skipped": 0}
     assert again.document["artifacts"] == ran.document["artifacts"]
     for folder in (dataset, full):
         assert any(folder.name in line and "damaged" in line for line in again.err.splitlines()), again.err

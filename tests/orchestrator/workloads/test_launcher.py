@@ -79,7 +79,8 @@ def test_a_run_in_this_process_starts_nothing_and_ends_with_its_results(
     assert {record["slot"] for record in records if record["event"] == "slot_joined"} == {InProcessPool.SLOT}
     again = launcher.launch(ExperimentWorkload.of(TINY), here(store), store, OPTIONS)
     assert not isinstance(again, str)
-    assert again.to_json()["jobs"] == {"done": 0, "cached": document["jobs"]["done"], "failed": 0, "skipped": 0}
+    counts = {"done": 0, "cached": document["jobs"]["done"], "unneeded": 0, "failed": 0, "skipped": 0}
+    assert again.to_json()["jobs"] == counts
     assert again.to_json()["artifacts"] == document["artifacts"]
 
 
@@ -103,7 +104,7 @@ def test_the_end_of_a_run_is_read_from_its_last_driver(store: Store) -> None:
         book.write("note", text="the search is over")
     end = launcher.end_of(store, "r", 2, "again")
     assert (end.exit, end.why, end.workers, list(end.failures)) == (0, "all done", 2, [])
-    assert end.counts == {"done": 1, "cached": 0, "failed": 0, "skipped": 0}
+    assert end.counts == {"done": 1, "cached": 0, "unneeded": 0, "failed": 0, "skipped": 0}
 
 
 def test_names_of_runs_are_their_own() -> None:

@@ -21,6 +21,7 @@ from orchestrator.planning.requests import Request
 from orchestrator.runs import journal
 from orchestrator.runs.driver import RunInfo
 from orchestrator.runs.journal import Journal
+from orchestrator.runs.records import Record
 from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions, Run, Workload
 from orchestrator.workloads.experiments import ExperimentWorkload
@@ -319,7 +320,7 @@ def test_a_sweep_that_slurm_has_is_not_driven_here_and_one_it_had_is(
 
 
 def test_the_wall_time_of_a_launch_is_that_of_all_its_drivers() -> None:
-    def records(*pairs: tuple[str, float]) -> list[journal.Record]:
+    def records(*pairs: tuple[str, float]) -> list[Record]:
         return [{"event": event, "seconds": seconds} for event, seconds in pairs]
 
     before = (("run_began", 0.0), ("run_ended", 50.0))

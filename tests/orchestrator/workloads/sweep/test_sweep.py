@@ -19,7 +19,8 @@ import yaml
 from jobs.errors import BadInput
 from jobs.specs import Frozen
 from orchestrator.planning.requests import Request
-from orchestrator.runs.journal import Record, read
+from orchestrator.runs.journal import read
+from orchestrator.runs.records import Record
 from orchestrator.workloads.sweep.sweep import SweepWorkload
 
 ROOT = Path(__file__).resolve().parents[4]

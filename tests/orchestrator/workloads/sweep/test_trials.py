@@ -19,8 +19,9 @@ from jobs.sweep import Sweep, Values, listed
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs import driver
 from orchestrator.runs.driver import Outcome, RunInfo
-from orchestrator.runs.journal import Journal, Record, read
+from orchestrator.runs.journal import Journal, read
 from orchestrator.runs.pool import InProcessPool
+from orchestrator.runs.records import Record
 from orchestrator.scheduler.schedule import RetryLimits
 from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialFailed, TrialMailbox
 from orchestrator.workloads.sweep.trials import Trials, jobs_up_to, make_trial
