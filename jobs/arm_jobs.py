@@ -250,6 +250,7 @@ class Lineage:
             image_field=source.image,
             label_field=source.label,
             test=source.test_words,
+            size=source.size,
         )
 
     def phase(self, data: str, group: tuple[int, ...]) -> str:

@@ -61,6 +61,8 @@ class DatasetChoice(Frozen):
     label: str | None = None
     test: str | Annotated[float, Field(gt=0, lt=1)] | None = None
     """The split to test on by its name, or the share of the training split that is cut off for it."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """The side in pixels that all images are brought to: the shorter side is resized, the longer one cropped."""
 
     @property
     def test_words(self) -> str | None:

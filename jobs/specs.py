@@ -198,7 +198,7 @@ class DatasetSpec(Spec):
 
     kind: ClassVar[Kind] = "dataset"
     version: ClassVar[int] = 1
-    placement: ClassVar[frozenset[str]] = frozenset({"layout", "path", "image_field", "label_field", "test"})
+    placement: ClassVar[frozenset[str]] = frozenset({"layout", "path", "image_field", "label_field", "test", "size"})
     later: ClassVar[frozenset[str]] = frozenset({"subset"})
 
     name: str
@@ -220,6 +220,7 @@ class DatasetSpec(Spec):
     image_field: str | None = None
     label_field: str | None = None
     test: str | None = None
+    size: Count | None = None
 
     def title(self) -> str:
         """The dataset, its normalisation, and of a phase its classes."""

@@ -197,6 +197,7 @@ def inspect_dataset(chosen: DatasetChoice, place: str, store: str | None = None)
                 image_field=chosen.image,
                 label_field=chosen.label,
                 test=chosen.test_words,
+                size=chosen.size,
                 place=place,
                 report=report,
             )

@@ -31,21 +31,26 @@ import numpy as np
 from jobs.datasets import DATASETS
 from jobs.plugins import FORM, is_plug_in
 from workers.data.layouts import Bytes, Labels, Opened, Reader, Shape, Source, Split
+from workers.data.readers.array_files import NPZ
 from workers.data.readers.class_folders import FOLDER, flat_hint
-from workers.data.readers.image_paths import name_below
-from workers.data.readers.parquet_files import PARQUET
-from workers.data.readers.pictures import in_threads
+from workers.data.readers.image_paths import name_below, passed_over, seen_at
+from workers.data.readers.metadata_files import METADATA
+from workers.data.readers.parquet_files import PARQUET, SAVED
+from workers.data.readers.pictures import in_threads, with_size
 from workers.data.remembered import Memory, name_of, tree_state
 from workers.runtime.plugins import object_named
 from workers.store.files import sha256_of
 
 __all__ = ["LAYOUTS", "Arrays", "Facts", "Source", "fingerprint_files", "inspect", "open_checked", "read"]
 
-_GENERAL = {"folder": FOLDER, "parquet": PARQUET}
+_GENERAL = {"folder": FOLDER, "parquet": PARQUET, "saved": SAVED, "metadata": METADATA, "npz": NPZ}
 """Layouts in which any data set may lie."""
 _FETCH = {
     "parquet": "name a folder with train and test in Parquet files",
     "folder": "name a folder with train/<class>/ and test/<class>/",
+    "saved": "name a folder that `save_to_disk` of the `datasets` library has written",
+    "metadata": "name a folder of images with metadata.csv or metadata.jsonl",
+    "npz": "name an .npz file with train_images, train_labels, test_images and test_labels",
     "auto": "name the folder of the dataset",
 }
 """What to do about a path that is not there or holds something else, by layout."""
@@ -148,7 +153,12 @@ def open_checked(source: Source) -> Opened:
         BadInput: as `inspect` does, but for the pictures, which are not looked at.
     """
     opened = _open(source)
-    return replace(opened, class_names=_class_names(source, opened))
+    if source.size is not None:
+        train, test = (with_size(split, source.size) for split in (opened.train, opened.test))
+        opened = replace(opened, train=train, test=test)
+    path = source.path if opened.layout in _GENERAL else None
+    notes = passed_over(path, opened.files) if path is not None and path.is_dir() else ()
+    return replace(opened, class_names=_class_names(source, opened), notes=(*opened.notes, *notes))
 
 
 def read(source: Source) -> Arrays:
@@ -277,12 +287,18 @@ def _existing_path(source: Source) -> Path:
 def _recognise(source: Source, path: Path) -> Callable[[], Opened]:
     """The one way to open what lies at `path` that suits the layout asked for."""
     if source.layout in _GENERAL:
+        if source.layout not in ("folder", "metadata") and _GENERAL[source.layout].find(source, path) is None:
+            raise source.refusal(f"{_fetch(source.layout)}; there is nothing of this kind, {seen_at(path)}")
         return partial(_GENERAL[source.layout].open, source, path)
     found = _layouts_at(source, path)
     if source.layout == "auto":
         if len(found) == 1:
             return next(iter(found.values()))
-        guess = f"it may be {' or '.join(found)}" if found else flat_hint(path) or "nothing known is there"
+        guess = (
+            f"it may be {' or '.join(found)}"
+            if found
+            else flat_hint(path) or f"nothing known is there, {seen_at(path)}"
+        )
         raise source.refusal(f"name its layout, one of {', '.join(LAYOUTS[:-1])}: {guess}")
     for layout in (source.layout, *_GENERAL):
         if layout in found:

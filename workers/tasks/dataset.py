@@ -75,6 +75,7 @@ def _source(context: JobContext, spec: DatasetSpec) -> sources.Source:
         image_field=spec.image_field,
         label_field=spec.label_field,
         test=spec.test,
+        size=spec.size,
         place=context.job.key,
         report=lambda done, total: context.report_progress(done / total, f"{done:,} of {total:,} images of a split"),
     )

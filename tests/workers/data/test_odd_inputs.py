@@ -396,6 +396,9 @@ def test_a_test_split_without_labels_gives_way_to_validation_with_a_note(tmp_pat
     assert facts.test_per_class == (2, 1) and values(arrays.test_images) == [0, 1, 2]
     assert "validation is used" in facts.notes[0]
     named = inspect(source("auto", tmp_path, test="validation"))
-    assert (named.fingerprint, named.notes) == (facts.fingerprint, ())
+    assert (named.fingerprint, named.notes) == (
+        facts.fingerprint,
+        ("passed over: 1 file (1 .parquet)",),
+    )
     (tmp_path / "validation.parquet").unlink()
     assert "label every test image" in refused("auto", tmp_path).fix

@@ -1,4 +1,4 @@
-"""The layouts whose files hold the pixels as they are: scikit-learn's digits, idx files, CIFAR's pickles.
+"""The layouts whose files hold the pixels as they are: scikit-learn's digits, idx files, CIFAR's pickles, `.npz`.
 
 Compressed pictures (Parquet, class folders, Tiny-ImageNet) are in `workers.data.readers.pictures`; which layout a path
 has, and whether its labels make sense, is decided in `workers.data.sources`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import math
 import pickle
+import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.datasets import DATASETS
-from workers.data.layouts import Bytes, Labels, Opened, RawPictures, Reader, Source, Split
+from workers.data.layouts import Bytes, Labels, Opened, RawPictures, Reader, Source, Split, cut_test
+from workers.data.readers.labels import numbered
+from workers.data.readers.splits import choose
 
 _IDX_MAGIC = {3: 0x00000803, 1: 0x00000801}
 LARGEST_IDX = 1 << 30
@@ -234,6 +237,69 @@ class _ArrayUnpickler(pickle.Unpickler):
         return self._known[module, name]
 
 
+_NPZ_SPLITS = {
+    "train": (("train_images", "train_labels"), ("x_train", "y_train")),
+    "validation": (("val_images", "val_labels"), ("x_val", "y_val")),
+    "test": (("test_images", "test_labels"), ("x_test", "y_test")),
+}
+"""Names of the arrays of each split: MedMNIST's, and those of Keras."""
+
+
+def npz_files(path: Path) -> list[Path]:
+    """The `.npz` files at a path that have images of a training split."""
+    files = [path] if path.is_file() else sorted(path.glob("*.npz"))
+    return [file for file in files if file.suffix == ".npz" and _npz_splits(file).get("train")]
+
+
+def _npz_splits(file: Path) -> dict[str, tuple[str, str]]:
+    """By split, the names of its images and labels."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except (zipfile.BadZipFile, OSError):
+        return {}
+    found = {split: [pair for pair in pairs if names >= set(pair)] for split, pairs in _NPZ_SPLITS.items()}
+    return {split: pairs[0] for split, pairs in found.items() if pairs}
+
+
+def open_npz(source: Source, path: Path) -> Opened:
+    """The arrays of one `.npz` file: images uint8 [N, H, W] or [N, H, W, 1 or 3], and one label each."""
+    files = npz_files(path)
+    if len(files) > 1:
+        raise source.refusal(f"choose one of these files: {' or '.join(f'path: {file}' for file in files)}")
+    (file,) = files
+    names = _npz_splits(file)
+    chosen = choose(source, names, "the arrays train_images, train_labels, test_images and test_labels")
+    arrays = {split: _npz_arrays(source, file, names[split]) for split in {chosen.train, chosen.test or chosen.train}}
+    parts = [arrays[chosen.train], arrays[chosen.test or chosen.train]]
+    try:
+        labelled = numbered(parts[0][1], parts[1][1], ())
+    except ValueError as error:
+        raise source.refusal(str(error), value=str(file)) from error
+    train, test = Split(labelled.train, RawPictures(parts[0][0])), Split(labelled.test, RawPictures(parts[1][0]))
+    if chosen.test is None:
+        train, test = cut_test(train, source.test_share or 0.0)
+    columns = tuple(name for split in dict.fromkeys((chosen.train, chosen.test)) if split for name in names[split])
+    return Opened("npz", train, test, labelled.class_names, file.parent, (file,), columns, labelled.notes)
+
+
+def _npz_arrays(source: Source, file: Path, names: tuple[str, str]) -> tuple[Bytes, NDArray[Any]]:
+    """Images [N, C, H, W] and labels [N] of one split."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            images, labels = (arrays[name] for name in names)
+    except (ValueError, OSError, zlib.error, zipfile.BadZipFile) as error:
+        raise source.refusal(f"fetch the file anew: it does not unpack ({error})", value=str(file)) from error
+    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
+        fix = f"save {names[0]} as bytes [n, height, width] or [n, height, width, 1 or 3]"
+        raise source.refusal(f"{fix}, not {images.dtype} {list(images.shape)}", value=str(file))
+    if labels.size != len(images) or labels.dtype.kind not in "iufbU":
+        fix = f"give every image one label: {names[1]} is {labels.dtype} {list(labels.shape)} for {len(images)} images"
+        raise source.refusal(fix, value=str(file))
+    channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(channels_first), labels.reshape(-1)
+
+
 _CIFAR10 = Cifar(
     name="cifar10",
     folder="cifar-10-batches-py",
@@ -257,3 +323,4 @@ MNIST = Reader(partial(find_idx, "MNIST"), partial(open_idx, "mnist"))
 FASHION_MNIST = Reader(partial(find_idx, "FashionMNIST"), partial(open_idx, "fashion-mnist"))
 CIFAR10 = Reader(partial(find_cifar, _CIFAR10), partial(open_cifar, _CIFAR10))
 CIFAR100 = Reader(partial(find_cifar, _CIFAR100), partial(open_cifar, _CIFAR100))
+NPZ = Reader(lambda source, path: path if npz_files(path) else None, open_npz)

@@ -12,6 +12,7 @@ from pathlib import Path
 from workers.data.layouts import Opened, Reader, Source, cut_test
 from workers.data.readers import splits
 from workers.data.readers.image_paths import folders_in, images_below, is_class_tree, pictures_below, split_folder
+from workers.data.readers.metadata_files import is_labelled_by_metadata
 from workers.data.readers.pictures import digests_of, split_of_files
 from workers.data.readers.tiny_imagenet import is_tiny_archive
 
@@ -79,7 +80,7 @@ def _class_folders(source: Source, split: Path) -> dict[str, list[Path]]:
 
 def find_folder(source: Source, path: Path) -> Path | None:
     """`path` if it holds class folders, by splits or, where the test split is to be cut off, without."""
-    if is_tiny_archive(path):
+    if is_tiny_archive(path) or is_labelled_by_metadata(path):
         return None
     return path if is_class_tree(path) or (source.test_share is not None and flat_hint(path)) else None
 

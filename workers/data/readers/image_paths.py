@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from workers.data.readers import splits
 
+MOST_LOOKED_AT = 10_000
+"""Files that are counted to say what lies in a folder."""
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 
 
@@ -52,6 +56,46 @@ def name_below(root: Path, path: Path) -> str:
     """The name of a file relative to a folder above it; `relative_to` takes ten times as long."""
     text, above = str(path), os.path.join(root, "")
     return text.removeprefix(above) if text.startswith(above) else path.relative_to(root).as_posix()
+
+
+def passed_over(root: Path, used: Collection[Path]) -> tuple[str, ...]:
+    """One line that counts the files below a folder that are not used; none if all are. Hidden ones do not count."""
+    names = set(map(str, used))
+    others = [name for name in _files_below(root) if name not in names]
+    return (f"passed over: {_counted(len(others), 'file')} ({_kinds(others)})",) if others else ()
+
+
+def seen_at(path: Path) -> str:
+    """What lies at a path, in a few words."""
+    if not path.is_dir():
+        return f"it is a {path.suffix or 'file without an ending'}"
+    folders, files = folders_in(path), list(islice(_files_below(path), MOST_LOOKED_AT))
+    more = "more than " if len(files) == MOST_LOOKED_AT else ""
+    names = ", ".join([*(folder.name for folder in folders[:5]), *(["..."] if len(folders) > 5 else [])])
+    what = f"{_counted(len(folders), 'folder')}{_in_brackets(names)}"
+    return f"it has {what} and in all {more}{_counted(len(files), 'file')}{_in_brackets(_kinds(files))}"
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(here, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _kinds(files: Sequence[str]) -> str:
+    """How many files have which ending, the most first."""
+    endings = Counter(os.path.splitext(name)[1].lower() or os.path.basename(name) for name in files)
+    shown = [f"{count:,} {ending}" for ending, count in endings.most_common(4)]
+    rest = len(files) - sum(count for _, count in endings.most_common(4))
+    return ", ".join([*shown, *([f"{rest:,} others"] if rest else [])])
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _visible(path: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Hugging Face's layout: Parquet shards named after their split, images encoded inside them.
+"""Hugging Face's layouts: Parquet shards named after their split, and folders of `save_to_disk`, with encoded images.
 
 A word of a shard's relative path tells its split (see `splits`).
 Validation stands in for a test split that is missing or has no labels, and files that name no split (svhn's extra) are
@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from workers.data.layouts import Labels, Opened, Reader, Source, Split, cut_test
 from workers.data.readers import labels
 from workers.data.readers.pictures import Encoded, EncodedPictures
-from workers.data.readers.splits import split_of
+from workers.data.readers.splits import choose, split_of
 from workers.data.readers.table_files import cells_of, column_of, readable, rows_of, schema_of
 
 _IMAGE_COLUMNS = ("img", "image")
@@ -47,10 +48,22 @@ class _Shards:
     spare: tuple[Path, ...] = ()
 
 
-def open_parquet(source: Source, path: Path) -> Opened:
-    """The shards of the training and the test split, checked against each other."""
+def saved_files(path: Path) -> list[Path]:
+    """The files that `save_to_disk` of the `datasets` library has put into a folder, of one split or of several."""
+    return sorted(file for depth in ("", "*/") for file in path.glob(f"{depth}data-*.arrow"))
+
+
+def open_tables(layout: str, files: Callable[[Path], list[Path]], source: Source, path: Path) -> Opened:
+    """The shards of the training and the test split, checked against each other.
+
+    Args:
+        layout: the name of the layout.
+        files: finds them at a path.
+        source: where the user says the images are.
+        path: where they are.
+    """
     root = path if path.is_dir() else path.parent
-    shards, notes = _shards(source, root, parquet_files(path)), list[str]()
+    shards, notes = _shards(source, root, files(path)), list[str]()
     image, label, class_names = _columns(source, (*shards.train, *shards.test))
     if shards.spare and all(_is_hidden(_values(source, file, label)) for file in shards.test):
         notes.append("no test image has a label (all are -1), so validation is used (dataset.test: validation)")
@@ -66,8 +79,8 @@ def open_parquet(source: Source, path: Path) -> Opened:
         test = Split(labelled.test, _pictures(source, root, shards.test, image, len(labelled.test)))
     else:
         train, test = cut_test(train, source.test_share or 0.0)
-    files, notes = (*shards.train, *shards.test), [*notes, *labelled.notes]
-    return Opened("parquet", train, test, labelled.class_names, root, files, (image, label), tuple(notes))
+    used, notes = (*shards.train, *shards.test), [*notes, *labelled.notes]
+    return Opened(layout, train, test, labelled.class_names, root, used, (image, label), tuple(notes))
 
 
 def _columns(source: Source, files: Iterable[Path]) -> tuple[str, str, tuple[str, ...]]:
@@ -83,20 +96,13 @@ def _columns(source: Source, files: Iterable[Path]) -> tuple[str, str, tuple[str
 
 
 def _shards(source: Source, root: Path, files: Sequence[Path]) -> _Shards:
-    found: dict[str | None, list[Path]] = {}
+    found: dict[str, tuple[Path, ...]] = {}
     for file in files:
-        found.setdefault(split_of(file.relative_to(root)), []).append(file)
-    if source.test_share is not None:
-        shards = _Shards(tuple(found.get("train") or found.get(None) or ()), ())
-    elif source.test is not None:
-        shards = _Shards(tuple(found.get("train", ())), tuple(found.get(split_of(Path(source.test)), ())))
-    else:
-        validation = tuple(found.get("validation", ()))
-        test = tuple(found.get("test", ()))
-        shards = _Shards(tuple(found.get("train", ())), test or validation, validation if test else ())
-    if not shards.train or not (shards.test or source.test_share):
-        named = "name a folder with both splits, in files named after them, e.g. train.parquet and test.parquet"
-        raise source.refusal(f"{named}, or cut the test split from the training split, e.g. dataset.test: 0.2")
+        split = split_of(file.relative_to(root)) or ""
+        found[split] = (*found.get(split, ()), file)
+    splits = choose(source, found, f"train{files[0].suffix} and test{files[0].suffix}")
+    test, spare = (() if split is None else found[split] for split in (splits.test, splits.spare))
+    shards = _Shards(found[splits.train], test, spare)
     for split, chosen in (("train", shards.train), ("test", shards.test)):
         _check_configuration(source, root, split, chosen)
     _check_complete(source, (*shards.train, *shards.test))
@@ -227,4 +233,9 @@ def _values(source: Source, file: Path, label: str) -> NDArray[Any]:
     return np.asarray(values, dtype=np.int64) if pa.types.is_integer(column.type) else np.asarray(values)
 
 
-PARQUET = Reader(lambda source, path: path if parquet_files(path) else None, open_parquet)
+def _reader(layout: str, files: Callable[[Path], list[Path]]) -> Reader:
+    return Reader(lambda source, path: path if files(path) else None, partial(open_tables, layout, files))
+
+
+PARQUET = _reader("parquet", parquet_files)
+SAVED = _reader("saved", saved_files)

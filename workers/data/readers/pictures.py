@@ -18,7 +18,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.errors import BadInput
-from workers.data.layouts import Bytes, Labels, Shape, Source, Split
+from workers.data.layouts import Bytes, ChosenPictures, Labels, Pictures, Shape, Source, Split
 from workers.data.readers.image_paths import name_below
 
 _In = TypeVar("_In")
@@ -162,8 +162,7 @@ class EncodedPictures:
         _, height, width = shape
         if upright.size != (width, height):
             raise self.source.refusal(f"plan again: {name} is {_times(upright.size)}, not {height}x{width} any more")
-        pixels = np.asarray(upright)  # [H, W] or [H, W, 3]
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return _channels_first(upright)
 
     def _header(self, encoded: Encoded) -> _Header:
         name, content = encoded
@@ -206,6 +205,41 @@ class EncodedPictures:
     def _too_large(self, which: str) -> BadInput:
         fix = f"resize the images: {which}; a picture may have {LARGEST_PICTURE:,} pixels at most, as 4096x4096 has"
         return self.source.refusal(fix)
+
+
+@dataclass(frozen=True)
+class ResizedPictures:
+    """Pictures that were stored as plain pixels, brought to another size."""
+
+    whole: Pictures
+    size: int
+
+    def shape(self) -> Shape:
+        """Square."""
+        return self.whole.shape()[0], self.size, self.size
+
+    def pixels(self, shape: Shape, numbers: Labels) -> Bytes:
+        """These images resized."""
+        _, height, width = self.whole.shape()
+        pixels = np.empty((len(numbers), *shape), dtype=np.uint8)
+        for index, image in enumerate(self.whole.pixels((shape[0], height, width), numbers)):
+            pixels[index] = _channels_first(resized(Image.fromarray(image.transpose(1, 2, 0).squeeze()), self.size))
+        return pixels
+
+    def marks(self) -> tuple[str, ...]:
+        """Those of the pictures, and the size."""
+        return (*self.whole.marks(), f"size {self.size}")
+
+
+def with_size(split: Split, size: int) -> Split:
+    """A split whose pictures all have a size, whether or not they were stored so."""
+
+    def sized(pictures: Pictures) -> Pictures:
+        if isinstance(pictures, ChosenPictures):
+            return replace(pictures, whole=sized(pictures.whole))
+        return pictures if isinstance(pictures, EncodedPictures) else ResizedPictures(pictures, size)
+
+    return replace(split, pictures=sized(split.pictures))
 
 
 def split_of_files(source: Source, root: Path, files: Sequence[tuple[Path, int]], colour: bool) -> Split:
@@ -298,13 +332,18 @@ def turn_of(picture: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(exif.get(_ORIENTATION, 1))
 
 
+def _channels_first(picture: Image.Image) -> Bytes:
+    pixels = np.asarray(picture)  # [H, W] or [H, W, 3]
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
 def resized(picture: Image.Image, size: int) -> Image.Image:
-    """A square picture of this size: the shorter side is brought to it, of the longer one the middle is kept."""
+    """A square picture of this size: the middle of the longer side is kept, then both are resized."""
     width, height = picture.size
     shorter = min(width, height)
     left, top = (width - shorter) // 2, (height - shorter) // 2
-    box = (left, top, left + shorter, top + shorter)
-    return picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    square = picture.crop((left, top, left + shorter, top + shorter))
+    return square.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def _times(size: tuple[int, int]) -> str:

@@ -3,13 +3,56 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import PurePath
+
+from workers.data.layouts import Source
 
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "eval", "evaluation")
 VALIDATION = ("validation", "valid", "val", "dev")
 NAMES = {"train": TRAIN, "test": TEST, "validation": VALIDATION}
 """The words for each split, the usual one first."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The splits to train and to test on; `test` is None where it is cut from `train`.
+
+    '' is the split of what names none; `spare` takes the place of a test split without labels.
+    """
+
+    train: str
+    test: str | None
+    spare: str | None = None
+
+
+def choose(source: Source, present: Collection[str], example: str) -> Chosen:
+    """The splits to use of those that are there.
+
+    Args:
+        source: what the user says of the test split.
+        present: the splits that are there, '' for what names none.
+        example: how two splits would be named in this layout.
+
+    Raises:
+        BadInput: there are not two, and nobody said how to cut one.
+    """
+    if source.test_share is not None:
+        train = next((split for split in ("train", "") if split in present), None)
+        if train is None and len(present) == 1:
+            (train,) = present
+        if train is not None:
+            return Chosen(train, None)
+    elif "train" in present:
+        wanted = (split_of(PurePath(source.test)),) if source.test is not None else ("test", "validation")
+        tests = [split for split in wanted if split is not None and split in present]
+        if tests:
+            return Chosen("train", tests[0], next(iter(tests[1:]), None))
+    seen = ", ".join(split or "files that name no split" for split in sorted(present)) or "nothing"
+    ways = f"name both splits, e.g. {example}, or cut the test split off, e.g. dataset.test: 0.2"
+    raise source.refusal(f"{ways}; there is {seen}, but not both splits")
 
 
 def split_of(name: PurePath) -> str | None:
