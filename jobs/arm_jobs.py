@@ -14,7 +14,7 @@ Left out: which of these jobs an arm asks for (`jobs.expansion`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from jobs.datasets import Facts, split
@@ -32,6 +32,7 @@ from jobs.specs import (
     NetworkSpec,
     Rule,
     SelectSpec,
+    SgdSpec,
     TransitionSpec,
 )
 
@@ -49,6 +50,8 @@ class Lineage:
     stages: tuple[Resolved, ...]
     """The recipe of each stage."""
     plan: Plan
+    trainings: dict[tuple[int, Mode], SgdSpec] = field(default_factory=dict)
+    """The numbers of evaluations, by prefix and mode, as far as they were asked for."""
 
     @property
     def resolved(self) -> Resolved:
@@ -210,7 +213,7 @@ class Lineage:
         spec = EvaluateSpec(
             mode=mode,
             network=network,
-            training=self.recipe.evaluate.training(prefix, mode),
+            training=self._training(prefix, mode),
             start="expert" if stored else "random",
             best_of=self.recipe.evaluate.best_of,
             phases=phases,
@@ -220,9 +223,15 @@ class Lineage:
         experts = self._experts(data, 1, [], [], seed)[:1] if stored else []
         return self._add(spec, {"dataset": [data], "sets": sets, "experts": experts})
 
+    def _training(self, prefix: int, mode: Mode = "progressive") -> SgdSpec:
+        """How the networks of a prefix are trained; the same object for all, so its text is written once."""
+        if (prefix, mode) not in self.trainings:
+            self.trainings[prefix, mode] = self.recipe.evaluate.training(prefix, mode)
+        return self.trainings[prefix, mode]
+
     def full(self, architecture: Architecture, data: str, seed: int, index: int) -> str:
         """Train network `index` of a cell on the whole training split."""
-        training = self.recipe.evaluate.training(1)
+        training = self._training(1)
         spec = FullSpec(network=self.network(architecture), training=training, index=index, seed=seed)
         return self._add(spec, {"dataset": [data]})
 

@@ -14,9 +14,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from jobs.specs import Spec
+from pydantic_core import to_jsonable_python
+
+from jobs.specs import Frozen, Spec
 
 Parents = Mapping[str, Sequence[str]]
 
@@ -24,6 +27,9 @@ _DIGEST_LENGTH = 16
 _WORDS_LENGTH = 120
 """Keys are names of files and folders, most of which may have 255 bytes with their endings."""
 _ABSENT = object()
+_TEXTS: dict[int, tuple[Frozen, str]] = {}
+"""The texts of parts that many specs share, such as a network, by the identity of the part, which is kept alive."""
+_MOST_TEXTS = 4096
 
 
 def canonical(spec: Spec, parents: Parents) -> dict[str, Any]:
@@ -38,9 +44,43 @@ def canonical(spec: Spec, parents: Parents) -> dict[str, Any]:
 
 def key_of(spec: Spec, parents: Parents) -> str:
     """The key of the job with this spec and these parents; starts with `<kind>-`."""
-    digest = hashlib.sha256(_text(canonical(spec, parents)).encode()).hexdigest()[:_DIGEST_LENGTH]
+    digest = hashlib.sha256(canonical_text(spec, parents).encode()).hexdigest()[:_DIGEST_LENGTH]
     words = re.sub(r"[^a-z0-9]+", "-", f"{spec.kind}-{spec.title()}".lower())[:_WORDS_LENGTH].strip("-")
     return f"{words}-{digest}"
+
+
+def canonical_text(spec: Spec, parents: Parents) -> str:
+    """The JSON text of `canonical`, names in order and without spaces; what specs share is written once."""
+    fields = (
+        f'"{stored}":{_value_text(value)}'
+        for name, stored, silent in _fields(type(spec))
+        if (value := getattr(spec, name)) != silent
+    )
+    by_role = _text({role: list(keys) for role, keys in parents.items() if keys})
+    return f'{{"kind":"{spec.kind}","parents":{by_role},"spec":{{{",".join(fields)}}},"version":{spec.version}}}'
+
+
+@cache
+def _fields(spec: type[Spec]) -> list[tuple[str, str, object]]:
+    """The fields that enter a key: the name, the stored name, and the value at which it stays out."""
+    fields = {name: field for name, field in spec.model_fields.items() if name not in spec.placement}
+    rows = [
+        (name, field.serialization_alias or name, field.default if name in spec.later else _ABSENT)
+        for name, field in fields.items()
+    ]
+    return sorted(rows, key=lambda row: row[1])
+
+
+def _value_text(value: object) -> str:
+    if type(value) is int:
+        return str(value)
+    if not isinstance(value, Frozen):
+        return _text(value if value is None or isinstance(value, str | int | float) else to_jsonable_python(value))
+    if id(value) not in _TEXTS:
+        if len(_TEXTS) >= _MOST_TEXTS:
+            _TEXTS.clear()
+        _TEXTS[id(value)] = value, _text(value.model_dump(mode="json", by_alias=True))
+    return _TEXTS[id(value)][1]
 
 
 def kind_of(key: str) -> str:
@@ -74,5 +114,4 @@ def _shown(value: object) -> str:
     return "absent" if value is _ABSENT else json.dumps(value)
 
 
-def _text(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode

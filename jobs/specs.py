@@ -110,9 +110,11 @@ class Frozen(BaseModel):
     @model_serializer(mode="wrap")
     def _without_silent_fields(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = write(self)
-        for name in self.later & written.keys():
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del written[name]
+        if self.later:
+            fields = type(self).model_fields
+            for name in self.later & written.keys():
+                if getattr(self, name) == fields[name].default:
+                    del written[name]
         return written
 
 

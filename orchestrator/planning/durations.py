@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from jobs import cost
+from jobs.errors import Damaged
 from jobs.experiment import Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
-from orchestrator.scheduler.schedule import Schedule
-from workers.store.store import Store
+from orchestrator.scheduler.schedule import Row, Schedule, rank_rows
+from workers.store.store import Manifest, Store
 
 DurationSource = Literal["measured", "corrected", "calibrated", "assumed"]
 """Where a duration comes from: the job itself, or one of its size, was measured in this store; or jobs of its kind
@@ -23,10 +25,11 @@ alone; or its method declares no cost, and it is assumed to take what trajectory
 
 @dataclass(frozen=True)
 class Durations:
-    """Seconds of every job by key, and where each comes from."""
+    """Seconds of every job by key, and where each comes from; `stored` are those whose artifacts are whole."""
 
     seconds: Mapping[str, float]
     sources: Mapping[str, DurationSource]
+    stored: frozenset[str] = frozenset()
 
     def of(self, job: Job) -> float:
         """Seconds of a job on one worker."""
@@ -50,7 +53,7 @@ def estimate_durations(graph: Graph, store: Store, machine: cost.Machine = cost.
         store: where times were measured.
         machine: what a worker is.
     """
-    measured = {key: store.manifest(key).seconds for key in stored_keys(graph, store)}
+    measured = {key: manifest.seconds for key, manifest in stored_manifests(graph, store)}
     declared, undeclared = _plug_in_costs(graph)
     efforts = {job.key: cost.effort(job, graph, declared) for job in graph}
     seconds = {key: cost.estimate(effort, machine) for key, effort in efforts.items()}
@@ -72,17 +75,28 @@ def estimate_durations(graph: Graph, store: Store, machine: cost.Machine = cost.
             seconds[job.key] *= corrections[job.kind]
             if sources[job.key] != "assumed":
                 sources[job.key] = "corrected"
-    return Durations(seconds, sources)
+    return Durations(seconds, sources, frozenset(measured))
 
 
 def schedule_of(plan: Plan, durations: Durations, **limits: Any) -> Schedule:
     """The driver's schedule for a plan; `limits` are optional fields of `Schedule`."""
-    return Schedule.of(plan.graph, plan.wanted(), durations.of, exclusive=plan.exclusive, limits=plan.limits, **limits)
+    parents = {job.key: job.parent_keys() for job in plan.graph}
+    left = {key: 0.0 if key in durations.stored else seconds for key, seconds in durations.seconds.items()}
+    rank = rank_rows([Row(cell.jobs, bound=not cell.stage) for cell in plan.cells], parents, left)
+    groups = {"exclusive": plan.exclusive, "limits": plan.limits}
+    return Schedule.of(plan.graph, plan.wanted(), durations.of, rank=rank, **groups, **limits)
 
 
 def stored_keys(graph: Graph, store: Store) -> set[str]:
     """The keys of a graph whose artifacts are whole in the store."""
-    return {key for key in graph.jobs.keys() & set(store.keys()) if store.has(key)}
+    return {key for key, _ in stored_manifests(graph, store)}
+
+
+def stored_manifests(graph: Graph, store: Store) -> Iterator[tuple[str, Manifest]]:
+    """The keys of a graph whose artifacts are whole in the store, with their manifests; each folder is listed once."""
+    for key in graph.jobs.keys() & set(store.keys()):
+        with suppress(Damaged):
+            yield key, store.manifest(key)
 
 
 def machine_of(scale: str, workers: int) -> cost.Machine:

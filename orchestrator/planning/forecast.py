@@ -244,7 +244,7 @@ def forecast(
     plan, graph = planned.plan, planned.plan.graph
     machine = machine or durations.machine_of(planned.scale, workers)
     estimated = durations.estimate_durations(graph, store, machine)
-    schedule, cached = durations.schedule_of(plan, estimated), durations.stored_keys(graph, store)
+    schedule, cached = durations.schedule_of(plan, estimated), estimated.stored
     running = simulate.jobs_to_run(schedule, cached)
     work = _Work(plan, set(running), estimated)
     path = graph.critical_path(lambda job: estimated.of(job) if job.key in work.keys else 0.0) if running else []
@@ -279,8 +279,8 @@ def spans(
 ) -> dict[int, Span]:
     """Simulate the run on each number of workers.
 
-    A single worker is never idle. Where a run takes no more than its longest chain, no larger number of workers can be
-    faster, and none is simulated.
+    A single worker is never idle. Where a run takes no more than its longest chain and a thousandth, no larger number
+    of workers is worth a simulation.
 
     Args:
         schedule: the jobs, targets and limits.
@@ -295,7 +295,7 @@ def spans(
     for size in sizes:
         if size == 1:
             taken = work
-        elif taken > longest * (1 + 1e-9):
+        elif taken > longest * 1.001:
             taken = simulate.makespan(schedule, stored, seconds.__getitem__, size)
         simulated[size] = Span(taken, work / (size * taken) if taken else 1.0)
     return simulated

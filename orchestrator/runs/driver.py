@@ -289,9 +289,10 @@ class Loop:
         self.on_change(self.scheduler.view())
 
     def _started(self, start: Start) -> dict[str, Any]:
-        path = self.scheduler.schedule.remaining_path[start.key]
+        path, share = self.scheduler.schedule.remaining_path[start.key], self.scheduler.share
         where = {"slot": start.slot, "host": self.hosts.get(start.slot, "")}
-        return {"key": start.key, "kind": kind_of(start.key), **where, "attempt": start.attempt, "remaining_path": path}
+        job = {"key": start.key, "kind": kind_of(start.key), **where, "attempt": start.attempt}
+        return {**job, "remaining_path": path, "share": round(share, 3)}
 
     def carry_out(self, action: Action) -> None:
         """Do what the scheduler asks; a start is void if its slot left later in the same turn."""

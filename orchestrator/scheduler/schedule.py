@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.graph import Graph, Job
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the jobs that fill it, and whether it is the bound, which training on all data reaches."""
+
+    keys: Sequence[str]
+    bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,8 @@ class RetryLimits:
 class Schedule:
     """The jobs of a graph with their parents and children, the targets, and the limits.
 
-    `remaining_path` is in seconds, the job itself included. Of the keys that `exclusive` puts into a group,
+    `remaining_path` is in seconds, the job itself included, `seconds` of the job alone; `rank` says which rows come
+    first (`rank_rows`). Of the keys that `exclusive` puts into a group,
     at most `limits[group]` run at once. An `open` schedule will be replaced by another one (`events.Replanned`), so the
     run does not end when all its targets are there.
     """
@@ -41,6 +50,8 @@ class Schedule:
     limits: Mapping[str, int] = field(default_factory=dict)
     retry_limits: RetryLimits = RetryLimits()
     open: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    rank: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what the decisions rely on: parents first, known targets, a limit for every group."""
@@ -52,15 +63,46 @@ class Schedule:
         assert all(self.limits.get(group, 0) >= 1 for groups in self.exclusive.values() for group in groups)
 
     @classmethod
-    def of(cls, graph: Graph, wanted: Iterable[str], seconds: Callable[[Job], float], **limits: Any) -> Schedule:
+    def of(cls, graph: Graph, wanted: Iterable[str], seconds: Callable[[Job], float], **more: Any) -> Schedule:
         """The schedule of a graph.
 
         Args:
             graph: the jobs.
             wanted: the keys of the targets.
             seconds: how long a job takes on one worker.
-            limits: the optional fields of the class.
+            more: the optional fields of the class.
         """
         parents = {job.key: job.parent_keys() for job in graph}
-        path = graph.remaining_path(seconds)
-        return cls(tuple(graph.jobs), parents, graph.children(), path, frozenset(wanted), **limits)
+        path, times = graph.remaining_path(seconds), {job.key: seconds(job) for job in graph}
+        return cls(tuple(graph.jobs), parents, graph.children(), path, frozenset(wanted), seconds=times, **more)
+
+
+def rank_rows(
+    rows: Sequence[Row], parents: Mapping[str, Sequence[str]], seconds: Mapping[str, float]
+) -> dict[str, int]:
+    """By key, the place of the first row that needs it: the row that takes the least work comes first, bounds last.
+
+    Args:
+        rows: the rows.
+        parents: the parents of each job.
+        seconds: of each job; 0 for one that is done.
+    """
+    needed = [_behind(row.keys, parents) for row in rows]
+    work = [sum(seconds[key] for key in keys) for keys in needed]
+    rank: dict[str, int] = {}
+    for place, number in enumerate(sorted(range(len(rows)), key=lambda number: (rows[number].bound, work[number]))):
+        for key in needed[number]:
+            rank.setdefault(key, place)
+    return rank
+
+
+def _behind(keys: Iterable[str], parents: Mapping[str, Sequence[str]]) -> set[str]:
+    """The keys and everything they hang on."""
+    behind: set[str] = set()
+    waiting = list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key not in behind:
+            behind.add(key)
+            waiting += parents[key]
+    return behind

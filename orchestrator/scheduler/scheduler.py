@@ -13,14 +13,15 @@ Theory of operation
     comes back without its artifact (it yielded, its worker went away) becomes `blocked` again, and whether its parents
     are available is asked anew; so a damaged parent needs no special case.
 
-    An idle slot takes the ready job with the longest chain of work behind it (`orchestrator.scheduler.ready_queue`).
+    An idle slot takes the ready job with the longest chain of work behind it where the end of the run may wait for that
+    chain, else the one that completes a row of a table soonest (`orchestrator.scheduler.ready_queue`).
 
     Each way to fail has its own limit (`orchestrator.scheduler.schedule.RetryLimits`). Losing a worker to preemption or
     a dead node is free; a job that keeps killing its worker fails; a bug or a divergence would only be repeated and
     fails at once. The descendants of a failed job are skipped, its siblings go on.
 
-    An event costs the logarithm of the number of jobs, and the number of slots: which jobs are ready and how many
-    parents each job misses is kept up to date, and what an event changed is collected in `State.changes`.
+    An event costs the logarithm of the number of jobs: which jobs are ready, which slots are idle and how many parents
+    each job misses is kept up to date, and what an event changed is collected in `State.changes`.
 
 What it leaves out: which slot suits which job. All slots are equal, and one slot runs one job.
 """
@@ -41,6 +42,7 @@ from orchestrator.scheduler.job_status import (
     TRANSITIONS,
     UNFINISHED,
     UNSUCCESSFUL,
+    WAITING,
     IllegalTransition,
     JobState,
     Status,
@@ -110,6 +112,10 @@ class Scheduler:
         at: seconds since the run began at which the last event happened.
         unfinished, unsuccessful: how many jobs are so.
         missing_parents: by job, how many of its parents are not available; only of jobs that were asked about.
+        waiting: milliseconds of work that is not begun yet, whole ones so that sums are exact in any order.
+        idle: the slots without a job that may get one.
+        in_use: how many jobs of each group run.
+        share: seconds of work that each slot had before it when jobs were last chosen.
     """
 
     def __init__(self, state: State) -> None:
@@ -120,6 +126,7 @@ class Scheduler:
         self.actions: list[Action] = []
         self.old: dict[str, Status] = {}
         self.changes: tuple[Change, ...] = ()
+        self.share = 0.0
         self._index()
 
     def feed(self, event: Event) -> tuple[Action, ...]:
@@ -152,10 +159,14 @@ class Scheduler:
 
     def _index(self) -> None:
         """Build what would take too long to look for at every event."""
-        ready = [(key, job.since, job.not_before) for key, job in self.jobs.items() if job.status is Status.READY]
+        ready = [(key, job.not_before) for key, job in self.jobs.items() if job.status is Status.READY]
         positions = {key: position for position, key in enumerate(self.jobs)}
         self._position = positions.__getitem__
-        self.ready = ReadyQueue(self.schedule.remaining_path, positions, ready)
+        self.ready = ReadyQueue(self.schedule.remaining_path, positions, self.schedule.rank, ready)
+        self.milliseconds = {key: round(1000 * seconds) for key, seconds in self.schedule.seconds.items()}
+        self.waiting = sum(self.milliseconds.get(key, 0) for key, job in self.jobs.items() if job.status in WAITING)
+        self.idle = {slot for slot, key in self.slots.items() if key is None and slot not in self.leaving}
+        self.in_use = Counter(group for key in self.slots.values() if key for group in self._groups(key))
         self.unfinished = sum(job.status in UNFINISHED for job in self.jobs.values())
         self.unsuccessful = sum(job.status in UNSUCCESSFUL for job in self.jobs.values())
         self.missing_parents: dict[str, int] = {}
@@ -191,7 +202,9 @@ class Scheduler:
             case events.JobBusy():
                 self._give_back(event.key, not_before=event.at + event.retry_after)
             case events.JobYielded():
-                self.leaving |= {event.slot} if event.leaving else frozenset()
+                if event.leaving:
+                    self.leaving |= {event.slot}
+                    self.idle.discard(event.slot)
                 self._give_back(event.key, crashes=0, repairs=0)
             case events.JobFailed():
                 self._fail(event)
@@ -204,16 +217,18 @@ class Scheduler:
         if status is None:
             raise IllegalTransition(f"{key} is {job.status}; this cannot happen to it: {transition.value}")
         since = self.at if status in (Status.READY, Status.RUNNING) else 0.0
-        moved = JobState(**(vars(job) | {"status": status, "slot": None, "since": since} | changes))
+        moved = job.changed({"status": status, "slot": None, "since": since} | changes)
         self.jobs[key] = moved
         self.old.setdefault(key, job.status)
         self.unfinished += (status in UNFINISHED) - (job.status in UNFINISHED)
         self.unsuccessful += status in UNSUCCESSFUL
+        if begins := (status in WAITING) - (job.status in WAITING):
+            self.waiting += begins * self.milliseconds.get(key, 0)
         if gained := (status in AVAILABLE) - (job.status in AVAILABLE):
             for child in self.missing_parents.keys() & self.schedule.children[key]:
                 self.missing_parents[child] -= gained
         if status is Status.READY:
-            self.ready.add(key, since, moved.not_before)
+            self.ready.add(key, moved.not_before)
         elif job.status is Status.READY:
             self.ready.discard(key)
 
@@ -368,21 +383,27 @@ class Scheduler:
         if slot in self.slots:
             raise IllegalTransition(f"slot {slot} joined twice")
         self.slots[slot] = None
+        self.idle.add(slot)
         self.no_workers_since = None
 
     def _release(self, key: str, slot: str) -> None:
         if self.slots.get(slot) != key:
             raise IllegalTransition(f"slot {slot} speaks of {key} but runs {self.slots.get(slot)}")
         self.slots[slot] = None
+        self.in_use.subtract(self._groups(key))
+        if slot not in self.leaving:
+            self.idle.add(slot)
 
     def _leave(self, event: events.SlotLeft) -> None:
         if event.slot not in self.slots:
             raise IllegalTransition(f"slot {event.slot} left without having joined")
         key = self.slots.pop(event.slot)
         self.leaving -= {event.slot}
+        self.idle.discard(event.slot)
         self.no_workers_since = self.no_workers_since if self.slots else self.at
         if key is None:
             return
+        self.in_use.subtract(self._groups(key))
         if event.reason == "crashed":
             self._crash(key, event.message)
         elif event.reason == "memory":
@@ -392,27 +413,29 @@ class Scheduler:
 
     def _assign_slots(self) -> None:
         """Give idle slots the most urgent ready jobs that their groups admit."""
-        idle = [slot for slot, key in self.slots.items() if key is None and slot not in self.leaving]
-        if self.stopping or not idle:
+        if self.stopping or not self.idle or not self.ready.entered:
             return
-        exclusive, in_use = self.schedule.exclusive, Counter[str]()
-        if exclusive:
-            in_use.update(group for key in self.slots.values() if key for group in exclusive.get(key, ()))
-
-        def admits(key: str) -> bool:
-            groups = exclusive.get(key, ())
-            if any(in_use[group] >= self.schedule.limits[group] for group in groups):
-                return False
-            in_use.update(groups)
-            return True
-
-        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), admits), strict=False):
+        idle = list(self.idle) if len(self.idle) == 1 else [slot for slot in self.slots if slot in self.idle]
+        self.share = self.waiting / 1000 / (len(self.slots) - len(self.leaving))
+        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), self.share, self._admit), strict=False):
             self._start(key, slot)
+
+    def _groups(self, key: str) -> tuple[str, ...]:
+        return self.schedule.exclusive.get(key, ())
+
+    def _admit(self, key: str) -> bool:
+        """Count a job into its groups unless one of them is full."""
+        groups = self._groups(key)
+        if any(self.in_use[group] >= self.schedule.limits[group] for group in groups):
+            return False
+        self.in_use.update(groups)
+        return True
 
     def _start(self, key: str, slot: str) -> None:
         attempt = self.jobs[key].attempt + 1
         self._move(key, Transition.STARTED, slot=slot, attempt=attempt)
         self.slots[slot] = key
+        self.idle.discard(slot)
         self.actions.append(events.Start(key, slot, attempt, self.jobs[key].memory_level))
 
     # The run as a whole.

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from jobs.keys import canonical, differences, key_of, kind_of, seed_from
-from jobs.specs import SPECS, DatasetSpec, DistilSpec, Kind, SelectSpec, Spec
+from jobs.datasets import DATASETS
+from jobs.expansion import expand
+from jobs.experiment import FOLDER, load
+from jobs.keys import canonical, canonical_text, differences, key_of, kind_of, seed_from
+from jobs.specs import (
+    SPECS,
+    DatasetSpec,
+    DistilSpec,
+    FullSpec,
+    Kind,
+    NetworkSpec,
+    SelectSpec,
+    SgdSpec,
+    Spec,
+)
 
 SGD: dict[str, Any] = {"epochs": 2, "lr": 0.1}
 EXAMPLES: dict[Kind, dict[str, Any]] = {
@@ -302,3 +316,18 @@ def test_where_keys_differ_so_do_the_canonical_values(kind: Kind) -> None:
         lines = differences(canonical(example(kind), {}), changed)
         stored = SPECS[kind].model_fields[field].serialization_alias or field
         assert lines and all(line.startswith(f"spec.{stored}") for line in lines)
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.yaml")))
+def test_the_text_behind_a_key_is_that_of_its_canonical_value(name: str) -> None:
+    experiment, place, _ = load(name)
+    for job in expand(experiment, DATASETS[experiment.source.name], place).graph:
+        plain = json.dumps(job.canonical(), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        assert canonical_text(job.spec, job.parents) == plain
+
+
+def test_equal_parts_that_are_written_otherwise_keep_texts_of_their_own() -> None:
+    """-0.0 equals 0.0; a text that is kept by equality would give the second spec the first one's key."""
+    zeros = [SgdSpec(epochs=1, lr=0.1, weight_decay=zero) for zero in (0.0, -0.0)]
+    full = [FullSpec(network=NetworkSpec(), training=zero, index=0) for zero in zeros]
+    assert full[0] == full[1] and key_of(full[0], {}) != key_of(full[1], {})

@@ -13,10 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from pathlib import Path
 
+from jobs.experiment import Plan
 from jobs.keys import kind_of
+from orchestrator.planning.durations import estimate_durations, schedule_of
 from orchestrator.runs.records import Record
-from orchestrator.scheduler.ready_queue import AGEING_AFTER
+from orchestrator.scheduler.ready_queue import DUE, UNRANKED
+from workers.store.store import Store
 
 Keys = Sequence[str]
 ENDINGS = frozenset({"job_done", "job_found", "job_busy", "job_yielded", "job_failed"})
@@ -42,8 +46,8 @@ class Stay:
 class Replay:
     """The run as far as its journal was read."""
 
-    ready: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By key: the remaining path, and since when the job is ready."""
+    ready: dict[str, float] = field(default_factory=dict)
+    """By key of a ready job: the remaining path."""
     running: dict[str, tuple[str, float]] = field(default_factory=dict)
     """By slot: the job and since when it runs."""
     not_before: dict[str, float] = field(default_factory=dict)
@@ -54,7 +58,7 @@ class Replay:
         """Follow one record."""
         event, key, now = record["event"], record.get("key", ""), record["seconds"]
         if event == "job_ready":
-            self.ready[key] = record["remaining_path"], now
+            self.ready[key] = record["remaining_path"]
         elif event == "job_started":
             self.ready.pop(key, None)
             self.running[record["slot"]] = key, now
@@ -76,10 +80,10 @@ class Replay:
         """The jobs that run now."""
         return [key for key, _ in self.running.values()]
 
-    def urgency(self, key: str, now: float) -> float:
-        """What the core orders by: the remaining path, and what a long wait adds to it."""
-        path, since = self.ready[key]
-        return path + max(0.0, now - since - AGEING_AFTER)
+    def order(self, key: str, share: float, rank: Mapping[str, int]) -> tuple[float, ...]:
+        """What the core orders by: a chain that is long beside each slot's share of the work, else the row."""
+        path = self.ready[key]
+        return (-1.0, -path) if path >= DUE * share else (rank.get(key, UNRANKED), -path)
 
 
 def stays(records: Sequence[Record]) -> list[Stay]:
@@ -110,7 +114,12 @@ def too_many_at_once(records: Sequence[Record], exclusive: Mapping[str, Keys], l
     ]
 
 
-def overtaken(records: Sequence[Record], exclusive: Mapping[str, Keys], limits: Mapping[str, int]) -> list[str]:
+def overtaken(
+    records: Sequence[Record],
+    exclusive: Mapping[str, Keys],
+    limits: Mapping[str, int],
+    rank: Mapping[str, int] | None = None,
+) -> list[str]:
     """Starts of a job while a more urgent one was ready and allowed to start, or of one that was not ready."""
     complaints = []
     for replay, record in _starts(records):
@@ -121,9 +130,15 @@ def overtaken(records: Sequence[Record], exclusive: Mapping[str, Keys], limits: 
         for other in replay.ready:
             waits = replay.not_before.get(other, -inf) + CLOCK > now
             full = any(in_use[group] >= limits[group] for group in exclusive.get(other, ()))
-            if not waits and not full and replay.urgency(other, now) > replay.urgency(key, now) + CLOCK / 1000:
+            share, rows = record.get("share", 0.0), rank or {}
+            if not waits and not full and replay.order(other, share, rows) < replay.order(key, share, rows):
                 complaints.append(f"{key} overtook {other}")
     return complaints
+
+
+def first_rank(plan: Plan, folder: Path) -> Mapping[str, int]:
+    """The rank of every job in a run that finds nothing in its store; the folder becomes an empty one."""
+    return schedule_of(plan, estimate_durations(plan.graph, Store(folder / "empty"))).rank
 
 
 def backfills(records: Sequence[Record], parents: Mapping[str, Keys]) -> list[tuple[str, str]]:

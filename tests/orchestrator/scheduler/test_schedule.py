@@ -10,8 +10,16 @@ from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs.records import RECORDS, Record
-from orchestrator.scheduler.ready_queue import AGEING_AFTER
-from tests.orchestrator.schedule import Stay, backfills, before_their_parents, overtaken, stays, too_many_at_once
+from orchestrator.scheduler.schedule import Row, rank_rows
+from tests.orchestrator.schedule import (
+    Stay,
+    backfills,
+    before_their_parents,
+    first_rank,
+    overtaken,
+    stays,
+    too_many_at_once,
+)
 from tests.orchestrator.shell import shell_in
 
 DEFAULTS: dict[str, Any] = {"host": "box", "attempt": 1, "job_seconds": 1.0, "reason": "bug", "message": "", "log": ""}
@@ -99,11 +107,12 @@ def test_a_job_that_somebody_else_is_doing_may_be_overtaken_until_it_is_asked_fo
     assert overtaken(told(*begin, started(6, "short")), {}, {}) == ["short overtook long"]
 
 
-def test_a_long_wait_counts_as_path() -> None:
-    later = AGEING_AFTER + 10
-    both = (ready(0, "old", 1), ready(later - 1, "new", 9))
-    assert overtaken(told(*both, started(later, "old")), {}, {}) == []
-    assert overtaken(told(*both, started(later, "new")), {}, {}) == ["new overtook old"]
+def test_a_row_goes_before_a_chain_that_the_end_does_not_wait_for() -> None:
+    both, rank = (ready(0, "row", 1), ready(0, "long", 9)), {"row": 0, "long": 1}
+    early, late = ({"slot": "s1", "share": share} for share in (1000.0, 9.0))
+    assert overtaken(told(*both, (1, "job_started", "row", early)), {}, {}, rank) == []
+    assert overtaken(told(*both, (1, "job_started", "long", early)), {}, {}, rank) == ["long overtook row"]
+    assert overtaken(told(*both, (1, "job_started", "row", late)), {}, {}, rank) == ["row overtook long"]
 
 
 def test_an_evaluation_beside_the_work_of_a_later_stage_of_its_chain_is_a_backfill() -> None:
@@ -119,6 +128,16 @@ def test_an_evaluation_beside_the_work_of_a_later_stage_of_its_chain_is_a_backfi
     assert backfills(after, parents) == []
     others = told(started(0, "evaluate-1", "s2"), started(0, "evaluate-random", "s3"), started(0, "distil-other"))
     assert backfills(others, parents) == []
+
+
+def test_the_row_that_takes_the_least_work_comes_first_and_the_bound_last() -> None:
+    """`cheap` needs the set `a`; `dear` needs it, too, and a set of its own; the bound is cheaper than both."""
+    parents = {"a": (), "b": ("a",), "cheap": ("a",), "dear": ("a", "b"), "full": ()}
+    rows = [Row(("dear",)), Row(("full",), bound=True), Row(("cheap",))]
+    rank = rank_rows(rows, parents, dict.fromkeys(parents, 1.0))
+    assert rank == {"a": 0, "cheap": 0, "b": 1, "dear": 1, "full": 2}
+    done = {"a": 0.0, "b": 0.0, "cheap": 2.0, "dear": 1.0, "full": 1.0}
+    assert rank_rows(rows, parents, done)["dear"] == 0, "what is done takes nothing"
 
 
 # A real run.
@@ -152,7 +171,7 @@ def test_a_run_on_two_workers_keeps_every_rule_of_the_order(tmp_path: Path) -> N
 
     assert before_their_parents(records, parents) == []
     assert too_many_at_once(records, plan.exclusive, plan.limits) == []
-    assert overtaken(records, plan.exclusive, plan.limits) == []
+    assert overtaken(records, plan.exclusive, plan.limits, first_rank(plan, tmp_path)) == []
     assert backfills(records, parents) != []
 
     by_key = {stay.key: stay for stay in stays(records)}

@@ -179,14 +179,27 @@ def test_the_longest_remaining_chain_goes_first_and_ties_follow_the_plan() -> No
     assert started == ["b", "c", "d", "a"]
 
 
-def test_a_job_that_waited_long_overtakes_a_longer_chain_that_did_not() -> None:
-    # a has 10 s and waits from 0; c has 100 s and becomes ready with b's end. After 600 s a gains a second a second.
-    plan = plan_of({"a": "", "b": "", "c": "b"}, path={"a": 10, "b": 200, "c": 100})
-    story = [began(), events.SlotJoined(0, "w")]
-    early = tell(plan, *story, events.JobDone(689, "b", "w"))[1]
-    late = tell(plan, *story, events.JobDone(691, "b", "w"))[1]
-    assert early == (Start("c", "w", 1, 0),)
-    assert late == (Start("a", "w", 1, 0),)
+def test_with_few_slots_rows_go_first_until_the_end_waits_for_a_long_job() -> None:
+    """Ten rows of 10 s and a bound of 30 s on one slot: the bound goes as soon as it is 0.3 of what is left."""
+    rows = "abcdefghij"
+    times = {"z": 30.0} | dict.fromkeys(rows, 10.0)
+    rank = {key: place for place, key in enumerate([*rows, "z"])}
+    plan = plan_of(dict.fromkeys(times, ""), path=times, seconds=times, rank=rank)
+    state, actions = tell(plan, began(), events.SlotJoined(0, "w"))
+    order = []
+    while start := next((action for action in actions if isinstance(action, Start)), None):
+        order.append(start.key)
+        state, actions = decide(state, events.JobDone(0, start.key, "w"))
+    assert "".join(order) == "abczdefghij"
+
+
+def test_with_many_slots_the_longest_chain_goes_first() -> None:
+    times = {"a": 10.0, "b": 20.0, "z": 30.0}
+    plan = plan_of(dict.fromkeys(times, ""), path=times, seconds=times, rank={"a": 0, "b": 1, "z": 2})
+    joins = [events.SlotJoined(0, slot) for slot in "uvwxy"]
+    stories = [tell(plan, *joins[:count], began()) for count in (1, 2, 3, 4, 5)]
+    started = [[action.key for action in actions if isinstance(action, Start)] for _, actions in stories]
+    assert started == [["z"], ["z", "b"], ["z", "b", "a"], ["z", "b", "a"], ["z", "b", "a"]]
 
 
 def test_only_so_many_of_a_group_run_at_once_and_others_pass_by() -> None:

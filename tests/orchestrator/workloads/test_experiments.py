@@ -17,7 +17,7 @@ import pytest
 from jobs.keys import kind_of
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.runs.status import status
-from tests.orchestrator.schedule import before_their_parents, overtaken, too_many_at_once
+from tests.orchestrator.schedule import before_their_parents, first_rank, overtaken, too_many_at_once
 from tests.orchestrator.shell import Ended, Shell, shell_in
 from workers.store.store import Store
 
@@ -158,7 +158,7 @@ def test_the_journal_keeps_the_rules_of_the_order_and_tells_every_job_once(ran: 
     assert sorted(events(records, "job_done")) == sorted(plan.graph.jobs)
     assert before_their_parents(records, {job.key: job.parent_keys() for job in plan.graph}) == []
     assert too_many_at_once(records, plan.exclusive, plan.limits) == []
-    assert overtaken(records, plan.exclusive, plan.limits) == []
+    assert overtaken(records, plan.exclusive, plan.limits, first_rank(plan, ran.shell.store.parent)) == []
     assert len(events(records, "slot_joined")) == 2
     assert (records[-1]["event"], records[-1]["exit"]) == ("run_ended", 0)
 
