@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jobs.keys import Parents, canonical, key_of
@@ -35,6 +36,10 @@ class Job:
 
     def parent_keys(self) -> tuple[str, ...]:
         """All parents, each once, in order of role and position."""
+        return self._parent_keys
+
+    @cached_property
+    def _parent_keys(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(key for role in sorted(self.parents) for key in self.parents[role]))
 
     def canonical(self) -> dict[str, Any]:

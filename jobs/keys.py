@@ -27,6 +27,7 @@ _DIGEST_LENGTH = 16
 _WORDS_LENGTH = 120
 """Keys are names of files and folders, most of which may have 255 bytes with their endings."""
 _ABSENT = object()
+_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 _TEXTS: dict[int, tuple[Frozen, str]] = {}
 """The texts of parts that many specs share, such as a network, by the identity of the part, which is kept alive."""
 _MOST_TEXTS = 4096
@@ -112,6 +113,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
 
 def _shown(value: object) -> str:
     return "absent" if value is _ABSENT else json.dumps(value)
-
-
-_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
