@@ -162,6 +162,7 @@ PLACEMENT: dict[Kind, dict[str, Any]] = {
         "image_field": "picture",
         "label_field": "class",
         "test": "0.2",
+        "size": 16,
     },
     "distil": {"checkpoint_every": 7},
 }
