@@ -87,7 +87,7 @@ def rank_rows(
         parents: the parents of each job.
         seconds: of each job; 0 for one that is done.
     """
-    needed = [_behind(row.keys, parents) for row in rows]
+    needed = [behind(row.keys, parents) for row in rows]
     work = [sum(seconds[key] for key in keys) for keys in needed]
     rank: dict[str, int] = {}
     for place, number in enumerate(sorted(range(len(rows)), key=lambda number: (rows[number].bound, work[number]))):
@@ -96,13 +96,15 @@ def rank_rows(
     return rank
 
 
-def _behind(keys: Iterable[str], parents: Mapping[str, Sequence[str]]) -> set[str]:
-    """The keys and everything they hang on."""
-    behind: set[str] = set()
+def behind(
+    keys: Iterable[str], parents: Mapping[str, Sequence[str]], available: Callable[[str], bool] = lambda key: False
+) -> set[str]:
+    """The keys and everything they hang on, down to what is available and without it."""
+    needed: set[str] = set()
     waiting = list(keys)
     while waiting:
         key = waiting.pop()
-        if key not in behind:
-            behind.add(key)
+        if key not in needed and not available(key):
+            needed.add(key)
             waiting += parents[key]
-    return behind
+    return needed

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, Event, FailReason, Finish
+from orchestrator.scheduler.groups import Groups
 from orchestrator.scheduler.job_status import (
     AVAILABLE,
     TRANSITIONS,
@@ -49,7 +50,7 @@ from orchestrator.scheduler.job_status import (
     Transition,
 )
 from orchestrator.scheduler.ready_queue import ReadyQueue
-from orchestrator.scheduler.schedule import Schedule
+from orchestrator.scheduler.schedule import Schedule, behind
 
 WAIT_FOR_WORKERS = 30.0
 """Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
@@ -114,7 +115,6 @@ class Scheduler:
         missing_parents: by job, how many of its parents are not available; only of jobs that were asked about.
         waiting: milliseconds of work that is not begun yet, whole ones so that sums are exact in any order.
         idle: the slots without a job that may get one.
-        in_use: how many jobs of each group run.
         share: seconds of work that each slot had before it when jobs were last chosen.
     """
 
@@ -166,7 +166,7 @@ class Scheduler:
         self.milliseconds = {key: round(1000 * seconds) for key, seconds in self.schedule.seconds.items()}
         self.waiting = sum(self.milliseconds.get(key, 0) for key, job in self.jobs.items() if job.status in WAITING)
         self.idle = {slot for slot, key in self.slots.items() if key is None and slot not in self.leaving}
-        self.in_use = Counter(group for key in self.slots.values() if key for group in self._groups(key))
+        self.groups = Groups(self.schedule, filter(None, self.slots.values()))
         self.unfinished = sum(job.status in UNFINISHED for job in self.jobs.values())
         self.unsuccessful = sum(job.status in UNSUCCESSFUL for job in self.jobs.values())
         self.missing_parents: dict[str, int] = {}
@@ -327,7 +327,8 @@ class Scheduler:
 
     def _prune(self) -> None:
         """Let the jobs that are needed wait for their turn, and no others."""
-        needed = self._needed()
+        schedule, jobs = self.schedule, self.jobs
+        needed = behind(schedule.wanted, schedule.parents, lambda key: jobs[key].status in AVAILABLE)
         for key in self.schedule.keys:
             status = self.jobs[key].status
             if status is Status.UNNEEDED and key in needed:
@@ -335,17 +336,6 @@ class Scheduler:
             elif status in (Status.BLOCKED, Status.READY) and key not in needed:
                 self._move(key, Transition.PRUNED)
         self._settle(self.schedule.keys)
-
-    def _needed(self) -> set[str]:
-        """The targets that are not available, and their ancestors down to those that are."""
-        needed: set[str] = set()
-        waiting = list(self.schedule.wanted)
-        while waiting:
-            key = waiting.pop()
-            if key not in needed and self.jobs[key].status not in AVAILABLE:
-                needed.add(key)
-                waiting += self.schedule.parents[key]
-        return needed
 
     def _settle(self, keys: Iterable[str]) -> None:
         """Unblock, block or skip each of these jobs as its parents now stand; what is skipped skips its children."""
@@ -390,7 +380,7 @@ class Scheduler:
         if self.slots.get(slot) != key:
             raise IllegalTransition(f"slot {slot} speaks of {key} but runs {self.slots.get(slot)}")
         self.slots[slot] = None
-        self.in_use.subtract(self._groups(key))
+        self.groups.release(key)
         if slot not in self.leaving:
             self.idle.add(slot)
 
@@ -403,7 +393,7 @@ class Scheduler:
         self.no_workers_since = self.no_workers_since if self.slots else self.at
         if key is None:
             return
-        self.in_use.subtract(self._groups(key))
+        self.groups.release(key)
         if event.reason == "crashed":
             self._crash(key, event.message)
         elif event.reason == "memory":
@@ -417,19 +407,8 @@ class Scheduler:
             return
         idle = list(self.idle) if len(self.idle) == 1 else [slot for slot in self.slots if slot in self.idle]
         self.share = self.waiting / 1000 / (len(self.slots) - len(self.leaving))
-        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), self.share, self._admit), strict=False):
+        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), self.share, self.groups.admit), strict=False):
             self._start(key, slot)
-
-    def _groups(self, key: str) -> tuple[str, ...]:
-        return self.schedule.exclusive.get(key, ())
-
-    def _admit(self, key: str) -> bool:
-        """Count a job into its groups unless one of them is full."""
-        groups = self._groups(key)
-        if any(self.in_use[group] >= self.schedule.limits[group] for group in groups):
-            return False
-        self.in_use.update(groups)
-        return True
 
     def _start(self, key: str, slot: str) -> None:
         attempt = self.jobs[key].attempt + 1
