@@ -260,6 +260,9 @@ class Lineage:
             label_field=source.label,
             test=source.test_words,
             size=source.size,
+            called=self.experiment.dataset_title(self.facts),
+            licence=source.licence,
+            url=source.url,
         )
 
     def phase(self, data: str, group: tuple[int, ...]) -> str:

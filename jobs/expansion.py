@@ -249,7 +249,7 @@ class _ArmExpansion:
                 raise BadInput(self.place, path, fraction, fix)
         if 0 < sum(held_out) < FEW_HELD_OUT:
             self.lineage.plan.note(
-                f"{self.lineage.experiment.dataset_name(facts)}: only {sum(held_out)} images are held out in all, "
+                f"{self.lineage.experiment.dataset_title(facts)}: only {sum(held_out)} images are held out in all, "
                 f"{min(held_out)} of the smallest class; accuracies on so few choose iterates almost at random"
             )
 
@@ -264,13 +264,18 @@ class _ArmExpansion:
             fix = "use instance: an expert's snapshots hold no running statistics, which its features would need"
             raise BadInput(self.place, "set.network.norm", "batch", fix)
 
+    def _classes(self, phase: int) -> int:
+        """The classes that a network tells apart: all of them, or those of the phases so far."""
+        classes, incremental = len(self.lineage.facts.class_names), self.arm.class_incremental
+        return classes if incremental is None else classes * phase // incremental.phases
+
     def _cell(self, architecture: Architecture, mode: str, *, stage: int, keys: list[str], phase: int = 0) -> None:
         self.lineage.plan.cells.append(
             Cell(
                 experiment=self.experiment.name,
                 method=self.arm.label,
                 base_method=self.arm.base_method,
-                dataset=self.experiment.dataset_name(self.lineage.facts),
+                dataset=self.experiment.dataset_title(self.lineage.facts),
                 scale=self.experiment.scale,
                 architecture=self.lineage.network(architecture).architecture,
                 mode=mode,
@@ -279,5 +284,6 @@ class _ArmExpansion:
                 stage=stage,
                 phase=phase,
                 jobs=tuple(keys),
+                guessing=100 / self._classes(phase),
             )
         )

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.datasets import Facts
+from jobs.datasets import DATASETS, Facts
 from jobs.documents import Name, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.graph import Graph
-from jobs.plugins import short_name
+from jobs.plugins import is_plug_in, short_name
 from jobs.recipe import Protocol, Resolved, Scale, is_file, methods
 from jobs.specs import Architecture, Count, Fraction, Frozen, Index, Mode, NeverLearned
 
@@ -26,6 +26,8 @@ FOLDER = Path(__file__).parent / "experiments"
 QUICKSTART = FOLDER / "quickstart.yaml"
 SELECTIONS = {"random": "Random", "herding": "Herding", "k_center": "K-Center", "forgetting": "Forgetting"}
 """Baselines that take real images, with their names in tables."""
+OWN_IMAGES = "images"
+"""The name of images that have none."""
 ABLATIONS = ("transition", "conditioning", "earlier_rate", "partition")
 """Fields of an arm that change how a set is distilled."""
 MOST_NETWORKS = 1000
@@ -61,6 +63,10 @@ class DatasetChoice(Frozen):
     label: str | None = None
     test: str | Annotated[float, Field(gt=0, lt=1)] | None = None
     """The split to test on by its name, or the share of the training split that is cut off for it."""
+    title: str = ""
+    """What one's own images are called in tables and cards; the name of their folder by default."""
+    licence: str = ""
+    url: str = ""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """The side in pixels that all images are brought to: the shorter side is resized, the longer one cropped."""
 
@@ -191,8 +197,19 @@ class Experiment(Frozen):
         return self.dataset
 
     def dataset_name(self, facts: Facts) -> str:
-        """The name the user gave the dataset, else that of its layout; of one's own reader the name of the reader."""
-        return facts.layout if self.dataset.name == "auto" else short_name(self.dataset.name)
+        """What recipes and keys call the dataset: its name, `images` if it has none, or that of one's own reader.
+
+        A title, a path or a layout on disk is no name: the same images make the same jobs wherever they lie.
+        """
+        name = facts.layout if self.dataset.name == "auto" else self.dataset.name
+        return short_name(name) if name in DATASETS or is_plug_in(name) else OWN_IMAGES
+
+    def dataset_title(self, facts: Facts) -> str:
+        """What people call the dataset: its name, or of one's own images the title, else the name of their folder."""
+        name, path = self.dataset_name(facts), self.dataset.path
+        if name in DATASETS:
+            return name
+        return self.dataset.title or (Path(path).absolute().name if name == OWN_IMAGES and path else name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +232,8 @@ class Cell:
     """In class-incremental learning the phase after which the networks were trained, 1-based; else 0."""
     jobs: tuple[str, ...]
     """Keys of the `evaluate` or `full` jobs, by seed and then network."""
+    guessing: float = 0.0
+    """The accuracy in percent of guessing among the classes."""
 
     @property
     def ipc_total(self) -> int:

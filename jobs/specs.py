@@ -200,7 +200,9 @@ class DatasetSpec(Spec):
 
     kind: ClassVar[Kind] = "dataset"
     version: ClassVar[int] = 1
-    placement: ClassVar[frozenset[str]] = frozenset({"layout", "path", "image_field", "label_field", "test", "size"})
+    placement: ClassVar[frozenset[str]] = frozenset(
+        {"layout", "path", "image_field", "label_field", "test", "size", "called", "licence", "url"}
+    )
     later: ClassVar[frozenset[str]] = frozenset({"subset"})
 
     name: str
@@ -223,6 +225,10 @@ class DatasetSpec(Spec):
     label_field: str | None = None
     test: str | None = None
     size: Count | None = None
+    called: str = ""
+    """What people call it; '' is the name."""
+    licence: str = ""
+    url: str = ""
 
     def title(self) -> str:
         """The dataset, its normalisation, and of a phase its classes."""

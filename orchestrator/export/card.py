@@ -9,6 +9,7 @@ Left out: reading the store (`orchestrator.export.chain`) and the other files (`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import yaml
 from jobs.architectures import first_map
 from jobs.datasets import DATASETS
 from jobs.keys import seed_from
-from jobs.specs import NetworkSpec
+from jobs.specs import DatasetSpec, NetworkSpec
 from orchestrator.export.chain import ExportSource, Measurement
 from orchestrator.results.cells import SCALES
 from workers.data.preprocess import Affine, Zca
@@ -57,9 +58,22 @@ def program(source: ExportSource, contents: Contents) -> str:
     return _environment().get_template("train.py.j2").render(_code(source, contents))
 
 
-def licence_of(dataset: str) -> str:
-    """The licence of a known dataset, in words."""
-    return DATASETS[dataset].licence if dataset in DATASETS else UNKNOWN_LICENCE
+def name_of(data: DatasetSpec) -> str:
+    """What people call a dataset."""
+    return data.called or data.name
+
+
+def licence_of(data: DatasetSpec) -> str:
+    """The licence of a dataset in words: the user's, or that of a known one."""
+    known = DATASETS[data.name].licence if data.name in DATASETS else UNKNOWN_LICENCE
+    return data.licence or known
+
+
+def hub_licence_of(data: DatasetSpec) -> str:
+    """The licence as the Hugging Face Hub has it: one of its short names, such as `cc-by-4.0`, or `other`."""
+    if data.licence:
+        return data.licence.lower() if re.fullmatch(r"[A-Za-z0-9.+-]+", data.licence) else "other"
+    return DATASETS[data.name].hub_licence if data.name in DATASETS else "unknown"
 
 
 def may_travel(dataset: str) -> bool:
@@ -86,7 +100,7 @@ def _environment() -> jinja2.Environment:
 def _words(source: ExportSource, contents: Contents) -> dict[str, Any]:
     data, last, scale, protocol = source.data, source.last_distillation, source.keys.scale, source.protocol
     stages, many = len(source.sets), sum(contents.images)
-    title = f"{data.name}, {many} images in {stages} stages" if stages > 1 else f"{data.name}, {many} images"
+    title = f"{name_of(data)}, {many} images" + (f" in {stages} stages" if stages > 1 else "")
     return _shared(source, contents) | {
         "front": _front(source, contents, title),
         "title": title,
@@ -104,7 +118,9 @@ def _words(source: ExportSource, contents: Contents) -> dict[str, Any]:
         "classes": [_cell(name) for name in contents.class_names],
         "stage_rows": list(zip(contents.images, (f"{rate:.6g}" for rate in _rates(source, contents)), strict=True)),
         "expected": f"{_accuracy(protocol)} (n = {len(protocol.values)})",
-        "licence": licence_of(data.name),
+        "licence": licence_of(data),
+        "url": data.url,
+        "guessing": f"{100 / data.classes:.1f}",
         "origin": source.keys.origin,
         "lineage": list(_lineage(source)),
         "versions": ", ".join(f"{name} {version}" for name, version in sorted(source.sets[-1].versions.items())),
@@ -117,7 +133,7 @@ def _shared(source: ExportSource, contents: Contents) -> dict[str, Any]:
     data, transform, training = source.data, contents.transform, source.protocol.spec.training
     affine = isinstance(transform, Affine)
     return {
-        "dataset": data.name,
+        "dataset": name_of(data),
         "shape": (data.channels, data.height, data.width),
         "transform": "affine" if affine else "zca",
         "mean": transform.mean.tolist() if affine else None,
@@ -224,7 +240,7 @@ def _front(source: ExportSource, contents: Contents, title: str) -> str:
     many = sum(contents.images) + (contents.tests or 0)
     header = {
         "pretty_name": title,
-        "license": DATASETS[source.data.name].hub_licence if source.data.name in DATASETS else "unknown",
+        "license": hub_licence_of(source.data),
         "task_categories": ["image-classification"],
         "tags": ["dataset-distillation"] if source.last_distillation else ["coreset-selection"],
         "size_categories": [next((word for most, word in _SIZES if many < most), "n>1M")],

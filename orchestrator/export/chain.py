@@ -47,6 +47,8 @@ class ChainKeys:
     scale: str | None = None
     origin: str
     numbers: tuple[Number, ...] = ()
+    dataset: DatasetSpec | None = None
+    """The dataset as an experiment has it, with its title and licence; None where no experiment is named."""
 
     def prefix(self, stages: int | None) -> ChainKeys:
         """The first `stages` sets, or all.
@@ -107,9 +109,9 @@ class ExportSource:
     @property
     def data(self) -> DatasetSpec:
         """The dataset as it was used."""
-        spec = spec_of(self.dataset)
+        spec, known = spec_of(self.dataset), self.keys.dataset
         assert isinstance(spec, DatasetSpec)
-        return spec
+        return spec if known is None or known.subset != spec.subset else known
 
     @property
     def protocol(self) -> Measurement:
@@ -161,7 +163,13 @@ def of_experiment(plan: Plan, arm: str | None) -> ChainKeys:
         scale=longest.scale,
         origin=f"the arm {results.arm_label(longest)!r} of the experiment {longest.experiment!r}",
         numbers=tuple(sources_of(plan, sets[-1])),
+        dataset=_dataset_of(plan, sets[0]),
     )
+
+
+def _dataset_of(plan: Plan, key: str) -> DatasetSpec | None:
+    spec = plan.graph[plan.graph[key].parents["dataset"][0]].spec
+    return spec if isinstance(spec, DatasetSpec) else None
 
 
 def of_key(store: Store, text: str) -> ChainKeys:

@@ -199,7 +199,7 @@ def _grid(path: Path, source: ExportSource) -> bytes:
     ]
     selected = source.last_distillation is None
     headings = ["real images"] if selected else None
-    return images.png(images.grid_by_stage(by_stage, f"{source.keys.method} ({source.data.name})", headings))
+    return images.png(images.grid_by_stage(by_stage, f"{source.keys.method} ({card.name_of(source.data)})", headings))
 
 
 def _provenance(source: ExportSource, store: Store) -> str:

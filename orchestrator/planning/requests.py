@@ -75,7 +75,7 @@ def resolve(request: Request) -> ResolvedRequest:
         facts = inspect_dataset(experiment.source, place, request.store)
         expand(experiment, facts, place, plan)
         for note in facts.notes:
-            plan.note(f"{experiment.dataset_name(facts)}: {note}")
+            plan.note(f"{experiment.dataset_title(facts)}: {note}")
         methods_fit(plan, place)
         experiments.append(experiment)
     return ResolvedRequest(tuple(experiments), plan)

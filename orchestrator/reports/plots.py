@@ -95,6 +95,8 @@ def accuracy_by_stage(results: Sequence[Result]) -> Figure:
         bounds = [
             Bound(name, result.mean or 0.0) for name in arms if name not in coloured for result in of_architecture[name]
         ]
+        guesses = dict.fromkeys(result.guessing for several in of_architecture.values() for result in several)
+        bounds += [Bound(f"guessing ({guess:.1f} %)", guess) for guess in guesses]
         panels.append(Panel(architecture, curves, tuple(bounds)))
     return plot(panels)
 

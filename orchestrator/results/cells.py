@@ -59,6 +59,7 @@ class Result:
         jobs: the keys of its `evaluate` or `full` jobs.
         values: the accuracies of the measured networks in percent, in the order of `jobs`.
         missing: the keys of the jobs that have no artifact.
+        guessing: the accuracy in percent of guessing among the classes.
         reason: why jobs are missing, as `<key>: <message>`, if one of them or of their ancestors failed.
     """
 
@@ -85,6 +86,7 @@ class Result:
     values: tuple[float, ...]
     missing: tuple[str, ...] = ()
     reason: str = ""
+    guessing: float = 0.0
 
     @property
     def state(self) -> str:
@@ -316,6 +318,7 @@ def _result(cell: Cell, plan: Plan, store: Reader, failures: Mapping[str, str]) 
         values=values,
         missing=missing,
         reason=_reason(plan, missing, failures),
+        guessing=cell.guessing,
     )
 
 
@@ -422,7 +425,8 @@ def _caption(results: Sequence[Result]) -> str:
     spread = "mean" if sizes == [1] else "mean ± population standard deviation"
     compared = any(result.published_mean is not None for result in results)
     published = "; in brackets: published" if compared else ""
-    return f"Test accuracy in percent, {spread} over n = {n} {networks} per cell{published}."
+    guessing = " or ".join(f"{guess:.1f}" for guess in sorted({result.guessing for result in results}))
+    return f"Test accuracy in percent, {spread} over n = {n} {networks} per cell{published}. Guessing: {guessing} %."
 
 
 def _notes(row: Iterable[Result]) -> list[str]:
@@ -432,6 +436,8 @@ def _notes(row: Iterable[Result]) -> list[str]:
         if result.missing:
             reason = f"failed: {result.reason}" if result.reason else "not run"
             reasons.setdefault(reason, []).append(result)
+        elif result.mean is not None and result.mean <= result.guessing:
+            reasons.setdefault(f"no better than guessing ({result.guessing:.1f} %)", []).append(result)
     return [
         f"{label(incomplete[0])} ({', '.join(map(_shortfall, incomplete))}): {reason}"
         for reason, incomplete in reasons.items()
