@@ -208,7 +208,7 @@ def _json(results: Sequence[Result]) -> bytes:
 def _parquet(results: Sequence[Result]) -> bytes:
     number, words = pa.float64(), pa.list_(pa.string())
     types = {"mean": number, "std": number, "published_mean": number, "published_std": number}
-    types["balanced_mean"] = number
+    types["balanced_mean"] = types["guessing"] = number
     types |= {"values": pa.list_(number), "jobs": words, "missing": words}
     types |= dict.fromkeys(("ipc_total", "ipc_per_stage", "stages", "stage", "phase", "n"), pa.int64())
     names = [*Result.__dataclass_fields__, "state"]

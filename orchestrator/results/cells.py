@@ -436,7 +436,7 @@ def _notes(row: Iterable[Result]) -> list[str]:
         if result.missing:
             reason = f"failed: {result.reason}" if result.reason else "not run"
             reasons.setdefault(reason, []).append(result)
-        elif result.mean is not None and result.mean <= result.guessing:
+        elif result.mean is not None and result.mean <= result.guessing < 100:
             reasons.setdefault(f"no better than guessing ({result.guessing:.1f} %)", []).append(result)
     return [
         f"{label(incomplete[0])} ({', '.join(map(_shortfall, incomplete))}): {reason}"
@@ -445,5 +445,5 @@ def _notes(row: Iterable[Result]) -> list[str]:
 
 
 def _shortfall(result: Result) -> str:
-    missing = f", {len(result.missing)} of {len(result.jobs)} networks" if result.values else ""
+    missing = f", {len(result.missing)} of {len(result.jobs)} networks" if result.values and result.missing else ""
     return result.architecture + missing

@@ -203,12 +203,36 @@ def test_a_dataset_is_a_name_a_path_or_both(written: Any, name: str, path: str |
     assert (source.name, source.path) == (name, path)
 
 
-def test_a_dataset_without_a_name_is_called_by_its_layout_and_its_path_is_not_in_the_key() -> None:
+def test_images_of_ones_own_are_called_by_their_title_or_folder_and_neither_is_in_the_key() -> None:
     facts = replace(FakeFacts(), layout="folder", height=32, width=32)
-    here, there = (plan_of(pdd(1), dataset=path, facts=facts) for path in ("./here", "/there"))
-    assert set(here.graph.jobs) == set(there.graph.jobs)
-    assert [(s.name, s.path) for s in specs(here, DatasetSpec)] == [("folder", "./here")]
-    assert {cell.dataset for cell in here.cells} == {"folder"}
+    titled = {"path": "/there", "title": "Pets of the lab", "licence": "CC0", "url": "https://example.org"}
+    here, there, third = (plan_of(pdd(1), dataset=data, facts=facts) for data in ("./here", "/there/", titled))
+    parquet = plan_of(pdd(1), dataset="/there", facts=replace(facts, layout="parquet"))
+    assert set(here.graph.jobs) == set(there.graph.jobs) == set(third.graph.jobs) == set(parquet.graph.jobs)
+    assert [(s.name, s.called, s.path) for s in specs(here, DatasetSpec)] == [("images", "here", "./here")]
+    names = [{cell.dataset for cell in plan.cells} for plan in (here, there, third)]
+    assert names == [{"here"}, {"there"}, {"Pets of the lab"}]
+    assert all("folder" not in key for key in here.graph.jobs)
+    (spec,) = specs(third, DatasetSpec)
+    assert (spec.called, spec.licence, spec.url) == ("Pets of the lab", "CC0", "https://example.org")
+
+
+def test_a_known_dataset_keeps_its_name_whatever_its_title_and_layout() -> None:
+    plans = [
+        plan_of(
+            pdd(1), dataset={"name": "cifar10", "path": "/x", "title": "Mine"}, facts=replace(FakeFacts(), layout=on)
+        )
+        for on in ("cifar10", "parquet")
+    ]
+    plans.append(plan_of(pdd(1), dataset="/x", facts=replace(FakeFacts(), layout="cifar10")))
+    assert [{cell.dataset for cell in plan.cells} for plan in plans] == [{"cifar10"}] * 3
+    assert [s.name for plan in plans for s in specs(plan, DatasetSpec)] == ["cifar10"] * 3
+
+
+def test_a_cell_knows_what_guessing_reaches() -> None:
+    assert {cell.guessing for cell in plan_of(pdd(1)).cells} == {pytest.approx(100 / 3)}
+    arm = {"method": "random", "ipc_per_stage": 1, "class_incremental": {"phases": 3, "orders": 1}}
+    assert [cell.guessing for cell in plan_of(arm).cells] == [100.0, 50.0, pytest.approx(100 / 3)]
 
 
 # ----------------------------------------------------------------------------------------- sharing
@@ -410,7 +434,7 @@ def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, val
             {"dataset": {"nme": "x"}},
             "dataset.nme",
             "x",
-            "unknown field; known here: image, label, name, path",
+            "unknown field; known here: image, label, licence, name, path",
         ),
         ({"dataset": 5}, "dataset", 5, "input should be a valid dictionary"),
         ({"distil_at_once": 0}, "distil_at_once", 0, "must be at least 1"),

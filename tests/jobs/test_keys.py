@@ -162,7 +162,10 @@ PLACEMENT: dict[Kind, dict[str, Any]] = {
         "image_field": "picture",
         "label_field": "class",
         "test": "0.2",
-        "size": 16,
+        "size": 32,
+        "called": "Pets",
+        "licence": "CC0",
+        "url": "https://example.org",
     },
     "distil": {"checkpoint_every": 7},
 }

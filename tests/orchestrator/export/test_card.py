@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,8 @@ def manifest(job: Job, **extra: Any) -> Manifest:
 def a_set(
     *,
     dataset: str = "digits",
+    called: str = "",
+    licence: str = "",
     shape: tuple[int, int, int] = (1, 8, 8),
     network: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
@@ -60,6 +63,9 @@ def a_set(
             train_images=100,
             normalise="measured",
             validation_per_class=1,
+            called=called,
+            licence=licence,
+            url="https://example.org/pets" if called else "",
         ),
         {},
     )
@@ -78,6 +84,8 @@ def a_set(
     )
     measured = Measurement(stage=2, spec=tested, keys=("evaluate-a", "evaluate-b"), values=(50.0, 60.0))
     chain = ChainKeys(sets=tuple(one.key for one in sets), networks=measured.keys, method="PDD+MTT", origin="a test")
+    assert isinstance(data.spec, DatasetSpec)
+    chain = replace(chain, dataset=data.spec)
     made = ExportSource(
         keys=chain, sets=tuple(manifest(one) for one in sets), dataset=manifest(data), measured=(measured,)
     )
@@ -228,3 +236,14 @@ def test_numbers_of_a_spec_are_said_as_they_were() -> None:
     training = SgdSpec(epochs=6, momentum=0.5, weight_decay=0.25, batch_size=17)
     text = card.program(*a_set(training=training.model_dump()))
     assert "momentum, decay = 0.5, 0.25" in text and ".split(17)" in text
+
+
+def test_images_of_ones_own_have_their_title_licence_and_source_on_the_card() -> None:
+    text = card.render(*a_set(dataset="images", called="Pets of the lab", licence="CC-BY-4.0"))
+    assert "# Pets of the lab, 20 images in 2 stages" in text and "license: cc-by-4.0" in text
+    assert "The source dataset, Pets of the lab (https://example.org/pets): CC-BY-4.0." in text
+    assert "Guessing: 10.0 %" in text
+    words = card.render(*a_set(dataset="images", called="Pets", licence="ask the vet"))
+    assert "license: other" in words and "Pets (https://example.org/pets): ask the vet." in words
+    unknown = card.render(*a_set(dataset="images", called="Pets"))
+    assert "license: unknown" in unknown and card.UNKNOWN_LICENCE in unknown

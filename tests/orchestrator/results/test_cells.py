@@ -178,7 +178,7 @@ def test_title_and_caption_say_scale_n_and_what_the_spread_is(store: Store) -> N
     made = tabulate(collect(demo_plan(scale="small"), store))
     assert made.title == ("demo on digits (scale: small: a reduced setting, not a reproduction of the paper)")
     assert made.caption == (
-        "Test accuracy in percent, mean ± population standard deviation over n = 2 networks per cell."
+        "Test accuracy in percent, mean ± population standard deviation over n = 2 networks per cell. Guessing: 33.3 %."
     )
 
 
@@ -187,7 +187,16 @@ def test_a_single_network_has_no_spread_to_show(store: Store) -> None:
     measure(store, plan, plan.cells[0], [88.0])
     made = tabulate(collect(plan, store))
     assert made.rows[0][2] == "88.0"
-    assert made.caption == "Test accuracy in percent, mean over n = 1 network per cell."
+    assert made.caption == "Test accuracy in percent, mean over n = 1 network per cell. Guessing: 33.3 %."
+
+
+def test_a_row_that_is_no_better_than_guessing_is_named(store: Store) -> None:
+    plan = demo_plan()
+    measure(store, plan, cell_of(plan, "Random", "convnet"), [30.0, 36.0])
+    measure(store, plan, cell_of(plan, "Random", "resnet10"), [33.0, 34.0])
+    made = tabulate(collect(plan, store))
+    assert made.notes[0] == "Random (convnet): no better than guessing (33.3 %)"
+    assert "resnet10): no better" not in " ".join(made.notes)
 
 
 def test_a_published_value_stands_in_brackets(store: Store) -> None:
