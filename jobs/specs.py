@@ -1,13 +1,12 @@
 """What each kind of job is told: frozen, validated specifications.
 
-A spec holds every number that can change the job's result and nothing about where it runs. The few fields
-that only say where bytes lie or how often to save are named in `placement`; they travel with the spec but
-never enter its key (`jobs.keys`). What flows *into* a job (the dataset, the experts, the earlier synthetic
-sets) is not in the spec either: it is in the job's parents (`jobs.graph`).
+A spec holds every number that can change the job's result and nothing about where it runs. The few fields that only say
+where bytes lie, how they are called or how often to save are named in `placement`; they travel with the spec but never
+enter its key (`jobs.keys`). What flows *into* a job (dataset, experts, earlier sets) is in its parents (`jobs.graph`).
 
-Terms are the field's: an *expert* is a network trained on real data, its *trajectory* the parameters by
-epoch; the *synthetic set* S_i is what stage i distils; `ipc_per_stage` counts new images per class in one
-stage and `ipc_total` those in the union of all stages.
+Terms are the field's: an *expert* is a network trained on real data, its *trajectory* the parameters by epoch; the
+*synthetic set* S_i is what stage i distils; `ipc_per_stage` counts new images per class in one stage and `ipc_total`
+those in the union of all stages.
 """
 
 from __future__ import annotations
@@ -225,8 +224,7 @@ class DatasetSpec(Spec):
     label_field: str | None = None
     test: str | None = None
     size: Count | None = None
-    called: str = ""
-    """What people call it; '' is the name."""
+    called: str = ""  # by people; '' is the name
     licence: str = ""
     url: str = ""
 
