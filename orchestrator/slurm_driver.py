@@ -18,7 +18,7 @@ from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec, Target
 from orchestrator.clusters.ray_cluster import AttachedCluster
 from orchestrator.clusters.slurm import submit
-from orchestrator.clusters.slurm.autoscaler import SlurmAutoscaler, open_jobs
+from orchestrator.clusters.slurm.autoscaler import OpenJobs, SlurmAutoscaler
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.runs import journal
 from orchestrator.scheduler.scheduler import State
@@ -48,8 +48,10 @@ def drive(folder: Path, head: str, address: str) -> int:
         attached, run_folder, order["run"], spec, partial(submit.submit_jobs, run_folder, "worker")
     )
 
+    jobs = OpenJobs()
+
     def demand(state: State) -> None:
-        autoscaler.open_jobs = open_jobs(state)
+        autoscaler.open_jobs = jobs.after(state)
 
     store = Store.open(order["store"])
     journal.wait_until_free(store.run_folder(order["run"]), LOCK_SECONDS)

@@ -30,6 +30,7 @@ from orchestrator.clusters.slurm.ray_node import JOB_RESOURCE
 from orchestrator.clusters.slurm.run_folder import ALL_WORKERS, RunFolder
 from orchestrator.clusters.slurm.sbatch import name_of, workers_missing
 from orchestrator.runs.pool import PoolBroken
+from orchestrator.scheduler.groups import Groups
 from orchestrator.scheduler.job_status import Status
 from orchestrator.scheduler.scheduler import State
 
@@ -360,17 +361,28 @@ class SlurmAutoscaler(PlainNodes):
         yield from overdue[: max(0, len(nodes) - self.spec.min_workers)]
 
 
-def open_jobs(state: State) -> int:
-    """How many jobs run or could: of those that exclude each other, as many as may run at once."""
-    running = [key for key, job in state.jobs.items() if job.status is Status.RUNNING]
-    in_use = Counter(group for key in running for group in state.schedule.exclusive.get(key, ()))
-    count = len(running)
-    for key, job in state.jobs.items():
-        groups = state.schedule.exclusive.get(key, ())
-        if job.status is Status.READY and all(in_use[group] < state.schedule.limits[group] for group in groups):
-            in_use.update(groups)
-            count += 1
-    return count
+class OpenJobs:
+    """How many jobs run or could, from event to event: of those that exclude each other, as many as may at once."""
+
+    def __init__(self) -> None:
+        self._ready: set[str] = set()
+        self._grouped: dict[str, None] = {}
+        """Those of the ready jobs that are in groups, the first to be ready first."""
+
+    def after(self, state: State) -> int:
+        """The number after an event; to be called after every event, whose changes are all that is looked at."""
+        schedule = state.schedule
+        for key, _, job in state.changes:
+            if job.status is not Status.READY:
+                self._ready.discard(key)
+                self._grouped.pop(key, None)
+            else:
+                self._ready.add(key)
+                if schedule.exclusive.get(key):
+                    self._grouped[key] = None
+        running = [key for key in state.slots.values() if key is not None]
+        groups = Groups(schedule, running)
+        return len(running) + len(self._ready) - len(self._grouped) + sum(map(groups.admit, self._grouped))
 
 
 def _job(node: NodeUsage) -> str:

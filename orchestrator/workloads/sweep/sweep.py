@@ -146,8 +146,9 @@ class SweepWorkload:
         yield Session(
             schedule,
             trials.plan.graph,
-            lambda job: schedule.remaining_path.get(job.key, 0.0),
+            lambda job: trials.schedule.seconds.get(job.key, 0.0),
             lambda end: self._report(end, trials),
+            trials.pay,
             cluster=cast(Cluster, search),
             source=trials,
         )

@@ -177,15 +177,14 @@ class Trials:
         """Why the search was broken off, if it was."""
         self._open: dict[str, StageRequest] = {}
         self._stale = False
-        self._earlier, self._driven = 0.0, 0.0
-        self._paid: dict[str, float] = {}
+        self._paid, self._driven = 0.0, 0.0
 
     def begin(self, trials: Iterable[Trial], retry_limits: Any, paid: float = 0.0, driven: float = 0.0) -> Schedule:
         """The first plan: all jobs of the trials known beforehand, and no target yet.
 
         `paid` and `driven` are the seconds that earlier sessions have spent of the budget's GPU-hours and wall-hours.
         """
-        self._earlier, self._driven = paid, driven
+        self._paid, self._driven = paid, driven
         self.schedule = replace(self.schedule, retry_limits=retry_limits)
         for trial in trials:
             self._admit(trial)
@@ -205,7 +204,7 @@ class Trials:
             self._redraw()
         for request in list(self._open.values()):
             self._answer(request, state)
-        if spent := self._spent(state):
+        if spent := self._spent():
             self.cut_short = spent
             self.search.stop()
         if self.cut_short or self.search.ended():
@@ -215,6 +214,12 @@ class Trials:
             if wanted != self.schedule.wanted:
                 self.schedule = replace(self.schedule, wanted=wanted)
         return self.schedule if self.schedule is not before else None
+
+    def pay(self, state: State) -> None:
+        """Count the time of the jobs that the last event brought; to be called after every event."""
+        for key, _, job in state.changes:
+            if job.status is Status.DONE:
+                self._paid += self.store.manifest(key).seconds
 
     def break_off(self) -> None:
         """The run ended before the search did."""
@@ -306,18 +311,14 @@ class Trials:
 
     # The end.
 
-    def _spent(self, state: State) -> str:
+    def _spent(self) -> str:
         """Which part of the budget is used up."""
         budget, hours = self.sweep.budget, (self._driven + self.journal.elapsed()) / HOUR
         if budget.wall_hours is not None and hours >= budget.wall_hours:
             return f"the budget of {budget.wall_hours:g} h is used up"
-        if budget.gpu_hours is None:
+        if budget.gpu_hours is None or self._paid < budget.gpu_hours * HOUR:
             return ""
-        for key, job in state.jobs.items():
-            if job.status is Status.DONE and key not in self._paid:
-                self._paid[key] = self.store.manifest(key).seconds
-        paid = (self._earlier + sum(self._paid.values())) / HOUR
-        return f"the budget of {budget.gpu_hours:g} GPU-hours is used up" if paid >= budget.gpu_hours else ""
+        return f"the budget of {budget.gpu_hours:g} GPU-hours is used up"
 
     def _close(self) -> None:
         """Nothing more is tried; what is left is to evaluate the winners."""

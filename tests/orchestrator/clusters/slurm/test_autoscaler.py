@@ -16,13 +16,12 @@ from jobs.errors import PddError
 from orchestrator.clusters.config import SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import AttachedCluster, NodeUsage
 from orchestrator.clusters.slurm import autoscaler
-from orchestrator.clusters.slurm.autoscaler import FailedStarts, Retry, SlurmAutoscaler, open_jobs
+from orchestrator.clusters.slurm.autoscaler import FailedStarts, OpenJobs, Retry, SlurmAutoscaler
 from orchestrator.clusters.slurm.client import SlurmClient, in_background
 from orchestrator.clusters.slurm.parsers import SQUEUE_COLUMNS, QueuedJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.runs.pool import PoolBroken
-from orchestrator.scheduler.events import Began
-from orchestrator.scheduler.job_status import Status
+from orchestrator.scheduler.events import Began, Event, JobDone, JobYielded, SlotJoined
 from orchestrator.scheduler.scheduler import State, decide
 from tests.orchestrator.fakes import WORKS, graph_of, plan_of
 
@@ -446,7 +445,17 @@ def test_a_site_that_lets_a_user_run_one_job_is_met_with_gang_mode(tmp_path: Pat
 def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
     plan = plan_of(graph_of([WORKS] * 5)[0])
     plan = replace(plan, exclusive={plan.keys[0]: ("g",), plan.keys[1]: ("g",)}, limits={"g": 1})
-    state, _ = decide(State.initial(plan), Began(0.0, frozenset()))
-    assert open_jobs(state) == 4
-    running = {key: replace(job, status=Status.RUNNING) for key, job in list(state.jobs.items())[:1]}
-    assert open_jobs(replace(state, jobs={**state.jobs, **running})) == 4
+    story: list[Event] = [
+        Began(0.0, frozenset()),
+        SlotJoined(1.0, "w"),
+        SlotJoined(2.0, "v"),
+        JobYielded(3.0, plan.keys[0], "w"),
+        JobDone(4.0, plan.keys[0], "w"),
+        JobDone(5.0, plan.keys[2], "v"),
+        JobDone(6.0, plan.keys[1], "w"),
+    ]
+    state, jobs, counts = State.initial(plan), OpenJobs(), []
+    for event in story:
+        state, _ = decide(state, event)
+        counts.append(jobs.after(state))
+    assert counts == [4, 4, 4, 4, 4, 3, 2]

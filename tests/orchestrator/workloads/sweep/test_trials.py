@@ -23,6 +23,7 @@ from orchestrator.runs.journal import Journal, read
 from orchestrator.runs.pool import InProcessPool
 from orchestrator.runs.records import Record
 from orchestrator.scheduler.schedule import RetryLimits
+from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialFailed, TrialMailbox
 from orchestrator.workloads.sweep.trials import Trials, jobs_up_to, make_trial
 from workers.store.store import Audit, Store
@@ -141,8 +142,13 @@ def run(
         made = [trials.make(number, one) for number, one in enumerate(values, start=1)] if known else []
         schedule = trials.begin(made, RetryLimits(), *spent)
         pool = InProcessPool(str(root), RUN, "tests.orchestrator.workloads.sweep.test_trials.execute")
+
+        def on_change(state: State) -> None:
+            trials.pay(state)
+            watch(state)
+
         outcome = driver.run(
-            schedule, trials.plan.graph, pool, journal, store, watch, about=RunInfo(RUN), schedule_source=trials
+            schedule, trials.plan.graph, pool, journal, store, on_change, about=RunInfo(RUN), schedule_source=trials
         )
         trials.break_off()
     return outcome, trials
