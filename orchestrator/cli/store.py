@@ -22,6 +22,7 @@ def export(
     run: Annotated[str | None, typer.Option("--run", help="Instead: a run, whose best held-out set is taken.")] = None,
     stages: Annotated[int | None, typer.Option("--stages", help="Only the first stages.")] = None,
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("export"),
+    as_files: Annotated[bool, typer.Option("--folders", help="Also as PNG files in class folders.")] = False,
     with_test: Annotated[bool, typer.Option("--with-test", help="Real test images too, whatever the licence.")] = False,
 ) -> None:
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
@@ -42,7 +43,8 @@ def export(
     else:
         keys = chains.of_experiment(resolve(cli.request_of(experiments, options)).plan, arm)
     with writing_to(out):
-        exported = writer.write(out, chains.gather(keys.prefix(stages), opened), opened, with_test=with_test)
+        source = chains.gather(keys.prefix(stages), opened)
+        exported = writer.write(out, source, opened, with_test=with_test, as_files=as_files)
     cli.say(exported.to_json(), exported.lines(), options)
 
 

@@ -28,6 +28,9 @@ from workers.training.students import schedule_of
 
 UNKNOWN_SCALE = "scale: not known, since the set was exported by its key; never take it for a reproduction of the paper"
 UNKNOWN_LICENCE = "unknown: see your source"
+PICTURES = {split: f"data/{split}-00000-of-00001.parquet" for split in ("train", "test")}
+"""The files of pictures; named so, `load_dataset("parquet", data_dir=...)` takes them and not the exact ones."""
+FOLDERS = "folders"
 _NORMS = {"instance": "nn.GroupNorm(width, width)", "batch": "nn.BatchNorm2d(width)", "none": "nn.Identity()"}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -46,6 +49,8 @@ class Contents:
     class_names: tuple[str, ...]
     transform: Affine | Zca
     tests: int | None
+    as_files: bool = False
+    """Whether the pictures are there as PNG files in class folders, too."""
 
 
 def render(source: ExportSource, contents: Contents) -> str:
@@ -81,6 +86,15 @@ def may_travel(dataset: str) -> bool:
     return dataset in DATASETS and DATASETS[dataset].may_travel
 
 
+def folder_names(class_names: Sequence[str]) -> list[str]:
+    """The folder of each class; their alphabetical order, which ImageFolder goes by, is that of the labels."""
+    plain = [re.sub(r"[^\w .,+()'-]", "-", name).strip(". ") for name in class_names]
+    if plain == sorted(set(plain)) and all(plain):
+        return plain
+    digits = len(str(len(plain) - 1))
+    return [f"{label:0{digits}d} {name}".strip() for label, name in enumerate(plain)]
+
+
 def _torchvision(dataset: str) -> str:
     """The class in torchvision that fetches the test images; '' if there is none."""
     return DATASETS[dataset].torchvision if dataset in DATASETS else ""
@@ -112,6 +126,8 @@ def _words(source: ExportSource, contents: Contents) -> dict[str, Any]:
         "scale": SCALES[scale] if scale else UNKNOWN_SCALE,
         "headline": f"{_accuracy(protocol)} % ({protocol.spec.network.architecture}, n = {len(protocol.values)})",
         "ships_test": contents.tests is not None,
+        "pictures": PICTURES,
+        "folders": FOLDERS if contents.as_files else "",
         "tests": contents.tests,
         "factor": contents.factor,
         "rows": [_row(row, source, contents) for row in source.measured],
@@ -232,7 +248,7 @@ def _front(source: ExportSource, contents: Contents, title: str) -> str:
     configs = [
         {
             "config_name": "default",
-            "data_files": [{"split": split, "path": f"data/{split}.parquet"} for split in splits],
+            "data_files": [{"split": split, "path": PICTURES[split]} for split in splits],
             "default": True,
         },
         {"config_name": "exact", "data_files": [{"split": "train", "path": "exact/train.parquet"}]},

@@ -2,7 +2,8 @@
 
     README.md                 the card (`orchestrator.export.card`)
     grid.png                  the pictures by class and stage
-    data/train.parquet        PNG pictures in the Hugging Face layout, with a column `stage`; test.parquet beside it
+    data/train-*.parquet      PNG pictures in the Hugging Face layout, with a column `stage`; test-*.parquet beside it
+    folders/train/<class>/    the same as files, if asked for; folders/test beside it
     exact/train.parquet       float32 pixels of the training space; test.parquet holds uint8 pixels
     exact/transform.npz       from pixels to the training space and back
     provenance.json           keys, specs, parents, digests
@@ -85,7 +86,9 @@ class _Stage:
     step_size: float | None
 
 
-def write(folder: Path, source: ExportSource, store: Store, *, with_test: bool = False) -> ExportedFolder:
+def write(
+    folder: Path, source: ExportSource, store: Store, *, with_test: bool = False, as_files: bool = False
+) -> ExportedFolder:
     """Write a set for strangers.
 
     Args:
@@ -93,6 +96,7 @@ def write(folder: Path, source: ExportSource, store: Store, *, with_test: bool =
         source: the set.
         store: where its files are.
         with_test: take the real test images along, whatever is known of their licence.
+        as_files: write every picture as a PNG file in the folder of its class, too.
 
     Raises:
         BadInput: the folder holds something, or cannot be source.
@@ -107,7 +111,7 @@ def write(folder: Path, source: ExportSource, store: Store, *, with_test: bool =
         fix = f"give a folder that can be made ({error.strerror})"
         raise BadInput("command line", "--out", str(folder), fix) from error
     try:
-        contents = _fill(beside, source, store, with_test or card.may_travel(source.data.name))
+        contents = _fill(beside, source, store, with_test or card.may_travel(source.data.name), as_files)
         files = _sealed(beside)
         _refuse_taken(folder)
         os.rename(beside, folder)  # onto an empty folder at most
@@ -131,7 +135,7 @@ def _refuse_taken(folder: Path) -> None:
         raise BadInput("command line", "--out", str(folder), "is there already; name a folder that is not, or is empty")
 
 
-def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool) -> card.Contents:
+def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool, as_files: bool) -> card.Contents:
     """All files but for their permissions."""
     for name in ("data", "exact"):
         (folder / name).mkdir(mode=0o700)
@@ -141,11 +145,11 @@ def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool) -> 
     sets = synthetic_set.newest(store, [manifest.key for manifest in source.sets])
     stages = [_Stage(*stored.expanded(), stored.step_size) for stored in sets]
     pixels = [(transform.inverse(stage.images), stage.labels) for stage in stages]
-    _write_pictures(folder / "data" / "train.parquet", pixels, class_names, first=1)
+    _write_pictures(folder / card.PICTURES["train"], pixels, class_names, first=1)
     _write_exact(folder / "exact" / "train.parquet", stages)
     shutil.copyfile(store.path(key, datasets.TRANSFORM), folder / "exact" / "transform.npz")
     if with_test:
-        _write_pictures(folder / "data" / "test.parquet", [(tested.float() / 255, answers)], class_names, first=0)
+        _write_pictures(folder / card.PICTURES["test"], [(tested.float() / 255, answers)], class_names, first=0)
         pq.write_table(_pixels(tested, answers), folder / "exact" / "test.parquet")
     contents = card.Contents(
         images=tuple(len(stage.labels) for stage in stages),
@@ -154,8 +158,12 @@ def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool) -> 
         class_names=class_names,
         transform=transform,
         tests=len(answers) if with_test else None,
+        as_files=as_files,
     )
-    (folder / GRID).write_bytes(_grid(folder / "data" / "train.parquet", source))
+    if as_files:
+        for split in ("train", "test") if with_test else ("train",):
+            _write_files(folder / card.FOLDERS / split, folder / card.PICTURES[split], class_names)
+    (folder / GRID).write_bytes(_grid(folder / card.PICTURES["train"], source))
     (folder / PROVENANCE).write_text(_provenance(source, store), encoding="utf-8")
     (folder / CARD).write_text(card.render(source, contents), encoding="utf-8")
     return contents
@@ -171,6 +179,16 @@ def _write_pictures(
     described = json.loads(tables[0].schema.metadata[b"huggingface"])
     described["info"]["features"]["stage"] = {"dtype": "int64", "_type": "Value"}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(described)}), path)
+
+
+def _write_files(folder: Path, pictures: Path, class_names: Sequence[str]) -> None:
+    """The pictures of a Parquet file as PNG files, each in the folder of its class."""
+    table, names = pq.read_table(pictures), card.folder_names(class_names)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    for number, row in enumerate(table.to_pylist()):
+        path = folder / names[row["label"]] / f"stage{row['stage']}-{number:06d}.png"
+        path.write_bytes(row["image"]["bytes"])
 
 
 def _write_exact(path: Path, stages: Sequence[_Stage]) -> None:
@@ -218,8 +236,9 @@ def _provenance(source: ExportSource, store: Store) -> str:
 
 
 def _sealed(folder: Path) -> dict[str, str]:
-    """Make all files private; their sha256 by name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        path.chmod(0o600)
+    """Make all files and folders private; the sha256 of the files by name."""
+    paths = sorted(folder.rglob("*"))
+    files = [path for path in paths if path.is_file()]
+    for path in paths:
+        path.chmod(0o600 if path.is_file() else 0o700)
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}

@@ -247,3 +247,18 @@ def test_images_of_ones_own_have_their_title_licence_and_source_on_the_card() ->
     assert "license: other" in words and "Pets (https://example.org/pets): ask the vet." in words
     unknown = card.render(*a_set(dataset="images", called="Pets"))
     assert "license: unknown" in unknown and card.UNKNOWN_LICENCE in unknown
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["ant", "bee"], ["ant", "bee"]),
+        (["bee", "ant"], ["0 bee", "1 ant"]),
+        (["T-shirt/top", "Trouser"], ["T-shirt-top", "Trouser"]),
+        (["..", "a/b"], ["0", "1 a-b"]),
+        (["a/b", "a:b"], ["0 a-b", "1 a-b"]),
+        ([str(number) for number in range(11)], [f"{number:02d} {number}" for number in range(11)]),
+    ],
+)
+def test_folders_of_classes_sort_as_their_labels_do(names: list[str], folders: list[str]) -> None:
+    assert card.folder_names(names) == folders == sorted(folders)

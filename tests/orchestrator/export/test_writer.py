@@ -27,9 +27,11 @@ from orchestrator.export.chain import ExportSource
 from orchestrator.runs.journal import NAME, Journal
 from tests.workers.workshop import ONE_STAGE, TWO_STAGES, Workshop
 from workers.data import dataset, multi_formation, synthetic_set
+from workers.data.sources import Source, inspect
 from workers.data.synthetic_set import EXACT
 from workers.store.manifest import Manifest
 
+TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"
 RANDOM = {"method": "random", "ipc_per_stage": 1}
 
 
@@ -77,15 +79,15 @@ def run_program(folder: Path, text: str | None = None) -> tuple[float, float, in
 
 
 def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: writer.ExportedFolder) -> None:
-    names = "README.md grid.png provenance.json data/train.parquet data/test.parquet exact/train.parquet"
-    assert set(exported.files) == {*names.split(), "exact/test.parquet", "exact/transform.npz"}
+    names = "README.md grid.png provenance.json exact/train.parquet"
+    assert set(exported.files) == {*names.split(), TRAIN, TEST, "exact/test.parquet", "exact/transform.npz"}
     for path in [exported.folder, *exported.folder.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
     assert [path.name for path in exported.folder.parent.iterdir()] == ["set"]
 
 
 def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: writer.ExportedFolder) -> None:
-    table = pq.read_table(exported.folder / "data" / "train.parquet")
+    table = pq.read_table(exported.folder / TRAIN)
     features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
     assert features["image"] == {"_type": "Image"}
     assert features["label"] == {"_type": "ClassLabel", "names": list("0123456789")}
@@ -93,7 +95,7 @@ def test_pictures_lie_in_the_hugging_face_layout_with_their_stages(exported: wri
     assert table.column("stage").to_pylist() == [1] * 10 + [2] * 10
     picture = Image.open(BytesIO(table.column("image")[0]["bytes"].as_py()))
     assert (picture.format, picture.size, picture.mode) == ("PNG", (8, 8), "L")
-    test = pq.read_table(exported.folder / "data" / "test.parquet")
+    test = pq.read_table(exported.folder / TEST)
     assert test.schema.equals(table.schema) and set(test.column("stage").to_pylist()) == {0}
 
 
@@ -109,7 +111,7 @@ def test_pictures_are_the_exact_pixels_clamped_and_rounded(exported: writer.Expo
     exact = pq.read_table(exported.folder / "exact" / "train.parquet").column("pixels").to_pylist()
     with np.load(exported.folder / "exact" / "transform.npz", allow_pickle=False) as constants:
         pixels = np.array(exact, dtype=np.float32) * constants["std"] + constants["mean"]
-    pictures = pq.read_table(exported.folder / "data" / "train.parquet").column("image").to_pylist()
+    pictures = pq.read_table(exported.folder / TRAIN).column("image").to_pylist()
     seen = np.stack([np.asarray(Image.open(BytesIO(one["bytes"]))).ravel() for one in pictures])
     assert np.abs(pixels.clip(0, 1) * 255 - seen).max() <= 0.5 + 1e-3
 
@@ -142,7 +144,7 @@ def test_the_cards_header_is_what_the_hub_reads(exported: writer.ExportedFolder)
     header = yaml.safe_load((exported.folder / "README.md").read_text().split("---\n")[1])
     assert header["license"] == "cc-by-4.0" and header["task_categories"] == ["image-classification"]
     files = [one["path"] for config in header["configs"] for one in config["data_files"]]
-    assert files == ["data/train.parquet", "data/test.parquet", "exact/train.parquet"]
+    assert files == [TRAIN, TEST, "exact/train.parquet"]
     assert all((exported.folder / file).is_file() for file in files)
 
 
@@ -361,9 +363,62 @@ def test_a_key_that_names_no_set_or_several_is_refused(workshop: Workshop, text:
         chains.of_key(workshop.store, text)
 
 
+# What others make of it.
+
+
+@pytest.fixture(scope="module")
+def with_files(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> writer.ExportedFolder:
+    """The two stages as a folder, with PNG files."""
+    return writer.write(tmp_path_factory.mktemp("out") / "set", made_of(workshop), workshop.store, as_files=True)
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_the_hugging_face_library_reads_the_folder(exported: writer.ExportedFolder, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    files = str(exported.folder / "data" / "train.parquet")
-    read = datasets.load_dataset("parquet", data_files=files, cache_dir=str(tmp_path))["train"]
-    assert read.features["label"].names == list("0123456789") and read[10]["stage"] == 2
+@pytest.mark.parametrize("how", ["data_dir", "folder", "data_files"])
+def test_the_hugging_face_library_reads_the_folder(with_files: writer.ExportedFolder, tmp_path: Path, how: str) -> None:
+    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    folder = str(with_files.folder)
+    words: dict[str, tuple[str, dict[str, str]]] = {
+        "data_dir": ("parquet", {"data_dir": folder}),
+        "folder": (folder, {}),
+        "data_files": ("parquet", {"data_files": f"{folder}/{TRAIN}"}),
+    }
+    name, more = words[how]
+    read = datasets.load_dataset(name, **more, cache_dir=str(tmp_path))
+    train = read["train"]
+    assert train.features["label"].names == list("0123456789") and train[10]["stage"] == 2 and len(train) == 20
+    assert train[0]["image"].size == (8, 8)
+    assert "test" not in read or len(read["test"]) == 200
+    assert ("test" in read) == (how != "data_files")
+
+
+def test_pandas_reads_the_folder(exported: writer.ExportedFolder) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.read_parquet(exported.folder / TRAIN)
+    assert list(frame.columns) == ["image", "label", "stage"] and frame.label.value_counts().tolist() == [2] * 10
+    assert Image.open(BytesIO(frame.image[0]["bytes"])).size == (8, 8)
+
+
+def test_torchvision_reads_the_class_folders(with_files: writer.ExportedFolder) -> None:
+    from torchvision.datasets import ImageFolder
+
+    table = pq.read_table(with_files.folder / TRAIN)
+    read = ImageFolder(with_files.folder / "folders" / "train")
+    assert read.classes == list("0123456789") and sorted(read.targets) == sorted(table.column("label").to_pylist())
+    found = {(np.asarray(image)[..., 0].tobytes(), label) for image, label in read}
+    pictures = zip(table.column("image").to_pylist(), table.column("label").to_pylist(), strict=True)
+    assert found == {(np.asarray(Image.open(BytesIO(cell["bytes"]))).tobytes(), label) for cell, label in pictures}
+    assert len(ImageFolder(with_files.folder / "folders" / "test")) == 200
+    text = (with_files.folder / "README.md").read_text()
+    assert "ImageFolder(" in text and "`folders/train/<class>/`" in text
+
+
+def test_class_folders_are_as_private_and_as_listed_as_all_else(with_files: writer.ExportedFolder) -> None:
+    for path in [with_files.folder, *with_files.folder.rglob("*")]:
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert sum(name.endswith(".png") for name in with_files.files) == 1 + 20 + 200
+
+
+def test_our_own_readers_take_the_class_folders_and_the_pictures(with_files: writer.ExportedFolder) -> None:
+    for path in ("folders", "data"):
+        facts = inspect(Source(layout="auto", path=with_files.folder / path, place="test"))
+        assert facts.train_per_class == (2,) * 10 and facts.test_per_class == (20,) * 10
