@@ -32,14 +32,16 @@ WIDE_EXPERIMENT = EXPERIMENT | {"arms": [{"method": "random", "ipc_per_stage": 1
 EXPERIMENTS = {
     "LIVE": EXPERIMENT | {"set": {"distil.iterations": 300}},
     "LONG": EXPERIMENT | {"set": {"distil.iterations": 12_000}},
+    "SLOW": EXPERIMENT | {"arms": [{"method": "mtt", "ipc_per_stage": 1}], "set": {"distil.iterations": 9_000}},
     "WIDE": WIDE_EXPERIMENT | {"networks": 8, "set": {"evaluate.epochs": 200}},
     "FLOW": WIDE_EXPERIMENT | {"networks": 320, "set": {"evaluate.epochs": 100}},
     "FLOWN": WIDE_EXPERIMENT | {"networks": 2, "set": {"evaluate.epochs": 100}},
 }
 """The experiments that these words stand for, each sized where a core does a hundred iterations a second.
 
-A stage of LIVE takes three seconds, one of LONG two minutes: an idle worker is given back meanwhile. WIDE has eight
-jobs that could run at once, FLOW hundreds of half a second each, of which FLOWN has a few.
+A stage of LIVE takes three seconds, one of LONG two minutes: an idle worker is given back meanwhile. The only stage of
+SLOW takes longer than three walltimes of a minute leave for work. WIDE has eight jobs that could run at once, FLOW
+hundreds of half a second each, of which FLOWN has a few.
 """
 
 

@@ -34,7 +34,17 @@ def site(slurm: MiniSlurm) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def undisturbed(slurm: MiniSlurm) -> dict[str, str]:
     """What the experiment makes on this machine, by key."""
+    return _alone(slurm, "LIVE")
+
+
+@pytest.fixture(scope="session")
+def wide(slurm: MiniSlurm) -> dict[str, str]:
+    """The same of the experiment with many jobs at once."""
+    return _alone(slurm, "WIDE")
+
+
+def _alone(slurm: MiniSlurm, experiment: str) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="pdd-live-") as folder:
         here = Site(slurm, Path(folder))
         here.cluster_file()
-        return digests(here.pdd("run", "LIVE", *here.here()))
+        return digests(here.pdd("run", experiment, *here.here(), "--workers", "0"))

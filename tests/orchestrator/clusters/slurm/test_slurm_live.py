@@ -190,15 +190,15 @@ def test_a_run_whose_launching_terminal_is_killed_ends_without_it(site: Site, un
 def test_workers_whose_walltime_is_shorter_than_a_stage_come_back_until_it_is_done(site: Site) -> None:
     """SLURM looks at limits twice a minute and so warns half a minute early: a worker has less than that for work."""
     site.cluster_file(minutes=1, lead_seconds=20, max_workers=1, head={"minutes": 30})
-    stages = ("--set", "distil.iterations=6000")  # a minute where a core does a hundred a second
-    done = site.pdd("run", "LIVE", *stages, *site.on_slurm())
+    here = site.start("run", "SLOW", *site.here(), "--workers", "0", store="here")
+    done = site.pdd("run", "SLOW", *site.on_slurm())
     assert done["exit"] == 0 and site.left() == []
     assert site.ended(done["run"], "worker").count("REQUEUED") >= 2
     yields = site.records("job_yielded")
     assert any(record["key"].startswith("distil") for record in yields)
     gaps = [min(seconds_at(s) - seconds_at(y) for s in site.stages() if s["seq"] > y["seq"]) for y in yields]
     print(f"{len(yields)} yields, again after {', '.join(f'{gap:.1f}' for gap in gaps)} s")
-    assert digests(done) == digests(site.pdd("run", "LIVE", *stages, *site.here(), store="here"))
+    assert digests(done) == digests(site.end(here))
 
 
 # Workers come and go.
@@ -255,13 +255,13 @@ def test_two_launches_at_once_share_the_work(site: Site, undisturbed: dict[str, 
 
 
 def test_a_sweep_has_the_metrics_of_one_here_and_a_second_launch_joins_the_first(site: Site) -> None:
-    here = site.pdd("sweep", "stages_x_ipc", *site.here(), store="here")
+    alone = site.start("sweep", "stages_x_ipc", *site.here(), store="here")
     run = site.pdd("sweep", "stages_x_ipc", *site.on_slurm(), "--detach")["run"]
-    assert run == here["run"]
     going = site.start("sweep", "stages_x_ipc", *site.on_slurm())
     wait_until(lambda: site.records("trial_reported"), PATIENCE)
     _kill_driver(site)
-    done = site.end(going)
+    done, here = site.end(going), site.end(alone)
+    assert run == here["run"]
     assert f"run {run} is with SLURM already" in site.errors()
     assert len(site.records("run_began")) == 2
     assert (done["run"], done["exit"], len(done["trials"])) == (run, 0, 4)
@@ -275,11 +275,11 @@ def test_a_sweep_has_the_metrics_of_one_here_and_a_second_launch_joins_the_first
 
 def test_tables_have_the_cells_of_a_run_here_though_the_driver_was_killed(site: Site) -> None:
     words = ("reproduce", "table5", "figure4", "--scale", "tiny", "--dataset", "digits")
-    here = site.pdd(*words, *site.here(), store="here")
+    alone = site.start(*words, *site.here(), store="here")
     going = site.start(*words, *site.on_slurm())
     wait_until(lambda: site.records("job_done"), PATIENCE)
     _kill_driver(site)
-    done = site.end(going)
+    done, here = site.end(going), site.end(alone)
     assert (done["exit"], len(site.records("run_began"))) == (0, 2)
     assert {cell["status"] for table in done["tables"].values() for cell in table} == {"measured"}
     for same in ("tables", "results"):
