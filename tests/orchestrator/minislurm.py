@@ -149,7 +149,8 @@ class MiniSlurm:
     @contextmanager
     def hidden(self, number: int, folder: Path) -> Iterator[None]:
         """Let a node see an empty folder in the place of this one."""
-        inside = ("nsenter", f"--mount=/proc/{self._daemons[f'node{number}'].pid}/ns/mnt")
+        spaces = f"/proc/{self._daemons[f'node{number}'].pid}/ns"
+        inside = ("nsenter", f"--mount={spaces}/mnt", f"--pid={spaces}/pid_for_children")
         _run(*inside, "mount", "-t", "tmpfs", "tmpfs", str(folder))
         try:
             yield
