@@ -146,6 +146,8 @@ def test_arrays_stay_within_the_sites_limit_and_an_element_that_is_cancelled_whi
 ) -> None:
     """No worker fits beside the head, and the other nodes are drained at first; MaxArraySize is 3."""
     site.cluster_file(memory=ALONE, max_workers=5)
+    short = ("--set", "evaluate.epochs=1")  # leaves what the evaluations need, so that all of them are ready at once
+    site.pdd("run", "WIDE", *short, *site.here(), "--workers", "0")
     site.slurm.run("scontrol", "update", "nodename=node[2-4]", "state=drain", "reason=drill")
     going = site.start("run", "WIDE", *site.on_slurm())
     wait_until(lambda: len(site.jobs("-worker", "PENDING")) == 5, PATIENCE)
