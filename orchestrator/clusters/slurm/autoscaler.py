@@ -312,7 +312,7 @@ class SlurmAutoscaler(PlainNodes):
         failed = [job for job in sorted(lost) if job not in ends or ends[job].failed]
         for job in failed:
             end = ends.get(job, JobEnd("", "", "?"))
-            no_log = f"it left no log; the node may not see {self.run_folder.folder}"
+            no_log = f"it left no log; does the node see {self.run_folder.folder}?"
             why = refusals.get(job) or self.run_folder.last_lines(job, 2) or no_log
             where = f" on {end.node}" if end.node else ""
             sentence = f"worker {job} failed{where} ({end.cause()}): {why}"

@@ -118,6 +118,10 @@ def read_squeue(text: str, name: str) -> list[QueuedJob]:
     ]
 
 
+NO_LOG = "0:53"
+"""The exit code that SLURM gives a job whose log it cannot open: the node lacks the folder."""
+
+
 @dataclass(frozen=True)
 class JobEnd:
     """How a job ended, as the controller remembers it for some minutes."""
@@ -134,6 +138,8 @@ class JobEnd:
 
     def cause(self) -> str:
         """Its exit code for people; a signal by its number."""
+        if self.code == NO_LOG:
+            return "SLURM could not open its log"
         code, _, signal = self.code.partition(":")
         return f"signal {signal}" if signal not in ("", "0") else f"exit code {code}"
 

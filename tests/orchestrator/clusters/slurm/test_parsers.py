@@ -121,6 +121,7 @@ def test_how_jobs_ended_is_read_by_id_with_node_and_cause() -> None:
         "13_0": (False, ""),
     }
     assert [ends[job].cause() for job in ("12", "13_1")] == ["exit code 3", "signal 15"]
+    assert parsers.JobEnd("FAILED", "n1", "0:53").cause() == "SLURM could not open its log"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def _store(site: Site) -> dict[str, Any]:
     [
         (_setup_line, "a setup line of cluster.yaml failed with exit code 1"),
         (_package, "No module named"),
-        (_store, "it left no log"),
+        (_store, "SLURM could not open its log): it left no log; does the node see"),
     ],
 )
 def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(
@@ -156,9 +156,9 @@ def test_arrays_stay_within_the_sites_limit_and_an_element_that_is_cancelled_whi
     site.slurm.run("scancel", waiting[0])
     wait_until(lambda: len(site.jobs("-worker", "PENDING")) == 5, PATIENCE)
     assert waiting[0] not in site.jobs("-worker", "PENDING")
-    site.figures("a waiting element of an array cancelled", before, "submitted 1 worker")
     site.slurm.run("scontrol", "update", "nodename=node[2-4]", "state=resume")
     done = site.end(going)
+    site.figures("a waiting element of an array cancelled", before, "submitted 1 worker")
     assert done["exit"] == 0 and digests(done) == wide
     assert not site.notes("failed on")
 
