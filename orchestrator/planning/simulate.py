@@ -24,7 +24,14 @@ def jobs_to_run(schedule: Schedule, cached: Collection[str]) -> list[str]:
 
 
 def makespan(schedule: Schedule, cached: Collection[str], seconds: Callable[[str], float], workers: int) -> float:
-    """The length of a simulated run, from its first event to its last.
+    """The length in seconds of a run that is simulated as by `ends`."""
+    return max(ends(schedule, cached, seconds, workers).values(), default=0.0)
+
+
+def ends(
+    schedule: Schedule, cached: Collection[str], seconds: Callable[[str], float], workers: int
+) -> dict[str, float]:
+    """When each job of a simulated run would end.
 
     Args:
         schedule: the jobs, targets and limits.
@@ -33,7 +40,7 @@ def makespan(schedule: Schedule, cached: Collection[str], seconds: Callable[[str
         workers: the number of slots.
 
     Returns:
-        Seconds.
+        Seconds since the run began, by key of the jobs that it would compute.
     """
     scheduler = Scheduler(State.initial(schedule))
     running: list[tuple[float, str, str]] = []
@@ -47,8 +54,9 @@ def makespan(schedule: Schedule, cached: Collection[str], seconds: Callable[[str
     for number in range(min(workers, len(schedule.keys))):
         if scheduler.finished is None:
             feed(events.SlotJoined(0.0, f"slot-{number}"))
-    now = 0.0
+    ended: dict[str, float] = {}
     while scheduler.finished is None:
         now, key, slot = heapq.heappop(running)
+        ended[key] = now
         feed(events.JobDone(now, key, slot, seconds(key)))
-    return now
+    return ended

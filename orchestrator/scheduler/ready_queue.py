@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from heapq import heappop, heappush
 from typing import Any
 
-DUE = 0.3
+DUE = 0.4
 """A job is due when its chain takes this share of the work that each slot has before it. At 1 answers come a little
 sooner and the makespan grows; at 0 the longest chain always goes first (docs/performance.md)."""
 UNRANKED = 1 << 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from jobs.graph import Graph, Job
@@ -35,7 +36,8 @@ class RetryLimits:
 class Schedule:
     """The jobs of a graph with their parents and children, the targets, and the limits.
 
-    `remaining_path` is in seconds, the job itself included, `seconds` of the job alone; `rank` says which rows come
+    `remaining_path` is in seconds, the job itself included and those of its group that come after it (`chain_paths`),
+    `seconds` of the job alone; `rank` says which rows come
     first (`rank_rows`). Of the keys that `exclusive` puts into a group,
     at most `limits[group]` run at once. An `open` schedule will be replaced by another one (`events.Replanned`), so the
     run does not end when all its targets are there.
@@ -72,9 +74,41 @@ class Schedule:
             seconds: how long a job takes on one worker.
             more: the optional fields of the class.
         """
-        parents = {job.key: job.parent_keys() for job in graph}
-        path, times = graph.remaining_path(seconds), {job.key: seconds(job) for job in graph}
-        return cls(tuple(graph.jobs), parents, graph.children(), path, frozenset(wanted), seconds=times, **more)
+        parents, children = {job.key: job.parent_keys() for job in graph}, graph.children()
+        times = {job.key: seconds(job) for job in graph}
+        one_by_one = {group for group, limit in more.get("limits", {}).items() if limit == 1}
+        groups = {key: one_by_one.intersection(names) for key, names in more.get("exclusive", {}).items()}
+        path = chain_paths(graph.remaining_path(seconds), children, times, groups)
+        return cls(tuple(graph.jobs), parents, children, path, frozenset(wanted), seconds=times, **more)
+
+
+def chain_paths(
+    path: Mapping[str, float],
+    children: Mapping[str, Sequence[str]],
+    seconds: Mapping[str, float],
+    exclusive: Mapping[str, Iterable[str]],
+) -> dict[str, float]:
+    """The remaining paths when the jobs of a group come one after the other, the longest path first.
+
+    Args:
+        path: seconds of the longest chain that begins with each key.
+        children: the keys that wait for each key, in the order of the graph.
+        seconds: of each job.
+        exclusive: the groups of each key of which one job runs at a time.
+    """
+    order = {key: (-path[key], place) for place, key in enumerate(children)}
+    groups: dict[str, list[str]] = {}
+    for key in sorted(exclusive, key=order.__getitem__):
+        for group in exclusive[key]:
+            groups.setdefault(group, []).append(key)
+    after = {key: list(keys) for key, keys in children.items()}
+    for keys in groups.values():
+        for key, following in pairwise(keys):
+            after[key].append(following)
+    chained: dict[str, float] = {}
+    for key in sorted(path, key=order.__getitem__, reverse=True):
+        chained[key] = seconds[key] + max((chained[other] for other in after[key]), default=0.0)
+    return chained
 
 
 def rank_rows(
