@@ -24,7 +24,14 @@ def jobs_to_run(schedule: Schedule, cached: Collection[str]) -> list[str]:
 
 
 def makespan(schedule: Schedule, cached: Collection[str], seconds: Callable[[str], float], workers: int) -> float:
-    """The length in seconds of a run that is simulated as by `ends`."""
+    """The length in seconds of a simulated run, from its first event to its last.
+
+    Args:
+        schedule: the jobs, targets and limits.
+        cached: the keys whose artifacts are in the store.
+        seconds: how long a job takes, by key.
+        workers: the number of slots.
+    """
     return max(ends(schedule, cached, seconds, workers).values(), default=0.0)
 
 
