@@ -6,6 +6,7 @@
 #   make long     the tests that take minutes: all methods, the report in a browser, exported sets trained again
 #   make quick    the tests not marked slow
 #   make slurm    the tests on a real SLURM of four nodes, started here (root and Debian's packages; minutes)
+#   make bench    what the machine and our code are worth, part by part (minutes): ONLY="driver start" for some parts
 #   make check    ruff, mypy and the direction of imports
 #   make clean    remove caches and build products; .venv and stores of results stay
 #
@@ -15,7 +16,7 @@ PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST_WORKERS ?= 2
 PYTEST := .venv/bin/python -m pytest -q
 
-.PHONY: help venv demo test long quick slurm check lint types arrows clean
+.PHONY: help venv demo test long quick slurm bench check lint types arrows clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -40,8 +41,8 @@ demo: venv
 	.venv/bin/python -m orchestrator.launch
 
 # Several tests at once on few cores: one thread each, or they fight.
-test long quick slurm arrows: export OMP_NUM_THREADS = 1
-test long quick slurm arrows: export MKL_NUM_THREADS = 1
+test long quick slurm bench arrows: export OMP_NUM_THREADS = 1
+test long quick slurm bench arrows: export MKL_NUM_THREADS = 1
 
 test: venv
 	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slurm and not long"
@@ -54,6 +55,9 @@ quick: venv
 
 slurm: venv
 	$(PYTEST) -m slurm
+
+bench: venv
+	.venv/bin/python -m tests.benchmarks $(ONLY) --json bench.json
 
 check: lint types arrows
 
