@@ -179,12 +179,19 @@ def _failed(reason: str, message: str, **more: str) -> JobResult:
     return ended
 
 
+class _LogFile(logging.FileHandler):
+    """A job's log; a line that cannot be written is left out, since the job itself tells of a disk in trouble."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing."""
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     for folder in (path.parent.parent, path.parent):
         make_folder(folder)
     path.touch(0o600)
-    writer = logging.FileHandler(path)
+    writer = _LogFile(path)
     writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     level = root.level

@@ -37,6 +37,7 @@ class Drill:
         folder: of the drill.
         faults: what happens at the writes in the store.
         server: starts commands.
+        experiment: what is run.
         points: how many writes an undisturbed run makes.
         digests: by key, what such a run left.
         chance: of the drill that goes on.
@@ -46,6 +47,7 @@ class Drill:
     folder: Path
     faults: WriteFaults
     server: Server
+    experiment: Path
     points: int = 0
     digests: dict[str, str] = field(default_factory=dict)
     chance: random.Random = field(default_factory=random.Random)
@@ -56,11 +58,11 @@ class Drill:
         return self.folder / "store"
 
     @classmethod
-    def open(cls, folder: Path, library: Path) -> Self:
+    def open(cls, folder: Path, library: Path, experiment: Path = EXPERIMENT) -> Self:
         """Start a server, and do the run once undisturbed."""
         faults = WriteFaults(folder, folder / "store", library)
-        warm = ("run", str(EXPERIMENT), "--workers", "0", "--quiet", "--store", str(folder / "warm"))
-        drill = cls(folder, faults, Server(folder, faults.environment(), warm))
+        warm = ("run", str(experiment), "--workers", "0", "--quiet", "--store", str(folder / "warm"))
+        drill = cls(folder, faults, Server(folder, faults.environment(), warm), experiment)
         drill.begin(0)
         assert drill.run().exit == 0, drill.endings
         drill.points, drill.digests = faults.points, drill.found()
@@ -75,7 +77,7 @@ class Drill:
     # The run, undisturbed or not.
 
     def words(self, workers: int = 0) -> tuple[str, ...]:
-        return ("run", str(EXPERIMENT), "--workers", str(workers), "--quiet", "--store", str(self.store))
+        return ("run", str(self.experiment), "--workers", str(workers), "--quiet", "--store", str(self.store))
 
     def run(self) -> Ended:
         """The run to its end, in one process."""
