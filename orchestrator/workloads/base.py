@@ -208,7 +208,7 @@ class RunResult:
         yield from map(Text, verdict.lines_of(self.verdicts))
         for job in end.failures:
             yield Text(f"FAILED {job['key']} ({job['reason']}): {job['message']}\n       log: {job['log']}")
-        if end.exit == 3:
+        if end.exit == 3 and end.failures:
             yield Text(f"what failed is tried again by: {end.command}")
         elif end.exit:
             yield Text(f"{end.why}; nothing is lost, go on with: {end.command}")

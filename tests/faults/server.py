@@ -1,7 +1,8 @@
 """Commands in forked processes: each is the command line in a process of its own, without the seconds of its imports.
 
 The server imports everything and does one small run; then it forks for every command that it is asked for. A forked
-process may be killed, halted and limited like any other. Ray is left out: those commands start as a shell starts them.
+process may be killed, halted and limited like any other. Ray is left out: those commands start as a shell starts them; and so
+is the measurement of this machine, which takes seconds and does nothing for the tests.
 """
 
 from __future__ import annotations
@@ -26,13 +27,23 @@ START_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class Ended:
-    """What a command left: exit code (negative: the signal; None: it did not end), outputs, MiB at most, seconds."""
+    """What a command left.
+
+    Attributes:
+        exit: the exit code; negative: the signal; None: it did not end.
+        out: its standard output.
+        err: its standard error.
+        mib: the largest resident size, in MiB.
+        seconds: from its start to its end.
+        cpu: seconds of the processor that it took.
+    """
 
     exit: int | None
     out: str
     err: str
     mib: int
     seconds: float
+    cpu: float = 0.0
 
 
 class Server:
@@ -47,7 +58,7 @@ class Server:
     def __init__(self, folder: Path, environment: Mapping[str, str], warm: tuple[str, ...] = ()) -> None:
         self.folder, self.temporary = folder, folder / "temporary"
         self.temporary.mkdir()
-        self._ended: dict[int, tuple[int, int, float]] = {}
+        self._ended: dict[int, tuple[int, int, float, float]] = {}
         self._began: dict[int, float] = {}
         self._buffer = b""
         more = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(self.temporary), **environment}
@@ -88,11 +99,11 @@ class Server:
             except TimeoutError:
                 os.kill(pid, signal.SIGKILL)
                 deadline, late = time.monotonic() + 30, True
-        code, mib, at = self._ended.pop(pid)
+        code, mib, at, cpu = self._ended.pop(pid)
         out, err = (self.folder / f"{pid}.out", self.folder / f"{pid}.err")
         texts = [path.read_text(errors="replace") for path in (out, err)]
         out.unlink(), err.unlink()
-        return Ended(None if late else code, *texts, mib, at - self._began.pop(pid))
+        return Ended(None if late else code, *texts, mib, at - self._began.pop(pid), cpu)
 
     def run(self, *words: str, seconds: float = 120.0, cwd: Path | None = None, memory: int = 0) -> Ended:
         """Do a command to its end."""
@@ -117,7 +128,7 @@ class Server:
         self._errors.close()
 
     def _note(self, line: dict[str, Any]) -> None:
-        self._ended[line["ended"]] = line["exit"], line["mib"], time.monotonic()
+        self._ended[line["ended"]] = line["exit"], line["mib"], time.monotonic(), line["cpu"]
 
     def _line(self, seconds: float) -> dict[str, Any]:
         """The next line of the server.
@@ -153,7 +164,8 @@ def serve(answers: int) -> None:
             pid = children.pop(descriptor)
             os.close(descriptor)
             _, status, usage = os.wait4(pid, 0)
-            _say(answers, {"ended": pid, "exit": os.waitstatus_to_exitcode(status), "mib": usage.ru_maxrss // 1024})
+            code, cpu = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+            _say(answers, {"ended": pid, "exit": code, "mib": usage.ru_maxrss // 1024, "cpu": cpu})
         if source in readable:
             fresh = source.read(65536)
             more, buffer = bool(fresh), buffer + (fresh or b"")
@@ -197,9 +209,11 @@ def _become(order: dict[str, Any], answers: int) -> NoReturn:
 
 
 def _run(words: list[str]) -> int:
-    """Do a command in this process, as `main` does; its exit code."""
+    """Do a command in this process, as `main` does; its exit code. `decode PATH` reads a data set whole."""
     from orchestrator import launch
 
+    if words[:1] == ["decode"]:
+        return _decode(Path(words[1]))
     sys.argv = ["pdd", *words]
     try:
         launch.main()
@@ -208,7 +222,22 @@ def _run(words: list[str]) -> int:
     return 71
 
 
+def _decode(path: Path) -> int:
+    from jobs.errors import BadInput
+    from workers.data import sources
+
+    try:
+        sources.read(sources.Source(layout="auto", path=path, place="decode"))
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
 def main() -> None:
+    from workers.training import speed
+
+    speed.slowness = lambda *_, **__: 1.0
     answers = os.dup(1)
     os.dup2(2, 1)
     if len(sys.argv) > 1:

@@ -6,17 +6,6 @@ processes cannot be seen by the others. All that a claim promises must hold by h
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from dataclasses import replace
-from pathlib import Path
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-from workers.store.claims import Claim, Claims
-
 KEY = "distil-demo-0123456789abcdef"
 LEASE = 30.0
 
