@@ -1,8 +1,8 @@
 """Commands in forked processes: each is the command line in a process of its own, without the seconds of its imports.
 
 The server imports everything and does one small run; then it forks for every command that it is asked for. A forked
-process may be killed, halted and limited like any other. Ray is left out: those commands start as a shell starts them; and so
-is the measurement of this machine, which takes seconds and does nothing for the tests.
+process may be killed, halted and limited like any other. Left out are Ray, whose commands start as a shell starts
+them, and the measurement of this machine, which takes seconds and does nothing for the tests.
 """
 
 from __future__ import annotations
