@@ -164,13 +164,15 @@ def _images(count: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
-def _labels(count: int) -> list[int]:
-    return [number % 2 for number in range(count)]
+def _labels(count: int, classes: int = 2) -> list[int]:
+    return [number % classes for number in range(count)]
 
 
 def write_idx(folder: Path, zipped: bool = False) -> None:
+    folder = folder / "MNIST" / "raw"
+    folder.mkdir(parents=True)
     for split, count in (("train", 2 * TRAIN), ("t10k", 2 * TEST)):
-        arrays = {"images-idx3": _images(count, (8, 8)), "labels-idx1": np.array(_labels(count), np.uint8)}
+        arrays = {"images-idx3": _images(count, (8, 8)), "labels-idx1": np.array(_labels(count, 10), np.uint8)}
         for part, array in arrays.items():
             content = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.tobytes()
             name = f"{split}-{part}-ubyte"
@@ -216,6 +218,25 @@ def write_parquet(folder: Path) -> None:
         pq.write_table(pa.table({"img": column, "label": pa.array(_labels(count))}), folder / f"{split}.parquet")
 
 
+def write_npz(folder: Path) -> None:
+    arrays = {
+        f"{split}_{part}": _images(count, (8, 8)) if part == "images" else np.array(_labels(count))
+        for split, count in (("train", 2 * TRAIN), ("test", 2 * TEST))
+        for part in ("images", "labels")
+    }
+    np.savez(folder / "data.npz", **arrays)
+
+
+def write_metadata(folder: Path) -> None:
+    for split, count in (("train", 2 * TRAIN), ("test", 2 * TEST)):
+        (folder / split).mkdir()
+        lines = ["file_name,label"]
+        for number, pixels in enumerate(_images(count, (8, 8, 3))):
+            (folder / split / f"{number}.png").write_bytes(_picture(pixels, "PNG"))
+            lines.append(f"{number}.png,{'ant' if number % 2 else 'bee'}")
+        (folder / split / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "idx": write_idx,
     "zipped idx": write_zipped_idx,
@@ -223,6 +244,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "class folders of PNG": write_folders,
     "class folders of JPEG": write_jpeg_folders,
     "Parquet": write_parquet,
+    ".npz": write_npz,
+    "pictures with metadata.csv": write_metadata,
 }
 
 
