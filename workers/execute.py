@@ -185,6 +185,11 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing."""
 
+    def close(self) -> None:
+        """Close the file, whether the rest can be written or not."""
+        with suppress(OSError):
+            super().close()
+
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:

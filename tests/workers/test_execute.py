@@ -380,3 +380,10 @@ def test_a_store_that_cannot_be_written_is_a_sentence_and_no_traceback(
     ended = run(workshop, job)
     assert (ended["status"], ended["reason"]) == ("failed", "input") and "Read-only" in ended["message"]
     assert not caplog.records
+
+
+def test_a_log_that_cannot_be_written_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    log = module._LogFile("/dev/full")
+    log.handle(logging.makeLogRecord({"msg": "a line", "levelno": logging.INFO, "levelname": "INFO"}))
+    log.close()
+    assert capsys.readouterr().err == ""

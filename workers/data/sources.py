@@ -33,7 +33,7 @@ from jobs.plugins import FORM, is_plug_in
 from workers.data.layouts import Bytes, Labels, Opened, Reader, Shape, Source, Split
 from workers.data.readers.array_files import NPZ
 from workers.data.readers.class_folders import FOLDER, flat_hint
-from workers.data.readers.image_paths import name_below, passed_over, seen_at
+from workers.data.readers.image_paths import name_below, passed_over, seen_at, special_file
 from workers.data.readers.metadata_files import METADATA
 from workers.data.readers.parquet_files import PARQUET, SAVED
 from workers.data.readers.pictures import in_threads, with_size
@@ -281,6 +281,8 @@ def _existing_path(source: Source) -> Path:
     path = _path(source)
     if path is None or not path.exists():
         raise source.refusal(f"{_fetch(source.layout)}, and give its path", value=path and str(path))
+    if (special := special_file(path)) is not None:
+        raise source.refusal("remove it: it is a pipe, a socket or a device, and no file", value=str(special))
     return path
 
 

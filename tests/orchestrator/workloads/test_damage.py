@@ -166,6 +166,8 @@ def test_a_full_disk_at_the_report_ends_in_3_with_the_results(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("orchestrator.workloads.experiments.write_report", full)
-    document = run(Store.open(finished.copy(tmp_path))).to_json()
+    result = run(Store.open(finished.copy(tmp_path)))
+    document = result.to_json()
+    assert any("could not be written (No space left" in str(line) for line in result.lines())
     assert document["exit"] == 3 and "report could not be written (No space left" in document["why"]
     assert document["jobs"]["failed"] == 0 and document["report"] is None and document["results"]

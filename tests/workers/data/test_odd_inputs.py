@@ -48,6 +48,18 @@ def test_pictures_in_subfolders_of_a_class_belong_to_it(tmp_path: Path) -> None:
     assert values(arrays.train_images) == [3, 0, 1, 10, 11]
 
 
+def test_a_pipe_or_a_device_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
+    write_folders(tmp_path)
+    odd = tmp_path / "train" / "ant" / "c.png"
+    os.mkfifo(odd)
+    assert "a pipe, a socket or a device" in refused("auto", tmp_path).fix
+    odd.unlink()
+    odd.symlink_to("/dev/zero")
+    assert "a pipe, a socket or a device" in refused("auto", tmp_path).fix
+    os.mkfifo(tmp_path / "data.npz")
+    assert "a pipe, a socket or a device" in refused("auto", tmp_path / "data.npz").fix
+
+
 def test_a_picture_in_a_subfolder_is_in_the_fingerprint(tmp_path: Path) -> None:
     write_folders(tmp_path)
     save(tmp_path / "train" / "ant" / "deep" / "x.png", shade(3))

@@ -52,6 +52,16 @@ def pictures_below(path: Path, above: frozenset[Path] = frozenset()) -> Iterator
         yield from pictures_below(folder, above | {here})
 
 
+def special_file(path: Path) -> Path | None:
+    """A pipe, a socket or a device at or below a path, which might be read for ever; None if there is none."""
+    if not path.is_dir():
+        return path if path.exists() and not path.is_file() else None
+    with os.scandir(path) as entries:
+        others = [entry for entry in entries if not entry.name.startswith(".") and not entry.is_file()]
+    inner = (special_file(path / entry.name) for entry in others if not (entry.is_symlink() and entry.is_dir()))
+    return next((special for special in inner if special is not None), None)
+
+
 def name_below(root: Path, path: Path) -> str:
     """The name of a file relative to a folder above it; `relative_to` takes ten times as long."""
     text, above = str(path), os.path.join(root, "")
