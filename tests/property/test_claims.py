@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,6 +37,8 @@ class ClaimsOfHosts(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.now = 1_000_000.0
         self.holders: dict[str, Held] = {}
+        self.starts: Counter[str] = Counter()
+        """How often each host came back; its processes of before are gone, though this test's process is not."""
         self.beat_at = self.now
 
     @initialize(off=st.tuples(*[st.floats(-MOST_OFF, MOST_OFF)] * len(HOSTS)))
@@ -47,7 +50,7 @@ class ClaimsOfHosts(RuleBasedStateMachine):
 
     def on(self, name: str) -> Any:
         """What the block does is done on that host."""
-        return mock.patch.object(socket, "gethostname", lambda: name)
+        return mock.patch.object(socket, "gethostname", lambda: f"{name}{self.starts[name]}")
 
     @rule(name=host)
     def take(self, name: str) -> None:
@@ -76,7 +79,8 @@ class ClaimsOfHosts(RuleBasedStateMachine):
     @rule()
     def die(self) -> None:
         """The holder's host is gone; its claim stays until everybody must take it for dead."""
-        self.holders.popitem()
+        name, _ = self.holders.popitem()
+        self.starts[name] += 1
         self.now += LEASE + 2 * MOST_OFF + 1
 
     @rule(seconds=st.floats(0, BEAT))
