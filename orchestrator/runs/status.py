@@ -196,7 +196,7 @@ def _running(standing: dict[str, str], claims: Iterable[Claim], now: float) -> l
             "key": key,
             "kind": kind_of(key),
             "host": by_key[key].host if key in by_key else "",
-            "seconds": round(now - by_key[key].claimed_at, 1) if key in by_key else 0.0,
+            "seconds": max(0.0, round(now - by_key[key].claimed_at, 1)) if key in by_key else 0.0,
             "progress": round(by_key[key].done, 3) if key in by_key else 0.0,
             "note": by_key[key].note if key in by_key else "",
         }

@@ -7,8 +7,9 @@ ADVISORY: if a claim is lost, the worst outcome is work done twice, never a wron
 keeps the first whole artifact of a key, whoever made it. So nothing here is fsynced, and an unreadable claim
 counts as dead.
 
-A claim is dead when its process is gone (same host), or when it has not been beaten for a lease (another
-host, where nobody can look). The lease compares two hosts' clocks: they should agree to a fraction of it.
+A claim is dead when its process is gone (same host), or when it has not changed for a lease (another host, where
+nobody can look). Whoever judges it watches it for as long, by its own clock: what times the claim says are another
+host's, and may lie an hour or ten years ahead.
 
 A dead claim is never removed before its successor stands. Among several takers the heir is the one that
 creates the claim's heir file, by the same exclusive link that creates a claim; it then looks again at the
@@ -32,7 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from workers.store.files import NotAPlainFile, open_private, read_plain
+from workers.store.files import NotAPlainFile, is_plain, open_private, read_plain
 from workers.store.processes import Process
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 _SECONDS_BETWEEN_BEATS = 1.0
 _BEATS_PER_LEASE = 6
 _ATTEMPTS = 3
+
+_watched: dict[tuple[Path, str], tuple[float, float]] = {}
+"""By file and owner, the beat of a claim of another host, and when this process first saw it, by its own clock."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +87,22 @@ class Claims:
 
     Args:
         store_root: the store's folder; `claims/` and `tmp/` are made in it when first needed.
-        lease_seconds: how long a silent claim of another host is believed.
-        clock: unix seconds.
+        lease_seconds: how long a claim of another host is believed that does not change.
+        clock: unix seconds, for people.
+        steady: seconds by which claims are watched.
     """
 
-    def __init__(self, store_root: Path, lease_seconds: float = 30.0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store_root: Path,
+        lease_seconds: float = 30.0,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = Path(store_root) / "claims"
         self._temporary = Path(store_root) / "tmp"
         self.lease_seconds = lease_seconds
-        self.clock = clock
+        self.clock, self._steady = clock, steady
 
     def take(self, key: str, run: str) -> Held | None:
         """Claim a key; None if somebody alive holds it.
@@ -121,9 +132,16 @@ class Claims:
         return [claim for path in paths if (claim := _parsed(_content(path) or b"")) is not None]
 
     def alive(self, claim: Claim) -> bool:
-        """Whether its process still runs or, where that cannot be seen, beat within the lease."""
-        running = claim.process.running()
-        return self.clock() - claim.beat_at <= self.lease_seconds if running is None else running
+        """Whether its process still runs or, where that cannot be seen, it changed within a lease of looking at it."""
+        running, now = claim.process.running(), self._steady()
+        if running is not None:
+            return running
+        place = (self._path(claim.key), claim.owner)
+        beat, since = _watched.get(place, (None, now))
+        if beat != claim.beat_at:
+            since = now
+            _watched[place] = claim.beat_at, since
+        return now - since <= self.lease_seconds
 
     def put(self, claim: Claim) -> None:
         """Write a claim over the one that stands, in one step; for its holder."""
@@ -302,7 +320,13 @@ def _parsed(content: bytes) -> Claim | None:
     try:
         document = json.loads(content)
         claim = Claim(**{f.name: document[f.name] for f in fields(Claim) if f.name in document})
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
-    sound = isinstance(claim.pid, int) and isinstance(claim.beat_at, int | float)
-    return claim if sound else None
+    texts = (claim.key, claim.run, claim.owner, claim.host, claim.process_start, claim.note, claim.pid_space)
+    numbers = (claim.pid, claim.claimed_at, claim.beat_at, claim.done)
+    sound = all(isinstance(text, str) for text in texts) and all(map(_is_number, numbers)) and is_plain(claim.key)
+    return claim if sound and isinstance(claim.pid, int) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 2**63

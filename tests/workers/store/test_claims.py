@@ -21,6 +21,8 @@ from workers.store.claims import Claim, Claims, Held
 from workers.store.processes import Process
 
 KEY = "distil-demo-0123456789abcdef"
+GONE: dict[str, Any] = {"host": Process.current().host, "pid": 2**31 - 1}
+"""What the claim of a process of this host says that is no more."""
 ROOT = Path(__file__).resolve().parents[3]
 
 HOLDER = """
@@ -64,7 +66,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def claims(tmp_path: Path, clock: Clock) -> Claims:
-    return Claims(tmp_path, clock=clock)
+    return Claims(tmp_path, clock=clock, steady=clock)
 
 
 @pytest.fixture
@@ -236,6 +238,7 @@ def test_a_claim_whose_pid_is_used_by_a_later_process_is_dead(claims: Claims) ->
 
 def test_a_claim_of_another_host_is_believed_for_a_lease(claims: Claims, clock: Clock) -> None:
     theirs = by_hand(claims)
+    assert claims.take(KEY, "our-run") is None
     clock.now += 29
     assert claims.alive(theirs) and claims.take(KEY, "our-run") is None
     clock.now += 2
@@ -244,18 +247,59 @@ def test_a_claim_of_another_host_is_believed_for_a_lease(claims: Claims, clock: 
         assert claims.read(KEY) == held.claim
 
 
+@pytest.mark.parametrize("ahead", [-3600.0, 600.0, 3e8])
+def test_whatever_another_hosts_clock_says_its_claim_lives_while_it_changes(
+    claims: Claims, clock: Clock, ahead: float
+) -> None:
+    for _ in range(5):
+        by_hand(claims, beat_at=clock.now + ahead)
+        assert claims.take(KEY, "our-run") is None
+        clock.now += 25
+    clock.now += 6
+    taken(claims).release()
+
+
+def test_a_claim_is_watched_across_the_attempts_of_a_process(claims: Claims, clock: Clock, tmp_path: Path) -> None:
+    by_hand(claims, beat_at=clock.now + 1e9)
+    assert Claims(tmp_path, clock=clock, steady=clock).take(KEY, "our-run") is None
+    clock.now += 31
+    taken(Claims(tmp_path, clock=clock, steady=clock)).release()
+
+
 def test_a_long_silence_on_the_same_host_is_not_death(claims: Claims, clock: Clock, held: Held) -> None:
     clock.now += 3600
     assert claims.take(KEY, "another-run") is None and not held.lost()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": "distil-x"}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": "distil-x"}', b"\xff\xfe", b"[" * 100_000])
 def test_an_unreadable_claim_counts_as_dead(claims: Claims, content: bytes) -> None:
     by_hand(claims)
     claim_file(claims).write_bytes(content)
     assert claims.read(KEY) is None and claims.all() == []
     taken(claims).release()
     assert claims.all() == []
+
+
+def test_a_pipe_in_the_place_of_a_claim_counts_as_a_dead_one(claims: Claims) -> None:
+    by_hand(claims)
+    claim_file(claims).unlink()
+    os.mkfifo(claim_file(claims))
+    assert claims.read(KEY) is None and claims.all() == []
+    taken(claims).release()
+
+
+ODD = [
+    {"owner": []}, {"host": 5}, {"note": None}, {"pid": "x"}, {"pid": 10**30}, {"beat_at": float("nan")},
+    {"beat_at": "now"}, {"claimed_at": {}}, {"done": "half"}, {"key": "../x"}, {"pid_space": 7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", ODD)
+def test_a_claim_with_a_field_of_an_odd_type_counts_as_dead(claims: Claims, changes: dict[str, object]) -> None:
+    document = asdict(by_hand(claims))
+    claim_file(claims).write_text(json.dumps(document | changes))
+    assert claims.read(KEY) is None and claims.all() == []
+    taken(claims).release()
 
 
 def test_a_claim_of_a_later_version_can_be_read(claims: Claims) -> None:
@@ -267,7 +311,7 @@ def test_a_claim_of_a_later_version_can_be_read(claims: Claims) -> None:
 def test_a_claim_that_was_beaten_while_we_judged_it_is_left_alone(
     claims: Claims, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_hand(claims)
+    assert claims.alive(by_hand(claims))
     clock.now += 31
     inherit = Claims._inherit
 
@@ -285,7 +329,7 @@ def test_a_claim_that_was_beaten_while_we_judged_it_is_left_alone(
 def test_an_heir_that_died_half_way_is_inherited_too(
     claims: Claims, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    by_hand(claims)
+    assert claims.alive(by_hand(claims))
     clock.now += 31
 
     def die(source: Path, target: Path) -> None:
@@ -370,7 +414,7 @@ def test_of_eight_threads_exactly_one_inherits_a_dead_claim(tmp_path: Path) -> N
     for trial in range(25):
         claims = Claims(tmp_path / str(trial))
         (tmp_path / str(trial)).mkdir()
-        by_hand(claims, beat_at=0.0)
+        by_hand(claims, **GONE)
         barrier = threading.Barrier(8)
         winners: list[Held] = []
 
@@ -394,7 +438,7 @@ def test_of_racing_processes_exactly_one_takes_each_key_dead_or_free(tmp_path: P
     keys = 60
     claims = Claims(tmp_path)
     for number in range(0, keys, 2):
-        by_hand(claims, key=f"distil-n{number}", beat_at=0.0)
+        by_hand(claims, key=f"distil-n{number}", **GONE)
     racers = [start(RACER, tmp_path, keys) for _ in range(4)]
     try:
         assert [first_line(racer) for racer in racers] == ["ready"] * 4
