@@ -34,7 +34,7 @@ EXPERIMENTS = {
     "LONG": EXPERIMENT | {"set": {"distil.iterations": 12_000}},
     "SLOW": EXPERIMENT | {"arms": [{"method": "mtt", "ipc_per_stage": 1}], "set": {"distil.iterations": 9_000}},
     "WIDE": WIDE_EXPERIMENT | {"networks": 8, "set": {"evaluate.epochs": 200}},
-    "FLOW": WIDE_EXPERIMENT | {"networks": 320, "set": {"evaluate.epochs": 100}},
+    "FLOW": WIDE_EXPERIMENT | {"networks": 600, "set": {"evaluate.epochs": 100}},
     "FLOWN": WIDE_EXPERIMENT | {"networks": 2, "set": {"evaluate.epochs": 100}},
 }
 """The experiments that these words stand for, each sized where a core does a hundred iterations a second.
