@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.cli import job, monitor, planning, runs, store
+from orchestrator.cli import job, monitor, planning, runs, store, trust
 from orchestrator.cli import options as cli
+from workers.runtime import plugins
 
 app = typer.Typer(
     name="pdd",
@@ -20,6 +21,7 @@ app = typer.Typer(
 def start(options: cli.Options, context: typer.Context) -> None:
     """Progressive dataset distillation on one machine or a cluster."""
     context.obj = options
+    plugins.before_import = trust.confirm
     if context.invoked_subcommand is None:
         runs.run_experiments(None, options)
 
