@@ -13,6 +13,7 @@ from orchestrator.clusters.config import Target, usable_cores
 from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
 from orchestrator.clusters.versions import PACKAGES, package_versions
+from orchestrator.planning.host_speed import host_speed
 from workers.store.store import Store
 
 _FREE_GIB = 5
@@ -21,7 +22,8 @@ _SHM_GIB = 0.5
 
 def examine(place: Target) -> list[Finding]:
     """All checks of this machine, cheap ones first; of one that only submits to SLURM, those that it needs for that."""
-    workers_here = [] if place.cluster.kind == "slurm" else [_cores(place), _temporary_folder(), _shared_memory()]
+    here = place.cluster.kind != "slurm"
+    workers_here = [_cores(place), _speed(place), _temporary_folder(), _shared_memory()] if here else []
     return [_python(), *_packages(), *workers_here, *_store(place.store)]
 
 
@@ -53,6 +55,12 @@ def _cores(place: Target) -> Finding:
     return Finding(
         "workers", workers <= cores, f"{workers} workers on {cores} cores", f"use --workers {cores} or fewer"
     )
+
+
+def _speed(place: Target) -> Finding:
+    timed = host_speed(place.cluster.count())
+    text = f"a core takes {timed.slowness:.2f} times as long as at the calibration, timed on {timed.date}"
+    return Finding("speed", True, text)
 
 
 def _temporary_folder() -> Finding:

@@ -14,6 +14,7 @@ from jobs.experiment import Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
+from orchestrator.planning.host_speed import host_speed
 from orchestrator.scheduler.schedule import Row, Schedule, rank_rows
 from workers.store.store import Manifest, Store
 
@@ -102,14 +103,10 @@ def stored_manifests(graph: Graph, store: Store) -> Iterator[tuple[str, Manifest
 def machine_of(scale: str, workers: int) -> cost.Machine:
     """What a worker is assumed to be.
 
-    The published scale is for GPUs; other scales are for cores of this machine, as fast as one was for a moment with
-    as many workers at once.
+    The published scale is for GPUs; other scales are for cores of this machine, as fast as one was when it was timed
+    with as many workers at once.
     """
-    if scale == "paper":
-        return cost.GPU
-    from workers.training import speed  # takes torch along
-
-    return cost.CORE.slower(speed.slowness(workers))
+    return cost.GPU if scale == "paper" else cost.CORE.slower(host_speed(workers).slowness)
 
 
 def uninterrupted(job: Job, seconds: float) -> float:

@@ -368,7 +368,7 @@ def _by_source(running: Sequence[str], estimated: Durations) -> dict[DurationSou
 def _assumption(machine: cost.Machine) -> str:
     if machine.name == cost.GPU.name:
         return f"estimates assume {machine.rate / 1e12:g} TFLOP/s, reported of an RTX 3090; no GPU was measured"
-    return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as one here did for a moment"
+    return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as those here when they were timed"
 
 
 def _budget_json(selection: BudgetSelection[PlannedCell]) -> dict[str, Any]:

@@ -13,12 +13,24 @@ from orchestrator.clusters import doctor
 from orchestrator.clusters.config import LocalClusterSpec, Target
 from orchestrator.clusters.doctor import examine
 from orchestrator.clusters.finding import Finding
+from orchestrator.planning.host_speed import HostSpeed
 
 
 def findings(root: Path | str, workers: int = 1) -> dict[str, Finding]:
     found = examine(Target("local", LocalClusterSpec(workers=workers), str(root)))
     assert len({one.name for one in found}) == len(found)
     return {one.name: one for one in found}
+
+
+@pytest.fixture(autouse=True)
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose speed is known: to time it takes seconds."""
+    monkeypatch.setattr(doctor, "host_speed", lambda workers: HostSpeed(0.8, 1.7e9))
+
+
+def test_how_fast_a_core_is_and_since_when_that_is_known_is_shown(tmp_path: Path) -> None:
+    found = findings(tmp_path)["speed"]
+    assert found.ok and "0.80 times as long" in found.found and "2023-11-14" in found.found
 
 
 class Usage(NamedTuple):

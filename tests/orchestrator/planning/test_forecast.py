@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -211,9 +212,18 @@ def test_each_duration_says_where_it_comes_from(tmp_path: Path) -> None:
     assert counted == {"measured": 1, "corrected": kinds["experts"] - 1, "calibrated": rest, "assumed": 0}
 
 
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder in which no speed is remembered."""
+    monkeypatch.setenv("PDD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.usefixtures("fresh_cache")
 def test_the_papers_scale_is_estimated_for_a_gpu_and_reduced_ones_for_a_core_as_fast_as_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     assert machine_of("paper", 256) == cost.GPU
     monkeypatch.setattr(speed, "slowness", lambda workers: float(workers))
     assert machine_of("tiny", 1) == cost.CORE
@@ -221,6 +231,7 @@ def test_the_papers_scale_is_estimated_for_a_gpu_and_reduced_ones_for_a_core_as_
     assert (half.rate, half.call, half.start) == (cost.RATE / 2, 2 * cost.CALL, 2 * cost.START)
 
 
+@pytest.mark.usefixtures("fresh_cache")
 def test_experiments_are_estimated_for_the_machine_of_their_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

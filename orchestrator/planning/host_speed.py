@@ -1,0 +1,48 @@
+"""How fast this host's cores are: timed once, remembered in the user's cache folder, and timed anew after a week.
+
+A measurement takes some seconds, most of them to import torch in as many processes as there will be workers, and what
+is planned changes more often than the host. `pdd doctor` shows what is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from workers.data.remembered import Memory
+from workers.store.versions import installed_versions
+
+KEPT_SECONDS = 7 * 86_400.0
+"""For how long a measurement is believed: kernels, clocks and neighbours change."""
+
+
+@dataclass(frozen=True)
+class HostSpeed:
+    """How many times as long as at the calibration of `jobs.cost` work takes here, and when (unix) that was timed."""
+
+    slowness: float
+    at: float
+
+    @property
+    def date(self) -> str:
+        """The day on which it was timed."""
+        return datetime.fromtimestamp(self.at, UTC).date().isoformat()
+
+
+def host_speed(workers: int) -> HostSpeed:
+    """The speed of a core of this host when so many workers are busy."""
+    cores, memory = len(os.sched_getaffinity(0)), Memory.beside(None)
+    name = f"speed-{hashlib.sha256(platform.node().encode()).hexdigest()[:16]}-{min(workers, cores)}"
+    state = f"{platform.machine()}, {cores} cores, torch {installed_versions(('torch',)).get('torch')}"
+    known = memory.recall(name, state)
+    if known is not None and 0 <= time.time() - known["at"] < KEPT_SECONDS:
+        return HostSpeed(known["slowness"], known["at"])
+    from workers.training import speed  # takes torch along
+
+    timed = HostSpeed(speed.slowness(workers), time.time())
+    memory.remember(name, state, {"slowness": timed.slowness, "at": timed.at})
+    return timed

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from orchestrator.planning import host_speed as module
+from orchestrator.planning.host_speed import KEPT_SECONDS, host_speed
+from workers.training import speed
+
+
+@pytest.fixture
+def timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of workers for which the host was timed; each measurement is slower than the last by one."""
+    taken: list[int] = []
+
+    def slowness(workers: int) -> float:
+        taken.append(workers)
+        return float(len(taken))
+
+    monkeypatch.setenv("PDD_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(speed, "slowness", slowness)
+    return taken
+
+
+def test_a_host_is_timed_once_for_as_many_workers_as_it_has_cores(timings: list[int]) -> None:
+    assert [host_speed(workers).slowness for workers in (1, 2, 1, 2, 3, 256)] == [1.0, 2.0, 1.0, 2.0, 2.0, 2.0]
+    assert timings == [1, 2]
+
+
+def test_it_is_timed_anew_after_a_week_and_by_another_torch_or_host(
+    timings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = host_speed(2)
+    monkeypatch.setattr(module.time, "time", lambda: first.at + KEPT_SECONDS - 1)
+    assert host_speed(2) == first
+    monkeypatch.setattr(module.time, "time", lambda: first.at + KEPT_SECONDS + 1)
+    assert host_speed(2).slowness == 2.0
+    monkeypatch.setattr(module, "installed_versions", lambda packages: {"torch": "99"})
+    assert host_speed(2).slowness == 3.0
+    monkeypatch.setattr(module.platform, "node", lambda: "elsewhere")
+    assert host_speed(2).slowness == 4.0
+
+
+def test_a_damaged_memory_is_no_memory(timings: list[int], tmp_path: Path) -> None:
+    host_speed(2)
+    (file,) = tmp_path.rglob("speed-*.json")
+    file.write_text(file.read_text().replace("1.0", "9.0"))
+    assert host_speed(2).slowness == 2.0
