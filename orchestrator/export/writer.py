@@ -10,7 +10,7 @@
 
 Multi-formation images are decoded, since a stranger has no decoder. Real test images come along only if their licence
 is known to allow it, or if the user says so. The folder is built beside its place and renamed into it, so it is there
-whole or not at all; a folder that holds anything is never touched. As everywhere, files are 0600 and folders 0700.
+whole or not at all; a folder that holds anything is never touched. Who may read it is what the umask says.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def write(
     beside = folder.parent / f".{folder.name}.{uuid4().hex[:8]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir(mode=0o700)
+        beside.mkdir()
     except OSError as error:
         fix = f"give a folder that can be made ({error.strerror})"
         raise BadInput("command line", "--out", str(folder), fix) from error
     try:
         contents = _fill(beside, source, store, with_test or card.may_travel(source.data.name), as_files)
-        files = _sealed(beside)
+        files = _digests(beside)
         _refuse_taken(folder)
         os.rename(beside, folder)  # onto an empty folder at most
     finally:
@@ -136,9 +136,9 @@ def _refuse_taken(folder: Path) -> None:
 
 
 def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool, as_files: bool) -> card.Contents:
-    """All files but for their permissions."""
+    """All files."""
     for name in ("data", "exact"):
-        (folder / name).mkdir(mode=0o700)
+        (folder / name).mkdir()
     key = source.dataset.key
     transform = datasets.read_transform(store.path(key, datasets.TRANSFORM))
     tested, answers, class_names = datasets.read_split(store.path(key, "test.arrow"))
@@ -235,10 +235,7 @@ def _provenance(source: ExportSource, store: Store) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _sealed(folder: Path) -> dict[str, str]:
-    """Make all files and folders private; the sha256 of the files by name."""
-    paths = sorted(folder.rglob("*"))
-    files = [path for path in paths if path.is_file()]
-    for path in paths:
-        path.chmod(0o600 if path.is_file() else 0o700)
+def _digests(folder: Path) -> dict[str, str]:
+    """The sha256 of the files by name."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}

@@ -5,13 +5,13 @@
     *.csv  *.json  *.parquet   the results as each report names them
     jobs.parquet               every job: its seconds, its digest, and what it was made from
 
-The page shows only files beside it, so the folder can be copied anywhere. It is private (0700, its files 0600).
+The page shows only files beside it, so the folder can be copied anywhere. What it may be read
+by is what the umask allows.
 """
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -66,10 +66,9 @@ def write(
     files = {REPORT: markdown(page).encode(), HTML: html(page).encode()}
     files |= {picture.name: picture.png for picture in page.pictures()}
     files |= {**data, JOBS: parquet(_job_rows(plan, store), JOBS_SCHEMA)}
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with open(folder / name, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(content)
+        (folder / name).write_bytes(content)
     return [folder / name for name in files]
 
 

@@ -11,7 +11,6 @@ best.yaml                    ready for `run`
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,8 @@ def table(rows: Sequence[Row], sweep: Sweep) -> tuple[tuple[str, ...], list[tupl
 
 
 def write(folder: Path, sweep: Sweep, rows: Sequence[Row], winners: Sequence[TrialState], command: str) -> list[Path]:
-    """Write the report over an earlier one in the same folder (0700; its files 0600); the page first."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Write the report over an earlier one in the same folder, as the umask allows; the page first."""
+    folder.mkdir(parents=True, exist_ok=True)
     picture, png, caption = _picture(sweep, rows)
     files = {
         "trials.parquet": _parquet([_trial_record(row, sweep) for row in rows]),
@@ -128,8 +127,7 @@ def _parquet(records: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    with open(path, "wb", opener=lambda where, flags: os.open(where, flags, 0o600)) as file:
-        file.write(content)
+    path.write_bytes(content)
     return path
 
 

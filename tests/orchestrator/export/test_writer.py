@@ -25,6 +25,7 @@ from orchestrator.export import chain as chains
 from orchestrator.export import writer
 from orchestrator.export.chain import ExportSource
 from orchestrator.runs.journal import NAME, Journal
+from tests.orchestrator.umask import mask
 from tests.workers.workshop import ONE_STAGE, TWO_STAGES, Workshop
 from workers.data import dataset, multi_formation, synthetic_set
 from workers.data.sources import Source, inspect
@@ -78,11 +79,11 @@ def run_program(folder: Path, text: str | None = None) -> tuple[float, float, in
 # The folder.
 
 
-def test_the_folder_holds_what_it_says_and_nobody_else_can_read_it(exported: writer.ExportedFolder) -> None:
+def test_the_folder_holds_what_it_says_and_follows_the_umask(exported: writer.ExportedFolder) -> None:
     names = "README.md grid.png provenance.json exact/train.parquet"
     assert set(exported.files) == {*names.split(), TRAIN, TEST, "exact/test.parquet", "exact/transform.npz"}
     for path in [exported.folder, *exported.folder.rglob("*")]:
-        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~mask(), path
     assert [path.name for path in exported.folder.parent.iterdir()] == ["set"]
 
 
@@ -412,9 +413,9 @@ def test_torchvision_reads_the_class_folders(with_files: writer.ExportedFolder) 
     assert "ImageFolder(" in text and "`folders/train/<class>/`" in text
 
 
-def test_class_folders_are_as_private_and_as_listed_as_all_else(with_files: writer.ExportedFolder) -> None:
+def test_class_folders_follow_the_umask_and_are_listed_as_all_else(with_files: writer.ExportedFolder) -> None:
     for path in [with_files.folder, *with_files.folder.rglob("*")]:
-        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~mask(), path
     assert sum(name.endswith(".png") for name in with_files.files) == 1 + 20 + 200
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import stat
 import subprocess
@@ -145,12 +146,16 @@ def test_every_job_is_in_a_file_of_its_own_with_what_it_was_made_from(written: t
     assert by_key[second]["digest"] is None and by_key[second]["seconds"] is None
 
 
-def test_the_report_is_private_and_can_be_written_again(store: Store, tmp_path: Path) -> None:
+def test_the_report_follows_the_umask_and_can_be_written_again(store: Store, tmp_path: Path) -> None:
     plan, _ = half_done(store)
     folder = tmp_path / "deep" / "report"
-    assert write(folder, plan, store, RUN) == write(folder, plan, store, RUN)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    before = os.umask(0o027)
+    try:
+        assert write(folder, plan, store, RUN) == write(folder, plan, store, RUN)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
 
 
 def test_a_report_of_nothing_yet_is_a_page_all_the_same(store: Store, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.orchestrator.hypertext_reader import Reader
 from tests.orchestrator.tables_sample import COMMAND, DIVERGED, EVIL, LOST, write
+from tests.orchestrator.umask import mask
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -171,9 +172,9 @@ def test_csv_and_parquet_hold_the_same_cells(files: dict[str, Path]) -> None:
     assert (table[2]["status"], table[2]["method"], table[2]["published_mean"]) == ("not run", None, 5.0)
 
 
-def test_the_report_is_private_and_the_page_comes_first(files: dict[str, Path]) -> None:
+def test_the_page_comes_first_and_all_follows_the_umask(files: dict[str, Path]) -> None:
     assert next(iter(files)) == "report.md"
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files.values()} == {0o666 & ~mask()}
 
 
 def test_importing_the_report_leaves_matplotlib_and_torch_alone() -> None:

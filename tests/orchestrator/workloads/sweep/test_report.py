@@ -21,6 +21,7 @@ from orchestrator.workloads.sweep.mailbox import StageMetrics
 from orchestrator.workloads.sweep.report import table, write
 from orchestrator.workloads.sweep.rows import Row, rows
 from orchestrator.workloads.sweep.trials import TrialState, make_trial
+from tests.orchestrator.umask import mask
 from tests.orchestrator.workloads.sweep.test_trials import BASE
 from workers.store.store import Store
 
@@ -88,7 +89,7 @@ def test_the_report_holds_tables_a_heat_map_and_an_experiment_to_run(
         "heat_map.png",
         "best.yaml",
     ]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~mask()}
     trials = pq.read_table(tmp_path / "report" / "trials.parquet").to_pylist()
     assert [(one["trial"], one["value_stages"], one["held_out"], one["state"]) for one in trials] == [
         (1, 1, 40.0, "done"),
