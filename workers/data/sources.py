@@ -105,15 +105,21 @@ def inspect(source: Source, memory: Memory | None = None) -> Facts:
     state = None if memory is None else _state(source)
     if memory is None or state is None:
         return _inspect(source)
-    words = (source.image_field, source.label_field, source.test, source.size)
-    name = name_of(source.layout, os.path.abspath(_path(source) or ""), *words)
-    known = memory.recall(name, state)
+    known = memory.recall(_name(source, source.layout), state)
     if known is not None:
         return Facts.from_json(known)
     facts = _inspect(source)
     if _state(source) == state:
-        memory.remember(name, state, asdict(facts))
+        for layout in dict.fromkeys((source.layout, facts.layout)):  # the job asks for the layout that was found
+            same = replace(facts, licence=_licence(layout, facts.layout))
+            memory.remember(_name(source, layout), state, asdict(same))
     return facts
+
+
+def _name(source: Source, layout: str) -> str:
+    """What the facts of a source are remembered by, if that layout is asked for."""
+    words = (source.image_field, source.label_field, source.test, source.size)
+    return name_of(layout, os.path.abspath(_path(source) or ""), *words)
 
 
 def _state(source: Source) -> str | None:
@@ -142,8 +148,14 @@ def _inspect(source: Source) -> Facts:
         test_per_class=test_per_class,
         fingerprint=_fingerprint(opened, sorted(marks)),
         licence=_licence(source.layout, opened.layout),
-        notes=opened.notes,
+        notes=(*opened.notes, *_passed_over(source, opened)),
     )
+
+
+def _passed_over(source: Source, opened: Opened) -> tuple[str, ...]:
+    """What to say of files that lie among one's own images and are not read."""
+    path = source.path if opened.layout in _GENERAL else None
+    return passed_over(path, opened.files) if path is not None and path.is_dir() else ()
 
 
 def open_checked(source: Source) -> Opened:
@@ -156,9 +168,7 @@ def open_checked(source: Source) -> Opened:
     if source.size is not None:
         train, test = (with_size(split, source.size) for split in (opened.train, opened.test))
         opened = replace(opened, train=train, test=test)
-    path = source.path if opened.layout in _GENERAL else None
-    notes = passed_over(path, opened.files) if path is not None and path.is_dir() else ()
-    return replace(opened, class_names=_class_names(source, opened), notes=(*opened.notes, *notes))
+    return replace(opened, class_names=_class_names(source, opened))
 
 
 def read(source: Source) -> Arrays:

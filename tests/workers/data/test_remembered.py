@@ -45,6 +45,20 @@ def test_an_unchanged_data_set_is_read_once(
     assert seen == [layout, layout]  # the last call has no memory
 
 
+@pytest.mark.parametrize(
+    ("layout", "asked"),
+    [("folder", "auto"), ("parquet", "auto"), ("cifar10", "auto"), ("folder", "cifar10"), ("tiny-imagenet", "auto")],
+)
+def test_the_job_finds_what_the_plan_has_remembered(
+    tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch, layout: str, asked: str
+) -> None:
+    WRITERS[layout](tmp_path / "data")
+    seen = reads(monkeypatch)
+    planned = inspect(source(asked, tmp_path / "data"), memory)
+    found = inspect(source(planned.layout, tmp_path / "data"), memory)
+    assert len(seen) == 1 and found == inspect(source(planned.layout, tmp_path / "data"))
+
+
 def test_any_change_of_the_tree_makes_it_read_anew(
     tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

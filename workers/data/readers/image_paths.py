@@ -39,7 +39,7 @@ def images_in(path: Path) -> list[Path]:
 
 def images_below(path: Path) -> list[Path]:
     """The pictures in `path` and all folders below it, ordered by their names and those of their folders."""
-    return sorted(pictures_below(path))
+    return sorted(pictures_below(path)) if folders_in(path) else images_in(path)  # which are sorted
 
 
 def pictures_below(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
