@@ -169,6 +169,8 @@ def serve(answers: int) -> None:
         if source in readable:
             fresh = source.read(65536)
             more, buffer = bool(fresh), buffer + (fresh or b"")
+            for pid in children.values() if not more else ():  # nobody waits for them any more
+                os.kill(pid, signal.SIGKILL)
             while b"\n" in buffer:
                 line, _, buffer = buffer.partition(b"\n")
                 pid = os.fork()

@@ -1,4 +1,4 @@
-"""Claims of several hosts whose clocks are off by up to a third of a lease: one living holder, no dead one for ever.
+"""Claims of several hosts whose clocks are off by anything and jump: one living holder, and no dead one for ever.
 
 The hosts share one folder. A process of another host cannot be seen, so all that a claim promises must hold by its
 heartbeats alone.
@@ -10,6 +10,8 @@ import shutil
 import socket
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,15 +20,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from workers.store import claims as module
 from workers.store.claims import Claims, Held
 
 KEY = "distil-demo-0123456789abcdef"
 LEASE = 30.0
 HOSTS = ("a", "b", "c")
-MOST_OFF = LEASE / 3
-"""Seconds by which a clock may be off; two of them differ by twice that at most."""
 BEAT = LEASE / 6
 host = st.sampled_from(HOSTS)
+years = st.floats(-1e9, 1e9)
+"""Seconds by which a clock is off."""
 
 
 class ClaimsOfHosts(RuleBasedStateMachine):
@@ -37,20 +40,32 @@ class ClaimsOfHosts(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.now = 1_000_000.0
         self.holders: dict[str, Held] = {}
+        self.watched: dict[str, dict[Any, Any]] = {}
         self.starts: Counter[str] = Counter()
         """How often each host came back; its processes of before are gone, though this test's process is not."""
         self.beat_at = self.now
 
-    @initialize(off=st.tuples(*[st.floats(-MOST_OFF, MOST_OFF)] * len(HOSTS)))
+    @initialize(off=st.tuples(*[years] * len(HOSTS)))
     def clocks(self, off: tuple[float, ...]) -> None:
+        self.off = dict(zip(HOSTS, off, strict=True))
         self.claims = {
-            name: Claims(self.root, LEASE, clock=lambda o=seconds: self.now + o)  # type: ignore[misc]
-            for name, seconds in zip(HOSTS, off, strict=True)
+            name: Claims(self.root, LEASE, lambda name=name: self.now + self.off[name], lambda: self.now)  # type: ignore[misc]
+            for name in HOSTS
         }
 
-    def on(self, name: str) -> Any:
+    @rule(name=host, off=years)
+    def a_clock_jumps(self, name: str, off: float) -> None:
+        self.off[name] = off
+
+    @contextmanager
+    def on(self, name: str) -> Iterator[None]:
         """What the block does is done on that host."""
-        return mock.patch.object(socket, "gethostname", lambda: f"{name}{self.starts[name]}")
+        watched = self.watched.setdefault(f"{name}{self.starts[name]}", {})
+        with (
+            mock.patch.object(socket, "gethostname", lambda: f"{name}{self.starts[name]}"),
+            mock.patch.object(module, "_watched", watched),
+        ):
+            yield
 
     @rule(name=host)
     def take(self, name: str) -> None:
@@ -78,10 +93,9 @@ class ClaimsOfHosts(RuleBasedStateMachine):
     @precondition(lambda self: self.holders)
     @rule()
     def die(self) -> None:
-        """The holder's host is gone; its claim stays until everybody must take it for dead."""
+        """The holder's host is gone, and comes back without its processes; its claim stays."""
         name, _ = self.holders.popitem()
         self.starts[name] += 1
-        self.now += LEASE + 2 * MOST_OFF + 1
 
     @rule(seconds=st.floats(0, BEAT))
     def time_goes_on(self, seconds: float) -> None:
@@ -93,6 +107,9 @@ class ClaimsOfHosts(RuleBasedStateMachine):
     @rule(name=host)
     def a_free_key_can_be_taken(self, name: str) -> None:
         if not self.holders:
+            self.take(name)
+        if not self.holders:  # it watches the claim of a dead host from now on
+            self.now += LEASE + 1
             self.take(name)
             assert self.holders, "nobody holds it, and yet it cannot be taken"
 
