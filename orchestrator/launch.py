@@ -8,6 +8,7 @@ refused); everything for people then goes to standard error. Exit codes: 0 done,
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from orchestrator.cli.app import app
@@ -17,6 +18,7 @@ from orchestrator.cli.errors import end_with, show_any_letter
 def main() -> None:
     """The entry of `pdd` and of `python -m orchestrator.launch`."""
     show_any_letter()
+    gc.set_threshold(100_000)  # a large graph is many objects without circles, which are gone through in vain
     try:
         code = app(standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
