@@ -5,8 +5,9 @@ Pydantic finds what is wrong; this module says it in our one form: the file, the
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,26 +18,86 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from jobs.errors import BadInput
 
 Model = TypeVar("Model", bound=BaseModel)
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
+DEEPEST = 50
+"""Levels of mappings and lists in a file; nothing here needs ten."""
+LONGEST_NAME = 100
+"""Letters of a name: files are called after it, and a file system takes 255 bytes."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C's is ten times as fast
+    """YAML's safe loader that refuses a field given twice and says where a value cannot be read."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # an impossible date, a number of 5,000 digits
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+        seen: set[str] = set()
+        for key in names:
+            if key.value in seen:
+                problem = f"the field {key.value!r} is there twice; leave one out"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        BadInput: the file is absent, is not YAML, or holds something other than a mapping.
+        BadInput: the file is absent, is not YAML, gives a field twice, or holds something other than a mapping.
     """
+    place = str(path)
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+        value = yaml.load(text, Loader=_Loader)
     except OSError as error:
-        raise BadInput(str(path), "file", error.strerror, "name a readable YAML file") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also an impossible date
-        raise BadInput(str(path), "file", _first_line(error), "fix the YAML at that place") from error
+        raise BadInput(place, "file", error.strerror, "name a readable YAML file") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(place, "file", f"byte {error.start}", "save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        raise _bad_yaml(place, text, error) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(place, "file", " ".join(str(error).split()), "fix the YAML at that place") from error
+    except RecursionError:
+        raise BadInput(place, "file", "nested too deeply", f"write at most {DEEPEST} levels") from None
     if not isinstance(value, dict):
-        raise BadInput(str(path), "file", type(value).__name__, "write a mapping of fields to values")
-    if (field := _cycle(value, set())) is not None:
-        raise BadInput(str(path), field, "an alias", "it stands for what it is part of; write its value instead")
+        raise BadInput(place, "file", type(value).__name__, "write a mapping of fields to values")
+    _require_a_tree(value, place, set())
     return value
+
+
+def _bad_yaml(place: str, text: str, error: yaml.MarkedYAMLError) -> BadInput:
+    """What the parser complains of, with the line that it means."""
+    mark = error.problem_mark or error.context_mark
+    problem = " ".join(str(error.problem or error.context).split())
+    if mark is None:
+        return BadInput(place, "file", problem, "fix the YAML at that place")
+    lines = text.splitlines()
+    line = lines[mark.line].strip() if mark.line < len(lines) else "the end of the file"
+    return BadInput(place, f"line {mark.line + 1}", line[:80], f"fix the YAML at that place: {problem}")
+
+
+def named_file(name: str, folder: Path, kind: str) -> Path:
+    """The YAML file that a word of the command line means: a path with its suffix, or the name of a shipped file.
+
+    Args:
+        name: the word.
+        folder: where the shipped ones lie.
+        kind: what they are, for the complaint.
+
+    Raises:
+        BadInput: there is no shipped file of this name.
+    """
+    path = Path(name) if Path(name).suffix else folder / f"{name}.yaml"
+    if path.parent == folder and not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        fix = f"must be a YAML file or one of {', '.join(known)}{closest(name, known)}"
+        raise BadInput("command line", kind, name, fix)
+    return path
 
 
 def validate(model: type[Model], value: Mapping[str, Any], place: str, prefix: str = "") -> Model:
@@ -102,41 +163,57 @@ def matching(pattern: str, form: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """The end of a complaint that asks for the known word which was probably meant, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 Name = Annotated[
     str,
     matching(
-        r"[A-Za-z0-9][A-Za-z0-9_.-]*",
-        "write letters A to Z, digits, '_', '.' and '-', a letter or digit first: folders and runs are named after it",
+        NAME.pattern,
+        f"write at most {LONGEST_NAME} letters A to Z, digits, '_', '.' and '-', a letter or digit first: "
+        "folders and runs are named after it",
     ),
 ]
 """What an experiment, a sweep or a table is called."""
 
 
-def _cycle(value: object, flat: set[int], path: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> str | None:
-    """The path of a value that contains itself, as YAML's aliases allow; None if there is none.
+def _require_a_tree(
+    value: object, place: str, done: set[int], path: tuple[str, ...] = (), above: tuple[int, ...] = ()
+) -> None:
+    """Refuse a value that contains itself, as YAML's aliases allow, or that is nested too deeply.
 
     Args:
         value: what is searched.
-        flat: identities of what was searched without a find, each of which is searched once.
+        place: the file.
+        done: identities of what was searched, each of which is searched once.
         path: where the value stands.
         above: identities of what it stands in.
+
+    Raises:
+        BadInput: naming the field.
     """
-    if not isinstance(value, dict | list) or id(value) in flat:
-        return None
+    if not isinstance(value, dict | list) or id(value) in done:
+        return
+    field = ".".join(path)
     if id(value) in above:
-        return ".".join(path)
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    inner = (_cycle(part, flat, (*path, str(name)), (*above, id(value))) for name, part in items)
-    cycle = next((cycle for cycle in inner if cycle is not None), None)
-    flat.add(id(value))
-    return cycle
+        raise BadInput(place, field, "an alias", "it stands for what it is part of; write its value instead")
+    if len(path) > DEEPEST:
+        raise BadInput(place, f"{field[:40]}...", f"nested {len(path)} deep", f"write at most {DEEPEST} levels")
+    for name, part in value.items() if isinstance(value, dict) else enumerate(value):
+        _require_a_tree(part, place, done, (*path, str(name)), (*above, id(value)))
+    done.add(id(value))
 
 
 def _bad_input(model: type[BaseModel], first: ErrorDetails, place: str, prefix: str) -> BadInput:
     field = ".".join([*([prefix] if prefix else []), *map(str, first["loc"])]) or "file"
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, first["loc"][:-1])
-        return BadInput(place, field, first["input"], f"unknown field; known here: {', '.join(known)}")
+        guess = closest(str(first["loc"][-1]), known)
+        return BadInput(place, field, first["input"], f"unknown field; known here: {', '.join(known)}{guess}")
     if first["type"] == "missing":
         return BadInput(place, field, None, "required; add it")
     return BadInput(place, field, first["input"], _fix(first))
@@ -178,7 +255,3 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 def _is_model(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseModel)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())

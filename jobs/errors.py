@@ -12,6 +12,9 @@ Every message names the place, the field, the value and the fix.
 
 from __future__ import annotations
 
+LONGEST_VALUE = 200
+"""Letters of a refused value in a message; the rest is left out."""
+
 
 class PddError(Exception):
     """Root of the errors this project raises on purpose."""
@@ -29,7 +32,10 @@ class BadInput(PddError):
 
     def __init__(self, place: str, field: str, value: object, fix: str) -> None:
         self.place, self.field, self.value, self.fix = place, field, value, fix
-        super().__init__(f"{place}: {field} is {value!r}: {fix}")
+        shown = repr(value)
+        if len(shown) > LONGEST_VALUE:
+            shown = f"{shown[:LONGEST_VALUE]}..."
+        super().__init__(f"{place}: {field} is {shown}: {fix}")
 
     def __reduce__(self) -> tuple[type[BadInput], tuple[str, str, object, str]]:
         """All four arguments, so that the error survives the way home from another process."""

@@ -15,8 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.datasets import DATASETS, Facts
-from jobs.documents import Name, read_yaml, validate
-from jobs.errors import BadInput
+from jobs.documents import Name, named_file, read_yaml, validate
 from jobs.graph import Graph
 from jobs.plugins import is_plug_in, short_name
 from jobs.recipe import Protocol, Resolved, Scale, is_file, methods
@@ -32,6 +31,9 @@ ABLATIONS = ("transition", "conditioning", "earlier_rate", "partition")
 """Fields of an arm that change how a set is distilled."""
 MOST_NETWORKS = 1000
 """Networks of a cell above which an experiment is refused: each is a job, and all are listed before anything runs."""
+MOST_STAGES = 1000
+MOST_IN_ALL = 200_000
+"""Networks of a whole experiment: a graph of so many is still planned in a minute."""
 _LABELS = {"full": "Full data", "cafe_dsa": "CAFE+DSA"}
 
 Item = TypeVar("Item")
@@ -100,8 +102,8 @@ class ClassIncremental(Frozen):
     images so far and asked about all classes so far. `networks` of the experiment counts them for each order.
     """
 
-    phases: Annotated[int, Field(ge=2)] = 5
-    orders: Count = 5
+    phases: Annotated[int, Field(ge=2, le=MOST_STAGES)] = 5
+    orders: Annotated[int, Field(ge=1, le=MOST_NETWORKS)] = 5
 
 
 class Arm(Frozen):
@@ -115,7 +117,7 @@ class Arm(Frozen):
 
     method: Annotated[str, AfterValidator(_known)]
     name: str | None = None
-    stages: Count = 1
+    stages: Annotated[int, Field(ge=1, le=MOST_STAGES)] = 1
     ipc_per_stage: Count | None = None
     modes: Several[Mode] = ("progressive",)
     prefixes: Literal["all", "last"] = "all"
@@ -149,6 +151,11 @@ class Arm(Frozen):
     def ipc_total(self) -> int:
         """Images per class in the union of all stages; 0 for full data."""
         return self.stages * (self.ipc_per_stage or 0)
+
+    @property
+    def orders(self) -> int:
+        """Random orders of classes; one where all classes come at once."""
+        return 1 if self.class_incremental is None else self.class_incremental.orders
 
     def _departures(self) -> list[str]:
         departures = {
@@ -190,6 +197,16 @@ class Experiment(Frozen):
     """How many `distil` jobs of one seed of this experiment may run at a time."""
     set: dict[str, Any] = {}
     """Recipe numbers for every arm, by dotted path; an arm's own `set` wins."""
+
+    @model_validator(mode="after")
+    def _few_enough_to_plan(self) -> Experiment:
+        each = len(self.seeds) * len(self.architectures) * self.networks
+        networks = sum(each * arm.stages * len(arm.modes) * arm.orders for arm in self.arms)
+        if networks > MOST_IN_ALL:
+            counts = {"networks": f"{networks:,}", "most": f"{MOST_IN_ALL:,}"}
+            text = "asks for {networks} networks (seeds x architectures x networks x stages); at most {most}"
+            raise PydanticCustomError("too_many", text, counts)
+        return self
 
     @property
     def source(self) -> DatasetChoice:
@@ -271,12 +288,7 @@ def load(name: str) -> tuple[Experiment, str, dict[str, Any]]:
     Raises:
         BadInput: there is no such file or name, or the file does not validate.
     """
-    path = Path(name)
-    if not path.suffix:
-        path = FOLDER / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-            raise BadInput("command line", "experiment", name, f"must be a YAML file or one of {known}")
+    path = named_file(name, FOLDER, "experiment")
     raw = read_yaml(path)
     place = path.name if path.parent == FOLDER else str(path)
     return validate(Experiment, raw, place), place, raw

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.documents import Name, read_yaml, validate
+from jobs.documents import Name, named_file, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.specs import Count, Frozen, Index, Positive
 
@@ -191,12 +191,7 @@ def load(name: str) -> tuple[Sweep, str]:
     Raises:
         BadInput: there is no such file or name, or the file does not validate.
     """
-    path = Path(name)
-    if not path.suffix:
-        path = FOLDER / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-            raise BadInput("command line", "sweep", name, f"must be a YAML file or one of {known}")
+    path = named_file(name, FOLDER, "sweep")
     place = path.name if path.parent == FOLDER else str(path)
     raw = read_yaml(path)
     if raw.get("space") == {}:

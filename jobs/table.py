@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.datasets import Facts, split
-from jobs.documents import Name, read_yaml, validate
+from jobs.documents import Name, named_file, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import Arm, Cell, DatasetChoice, Experiment, Plan
@@ -215,9 +215,7 @@ def load(name: str) -> TableFile:
     Raises:
         BadInput: there is none, or it does not validate.
     """
-    path = Path(name) if Path(name).suffix else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        raise BadInput("command line", "table", name, f"must be a YAML file or one of {', '.join(names())}")
+    path = named_file(name, FOLDER, "table")
     return validate(TableFile, read_yaml(path), path.name if path.parent == FOLDER else str(path))
 
 

@@ -10,6 +10,7 @@ import codecs
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -22,6 +23,7 @@ from typing import Any, NoReturn, cast
 import typer
 from rich.text import Text
 
+from jobs.documents import closest
 from jobs.errors import BadInput, Damaged, PddError
 from orchestrator.cli.options import SCHEMA, people
 
@@ -70,8 +72,7 @@ def ending_of(error: BaseException) -> Ending:
 def end_with(error: BaseException) -> NoReturn:
     """End the process on an error."""
     if isinstance(error, USAGE_ERROR):
-        complaint = " ".join(cast(Any, error).format_message().split()).rstrip(".")
-        error = BadInput("command line", "words", shlex.join(sys.argv[1:]), f"{complaint}; see --help")
+        error = _refused_words(cast(Any, error))
     ending = ending_of(error)
     if ending.code == 1 and not isinstance(error, PddError):
         traceback.print_exception(error)
@@ -81,6 +82,26 @@ def end_with(error: BaseException) -> NoReturn:
         print(json.dumps({"schema": SCHEMA, "exit": ending.code, "error": {**parts, "message": message}}))
     people.print(Text(message, style="bold"), soft_wrap=True)
     sys.exit(ending.code)
+
+
+def _refused_words(error: Any) -> BadInput:
+    """What Typer refused: a command or an option that there is not, or a value that an option cannot take."""
+    complaint = " ".join(error.format_message().split()).rstrip(".")
+    context = error.ctx
+    page = f"see `{context.command_path if context else 'pdd'} --help`"
+    if getattr(error, "option_name", None) is not None and hasattr(error, "possibilities"):
+        known = [name for each in context.command.params for name in each.opts] if context else []
+        fix = f"no such option here; {page}{closest(error.option_name, known)}"
+        return BadInput("command line", "option", error.option_name, fix)
+    command = re.search(r"No such command ['\"](.*?)['\"]", complaint)
+    if command is not None and context is not None:
+        fix = f"no such command; {page}{closest(command[1], context.command.commands)}"
+        return BadInput("command line", "command", command[1], fix)
+    words = sys.argv[1:]
+    option = next((name for name in getattr(getattr(error, "param", None), "opts", []) if name in words[:-1]), None)
+    if option is not None:
+        return BadInput("command line", option, words[words.index(option) + 1], f"{complaint}; {page}")
+    return BadInput("command line", "pdd", shlex.join(words), f"{complaint}; {page}")
 
 
 def show_any_letter() -> None:

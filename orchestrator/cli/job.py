@@ -71,8 +71,12 @@ def _do(job: Job, store: Store, profile: Path | None, options: cli.Options) -> N
         BadInput: a parent is not in the store.
     """
     if missing := [parent for parent in job.parent_keys() if not store.has(parent)]:
-        fix = f"{missing[0]} is not in the store; run its experiment, or do `pdd job {missing[0]} --here` first"
+        words = shlex.join([missing[0] if word and word in job.key else word for word in sys.argv[1:]])
+        fix = f"{missing[0]} is not in the store; run its experiment, or do `pdd {words}` first"
         raise BadInput("command line", "a parent of KEY", job.key, fix)
+    if store.has(job.key):
+        cli.say({"exit": 0, "status": "found", "key": job.key}, [Text(f"{job.key}: is in the store already")], options)
+        return
     from orchestrator.runs.pool import prepare_worker
     from workers.execute import execute
 
@@ -81,8 +85,8 @@ def _do(job: Job, store: Store, profile: Path | None, options: cli.Options) -> N
         result = execute(job.to_json(), str(store.root), RUN)
     code = EXIT.get(result["status"], 3)
     written = str(profile) if profile else None
-    words = {"found": "is in the store already", "busy": "is being done by somebody else"}
-    ending = words.get(result["status"], f"{result['status']} in {result['seconds']:.1f} s")
+    busy = result["status"] == "busy"
+    ending = "is being done by somebody else" if busy else f"{result['status']} in {result['seconds']:.1f} s"
     lines = [Text(f"{job.key}: {ending}"), Text(f"log: {result['log']}")]
     lines += [Text(result["message"])] if result.get("message") else []
     lines += [Text(f"profile: {written}")] if written else []

@@ -86,22 +86,24 @@ def test_a_yaml_file_is_read_as_utf_8_into_a_mapping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "value", "fix"),
+    ("content", "field", "value", "fix"),
     [
-        (b"arms: [1, 2\nname: x", "line 2", "fix the YAML at that place"),
-        (b"a:\n\t- 1", "line 2", "fix the YAML at that place"),
-        (b"name: \xff", "invalid start byte", "fix the YAML at that place"),
-        (b"- 1\n- 2", "list", "write a mapping of fields to values"),
-        (b"", "NoneType", "write a mapping of fields to values"),
-        (b"!!python/object/apply:os.getcwd []", "could not determine a constructor", "fix the YAML"),
+        (b"arms: [1, 2\nname: x", "line 2", "name: x", "fix the YAML at that place: did not find expected"),
+        (b"a:\n\t- 1", "line 2", "- 1", "fix the YAML at that place: found character that cannot start"),
+        (b"name: \xff", "file", "byte 6", "save it as UTF-8"),
+        (b"- 1\n- 2", "file", "list", "write a mapping of fields to values"),
+        (b"", "file", "NoneType", "write a mapping of fields to values"),
+        (b"!!python/object/apply:os.getcwd []", "line 1", "!!python", "could not determine a constructor"),
     ],
 )
-def test_a_file_without_a_mapping_is_refused_by_name(tmp_path: Path, content: bytes, value: str, fix: str) -> None:
+def test_a_file_without_a_mapping_is_refused_by_name(
+    tmp_path: Path, content: bytes, field: str, value: str, fix: str
+) -> None:
     file = tmp_path / "bad.yaml"
     file.write_bytes(content)
     with pytest.raises(BadInput) as caught:
         read_yaml(file)
-    assert (caught.value.place, caught.value.field) == (str(file), "file")
+    assert (caught.value.place, caught.value.field) == (str(file), field)
     assert value in str(caught.value.value)
     assert fix in caught.value.fix
     assert "\n" not in str(caught.value)
@@ -150,8 +152,14 @@ def test_bad_input_keeps_its_four_parts_on_the_way_between_processes(carry: Any)
 @pytest.mark.parametrize(
     ("text", "field", "told"),
     [
-        ("about: 2001-99-99", "file", "month must be in 1..12"),
-        (f"networks: {'9' * 5000}", "file", "digits"),
+        ("name: x\nabout: 2001-99-99", "line 2", "month must be in 1..12"),
+        (f"networks: {'9' * 5000}", "line 1", "digits"),
+        ("name: x\nseeds: [1,\n  b: }", "line 3", "'b: }'"),
+        ("name: x\nscale: tiny\nname: y", "line 3", "'name' is there twice"),
+        ("set: {a: 1, a: 2}", "line 1", "'a' is there twice"),
+        ("name: 'x", "line 1", "end of"),
+        ("name: x\n---\nname: y", "line 2", "another document"),
+        ("".join(f"{' ' * n}a:\n" for n in range(900)), "a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a....", "51 deep"),
         ("set: &a\n  b: *a", "set.b", "part of"),
         ("arms: &a\n- [*a]", "arms.0.0", "part of"),
     ],
@@ -162,6 +170,22 @@ def test_yaml_that_python_cannot_hold_is_refused_at_its_place(tmp_path: Path, te
     with pytest.raises(BadInput) as refused:
         read_yaml(path)
     assert refused.value.field == field and told in str(refused.value)
+
+
+def test_a_file_of_another_encoding_is_refused_with_the_byte(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("about: é".encode("latin-1"))
+    with pytest.raises(BadInput, match="byte 7.*UTF-8"):
+        read_yaml(tmp_path / "mine.yaml")
+
+
+def test_a_merged_field_may_be_given_again(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}")
+    assert read_yaml(tmp_path / "mine.yaml")["b"] == {"x": 3, "y": 2}
+
+
+def test_a_long_value_is_cut_in_the_message_and_whole_in_its_part() -> None:
+    error = BadInput("f", "field", "x" * 5000, "shorten it")
+    assert len(str(error)) < 300 and error.value == "x" * 5000
 
 
 def test_an_alias_that_is_used_often_is_no_cycle(tmp_path: Path) -> None:

@@ -428,8 +428,8 @@ def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, val
         ({"architectures": ["vgg"]}, "architectures.0", "vgg", "must be one of convnet, resnet10"),
         ({"networks": 0}, "networks", 0, "must be at least 1"),
         ({"scale": "huge"}, "scale", "huge", "must be one of 'paper', 'small' or 'tiny'"),
-        ({"name": "a/b"}, "name", "a/b", "write letters A to Z"),
-        ({"name": "größe"}, "name", "größe", "write letters A to Z"),
+        ({"name": "a/b"}, "name", "a/b", "write at most 100 letters A to Z"),
+        ({"name": "größe"}, "name", "größe", "write at most 100 letters A to Z"),
         (
             {"dataset": {"nme": "x"}},
             "dataset.nme",
@@ -553,7 +553,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("content", "field", "fix"),
     [
-        ("name: [", "file", "fix the YAML at that place"),
+        ("name: [", "line 1", "fix the YAML at that place"),
         ("- a", "file", "write a mapping of fields to values"),
         ("name: mine", "arms", "required; add it"),
         (

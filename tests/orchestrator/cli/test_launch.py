@@ -17,11 +17,15 @@ from PIL import Image
 
 from jobs.experiment import FOLDER
 from orchestrator import launch
+from orchestrator.cli.app import EXAMPLES
 from orchestrator.clusters.config import FILE, Target
 from orchestrator.runs.journal import NAME, Journal
 from orchestrator.workloads.base import LaunchOptions, Workload
 from tests.orchestrator.shell import shell_in
 from workers.store.store import Store
+
+JOBS = FOLDER.parent
+ROOT = JOBS.parent
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def test_a_bad_field_of_an_experiment_is_refused_with_its_place_value_and_mend(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nope"], ("command line", "nope", "No such command", "--help")),
+        (["nope"], ("command line", "nope", "no such command", "--help")),
         (["run", "nope"], ("command line: experiment is 'nope'", "quickstart")),
         (["run", "nope.yaml"], ("nope.yaml: file", "readable YAML file")),
         (["run", "tiny", "--cluster", "nope"], ("command line: --cluster is 'nope'", "local")),
@@ -126,7 +130,7 @@ def test_a_bad_field_of_an_experiment_is_refused_with_its_place_value_and_mend(
             ("command line: --workers is -1", "at least 1, or 0", "in this process"),
         ),
         (["run", "tiny", "--workers", "many"], ("command line", "--workers", "integer")),
-        (["run", "tiny", "--many"], ("command line", "No such option", "--many")),
+        (["run", "tiny", "--many"], ("command line", "no such option", "--many")),
         (["run", "tiny", "--set", "networks"], ("command line: --set is 'networks'", "path.to.field=value")),
         (["run", "tiny", "--set", "networks=]"], ("command line: --set networks is ']'", "YAML")),
         (["run", "tiny", "--set", "networks=0"], ("command line over tiny.yaml: networks is 0", "at least 1")),
@@ -213,7 +217,9 @@ def test_an_unknown_key_of_cluster_yaml_is_refused_with_the_known_ones(type_in: 
         (["--json", "run", "tiny", "--set", "networks=.nan"], "command line over tiny.yaml", "networks", "nan"),
         (["plan", "tiny", "--set", "arms=[]"], "command line over tiny.yaml", "arms", []),
         (["status", "--store", "nowhere"], "--store", "store", "nowhere"),
-        (["run", "--nope"], "command line", "words", "run --nope --json"),
+        (["run", "--nope"], "command line", "option", "--nope"),
+        (["runn"], "command line", "command", "runn"),
+        (["run", "--seed", "x"], "command line", "--seed", "x"),
     ],
 )
 def test_with_json_a_refusal_is_one_document_with_its_parts(
@@ -225,6 +231,53 @@ def test_with_json_a_refusal_is_one_document_with_its_parts(
     error = document["error"]
     assert (error["place"], error["field"], error["value"]) == (place, field, value)
     assert error["fix"] and said.err.strip() == error["message"] and "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["runn"], "run"),
+        (["run", "--scal", "tiny"], "--scale"),
+        (["run", "quickstrat"], "quickstart"),
+        (["reproduce", "tabel1"], "table1"),
+        (["sweep", "stages_x_ip"], "stages_x_ipc"),
+        (["show", "tinny"], "tiny"),
+        (["run", "tiny", "--set", "distil.iteratons=3"], "iterations"),
+    ],
+)
+def test_a_word_that_is_nearly_right_is_asked_about(type_in: Type, words: list[str], meant: str) -> None:
+    refused(type_in(*words), f"did you mean '{meant}'?")
+
+
+def test_the_version_is_printed(type_in: Type) -> None:
+    said = type_in("--version")
+    assert said.exit == 0 and re.fullmatch(r"pdd \d+\.\d+\.\d+\S*\n", said.out)
+
+
+def test_help_lists_what_is_shipped_and_gives_an_example(type_in: Type) -> None:
+    assert {"quickstart", "table7", "stages_x_ipc"} <= set(re.split(r"\W+", type_in("--help").out))
+    for command in EXAMPLES:
+        assert f"pdd {command.__name__}" in type_in(command.__name__, "--help").out
+
+
+def test_init_writes_what_can_be_planned_and_overwrites_nothing(type_in: Type, tmp_path: Path) -> None:
+    said = type_in("init", "trial", "--json")
+    assert json.loads(said.out)["files"] == ["trial.yaml", "cluster.yaml"]
+    assert type_in("plan", "trial.yaml").exit == 0
+    assert (tmp_path / "cluster.yaml").read_text() == (ROOT / "cluster.yaml").read_text(), "as in the clone"
+    (tmp_path / "cluster.yaml").write_text("store: mine\n")
+    refused(type_in("init", "trial"), "trial.yaml is there already")
+    assert type_in("init", "other").exit == 0 and (tmp_path / "cluster.yaml").read_text() == "store: mine\n"
+    refused(type_in("init", "a/b"), "NAME is 'a/b'")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cluster.yaml", "other.yaml", "trial.yaml"]
+
+
+def test_show_prints_every_shipped_file(type_in: Type) -> None:
+    document = json.loads(type_in("show", "--json").out)
+    for kind in ("experiments", "tables", "sweeps"):
+        for name in document[kind]:
+            text = (JOBS / kind / f"{name}.yaml").read_text()
+            assert yaml.safe_load(type_in("show", name).out) == yaml.safe_load(text)
 
 
 def test_options_before_the_commands_name_hold_behind_it_too(type_in: Type, tmp_path: Path) -> None:
