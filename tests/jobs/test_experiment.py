@@ -553,7 +553,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("content", "field", "fix"),
     [
-        ("name: [", "line 1", "fix the YAML at that place"),
+        ("name: [", "line 2", "fix the YAML at that place"),
         ("- a", "file", "write a mapping of fields to values"),
         ("name: mine", "arms", "required; add it"),
         (
