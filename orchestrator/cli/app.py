@@ -34,7 +34,13 @@ def start(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
     ] = False,
 ) -> None:
-    """Progressive dataset distillation on one machine or a cluster."""
+    """Progressive dataset distillation on one machine or a cluster.
+
+    Args:
+        options: hold for the command that follows, unless they stand again behind it.
+        context: Typer's, which carries the options to the command.
+        version: answered before anything else.
+    """
     context.obj = options
     plugins.before_import = trust.confirm
     if context.invoked_subcommand is None:
