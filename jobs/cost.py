@@ -50,7 +50,11 @@ CLUSTERING_CALLS = 15
 START = 0.04
 """Seconds to load the parents and to write the artifact."""
 LIGHT = 1.0e6
-"""FLOPs of what only moves images about: `dataset`, and `select` where no features are looked at."""
+"""FLOPs of what only moves images about: `select` where no features are looked at, a phase of a data set."""
+READING = 200.0
+"""Reading and hashing one byte of a data set, in FLOPs."""
+DECODING = 0.2
+"""Opening and decoding one image that is kept, by a layer's calls in SGD steps."""
 SYN_STEPS = 10
 """Inner steps an iteration of a base method that names none in its settings."""
 
@@ -182,8 +186,17 @@ def effort(job: Job, graph: Graph, declared: Mapping[str, IterationCost] | None 
             return Effort(LIGHT + forward_flops(expert.network, data) * data.train_images)
         case FullSpec() as spec:
             return _fit(spec.network, spec.training, _data(job, graph).train_images, job, graph)
+        case DatasetSpec(subset=()) as spec:
+            return _reading(spec)
         case _:
             return Effort(LIGHT)
+
+
+def _reading(spec: DatasetSpec) -> Effort:
+    """All bytes are read once, and what is kept is decoded; of test images nothing is known here."""
+    kept = min(spec.train_images, spec.classes * (spec.train_per_class or spec.train_images))
+    pixels = spec.channels * spec.height * spec.width
+    return Effort(LIGHT + READING * pixels * spec.train_images, calls=DECODING * kept)
 
 
 def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:

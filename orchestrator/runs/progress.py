@@ -5,8 +5,8 @@ with their own words, and what is left. Elsewhere (a log file, a SLURM job), pla
 of experts or distillation, each failure, and now and then a summary, ever more rarely as the run grows
 long. Quiet: failures only.
 
-`snapshot` turns the run's state into plain values and `eta` estimates what is left; both are pure, so a test
-needs no driver. `Progress` keeps what was said already and does the printing.
+`snapshot` turns the run's state into plain values, with the time left (`orchestrator.runs.time_left`); both are pure,
+so a test needs no driver. `Progress` keeps what was said already and does the printing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from rich.text import Text
 
 from jobs import outcomes
 from jobs.experiment import Cell, Plan
-from jobs.graph import Graph, Job
+from jobs.graph import Job
 from jobs.keys import kind_of
 from jobs.outcomes import NetworkOutcome
 from orchestrator.results.cells import Reader, label, manifest_of
+from orchestrator.runs.time_left import Pace, Running, time_left
 from orchestrator.scheduler.job_status import AVAILABLE, UNFINISHED, UNSUCCESSFUL, Status
 from orchestrator.scheduler.scheduler import State
 from workers.store.claims import Claim
@@ -62,23 +63,13 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Running:
-    """A job in progress: the share it has done (0 to 1), its own words, and seconds since it was claimed."""
-
-    key: str
-    done: float = 0.0
-    note: str = ""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """One moment of a run.
 
     Attributes:
         bars: in pipeline order: what comes before the stages, experts and distil by stage, what comes after.
         total: jobs that are needed, or whole already.
-        eta: seconds left by `eta`; None where it cannot be known.
+        eta: seconds left by `time_left`; None where it cannot be known.
         best: the best mean accuracy so far, as a phrase; empty at first.
     """
 
@@ -105,6 +96,7 @@ def snapshot(
     now: float,
     slots: int = 0,
     seconds: Callable[[Job], float] | None = None,
+    pace: Pace | None = None,
     best: str = "",
 ) -> Snapshot:
     """The moment described by every job's status and the claims in the store.
@@ -116,7 +108,8 @@ def snapshot(
         elapsed: seconds since the run began.
         now: unix seconds, to which the claims' times are compared.
         slots: workers that are alive.
-        seconds: what a job takes from start to end; without it there is no `eta`.
+        seconds: what a job was expected to take from start to end; without it there is no `eta`.
+        pace: how long jobs really take.
         best: passed through.
     """
     claimed = {claim.key: claim for claim in claims if statuses.get(claim.key) in UNFINISHED}
@@ -129,7 +122,7 @@ def snapshot(
     left = None
     if seconds is not None:
         waiting = {job.key: seconds(job) for job in plan.graph if statuses[job.key] in UNFINISHED}
-        left = eta(plan.graph, waiting, {key: one.done for key, one in running.items()}, slots)
+        left = time_left(plan.graph, waiting, running.values(), pace or Pace(), slots)
     return Snapshot(
         bars=_bars(plan, statuses, running),
         running=tuple(sorted(running.values(), key=lambda one: kind_of(one.key) not in STAGED)),
@@ -139,26 +132,6 @@ def snapshot(
         eta=left,
         best=best,
     )
-
-
-def eta(graph: Graph, seconds: Mapping[str, float], done: Mapping[str, float], slots: int) -> float | None:
-    """Seconds until the last open job ends: the longer of the remaining chain and the work over all slots.
-
-    No schedule is faster, and one that always takes the longest chain first is rarely much slower.
-
-    Args:
-        graph: who waits for whom.
-        seconds: what each open job takes from start to end.
-        done: the share that is done of jobs that run, 0 to 1.
-        slots: workers that are alive; None is returned when work is left and there are none.
-    """
-    left = {key: whole * (1 - done.get(key, 0.0)) for key, whole in seconds.items()}
-    if not left:
-        return 0.0
-    if slots < 1:
-        return None
-    chain = max(graph.remaining_path(lambda job: left.get(job.key, 0.0)).values())
-    return max(chain, sum(left.values()) / slots)
 
 
 def best_so_far(cells: Iterable[Cell], accuracies: Mapping[str, float]) -> str:
@@ -206,10 +179,11 @@ class Progress:
         self._statuses: dict[str, Status] = {}
         self._counts: Counter[Status] = Counter()
         self._accuracies: dict[str, float] = {}
+        self._pace = Pace()
 
     def __enter__(self) -> Self:
         self._began = self._clock()
-        if self._console.is_terminal and not self._quiet:
+        if self._console.is_terminal and not self._console.is_dumb_terminal and not self._quiet:
             self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
             self._live.start()
         return self
@@ -235,6 +209,7 @@ class Progress:
         self._statuses |= {key: state.jobs[key].status for key in changed}
         self._counts.update(self._statuses[key] for key in changed)
         for key in changed:
+            self._learn(key, state)
             self._report(key, state)
         ended = any(self._statuses[key] not in UNFINISHED for key in changed)
         if not self._quiet and self._is_due(ended and not first):
@@ -246,6 +221,15 @@ class Progress:
         """Tell the people who watch; not in quiet mode."""
         if not self._quiet:
             self._line(text)
+
+    def _learn(self, key: str, state: State) -> None:
+        """Note when a job was started, and how long it took when it is done."""
+        status = self._statuses[key]
+        if status is Status.RUNNING:
+            self._pace.start(key, state.jobs[key].slot, self._clock())
+        elif self._seconds is not None:
+            expected = self._seconds(self._plan.graph[key]) if status is Status.DONE else None
+            self._pace.end(key, self._clock(), expected)
 
     def _report(self, key: str, state: State) -> None:
         """Print a line about a job if it failed or finished a stage."""
@@ -287,6 +271,7 @@ class Progress:
             now=self._wall(),
             slots=len(state.slots),
             seconds=self._seconds,
+            pace=self._pace,
             best=best_so_far(self._plan.cells, self._accuracies),
         )
         if self._live is not None:
@@ -311,7 +296,7 @@ def summary(moment: Snapshot) -> str:
     parts += [f"{short(job.key)}: {job.note}" for job in staged[:1] if job.note]
     parts += [f"{len(moment.running)} running"] if moment.running else []
     parts += [f"best {moment.best}"] if moment.best else []
-    parts += [f"about {clock_time(moment.eta)} left"] if moment.eta else []
+    parts += _left(moment)
     return "; ".join(parts)
 
 
@@ -323,9 +308,14 @@ def screen(moment: Snapshot) -> RenderableType:
     foot = [f"{moment.whole}/{moment.total} jobs", *_troubles(moment)]
     foot += [f"{found} found in the store"] if (found := moment.counts.get(Status.CACHED, 0)) else []
     foot += [f"elapsed {clock_time(moment.elapsed)}"]
-    foot += [f"about {clock_time(moment.eta)} left"] if moment.eta else []
+    foot += _left(moment)
     best = [Text(f"best so far: {moment.best}")] if moment.best else []
     return Group(*parts, Text(""), *best, Text("; ".join(foot)))
+
+
+def _left(moment: Snapshot) -> list[str]:
+    """The time left in words; nothing where it is not known, or below a second."""
+    return [f"about {clock_time(moment.eta)} left"] if moment.eta and moment.eta >= 1 else []
 
 
 def short(key: str) -> str:

@@ -9,6 +9,8 @@ import pytest
 
 from jobs.cost import (
     CALL,
+    DECODING,
+    READING,
     CLUSTERING_CALLS,
     INNER_CALL,
     ITERATIONS,
@@ -228,8 +230,15 @@ def test_forgetting_trains_its_runs_or_only_counts_what_experts_kept(chain: Chai
     assert chain.work(spec, experts=[experts]) == LIGHT
 
 
-def test_datasets_and_selections_cost_next_to_nothing(chain: Chain) -> None:
-    assert work(chain.graph[chain.data], chain.graph) == LIGHT
+def test_a_data_set_costs_the_reading_of_its_bytes_and_the_decoding_of_what_is_kept(chain: Chain) -> None:
+    whole = chain.graph[chain.data]
+    pixels = whole.spec.channels * whole.spec.height * whole.spec.width
+    assert effort(whole, chain.graph) == Effort(LIGHT + READING * pixels * 100, calls=DECODING * 100)
+    reduced = chain.graph.add(whole.spec.model_copy(update={"train_per_class": 2}), {})
+    assert effort(chain.graph[reduced], chain.graph).calls == DECODING * 10
+
+
+def test_random_selections_cost_next_to_nothing(chain: Chain) -> None:
     assert chain.work(SelectSpec(rule="random", ipc_total=1)) == LIGHT
 
 

@@ -15,11 +15,11 @@ from orchestrator.runs.progress import (
     best_so_far,
     between_lines,
     clock_time,
-    eta,
     short,
     snapshot,
     summary,
 )
+from orchestrator.runs.time_left import Pace, Running, shortest, time_left
 from orchestrator.scheduler.job_status import JobState, Status
 from orchestrator.scheduler.schedule import Schedule as CorePlan
 from orchestrator.scheduler.scheduler import Change, State
@@ -121,20 +121,21 @@ def test_eta_is_the_chain_when_there_are_slots_enough_and_the_work_otherwise() -
     plan = demo_plan()
     chain = [keys(plan, "distil", 1)[0], keys(plan, "experts", 2)[0], keys(plan, "distil", 2)[0]]
     seconds = dict.fromkeys(chain, 10.0) | dict.fromkeys(keys(plan, "full"), 5.0)
-    assert eta(plan.graph, seconds, {}, slots=8) == 30.0
-    assert eta(plan.graph, seconds, {}, slots=1) == 50.0
+    assert shortest(plan.graph, seconds, slots=8) == 30.0
+    assert shortest(plan.graph, seconds, slots=1) == 50.0
 
 
 def test_eta_takes_off_what_running_jobs_have_done() -> None:
     plan = demo_plan()
     (key,) = keys(plan, "distil", 1)
-    assert eta(plan.graph, {key: 10.0}, {key: 0.75}, slots=2) == 2.5
+    half = [Running(key, done=0.75, seconds=7.5)]
+    assert time_left(plan.graph, {key: 10.0}, half, Pace(), slots=2) == pytest.approx(2.5)
 
 
 def test_eta_is_nothing_without_work_and_unknown_without_workers() -> None:
     plan = demo_plan()
-    assert eta(plan.graph, {}, {}, slots=0) == 0.0
-    assert eta(plan.graph, {keys(plan, "full")[0]: 1.0}, {}, slots=0) is None
+    assert shortest(plan.graph, {}, slots=0) == 0.0
+    assert shortest(plan.graph, {keys(plan, "full")[0]: 1.0}, slots=0) is None
 
 
 def test_the_best_so_far_is_a_mean_and_never_full_data() -> None:

@@ -1,0 +1,84 @@
+"""The time left: what is learned from jobs that are done or late, and the error in a replay of recorded runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from orchestrator.runs.time_left import Pace, Running, time_left
+from tests.orchestrator.results.test_cells import demo_plan
+from tests.orchestrator.runs.recorded_runs import FOLDER, RecordedRun
+
+RUNS = sorted(FOLDER.glob("*.json"))
+ENDING = 1.5
+"""Seconds below which people read `about 1 s left`."""
+
+
+def test_a_kind_that_takes_twice_as_long_is_expected_to_do_so_again() -> None:
+    pace = Pace()
+    for _ in range(30):
+        pace.learn("distil", 20.0, 10.0)
+    assert pace.of("distil") == pytest.approx(2.0)
+    assert pace.of("evaluate") == pytest.approx(2.0), "of a kind that is not known yet, what all kinds show"
+
+
+def test_kinds_are_told_apart_and_the_latest_jobs_count_most() -> None:
+    pace = Pace()
+    for _ in range(20):
+        pace.learn("distil", 40.0, 10.0)
+        pace.learn("evaluate", 1.0, 1.0)
+    assert pace.of("distil") > 3.5
+    assert pace.of("evaluate") < 2.0
+    for _ in range(20):
+        pace.learn("distil", 10.0, 10.0)
+    assert pace.of("distil") < 1.5, "the load of the machine is gone"
+
+
+def test_a_job_that_is_late_tells_of_those_that_wait_for_their_turn() -> None:
+    plan = demo_plan()
+    first, second = (job.key for job in plan.graph if job.kind == "experts" and getattr(job.spec, "stage", 0) == 1)
+    expected = {first: 10.0, second: 10.0}
+    in_time = time_left(plan.graph, expected, [Running(first, seconds=5.0)], Pace(), slots=1)
+    late = time_left(plan.graph, expected, [Running(first, seconds=60.0)], Pace(), slots=1)
+    assert in_time == pytest.approx(15.0)
+    assert late is not None and late > 35.0
+
+
+def test_a_slow_job_is_believed_and_one_that_goes_on_from_a_checkpoint_is_not_taken_for_a_fast_one() -> None:
+    plan = demo_plan()
+    key = next(job.key for job in plan.graph if job.kind == "distil")
+
+    def left(done: float, seconds: float) -> float:
+        return time_left(plan.graph, {key: 10.0}, [Running(key, done, "", seconds)], Pace(), slots=1) or 0.0
+
+    assert left(0.5, 50.0) == pytest.approx(50.0)
+    assert left(0.5, 5.0) == pytest.approx(5.0)
+    assert left(0.9, 0.1) == pytest.approx(1.0)
+
+
+def test_ten_runs_are_recorded_and_among_them_loaded_resumed_and_slow_ones() -> None:
+    said = " ".join(RecordedRun.read(path).about for path in RUNS)
+    assert len(RUNS) >= 10
+    assert all(word in said for word in ("idle", "loaded", "resumed", "data set"))
+
+
+def test_at_half_time_the_time_left_is_off_by_less_than_a_fifth_in_the_median() -> None:
+    assert median(error(RecordedRun.read(path), 0.5) for path in RUNS) < 0.2
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_nobody_is_told_for_more_than_ten_seconds_that_it_ends_now(path: Path) -> None:
+    longest = so_far = 0.0
+    for _, left in RecordedRun.read(path).moments(step := 0.5):
+        so_far = so_far + step if left is not None and 0 < left < ENDING else 0.0
+        longest = max(longest, so_far)
+    assert longest <= 10.0
+
+
+def error(run: RecordedRun, share: float) -> float:
+    """How far the time left is off at a share of a run, by what was left."""
+    told = run.told(share * run.seconds)
+    assert told is not None
+    return abs(told / ((1 - share) * run.seconds) - 1)
