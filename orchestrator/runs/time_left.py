@@ -6,7 +6,7 @@ and in those that run longer than was expected; what is left is corrected by tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.graph import Graph, Job
@@ -14,8 +14,10 @@ from jobs.keys import kind_of
 
 _PRIOR = 2.0
 """The weight of all kinds together in the pace of one kind, in jobs of that kind."""
-_MEMORY = 0.9
-"""The weight of what was learned before, at each job: the load of a machine changes."""
+_LATEST = 12
+"""Jobs of a kind that are remembered: the load of a machine changes."""
+_LEAST = 0.01
+"""Expected seconds below which a job is all start."""
 _WARMING_UP = 60.0
 """The first job of a worker, which loads code as well, tells nothing of the others if it takes less than this."""
 _OVERDUE = 1 / 6
@@ -38,8 +40,7 @@ class Pace:
     """How many seconds jobs take for each second they were expected to take, by kind."""
 
     def __init__(self, earlier: Pace | None = None) -> None:
-        self._jobs = dict(earlier._jobs) if earlier else {}
-        self._all = earlier._all if earlier else (0.0, 0.0)
+        self._jobs = {kind: list(jobs) for kind, jobs in earlier._jobs.items()} if earlier else {}
         self._started: dict[str, tuple[float, bool]] = {}
         self._warm: set[str | None] = set()
 
@@ -56,19 +57,25 @@ class Pace:
 
     def learn(self, kind: str, took: float, expected: float) -> None:
         """Take a job into account: seconds that it took, and those that were expected."""
-        jobs, before, hoped = self._jobs.get(kind, (0.0, 0.0, 0.0))
-        self._jobs[kind] = jobs * _MEMORY + 1, before * _MEMORY + took, hoped * _MEMORY + expected
-        self._all = self._all[0] * _MEMORY + took, self._all[1] * _MEMORY + expected
+        jobs = self._jobs.setdefault(kind, [])
+        jobs.append((took / max(expected, _LEAST), expected))
+        del jobs[:-_LATEST]
 
     def of(self, kind: str) -> float:
         """The pace of a kind; 1 before anything is known, that of all kinds for one of which no job was done."""
-        took, expected = self._all
-        overall = took / expected if expected else 1.0
-        if kind not in self._jobs:
-            return overall
-        jobs, took, expected = self._jobs[kind]
-        prior = _PRIOR * expected / jobs
-        return (took + prior * overall) / (expected + prior) if expected else overall
+        overall = _median([job for jobs in self._jobs.values() for job in jobs], 1.0)
+        jobs = self._jobs.get(kind, [])
+        return (len(jobs) * _median(jobs, overall) + _PRIOR * overall) / (len(jobs) + _PRIOR)
+
+
+def _median(jobs: Sequence[tuple[float, float]], default: float) -> float:
+    """The median pace of jobs, by the seconds that were expected of each."""
+    half = sum(weight for _, weight in jobs) / 2
+    for pace, weight in sorted(jobs):
+        half -= weight
+        if half <= 0:
+            return pace
+    return default
 
 
 def time_left(

@@ -9,14 +9,14 @@ import pytest
 
 from jobs.cost import (
     CALL,
-    DECODING,
-    READING,
     CLUSTERING_CALLS,
+    DECODING,
     INNER_CALL,
     ITERATIONS,
     LIGHT,
     MATCHED_CALL,
     RATE,
+    READING,
     START,
     Effort,
     effort,

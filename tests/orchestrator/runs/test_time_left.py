@@ -24,7 +24,7 @@ def test_a_kind_that_takes_twice_as_long_is_expected_to_do_so_again() -> None:
     assert pace.of("evaluate") == pytest.approx(2.0), "of a kind that is not known yet, what all kinds show"
 
 
-def test_kinds_are_told_apart_and_the_latest_jobs_count_most() -> None:
+def test_kinds_are_told_apart_and_the_latest_jobs_count() -> None:
     pace = Pace()
     for _ in range(20):
         pace.learn("distil", 40.0, 10.0)
@@ -33,7 +33,35 @@ def test_kinds_are_told_apart_and_the_latest_jobs_count_most() -> None:
     assert pace.of("evaluate") < 2.0
     for _ in range(20):
         pace.learn("distil", 10.0, 10.0)
-    assert pace.of("distil") < 1.5, "the load of the machine is gone"
+    assert pace.of("distil") < 1.1, "the load of the machine is gone"
+
+
+def test_one_odd_job_does_not_change_what_is_expected_of_the_others() -> None:
+    pace = Pace()
+    for took in (1.0, 1.0, 60.0, 1.0, 1.0):
+        pace.learn("evaluate", took, 1.0)
+    assert pace.of("evaluate") == pytest.approx(1.0)
+
+
+def test_the_first_job_of_a_worker_loads_code_and_tells_nothing_of_the_others_unless_it_was_long() -> None:
+    pace = Pace()
+    pace.start("dataset-digits-0123456789abcdef", "w0", 0.0)
+    pace.end("dataset-digits-0123456789abcdef", 5.0, 0.1)
+    assert pace.of("dataset") == 1.0
+    pace.start("distil-mtt-0123456789abcdef", "w0", 5.0)
+    pace.end("distil-mtt-0123456789abcdef", 25.0, 10.0)
+    assert pace.of("distil") == 2.0
+    pace.start("distil-mtt-0123456789abcdee", "w1", 0.0)
+    pace.end("distil-mtt-0123456789abcdee", 900.0, 100.0)
+    assert pace.of("distil") > 2.0
+
+
+def test_a_job_that_came_back_tells_nothing() -> None:
+    pace = Pace()
+    for slot in ("w0", "w0"):
+        pace.start("distil-mtt-0123456789abcdef", slot, 0.0)
+        pace.end("distil-mtt-0123456789abcdef", 90.0, None)
+    assert pace.of("distil") == 1.0
 
 
 def test_a_job_that_is_late_tells_of_those_that_wait_for_their_turn() -> None:
@@ -58,10 +86,10 @@ def test_a_slow_job_is_believed_and_one_that_goes_on_from_a_checkpoint_is_not_ta
     assert left(0.9, 0.1) == pytest.approx(1.0)
 
 
-def test_ten_runs_are_recorded_and_among_them_loaded_resumed_and_slow_ones() -> None:
+def test_idle_loaded_and_slow_runs_are_recorded() -> None:
     said = " ".join(RecordedRun.read(path).about for path in RUNS)
-    assert len(RUNS) >= 10
-    assert all(word in said for word in ("idle", "loaded", "resumed", "data set"))
+    assert len(RUNS) >= 5
+    assert all(word in said for word in ("idle", "loaded", "data set"))
 
 
 def test_at_half_time_the_time_left_is_off_by_less_than_a_fifth_in_the_median() -> None:
