@@ -133,7 +133,9 @@ class Lineage:
         resolved = self._resolved_for(stage)
         numbers = resolved.recipe.distil
         assert numbers is not None, f"recipe of {self.arm.method} has no distil section"
-        fields = {name: getattr(numbers, name) for name in type(numbers).model_fields}
+        fields = {name: getattr(numbers, name) for name in type(numbers).model_fields.keys() - {"iterations_total"}}
+        if numbers.iterations_total is not None:  # equal compute, however many stages share it
+            fields["iterations"] = max(1, numbers.iterations_total // self.arm.stages)
         spec = DistilSpec(
             method=class_of(self.arm.method),
             stage=stage,

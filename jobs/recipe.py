@@ -128,9 +128,10 @@ class ScoresNumbers(Frozen):
 
 
 class DistilNumbers(Frozen):
-    """One stage of distillation; `settings` belong to the base method."""
+    """One stage of distillation, or `iterations_total` over all of them; `settings` belong to the base method."""
 
     iterations: Count
+    iterations_total: Count | None = None
     image: ImageOptimiserSpec
     init: Init = "real"
     factor: Count = 1

@@ -40,7 +40,8 @@ class Pace:
     """How many seconds jobs take for each second they were expected to take, by kind."""
 
     def __init__(self, earlier: Pace | None = None) -> None:
-        self._jobs = {kind: list(jobs) for kind, jobs in earlier._jobs.items()} if earlier else {}
+        known = {} if earlier is None else earlier._jobs
+        self._jobs: dict[str, list[tuple[float, float]]] = {kind: list(jobs) for kind, jobs in known.items()}
         self._started: dict[str, tuple[float, bool]] = {}
         self._warm: set[str | None] = set()
 

@@ -175,3 +175,10 @@ def test_the_resnets_of_idc_are_its_own_with_batch_norm_and_the_cell_says_so() -
         ("resnet18", "instance"),
     ]
     assert [cell.architecture for cell in plan.cells] == [one.architecture for one in networks]
+
+
+@pytest.mark.parametrize(("stages", "each"), [(1, 7), (2, 3), (8, 1)])
+def test_a_total_of_iterations_is_divided_among_the_stages(stages: int, each: int) -> None:
+    arm = pdd(stages, set={"distil.iterations_total": 7, "distil.choice.every": 1})
+    iterations = [spec.iterations for spec in specs(plan_of(arm), DistilSpec) if isinstance(spec, DistilSpec)]
+    assert iterations == [each] * stages

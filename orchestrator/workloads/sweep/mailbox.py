@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,12 @@ def trial_id(values: Values) -> str:
 def spoken(values: Values) -> str:
     """`num_stages=2, image_lr=0.03`."""
     return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def folder_of(values: Values) -> str:
+    """The trial's folder among Tune's, which TensorBoard shows as its name: its values, and what tells it apart."""
+    words = re.sub(r"[^\w.=,+-]+", "_", spoken(values).replace(", ", ","))
+    return f"{words[:100]}-{trial_id(values)[:6]}"
 
 
 class TrialMailbox:

@@ -24,7 +24,8 @@ from jobs.graph import Graph
 from jobs.sweep import Sweep, Values, listed, load
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.planning.requests import Request, overridden
-from orchestrator.runs.journal import Journal, read
+from orchestrator.reports.sections import RunFacts
+from orchestrator.runs.journal import NAME, Journal, read
 from orchestrator.runs.records import Record
 from orchestrator.workloads.base import Run, RunEnd, RunResult, Session, speaker
 from orchestrator.workloads.experiments import write_report
@@ -39,6 +40,9 @@ from workers.store.store import Store
 
 DOCUMENT = "sweep.json"
 """In the report: what `sweep --json` prints, for whoever follows from elsewhere."""
+PROGRAM = "python -m orchestrator.launch"
+NARROW = ("trial", "stages", "held_out", "loss")
+"""Columns of a terminal's table that are never folded."""
 LEARNT_RUNG = 1000
 """The highest rung of a sweep whose trials are not known beforehand."""
 MOST_AT_ONCE = 16
@@ -171,8 +175,9 @@ class SweepWorkload:
     def _report(self, end: RunEnd, trials: Trials) -> None:
         """Write the report, the winners' report, and the document for whoever follows from elsewhere."""
         rows = rows_of(list(trials.standings.values()), trials.winners(), end.store)
-        files = report.write(end.folder, self.sweep, rows, trials.winners(), end.command)
         best = _together(standing.trial for standing in trials.winners())
+        facts = RunFacts(command=end.command, records=read(end.store.run_folder(end.run) / NAME))
+        files = report.write(end.folder, self.sweep, rows, trials.winners(), best, end.store, facts)
         if best.cells:
             files += write_report(end.folder / "winners", best, end.store, end.run, end.command)[:1]
         document = self._result(end, rows, files).to_json()
@@ -196,16 +201,19 @@ class SweepResult(RunResult):
         }
 
     def table(self) -> Table:
-        """A row for each trial, the best first."""
+        """A row for each trial, the best first; where there is little room, the values are folded and none is lost."""
         header, lines = report.table(self.rows, self.sweep)
-        table = Table(*header, title=self.sweep.name, title_justify="left")
+        table = Table(title=self.sweep.name, title_justify="left")
+        for name in header[:-1]:
+            table.add_column(name, overflow="fold", min_width=12 if name == "values" else None, no_wrap=name in NARROW)
         for line in lines:
-            table.add_row(*map(Text, line))
+            table.add_row(*map(Text, line[:-1]))
         return table
 
     def remarks(self) -> Iterator[str]:
-        """The files beside the report."""
-        return map(str, self.files[1:])
+        """Who won and with what, and how to go on with it."""
+        yield from report.verdict_of(self.sweep, self.rows, self.plan, self.end.store)
+        yield from (f"run the best one: {PROGRAM} run {path}" for path in self.files if path.name == "best.yaml")
 
 
 def seconds_paid(past: Sequence[Record]) -> float:

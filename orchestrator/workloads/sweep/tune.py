@@ -25,7 +25,7 @@ from jobs.errors import BadInput
 from jobs.sweep import ATTEMPTS, Dimension, Sweep, Values
 from orchestrator.clusters.ray_cluster import Cluster, brief
 from orchestrator.runs.pool import PoolBroken
-from orchestrator.workloads.sweep.mailbox import StageRequest, TrialMailbox, trial_id
+from orchestrator.workloads.sweep.mailbox import StageRequest, TrialMailbox, folder_of, trial_id
 
 FOLDER = "tune"
 MAILBOX = "trials"
@@ -154,8 +154,8 @@ def _new(path: Path, trainable: Any, sweep: Sweep, trials: Sequence[Values] | No
             num_samples=samples,
             max_concurrent_trials=at_once,
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"trial-{trial_id(trial.config['values'])}",
-            trial_dirname_creator=lambda trial: f"trial-{trial_id(trial.config['values'])}",
+            trial_name_creator=lambda trial: folder_of(trial.config["values"]),
+            trial_dirname_creator=lambda trial: folder_of(trial.config["values"]),
         ),
         run_config=tune.RunConfig(
             name=path.name,

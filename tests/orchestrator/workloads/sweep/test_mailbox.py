@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from jobs.sweep import Values
-from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialFailed, TrialMailbox, trial_id
+from orchestrator.workloads.sweep.mailbox import (
+    StageMetrics,
+    StageRequest,
+    TrialFailed,
+    TrialMailbox,
+    folder_of,
+    trial_id,
+)
 
 VALUES: Values = {"num_stages": 2, "image_lr": 0.03, "init": "real", "drop": None}
 
@@ -94,3 +101,10 @@ def test_what_lies_on_the_desk_is_private_and_whole(tmp_path: Path) -> None:
 def test_a_trial_is_known_by_its_values_in_any_order() -> None:
     assert trial_id({"a": 1, "b": 0.1}) == trial_id({"b": 0.1, "a": 1})
     assert trial_id({"a": 1}) != trial_id({"a": 1.0}) != trial_id({"a": "1"})
+
+
+def test_the_folder_of_a_trial_is_named_by_its_values_and_told_apart_by_a_digest() -> None:
+    name = folder_of({"stages": 2, "norm": "a/b c", "lr": None})
+    assert name.startswith("stages=2,norm=a_b_c,lr=None-") and "/" not in name
+    assert folder_of({"stages": 2, "norm": "a/b_c", "lr": None}) != name
+    assert len(folder_of({"x": "y" * 500})) < 120

@@ -82,7 +82,9 @@ def test_asha_ends_the_poor_trial_and_its_prefix_is_found_by_run(tmp_path: Path)
     assert document["trials"][0]["rank"] == 1
     assert [one["state"] for one in document["results"]] == ["done"]
     report = Path(document["files"][0]).parent
-    assert {"sweep.md", "trials.parquet", "stages.parquet", "best.yaml"} <= {path.name for path in report.iterdir()}
+    assert {"report.md", "report.html", "trials.parquet", "stages.parquet", "best.yaml"} <= {
+        path.name for path in report.iterdir()
+    }
     folder = report.parent
     assert len(list(folder.glob("tune/*/events.out.tfevents.*"))) == 2
     assert not [path for path in folder.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
