@@ -46,18 +46,36 @@ class Pace:
         self._warm: set[str | None] = set()
 
     def start(self, key: str, slot: str | None, at: float) -> None:
-        """Note when a job was started, in seconds of any clock, and on which worker."""
+        """Note that a job was started.
+
+        Args:
+            key: the job.
+            slot: its worker.
+            at: when, in seconds of any clock.
+        """
         self._started[key] = at, slot in self._warm
         self._warm.add(slot)
 
     def end(self, key: str, at: float, expected: float | None) -> None:
-        """Note when a job ended, and the seconds that were expected; None for one that came back undone."""
+        """Note that a job ended.
+
+        Args:
+            key: the job.
+            at: when, in seconds of the same clock.
+            expected: the seconds that were expected of it; None for one that came back undone.
+        """
         started, warm = self._started.pop(key, (at, False))
         if expected is not None and (warm or at - started > _WARMING_UP):
             self.learn(kind_of(key), at - started, expected)
 
     def learn(self, kind: str, took: float, expected: float) -> None:
-        """Take a job into account: seconds that it took, and those that were expected."""
+        """Take a job into account.
+
+        Args:
+            kind: its kind.
+            took: the seconds that it took.
+            expected: those that were expected.
+        """
         jobs = self._jobs.setdefault(kind, [])
         jobs.append((took / max(expected, _LEAST), expected))
         del jobs[:-_LATEST]

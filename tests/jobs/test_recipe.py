@@ -284,7 +284,10 @@ def test_an_experiment_s_override_passes_over_methods_without_that_section() -> 
     assert resolved.recipe.network.width == 9
 
 
-KNOWN_IN_DISTIL = "checkpoint_every, choice, conditioning, earlier_rate, factor, image, init, iterations, iterations_total, settings, starts"
+KNOWN_IN_DISTIL = (
+    "checkpoint_every, choice, conditioning, earlier_rate, factor, image, init, iterations, iterations_total, "
+    "settings, starts"
+)
 
 
 @pytest.mark.parametrize(
