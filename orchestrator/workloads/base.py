@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Protocol, Self
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from jobs.experiment import Plan
+from jobs.experiment import SELECTIONS, Plan
 from jobs.graph import Graph, Job
 from orchestrator.clusters.config import Target
 from orchestrator.clusters.ray_cluster import Cluster
@@ -204,8 +204,9 @@ class RunResult:
         yield Text(f"{jobs or 'no jobs'} in {duration(end.seconds)} on {end.workers} workers; run {end.run}")
         yield from map(Text, self.remarks())
         if self.report:
-            yield Text(f"report: {self.report}")
+            yield Text(f"report: {self.report.with_name('report.html')}")
         yield from map(Text, verdict.lines_of(self.verdicts))
+        yield from map(Text, self.next_commands())
         for job in end.failures:
             yield Text(f"FAILED {job['key']} ({job['reason']}): {job['message']}\n       log: {job['log']}")
         if end.exit == 3 and end.failures:
@@ -218,6 +219,12 @@ class RunResult:
         from orchestrator.reports import experiment_report
 
         return experiment_report.console_table(self.results)
+
+    def next_commands(self) -> Iterator[str]:
+        """What one may want to type next: where a set was distilled, how to take it along."""
+        if any(result.n and result.stage and result.base_method not in SELECTIONS for result in self.results):
+            store = f" --store {self.end.store.root}"
+            yield f"take the best set along: python -m orchestrator.launch export --run {self.end.run}{store}"
 
     def remarks(self) -> Iterator[str]:
         """What else there is to say of the run: notes on its data."""

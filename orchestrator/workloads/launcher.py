@@ -87,6 +87,7 @@ def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda 
             schedule_source=session.source,
         )
     end = end_of(run.store, run.name, run.workers, run.options.command)
+    speaker(run.options.quiet)("saving the report")
     return workload.result(_reported(session, end))
 
 

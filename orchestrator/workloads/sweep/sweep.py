@@ -211,8 +211,11 @@ class SweepResult(RunResult):
         return table
 
     def remarks(self) -> Iterator[str]:
-        """Who won and with what, and how to go on with it."""
+        """Who won and with what."""
         yield from report.verdict_of(self.sweep, self.rows, self.plan, self.end.store)
+
+    def next_commands(self) -> Iterator[str]:
+        """The best trial as an experiment."""
         yield from (f"run the best one: {PROGRAM} run {path}" for path in self.files if path.name == "best.yaml")
 
 

@@ -30,14 +30,17 @@ def test_the_last_lines_and_the_document_say_the_verdict(tmp_path: Path) -> None
     expected = verdicts(plan, store)
     assert len(expected) == 2
     assert result.to_json()["verdict"] == [verdict.to_json() for verdict in expected]
-    assert [str(line) for line in list(result.lines())[-2:]] == [verdict.sentence for verdict in expected]
+    *_, report, first, second, following = map(str, result.lines())
+    assert report == f"report: {tmp_path / 'report.html'}"
+    assert [first, second] == [verdict.sentence for verdict in expected]
+    assert following.startswith("take the best set along: python -m orchestrator.launch export --run ")
 
 
 def test_without_a_base_method_nothing_is_said(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "store")
     result = RunResult(end_of(store), demo_plan(), tmp_path / "report.md")
     assert result.to_json()["verdict"] == []
-    assert str(list(result.lines())[-1]) == f"report: {tmp_path / 'report.md'}"
+    assert str(list(result.lines())[-1]) == f"report: {tmp_path / 'report.html'}"
 
 
 def test_how_to_go_on_comes_last_of_all(tmp_path: Path) -> None:
