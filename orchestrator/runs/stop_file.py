@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from workers.store.files import share
+
 STOP = "stop"
 """The file's name in a run's folder."""
 
@@ -34,6 +36,7 @@ class StopFile:
             return
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(why + "\n")
+        share(self.path)
 
     def clear(self) -> None:
         """Remove the request that ended an earlier driver of this run."""
