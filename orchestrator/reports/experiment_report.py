@@ -26,6 +26,7 @@ from orchestrator.reports import folder as folders
 from orchestrator.reports.page import (
     Block,
     Entry,
+    Gallery,
     Line,
     Page,
     Paragraph,
@@ -36,7 +37,7 @@ from orchestrator.reports.page import (
     notes,
     slug,
 )
-from orchestrator.reports.sections import RunFacts, image_grid, verdict_sections
+from orchestrator.reports.sections import RunFacts, image_grids, verdict_sections
 from orchestrator.results.cells import (
     Chain,
     Result,
@@ -138,8 +139,8 @@ def _rows(content: ResultTable) -> tuple[tuple[str | Entry, ...], ...]:
     return tuple(map(tuple, marked))
 
 
-def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture | Paragraph]:
-    """A grid of pictures for the first chain of each arm, as far as its stages go."""
+def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Gallery | Paragraph]:
+    """The grids of pictures for the first chain of each arm, as far as its stages go."""
     arms: dict[str, Chain] = {}
     for chain in chains(plan):
         if chain.cell.experiment == experiment:
@@ -147,8 +148,8 @@ def _grids(experiment: str, plan: Plan, store: Store) -> Iterator[Picture | Para
     for arm, chain in arms.items():
         sets = tuple(takewhile(lambda key: manifest_of(store, key) is not None, chain.sets))
         if sets:
-            name, title = f"sets-{slug(experiment)}-{slug(arm)}.png", f"{arm} ({chain.cell.dataset})"
-            yield image_grid(store, sets, title, _headings(chain)[: len(sets)], name)
+            name, title = f"sets-{slug(experiment)}-{slug(arm)}", f"{arm} ({chain.cell.dataset})"
+            yield image_grids(store, sets, title, _headings(chain)[: len(sets)], name)
 
 
 def _headings(chain: Chain) -> list[str]:

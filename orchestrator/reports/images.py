@@ -123,6 +123,20 @@ def grid_by_stage(stages: Sequence[PictureSet], title: str, headings: Sequence[s
     return page
 
 
+def grid_of_classes(pictures: PictureSet, most: int = MOST_COLUMNS) -> tuple[Image.Image, StageBlock]:
+    """One row per class and nothing else, on no ground: what it shows is said beside it.
+
+    Args:
+        pictures: the set.
+        most: images of a class; the block's heading says so if there are more.
+    """
+    block = _block(pictures, "", most)
+    width, height = _enlarged_size(pictures.images[0])
+    page = Image.new("RGBA", (block.columns * (width + _GAP), len(block.rows) * (height + _GAP)))
+    _paste(page, block, (0, _GAP // 2), (width, height))
+    return page, block
+
+
 def gantt(spans: Sequence[Span], critical: Collection[str] = ()) -> Figure:
     """Jobs as bars, one row per worker slot, seconds since the first start; the critical path is outlined."""
     slots = list(dict.fromkeys(span.slot for span in sorted(spans, key=lambda span: _natural(span.slot))))
@@ -172,7 +186,7 @@ def _block(pictures: PictureSet, heading: str, most: int) -> StageBlock:
             by_class[number].append(image)
     longest = max(map(len, by_class), default=0)
     if longest > most:
-        heading = f"{heading} ({most} of {longest} a class)"
+        heading = f"{heading} ({most} of {longest} a class)".lstrip()
     return StageBlock(heading, tuple(tuple(row[:most]) for row in by_class))
 
 
@@ -189,9 +203,14 @@ def _draw_block(
     line = top - 7
     draw.text((left, line - 4), block.heading, "#333333", font=font, anchor="ls")
     draw.line([(left, line), (left + width - 1, line)], fill="#999999")
+    _paste(page, block, (left, top), size)
+
+
+def _paste(page: Image.Image, block: StageBlock, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """The images of a block, each enlarged to `size`, from a corner on."""
     for row, images in enumerate(block.rows):
         for column, image in enumerate(images):
-            at = (left + column * (size[0] + _GAP), top + row * (size[1] + _GAP))
+            at = (corner[0] + column * (size[0] + _GAP), corner[1] + row * (size[1] + _GAP))
             page.paste(image.convert("RGB").resize(size, Image.Resampling.NEAREST), at)
 
 

@@ -125,6 +125,8 @@ class Picture:
     caption: str = ""
     drawn: bool = True
     """Lines on white, which may be inverted on a dark screen; photographs and synthetic images may not."""
+    rows: tuple[str, ...] = ()
+    """What its rows of equal height are called: text beside it, not pixels."""
 
     @property
     def anchor(self) -> str:
@@ -139,6 +141,11 @@ class Gallery:
     block: ClassVar[str] = "gallery"
     pictures: tuple[Picture, ...]
     caption: str = ""
+
+    @property
+    def grids(self) -> bool:
+        """Whether these are image grids, which are as wide as their images."""
+        return any(picture.rows for picture in self.pictures)
 
 
 @dataclass(frozen=True)

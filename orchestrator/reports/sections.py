@@ -15,7 +15,20 @@ from jobs.errors import Damaged
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from jobs.specs import SPECS
-from orchestrator.reports.page import Block, Command, Details, Line, Paragraph, Picture, Section, Table, entry_of, notes
+from orchestrator.reports.page import (
+    Block,
+    Command,
+    Details,
+    Gallery,
+    Line,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    entry_of,
+    notes,
+    slug,
+)
 from orchestrator.results.cells import manifests
 from orchestrator.results.statistics import Difference
 from orchestrator.results.verdict import HEADLINES, Verdict, limits, lines_of, signed
@@ -121,22 +134,22 @@ def environment(artifacts: Sequence[Manifest], records: Sequence[Record]) -> Sec
     return Section("environment", "Environment", (table,), RUN_GROUP)
 
 
-def image_grid(
+def image_grids(
     store: Store,
     sets: Sequence[str],
     title: str,
     headings: Sequence[str],
     name: str,
     classes: Collection[str] = (),
-) -> Picture | Paragraph:
+) -> Gallery | Paragraph:
     """The pictures of stored sets side by side, or the sentence that one of them is damaged.
 
     Args:
         store: where the sets are.
-        sets: their keys, one for each group of columns.
-        title: one line above the grid.
+        sets: their keys, one for each grid.
+        title: what they are of.
         headings: one for each set.
-        name: the picture's file.
+        name: how the pictures' files begin.
         classes: the names of the classes to show; all of them if empty.
     """
     from orchestrator.reports import images
@@ -146,9 +159,14 @@ def image_grid(
     except Damaged as damage:
         return Paragraph(f"The images of {title} cannot be shown: {damage}.")
     read = [pictures.only(classes) for pictures in read] if classes else read
-    grid = images.grid_by_stage(read, title, headings)
-    text = f"images of {title}, one row per class: {', '.join(headings)}"
-    return Picture(name, images.png(grid), text, drawn=False)
+    grids = []
+    for pictures, heading in zip(read, headings, strict=True):
+        grid, block = images.grid_of_classes(pictures, max(1, images.MOST_COLUMNS // len(sets)))
+        rows = pictures.class_names[: len(block.rows)]
+        text = f"images of {title}, {heading}, one row per class: {', '.join(rows)}"
+        caption = f"{heading} {block.heading}".strip()
+        grids.append(Picture(f"{name}-{slug(heading)}.png", images.png(grid), text, caption, drawn=False, rows=rows))
+    return Gallery(tuple(grids), f"Images of {title}")
 
 
 # The parts of the verdict.

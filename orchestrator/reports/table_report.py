@@ -38,7 +38,7 @@ from orchestrator.reports.page import (
     entry_of,
     notes,
 )
-from orchestrator.reports.sections import RunFacts, image_grid, verdict_sections
+from orchestrator.reports.sections import RunFacts, image_grids, verdict_sections
 from orchestrator.reports.table_data import csv_of, parquet_of
 from orchestrator.results.cells import best_of, manifest_of
 from orchestrator.results.statistics import LEVEL
@@ -269,10 +269,11 @@ def _role(cell: MeasuredCell) -> Literal["higher", "lower", "level", "minor"]:
 def _shown(table: PaperTable, cells: Sequence[MeasuredCell], tables: TablesPlan, store: Store) -> tuple[Block, ...]:
     """The figure as pictures; nothing for a table, or while there is nothing to draw."""
     if table.kind == "pictures":
-        blocks = list(_images(table, tables, store))
-        grids = tuple(block for block in blocks if isinstance(block, Picture))
-        damaged = [block for block in blocks if not isinstance(block, Picture)]
-        return (*([Gallery(grids, _caption(table, cells))] if grids else []), *damaged)
+        caption = _caption(table, cells)
+        return tuple(
+            replace(block, caption=f"{caption} {block.caption}.") if isinstance(block, Gallery) else block
+            for block in _images(table, tables, store)
+        )
     if table.kind == "curve":
         from orchestrator.reports import images, plots
 
@@ -288,14 +289,14 @@ def _shown(table: PaperTable, cells: Sequence[MeasuredCell], tables: TablesPlan,
     return ()
 
 
-def _images(table: PaperTable, tables: TablesPlan, store: Store) -> Iterator[Picture | Paragraph]:
-    """A grid for every chain of sets in the figure: the stages it shows, as far as they are made."""
+def _images(table: PaperTable, tables: TablesPlan, store: Store) -> Iterator[Gallery | Paragraph]:
+    """The grids of every chain of sets in the figure: the stages it shows, as far as they are made."""
     stages = sorted({entry.cell.stage for entry in table.cells if entry.cell is not None})
     for number, (title, sets) in enumerate(_chains(table, tables).items(), start=1):
         distilled = [stage for stage in stages if stage <= len(sets) and manifest_of(store, sets[stage - 1])]
-        for stage in distilled:
-            name = f"{table.name}-{number}-stage-{stage}.png"
-            yield image_grid(store, [sets[stage - 1]], title, [f"stage {stage}"], name, classes=_classes(table))
+        if distilled:
+            keys, headings = [sets[stage - 1] for stage in distilled], [f"stage {stage}" for stage in distilled]
+            yield image_grids(store, keys, title, headings, f"{table.name}-{number}", classes=_classes(table))
 
 
 def _classes(table: PaperTable) -> tuple[str, ...]:

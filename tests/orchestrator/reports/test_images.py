@@ -89,6 +89,16 @@ def test_a_class_without_images_in_one_stage_leaves_its_row_empty() -> None:
     assert patches(pictures.grid_by_stage([lonely], "one image"), RED).sum() == 40 * 40
 
 
+def test_a_grid_for_a_page_has_images_and_no_ground_in_rows_of_equal_height() -> None:
+    page, block = pictures.grid_of_classes(picture_set(3, classes=2), most=2)
+    assert block.heading == "(2 of 3 a class)"
+    assert page.mode == "RGBA" and page.height % 2 == 0
+    for half in (page.crop((0, 0, page.width, page.height // 2)), page.crop((0, page.height // 2, *page.size))):
+        colours = dict((colour, count) for count, colour in half.getcolors() or [])
+        assert colours[(*RED, 255)] == 2 * 40 * 40
+        assert {colour[3] for colour in colours if isinstance(colour, tuple)} == {0, 255}
+
+
 def test_a_png_opens_with_the_size_of_the_picture() -> None:
     page = pictures.grid_by_stage([picture_set(1)], "title")
     opened = Image.open(io.BytesIO(pictures.png(page)))

@@ -101,6 +101,32 @@ def test_the_verdict_stands_on_the_first_screen(tab: Tab, pages: dict[str, Path]
     assert tab.value("document.querySelector('.verdict').getBoundingClientRect().top") > 0
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", HEIGHTS)
+def test_the_verdict_is_read_in_either_scheme(tab: Tab, pages: dict[str, Path], width: int, scheme: str) -> None:
+    tab.open(pages["verdict"], width, media={"prefers-color-scheme": scheme})
+    assert tab.value("document.querySelector('.verdict p').getBoundingClientRect().bottom") < HEIGHTS[width]
+    words = brightness(tab.value("getComputedStyle(document.querySelector('.verdict p')).color"))
+    ground = brightness(tab.value("getComputedStyle(document.querySelector('.verdict')).backgroundColor"))
+    assert (max(ground, words) + 0.05) / (min(ground, words) + 0.05) > 7
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_the_rows_of_an_image_grid_are_named_in_text_beside_their_images(tab: Tab, page: Path, width: int) -> None:
+    tab.open(page, width)
+    grids = tab.value("document.querySelectorAll('.labelled').length")
+    places = """[...document.querySelectorAll('.labelled')].map(one => {
+        const image = one.querySelector('img').getBoundingClientRect(), names = [...one.querySelectorAll('li')]
+        return names.map((name, row) => {
+            const box = name.getBoundingClientRect()
+            const middle = image.top + (row + 0.5) * image.height / names.length
+            return [Math.abs((box.top + box.bottom) / 2 - middle), box.right - image.left]
+        })
+    }).flat()"""
+    assert (grids > 0) == bool(tab.value(places))
+    assert all(off < 12 and past < 1 for off, past in tab.value(places))
+
+
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_a_screenshot_shows_a_margin_free_of_ink(tab: Tab, page: Path, width: int) -> None:
     tab.open(page, width)

@@ -127,7 +127,7 @@ def test_pictures_decode_and_are_the_files_beside_the_page(files: dict[str, Path
 def test_the_figure_of_classes_shows_only_these(files: dict[str, Path]) -> None:
     """Two of the three classes, 40 pixels and a gap of 3 each."""
     with Image.open(files["figure4-1-stage-1.png"]) as picture:
-        assert picture.height == 12 + 2 * (15 + 9) + 2 * 43 - 3 + 12
+        assert picture.height == 2 * 43
 
 
 def test_every_cell_has_its_command_and_its_jobs_and_they_theirs_in_files_beside_the_page(
