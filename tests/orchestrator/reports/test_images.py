@@ -118,6 +118,14 @@ def test_the_gantt_has_a_row_a_slot_in_their_natural_order() -> None:
     assert Image.open(io.BytesIO(pictures.png(figure))).width == 9 * 150
 
 
+def test_the_legend_of_the_gantt_is_whole_with_every_kind_of_job() -> None:
+    spans = [Span(f"{kind}-a", kind, "w", n, n + 1.0) for n, kind in enumerate(pictures.KIND_COLOURS)]
+    figure = pictures.gantt(spans, {"distil-a"})
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
+
+
 @pytest.mark.parametrize("ended", ["done", "lost"])
 def test_only_bars_without_an_artifact_are_hatched(ended: str) -> None:
     figure = pictures.gantt([Span("full-a", "full", "w", 0.0, 1.0, ended)])
