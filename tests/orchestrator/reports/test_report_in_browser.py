@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs.experiment import Plan
 from orchestrator.reports import experiment_report
+from orchestrator.workloads.sweep import report as sweep_report
 from tests.orchestrator import tables_sample
 from tests.orchestrator.chromium import Tab, chromium, program
 from tests.orchestrator.reports.test_experiment_report import RUN, half_done
 from tests.orchestrator.reports.test_verdict_sections import measured_plan
+from tests.orchestrator.workloads.sweep.test_report import row, sweep_of
 from workers.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
@@ -39,7 +42,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of tables, that of a half-done experiment, and one with a verdict."""
+    """The report of tables, that of a half-done experiment, one with a verdict, and that of a sweep."""
     folder = tmp_path_factory.mktemp("pages")
     tables = tables_sample.write(folder / "tables", scale="paper")
     store = Store.open(folder / "store")
@@ -47,11 +50,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     run = experiment_report.write(folder / "run", plan, store, RUN)
     judged_store = Store.open(folder / "judged-store")
     judged = experiment_report.write(folder / "judged", measured_plan(judged_store), judged_store, RUN)
-    files = {"tables": tables, "run": run, "verdict": judged}
+    trials = [row(1, 40.0, stages=1, ipc=1), row(2, 41.5, stages=2, ipc=2), row(3, 30.0, "stopped", stages=1, ipc=2)]
+    sweep = sweep_report.write(folder / "sweep", sweep_of(), trials, [], Plan(), store, RUN)
+    files = {"tables": tables, "run": run, "verdict": judged, "sweep": sweep}
     return {kind: next(path for path in paths if path.suffix == ".html") for kind, paths in files.items()}
 
 
-@pytest.fixture(params=["tables", "run", "verdict"])
+@pytest.fixture(params=["tables", "run", "verdict", "sweep"])
 def page(request: pytest.FixtureRequest, pages: dict[str, Path]) -> Path:
     return pages[request.param]
 
