@@ -20,7 +20,7 @@ import yaml
 from jobs.experiment import Plan
 from jobs.sweep import METRICS, Scalar, Sweep, Values
 from orchestrator.reports import folder as folders
-from orchestrator.reports.page import Page, Paragraph, Picture, Section, Table, notes
+from orchestrator.reports.page import Gallery, Page, Paragraph, Picture, Section, Table, notes
 from orchestrator.reports.sections import RunFacts
 from orchestrator.results.cells import collect
 from orchestrator.results.statistics import interval
@@ -158,7 +158,7 @@ def page_of(sweep: Sweep, rows: Sequence[Row], verdict: Sequence[str], won: bool
     )
     trials = Table("trials-table", header, tuple(lines), caption, words=3, title="Trials")
     sections = [
-        Section("trials", "Trials", (trials, _picture(sweep, rows), Paragraph(cost)), "Results"),
+        Section("trials", "Trials", (trials, Gallery((_picture(sweep, rows),)), Paragraph(cost)), "Results"),
         Section("limits", "What this does not show", notes(_limits(rows, won)), "Results"),
     ]
     return Page(f"Sweep {sweep.name}", sweep.about, (), tuple(sections), tuple(verdict))
