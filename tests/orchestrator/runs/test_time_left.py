@@ -12,6 +12,7 @@ from tests.orchestrator.results.test_cells import demo_plan
 from tests.orchestrator.runs.recorded_runs import FOLDER, RecordedRun
 
 RUNS = sorted(FOLDER.glob("*.json"))
+CHANGING = "a load that came and went"
 ENDING = 1.5
 """Seconds below which people read `about 1 s left`."""
 
@@ -86,14 +87,16 @@ def test_a_slow_job_is_believed_and_one_that_goes_on_from_a_checkpoint_is_not_ta
     assert left(0.9, 0.1) == pytest.approx(1.0)
 
 
-def test_idle_loaded_and_slow_runs_are_recorded() -> None:
+def test_idle_loaded_resumed_and_slow_runs_are_recorded() -> None:
     said = " ".join(RecordedRun.read(path).about for path in RUNS)
-    assert len(RUNS) >= 5
-    assert all(word in said for word in ("idle", "loaded", "data set"))
+    assert len(RUNS) >= 7
+    assert all(word in said for word in ("idle", "loaded", "resumed", "data set", CHANGING))
 
 
 def test_at_half_time_the_time_left_is_off_by_less_than_a_fifth_in_the_median() -> None:
-    assert median(error(RecordedRun.read(path), 0.5) for path in RUNS) < 0.2
+    runs = [RecordedRun.read(path) for path in RUNS]
+    assert median(error(run, 0.5) for run in runs if CHANGING not in run.about) < 0.2
+    assert median(error(run, 0.5) for run in runs) < 0.25, "nobody knows when a load will go"
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
