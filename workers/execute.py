@@ -8,6 +8,7 @@ ending means. Log lines of a job go to `runs/<run>/logs/<key>.log` in the store.
 from __future__ import annotations
 
 import logging
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
-
 from jobs.errors import BadInput, Damaged, Diverged, Yielded
 from jobs.graph import Job
 from jobs.outcomes import Outcome
-from jobs.specs import Kind
+from jobs.specs import DistilSpec, Kind
+from workers.methods import method_named, settings_for
+from workers.runtime.cards import card_of_process, trouble_of
 from workers.runtime.context import JobContext
 from workers.runtime.process import device_of_choice
 from workers.runtime.time_limit import TimeLimit
@@ -50,7 +51,9 @@ _BUSY_SECONDS = 2.0
 class JobResult(TypedDict, total=False):
     """How a job ended: `done`, `found` (already there), `busy` (someone alive has it), `yielded` or `failed`.
 
-    `reason` of a failure is one of bug, diverged, memory, input, disk, parent; with `parent` the key of an
+    `reason` of a failure is one of bug, diverged, memory, too_large, card, input, disk, parent; `too_large` is out of
+    memory where the job cannot do with less, `card` a sticky error of the card named, after which the process is of no
+    more use; with `parent` the key of an
     artifact that was damaged or gone comes along. `leaving` says that the worker's time limit is over: it will do no
     other job.
     """
@@ -64,6 +67,7 @@ class JobResult(TypedDict, total=False):
     retry_after: float
     parent: str
     leaving: bool
+    card: str
 
 
 def execute(job: Mapping[str, Any], store_root: str, run: str, memory_level: int = 0) -> JobResult:
@@ -118,7 +122,11 @@ def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held, time
     except Exception as error:
         _log(error)
         failure, damaged = _failure(error), _damaged_parent(job, store)
-        return failure if damaged is None else _failed("parent", failure["message"], parent=damaged)
+        if damaged is not None:
+            return _failed("parent", failure["message"], parent=damaged)
+        if failure["reason"] == "memory" and not _saves(job, memory_level):
+            return _out_of_options(failure, job)
+        return failure
     return JobResult(status="done")
 
 
@@ -138,6 +146,30 @@ def perform(context: JobContext) -> None:
     context.checkpoints.drop(job.key)
     if job.kind == "experts":
         experts.drop_checkpoints(context)
+
+
+def _saves(job: Job, memory_level: int) -> bool:
+    """Whether the job can be done in less memory than it was at this level."""
+    if not isinstance(job.spec, DistilSpec):
+        return False
+    settings = settings_for(job.spec.method, job.spec.settings)
+    return memory_level < method_named(job.spec.method).memory_levels(settings)
+
+
+def _out_of_options(failure: JobResult, job: Job) -> JobResult:
+    """The end of a job that would only run out of memory again, with the sizes that decide."""
+    sizes = ", ".join(f"{name} {value}" for name, value in _sizes(job.canonical()["spec"]))
+    fix = f"{job.kind} cannot do with less memory than this; use a larger card or node, or smaller numbers ({sizes})"
+    return _failed("too_large", f"{failure['message']}: {fix}")
+
+
+def _sizes(spec: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, int]]:
+    """The numbers of a spec on which its memory depends, by their paths."""
+    for name, value in spec.items():
+        if isinstance(value, Mapping):
+            yield from _sizes(value, f"{path}{name}.")
+        elif isinstance(value, int) and re.match(r"batch|width|depth|ipc|max_synthetic|syn_steps", name):
+            yield f"{path}{name}", value
 
 
 def _damaged_parent(job: Job, store: Store) -> str | None:
@@ -162,8 +194,10 @@ def _failure(error: Exception) -> JobResult:
         return _failed("input", message)
     if isinstance(error, Damaged):
         return _failed("parent", message)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in message:
+    if (trouble := trouble_of(error)) == "memory":
         return _failed("memory", message)
+    if trouble == "card":
+        return _failed("card", message, card=card_of_process())
     if isinstance(error, OSError):
         return _failed("disk", message)
     return _failed("bug", message)

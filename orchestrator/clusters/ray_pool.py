@@ -38,6 +38,8 @@ from workers.runtime.time_limit import TimeLimit
 
 NODE_POLL_SECONDS = 1.0
 """Seconds between two looks at the list of nodes."""
+CARD_FAULTS = 3
+"""Sticky errors of a card after which it is left alone."""
 START_ATTEMPTS = 3
 """Workers in a row that may fail to start on a node before the node is given up."""
 
@@ -69,6 +71,9 @@ class RayPool:
         self._pending: dict[Any, str] = {}
         """Ray's object refs, each with the slot that owes it: a greeting, then one answer at a time."""
         self._failed_starts: Counter[str] = Counter()
+        self._card_faults: Counter[str] = Counter()
+        self._retired: list[_Slot] = []
+        """Workers that hold a broken card and get no jobs."""
         self._released: set[str] = set()
         self._started = 0
         self._next_look = 0.0
@@ -127,7 +132,7 @@ class RayPool:
         for name in [name for name, slot in self._slots.items() if slot.node not in nodes]:
             yield from self._drop(name, "lost", "its node is gone")
         yield from self._reconcile(nodes)
-        taken = Counter(slot.node for slot in self._slots.values())
+        taken = Counter(slot.node for slot in (*self._slots.values(), *self._retired))
         for node in nodes.values():
             if node["NodeID"] in self._released:
                 continue
@@ -187,7 +192,9 @@ class RayPool:
         except broken.RayError as error:
             yield from self._drop(name, "lost", brief(error))
         else:
-            if slot.joined:
+            if slot.joined and value.get("reason") == "card":
+                yield from self._lose_card(name, slot, value)
+            elif slot.joined:
                 yield JobReturned(slot=name, **value)
             elif version_mismatch := self._cluster.version_mismatch(value):
                 self._ray.kill(slot.actor)
@@ -196,6 +203,20 @@ class RayPool:
                 slot.joined = True
                 self._failed_starts[slot.node] = 0
                 yield WorkerJoined(name, slot.host)
+
+    def _lose_card(self, name: str, slot: _Slot, result: Mapping[str, Any]) -> Iterator[PoolEvent]:
+        """End a worker after a sticky error of its card; its job is tried again by another one.
+
+        A card that fails time and again is kept by a worker that gets no jobs, so that Ray gives it to no other.
+        """
+        card = f"card {result['card']} of node {slot.host}"
+        self._card_faults[card] += 1
+        if self._card_faults[card] < CARD_FAULTS:
+            self._ray.kill(slot.actor)
+        else:
+            self._retired.append(slot)
+            yield Message(f"{card} is left alone: it failed {self._card_faults[card]} times; ask for its repair")
+        yield from self._drop(name, "crashed", f"{card}: {result['message']}")
 
     def _why_dead(self, slot: _Slot, error: Any) -> LeaveReason:
         if error.preempted:

@@ -60,6 +60,8 @@ class JobReturned:
     parent: str = ""
     leaving: bool = False
     """The worker's time is up: give it no other job."""
+    card: str = ""
+    """The card that failed, with the reason `card`: the worker's process can use it no more."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Literal
 from orchestrator.scheduler.schedule import Schedule
 
 LeaveReason = Literal["crashed", "memory", "preempted", "lost"]
-FailReason = Literal["bug", "diverged", "memory", "input", "disk", "parent", "crashed"]
+FailReason = Literal["bug", "diverged", "memory", "too_large", "card", "input", "disk", "parent", "crashed"]
 
 
 @dataclass(frozen=True)

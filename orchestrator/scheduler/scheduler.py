@@ -258,8 +258,7 @@ class Scheduler:
             self._give_up(key, "memory", message, log)
         else:
             self._note(
-                f"{key} ran out of memory; tried again ({level} of {self.schedule.retry_limits.memory}): "
-                "trajectory matching keeps less in memory then, all other work is only repeated"
+                f"{key} ran out of memory; tried again in less of it ({level} of {self.schedule.retry_limits.memory})"
             )
             self._give_back(key, memory_level=level)
 

@@ -19,7 +19,9 @@ from jobs.specs import SelectSpec
 from orchestrator.scheduler.schedule import Schedule
 from workers.store.store import Audit
 
-WORKS, FAILS, RAISES, SLEEPS, WAITS_FOR_STOP, CRASHES_ONCE, CRASHES, PRINTS, BUSY_ONCE, TELLS = range(10)
+WORKS, FAILS, RAISES, SLEEPS, WAITS_FOR_STOP, CRASHES_ONCE, CRASHES, PRINTS, BUSY_ONCE, TELLS, CARD_FAILS_ONCE = range(
+    11
+)
 
 
 class FakeStore:
@@ -85,6 +87,9 @@ def _act(draw: int, attempt: int, stop: Path) -> dict[str, Any]:
         os.kill(os.getpid(), 9)
     if draw == PRINTS:
         print("this must not reach the driver's standard output")
+    if draw == CARD_FAILS_ONCE and attempt == 1:
+        message = "RuntimeError: CUDA error: device-side assert triggered"
+        return {"status": "failed", "reason": "card", "message": message, "card": "GPU-7"}
     if draw == BUSY_ONCE and attempt == 1:
         return {"status": "busy", "retry_after": 0.1}
     return {"status": "done"}

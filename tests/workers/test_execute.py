@@ -198,6 +198,14 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
         (MemoryError(), "memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory"),
+        (RuntimeError("CUDA error: out of memory"), "memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "memory"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "card"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "card"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered"), "card"),
+        (RuntimeError("No CUDA GPUs are available"), "card"),
+        (ValueError("a file called CUDA error"), "bug"),
         (FULL, "disk"),
         (FileNotFoundError(errno.ENOENT, "the store is gone"), "disk"),
     ],
@@ -216,6 +224,17 @@ def test_a_failure_has_a_reason_a_message_and_its_traceback_in_the_log(
     assert "Traceback (most recent call last)" in text and "raise error" in text and str(error) in text
     assert not workshop.store.has(job.key) and free(workshop, job.key)
     assert list((workshop.store.root / "tmp").iterdir()) == []
+
+
+def test_what_cannot_do_with_less_memory_is_not_tried_again_and_names_its_sizes(
+    workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doing(monkeypatch, raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")))
+    assert run(workshop, job)["reason"] == "memory", "the adjoint is left to it"
+    saving = {**job.canonical()["spec"]["settings"], "engine": "adjoint"}
+    for ended in (run(workshop, job, memory_level=1), run(workshop, changed(job, settings=saving))):
+        assert ended["reason"] == "too_large" and "Tried to allocate 2 GiB" in ended["message"]
+        assert "larger card" in ended["message"] and "network.width 8" in ended["message"]
 
 
 def test_a_full_disk_comes_with_the_mend(workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,6 +152,11 @@ class Method:
         """
         return None
 
+    @classmethod
+    def memory_levels(cls, settings: Frozen) -> int:
+        """How many times it can do with less memory than before, each time with an equal result; see `Stage`."""
+        return 0
+
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One iteration: work out gradients, take a `step` on the images, return the loss.
 

@@ -74,6 +74,12 @@ class TrajectoryMatching(Method):
         assert isinstance(settings, MttSettings)
         return settings.last_target
 
+    @classmethod
+    def memory_levels(cls, settings: Frozen) -> int:
+        """One where it keeps the whole graph: the adjoint keeps that of a step."""
+        assert isinstance(settings, MttSettings)
+        return int(settings.engine != "adjoint")
+
     @property
     def step_size(self) -> float:
         """The learned step size."""

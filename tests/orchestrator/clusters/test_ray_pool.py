@@ -274,6 +274,20 @@ def test_a_run_survives_a_worker_that_crashes_and_leaves_nothing_behind(
 
 @linux
 @pytest.mark.slow
+def test_a_sticky_error_of_a_card_costs_a_worker_and_no_job(tmp_path: Path, start_driver: StartDriver) -> None:
+    driver = start_driver(*[fakes.CARD_FAILS_ONCE] * 3, *[fakes.WORKS] * 21)
+    assert ended(driver) == (0, "", "")
+    records = list(read(tmp_path / "runs" / RUN / "journal.jsonl"))
+    events = [record["event"] for record in records]
+    assert (events.count("job_done"), events.count("slot_left")) == (24, 3)
+    assert events.count("slot_joined") == 4, "two workers, and one for each of the first two that left"
+    told = [record["message"] for record in records if record["event"] == "slot_left"]
+    assert all("card GPU-7 of node" in message and "device-side assert" in message for message in told)
+    assert any("is left alone: it failed 3 times" in str(record) for record in records)
+
+
+@linux
+@pytest.mark.slow
 def test_ctrl_c_in_the_terminal_lets_jobs_yield_and_leaves_nothing_behind(
     tmp_path: Path, short_folder: Path, start_driver: StartDriver
 ) -> None:
