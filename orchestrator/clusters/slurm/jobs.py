@@ -350,10 +350,10 @@ class AllocationCluster(PlainNodes):
 
     def close(self) -> None:
         """End the workers and the head; the allocation stays."""
-        self.run_folder.dismiss(ALL_WORKERS)
         if self._ray is not None:
             self._ray.close()
         if (step := self._step) is not None:
+            self.run_folder.dismiss(ALL_WORKERS)
             wait_for(lambda: step.poll() is not None, STEP_SECONDS)
             step.terminate()  # srun hands it on
         self.run_folder.withdraw()
