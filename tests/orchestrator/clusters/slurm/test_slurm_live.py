@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.orchestrator.minislurm import MiniSlurm, wait_until
-from tests.orchestrator.slurm_site import PATIENCE, Site, digests, processes, seconds_at
+from tests.orchestrator.slurm_site import EXPERIMENTS, PATIENCE, Site, digests, processes, seconds_at
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("slurm")]
 
@@ -190,8 +190,12 @@ def test_a_run_whose_launching_terminal_is_killed_ends_without_it(site: Site, un
 def test_workers_whose_walltime_is_shorter_than_a_stage_come_back_until_it_is_done(site: Site) -> None:
     """SLURM looks at limits twice a minute and so warns half a minute early: a worker has less than that for work."""
     site.cluster_file(minutes=1, lead_seconds=20, max_workers=1, head={"minutes": 30})
-    here = site.start("run", "SLOW", *site.here(), "--workers", "0", store="here")
-    done = site.pdd("run", "SLOW", *site.on_slurm())
+    site.pdd("run", "LIVE", *site.here(), "--workers", "0")
+    seconds = max(record["job_seconds"] for record in site.records("job_done") if record["kind"] == "distil")
+    iterations = round(100 * EXPERIMENTS["LIVE"]["set"]["distil.iterations"] / seconds)  # of a hundred seconds
+    slow = ("run", "SLOW", "--set", f"distil.iterations={iterations}")
+    here = site.start(*slow, *site.here(), "--workers", "0", store="here")
+    done = site.pdd(*slow, *site.on_slurm())
     assert done["exit"] == 0 and site.left() == []
     assert site.ended(done["run"], "worker").count("REQUEUED") >= 2
     yields = site.records("job_yielded")
