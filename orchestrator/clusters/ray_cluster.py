@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -220,8 +221,12 @@ def import_ray(token_file: Path | None = None) -> Any:
     import ray.util.scheduling_strategies
 
     # Ray prints what befell its workers on standard output, where --json has its one document; the pool
-    # says it as `WorkerLeft`.
+    # says it as `WorkerLeft`. And `ray.init` would take SIGTERM for itself.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    ray._private.utils.set_sigterm_handler = lambda _: None
+    # A signal to the group of the command, as `timeout` sends it, must not end the workers before they have saved.
+    services: Any = ray._private.services
+    services.ConsolePopen = partial(subprocess.Popen, process_group=0)
     return ray
 
 

@@ -6,8 +6,9 @@ go by themselves, the rest is killed, and the cluster's folder with the token is
 enough: after `kill -9` of the driver two agents of its raylet stay for a minute (measured with 2.60), and
 the folder stays for ever.
 
-A process belongs to the cluster if its environment names the cluster's token; nothing is ever found by
-its name. Only Linux has the /proc this needs; elsewhere just the folder is removed. Standard library
+A process belongs to the cluster if its environment names the cluster's token, or if its standard output is a file
+of the cluster's folder: a process that changes its title, as Ray's agents do, may overwrite its environment. Nothing
+is ever found by its name. Only Linux has the /proc this needs; elsewhere just the folder is removed. Standard library
 only, run by path.
 """
 
@@ -46,12 +47,12 @@ def watch(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The living processes whose environment names a token in this folder."""
+    """The living processes whose environment names a token in this folder, or that print into it."""
     mark = f"{TOKEN_VARIABLE}={folder}/".encode()
     pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # gone meanwhile, or somebody else's
-            if mark in (entry / "environ").read_bytes():
+            if mark in (entry / "environ").read_bytes() or os.readlink(entry / "fd" / "1").startswith(f"{folder}/"):
                 pids.append(int(entry.name))
     return pids
 

@@ -22,7 +22,7 @@ from jobs.graph import Graph
 from jobs.keys import kind_of
 from orchestrator.runs.journal import Journal, JournalLost
 from orchestrator.runs.pool import JobReturned, Message, Pool, PoolEvent, WorkerJoined, WorkerLeft
-from orchestrator.runs.stop_file import STOP, StopFile
+from orchestrator.runs.stop_file import STOP, StopFile, signals_held, signals_to
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
 from orchestrator.scheduler.job_status import Status
@@ -108,11 +108,12 @@ def run(
         schedule_source: what an open schedule is replaced by.
 
     Returns:
-        How it ended. SIGINT and SIGTERM were taken over meanwhile if this is the main thread.
+        How it ended.
 
     Raises:
         JournalLost: the journal could not be written.
         PoolBroken: no worker could be started.
+        KeyboardInterrupt: SIGINT or SIGTERM came while the pool was closed.
     """
     stop = StopFile(journal.folder / STOP)
     stop.clear()
@@ -120,23 +121,22 @@ def run(
     schedule = replace(schedule, wanted=schedule.wanted | audit.lost.keys())
     loop = Loop(schedule, graph, pool, journal, on_change, stop, store, schedule_source)
     finish, grace = Finish(1, "the driver failed"), grace_seconds
-    with stop.signals() as take_over:
-        try:
-            journal.write("run_began", **_origin(about, graph))
-            for key, why in audit.lost.items():
-                journal.write("note", text=f"{key} is made again: {why}")
-            loop.begin(audit.sound)
-            if loop.scheduler.finished is None:  # else all of it was there, and no worker is needed
-                pool.start()
-                take_over()  # not before: Ray's start takes SIGTERM for itself
+    try:
+        journal.write("run_began", **_origin(about, graph))
+        for key, why in audit.lost.items():
+            journal.write("note", text=f"{key} is made again: {why}")
+        loop.begin(audit.sound)
+        if loop.scheduler.finished is None:  # else all of it was there, and no worker is needed
+            pool.start()
+        with signals_to(stop.on_signal):
             finish = loop.until_finished()
-        except KeyboardInterrupt:
-            finish, grace = Finish(130, "interrupted, running jobs were not waited for"), 0.0
-        except BaseException as error:
-            finish = Finish(1, f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            stop.closing = True
+    except KeyboardInterrupt:
+        finish, grace = Finish(130, "interrupted, running jobs were not waited for"), 0.0
+    except BaseException as error:
+        finish = Finish(1, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        with signals_held():
             _end(finish, grace, loop, pool)
     return Outcome(finish.exit, finish.why, loop.scheduler.state(), journal.elapsed())
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +20,9 @@ from workers.store.files import share
 
 STOP = "stop"
 """The file's name in a run's folder."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ONE_REQUEST_SECONDS = 1.0
+"""Signals closer together are one request: `timeout` sends its signal to the process and again to its group."""
 
 
 class StopFile:
@@ -25,7 +30,6 @@ class StopFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.closing = False
         self._signal = ""
 
     def write(self, why: str) -> None:
@@ -51,33 +55,58 @@ class StopFile:
         except OSError:  # not there, or the file system is away for a moment: asked again in a second
             return ""
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks running jobs to yield, the second interrupts the driver; none disturbs the closing."""
-        if self.closing:
-            return
+    def on_signal(self, number: int) -> None:
+        """The first signal asks running jobs to yield, the second interrupts the driver."""
         if self._signal:
             raise KeyboardInterrupt
         self._signal = f"stopped by {signal.Signals(number).name}"
         with suppress(OSError):  # then running jobs go on to their end, but nothing new starts
             self.write(self._signal)
 
-    @contextmanager
-    def signals(self) -> Iterator[Callable[[], None]]:
-        """Yield the function that takes over SIGINT and SIGTERM; afterwards both are as they were.
 
-        Outside the main thread, where Python takes no signals, the function does nothing.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield lambda: None
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+def interrupt(number: int) -> None:
+    """Let a signal interrupt this process as Ctrl-C does.
 
-        def take_over() -> None:
-            for number in before:
-                signal.signal(number, self.on_signal)
+    Raises:
+        KeyboardInterrupt: always.
+    """
+    raise KeyboardInterrupt
 
-        try:
-            yield take_over
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+@contextmanager
+def signals_to(act: Callable[[int], object]) -> Iterator[None]:
+    """Let SIGINT and SIGTERM call a function with their number; afterwards both are as they were.
+
+    Outside the main thread, where Python takes no signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = -inf
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= ONE_REQUEST_SECONDS:
+            last = time.monotonic()
+            act(number)
+
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the block is over.
+
+    Raises:
+        KeyboardInterrupt: one of them came meanwhile.
+    """
+    held: list[int] = []
+    with signals_to(held.append):
+        yield
+    if held:
+        raise KeyboardInterrupt

@@ -67,7 +67,7 @@ def test_an_error_ends_in_one_line_and_with_json_in_one_document(
     def full(**_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/a/file")
 
-    monkeypatch.setattr(launch, "app", full)
+    monkeypatch.setattr("orchestrator.cli.app.app", full)
     monkeypatch.setattr(sys, "argv", ["pdd", "status", *words])
     with pytest.raises(SystemExit) as ended:
         launch.main()
@@ -80,7 +80,7 @@ def test_a_bug_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, caps
     def wrong(**_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(launch, "app", wrong)
+    monkeypatch.setattr("orchestrator.cli.app.app", wrong)
     monkeypatch.setattr(sys, "argv", ["pdd", "--json"])
     with pytest.raises(SystemExit) as ended:
         launch.main()

@@ -168,6 +168,13 @@ def test_a_client_without_the_token_is_turned_away(shared: Shared) -> None:
 
 
 @linux
+def test_no_process_of_a_cluster_gets_the_signals_of_our_group(shared: Shared) -> None:
+    assert shared.cluster.folder is not None
+    groups = {os.getpgid(pid) for pid in reaper.processes_of(shared.cluster.folder)}
+    assert groups and os.getpgid(0) not in groups
+
+
+@linux
 def test_every_port_listens_on_the_loopback_address(shared: Shared) -> None:
     folder = shared.cluster.folder
     assert folder is not None
@@ -453,6 +460,17 @@ def test_all_slots_of_a_node_find_room_on_its_gpus(gpus: int, slots: int, share:
     assert gpu_share(gpus, slots) == share
     rooms = gpus // share if share >= 1 else gpus * int(1 / share + 1e-9) if share else slots
     assert rooms >= slots
+
+
+@linux
+def test_a_process_that_has_no_environment_any_more_is_known_by_its_output(short_folder: Path) -> None:
+    folder = short_folder / "cluster"
+    folder.mkdir()
+    with open(folder / "agent.out", "wb") as output:
+        agent = subprocess.Popen(["/bin/sleep", "100"], env={}, stdout=output)
+    until(lambda: reaper.processes_of(folder) == [agent.pid])
+    reaper.clear(folder, grace=0.0, quiet=0.2)
+    assert agent.wait(10) == -signal.SIGKILL and not folder.exists()
 
 
 @linux

@@ -132,6 +132,30 @@ def test_ctrl_c_and_cancel_save_the_stage_say_how_to_go_on_and_lose_nothing(
     assert held.key in resumed(shell)
 
 
+def test_a_group_that_is_terminated_at_any_moment_saves_says_so_leaves_nothing_and_goes_on(
+    shell: Shell, undisturbed: dict[str, str]
+) -> None:
+    words, chance = (*WORDS, "--workers", "2", "--json"), random.Random(10)
+    for signals in [1, 2] * 5:  # `timeout` sends its signal twice
+        command = shell.start(*words)
+        time.sleep(0.2)
+        until = achieved(shell) + chance.randrange(0, 12)
+        begun = time.monotonic() + chance.uniform(0, 6)  # while it is imported, while Ray starts
+        wait_for(lambda: achieved(shell) >= until or time.monotonic() > begun or command.poll() is not None)  # noqa: B023
+        if command.poll() is not None:
+            break
+        asked = time.monotonic()
+        for _ in range(signals):
+            os.killpg(command.pid, signal.SIGTERM)
+        out, err = command.communicate(timeout=120)
+        assert (command.returncode, json.loads(out)["exit"]) == (130, 130) and "Traceback" not in err, err
+        assert time.monotonic() - asked < 30, "on a machine of its own it takes at most 15 seconds"
+        nothing_is_left(shell)
+    last = shell.run(*words)
+    assert last.exit == 0 and shell.digests() == undisturbed, last.err
+    assert done_twice(shell.runs()) == []
+
+
 def achieved(shell: Shell) -> int:
     """What all runs together have done so far: jobs started and ended, and checkpoints of stages."""
     events = [record for records in shell.runs() for record in records]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from jobs.graph import Graph
+from orchestrator.runs import stop_file
 from orchestrator.runs.driver import Outcome, RunInfo, run
 from orchestrator.runs.journal import Journal, JournalLost, read
 from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolEvent, WorkerJoined, WorkerLeft
@@ -161,12 +163,39 @@ def test_one_signal_lets_the_running_job_yield(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
+def test_a_signal_sent_twice_at_once_is_one_request(tmp_path: Path) -> None:
+    def two_signals(pool: ScriptedPool) -> list[PoolEvent]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return [JobReturned("w", "yielded", keys[0])]
+
+    graph, keys = graph_of([fakes.WORKS])
+    outcome = drive(tmp_path, graph, ScriptedPool(lambda pool: [WorkerJoined("w", "h")], two_signals))
+    assert (outcome.exit, outcome.why) == (130, "stopped by SIGTERM")
+
+
+def test_a_signal_while_the_pool_starts_ends_the_run_at_once(tmp_path: Path) -> None:
+    class SlowPool(ScriptedPool):
+        def start(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("the signal should have broken off")
+
+    graph, _ = graph_of([fakes.WORKS])
+    pool = SlowPool()
+    with stop_file.signals_to(stop_file.interrupt):
+        assert drive(tmp_path, graph, pool).exit == 130
+    assert pool.closed == [0.0] and story(tmp_path)[-1] == "run_ended"
+
+
+def test_a_second_signal_does_not_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def two_signals(pool: ScriptedPool) -> list[PoolEvent]:
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # at once: `timeout` sends its own twice
+        time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("the second one should have broken off")
 
+    monkeypatch.setattr(stop_file, "ONE_REQUEST_SECONDS", 0.05)
     graph, _ = graph_of([fakes.WORKS])
     pool = ScriptedPool(lambda pool: [WorkerJoined("w", "h")], two_signals)
     outcome = drive(tmp_path, graph, pool)
@@ -175,7 +204,7 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
     assert story(tmp_path)[-1] == "run_ended"
 
 
-def test_signals_do_not_disturb_the_closing(tmp_path: Path) -> None:
+def test_signals_wait_until_the_pool_is_closed(tmp_path: Path) -> None:
     class InterruptedPool(ScriptedPool):
         def close(self, grace_seconds: float) -> None:
             for _ in range(2):
@@ -184,8 +213,9 @@ def test_signals_do_not_disturb_the_closing(tmp_path: Path) -> None:
 
     graph, keys = graph_of([fakes.WORKS])
     pool = InterruptedPool(lambda pool: [WorkerJoined("w", "h")], lambda pool: [JobReturned("w", "done", keys[0])])
-    assert drive(tmp_path, graph, pool).exit == 0
-    assert pool.closed == [30.0]
+    with pytest.raises(KeyboardInterrupt):
+        drive(tmp_path, graph, pool)
+    assert pool.closed == [30.0] and records(tmp_path, "run_ended")[-1]["exit"] == 0
 
 
 def test_workers_come_and_go_in_the_journal(tmp_path: Path) -> None:
