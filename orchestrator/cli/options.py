@@ -232,8 +232,7 @@ def open_store(options: Options) -> Store:
     """The store, made if it is not there: for what was resolved before, since a refusal makes no folders."""
     from workers.store.store import Store
 
-    target = options.target()
-    return Store.open(target.store, shared=target.shared)
+    return Store.open(options.target().store)
 
 
 def readable_store(options: Options) -> Store:

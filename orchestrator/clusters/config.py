@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.documents import matching, read_yaml, validate
 from jobs.errors import BadInput
@@ -29,7 +29,14 @@ FILE = "cluster.yaml"
 Lines = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class LocalClusterSpec(Frozen):
+class WatchedClusterSpec(Frozen):
+    """What clusters of every kind say of their workers."""
+
+    hang_seconds: Positive = 120.0
+    """A worker whose job gives no sign of life for so long is killed, and the job goes on in another one."""
+
+
+class LocalClusterSpec(WatchedClusterSpec):
     """This machine: `workers` processes of one core each; `auto` is one per core it may use."""
 
     kind: Literal["local"] = "local"
@@ -90,7 +97,7 @@ class HeadSpec(Frozen):
     """Further sbatch options of the head job by their long names, without the dashes."""
 
 
-class SlurmClusterSpec(Frozen):
+class SlurmClusterSpec(WatchedClusterSpec):
     """SLURM jobs, of one node each (`elastic`) or all nodes in one job (`gang`), or the nodes of a job that one has.
 
     The last is `allocation`: inside `salloc`, nothing is submitted, and the command itself drives the run.
@@ -163,7 +170,7 @@ class SlurmClusterSpec(Frozen):
         return self.model_copy(update={"max_workers": workers})
 
 
-class RayClusterSpec(Frozen):
+class RayClusterSpec(WatchedClusterSpec):
     """A Ray cluster that is running already (KubeRay, a cloud), named by the address of its GCS."""
 
     kind: Literal["ray"]
@@ -187,23 +194,10 @@ class RayClusterSpec(Frozen):
 KINDS: Mapping[str, type[Frozen]] = {"local": LocalClusterSpec, "slurm": SlurmClusterSpec, "ray": RayClusterSpec}
 
 
-class StoreSpec(Frozen):
-    """The folder of all results, for one user or for the group that the folder belongs to."""
-
-    folder: str = "pdd-store"
-    shared: Literal["group"] | None = None
-
-
-def _folder_alone(store: object) -> object:
-    return {"folder": store} if isinstance(store, str) else store
-
-
 class ClusterFile(Frozen):
     """The whole file; each cluster is read as its kind says."""
 
-    store: Annotated[
-        StoreSpec, BeforeValidator(lambda store: {"folder": store} if isinstance(store, str) else store)
-    ] = StoreSpec()
+    store: str = "pdd-store"
     default: str = "local"
     data: dict[str, str | None] = {}
     """Where each dataset lies, by name; null says no more than that it is missing."""
@@ -218,8 +212,6 @@ class Target:
     cluster: LocalClusterSpec | SlurmClusterSpec | RayClusterSpec
     store: str
     data: Mapping[str, str] = field(default_factory=dict)
-    shared: bool = False
-    """Whether a store that is made now is for its group."""
 
 
 def choose_target(file: Path | None, name: str | None, store: str | None, workers: int | None) -> Target:
@@ -251,9 +243,7 @@ def choose_target(file: Path | None, name: str | None, store: str | None, worker
             raise BadInput("command line", "--workers", workers, fix)
         cluster = cluster.limited(workers)
     data = {dataset: str(Path(path).expanduser().resolve()) for dataset, path in known.data.items() if path is not None}
-    if store is not None:
-        return Target(chosen, cluster, store, data)
-    return Target(chosen, cluster, known.store.folder, data, shared=known.store.shared is not None)
+    return Target(chosen, cluster, store if store is not None else known.store, data)
 
 
 def described_cluster(

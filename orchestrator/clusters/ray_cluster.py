@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from jobs.errors import BadInput
+from jobs.errors import BadInput, PddError
 from orchestrator.clusters import reaper
 from orchestrator.clusters.versions import difference
 from orchestrator.clusters.versions import versions as our_versions
@@ -37,6 +37,7 @@ SLOT = "pdd_slot"
 """The resource a node offers once for each job it may run at a time."""
 LONGEST_FOLDER = 40
 """Ray adds up to 64 characters to its folder, and the path of a Unix socket may have 107 bytes."""
+START_ATTEMPTS = 2
 OBJECT_STORE_BYTES = 200_000_000
 """Enough by far: only specs and answers pass through it."""
 
@@ -119,10 +120,24 @@ class LocalCluster(PlainNodes):
     def open(self) -> Any:
         """Start the cluster and connect this process to it.
 
+        A busy machine may need longer than the 30 s that Ray gives its processes to start; then all of it is tried
+        again.
+
         Raises:
             BadInput: the folder for temporary files has too long a name.
-            PoolBroken: Ray was imported before, without our settings.
+            PoolBroken: Ray was imported before, without our settings, or does not start.
         """
+        for _ in range(START_ATTEMPTS):
+            try:
+                return self._start()
+            except (PddError, OSError):
+                raise
+            except Exception as error:  # Ray has no type for it
+                self.close()
+                why = brief(error)
+        raise PoolBroken(f"Ray did not start in {START_ATTEMPTS} attempts; is the machine overloaded? {why}")
+
+    def _start(self) -> Any:
         self.folder = private_folder(tempfile.gettempdir(), "pdd-", ("environment", "TMPDIR"))
         self._reaper = reaper.watch(self.folder)
         with _environment(_settings(self.folder / "token")):
@@ -130,6 +145,7 @@ class LocalCluster(PlainNodes):
             write_file(self.folder / "token", (_token or "").encode())
             self._ray.init(
                 address="local",
+                job_config=_with_our_imports(self._ray.job_config.JobConfig()),
                 num_cpus=self.workers,
                 resources={SLOT: self.workers},
                 object_store_memory=OBJECT_STORE_BYTES,
@@ -218,6 +234,7 @@ def import_ray(token_file: Path | None = None) -> Any:
         _token = wanted or secrets.token_hex(32)
     import ray
     import ray.exceptions
+    import ray.job_config
     import ray.util.scheduling_strategies
 
     # Ray prints what befell its workers on standard output, where --json has its one document; the pool
@@ -228,6 +245,16 @@ def import_ray(token_file: Path | None = None) -> Any:
     services: Any = ray._private.services
     services.ConsolePopen = partial(subprocess.Popen, process_group=0)
     return ray
+
+
+def _with_our_imports(job_config: Any) -> Any:
+    """Let workers on this machine import from where this process does, in the same order.
+
+    Ray would put the current folder before all others, where a `jobs.py` of the user's stands for a package of ours.
+    """
+    job_config._py_driver_sys_path = [os.path.abspath(path) for path in reversed(sys.path)]  # each goes before the last
+    job_config._runtime_env_has_working_dir = lambda: True  # what keeps Ray from adding folders
+    return job_config
 
 
 def _settings(token: Path) -> dict[str, str | None]:

@@ -11,11 +11,15 @@ come from is a `Cluster` (`orchestrator.clusters.ray_cluster`).
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
+from pathlib import Path
 from typing import Any
 
 from jobs.graph import Job
@@ -35,11 +39,14 @@ from orchestrator.runs.pool import (
 )
 from orchestrator.scheduler.events import LeaveReason
 from workers.runtime.time_limit import TimeLimit
+from workers.store.claims import Claims
 
 NODE_POLL_SECONDS = 1.0
 """Seconds between two looks at the list of nodes."""
 CARD_FAULTS = 3
 """Sticky errors of a card after which it is left alone."""
+CLAIMS_POLL_SECONDS = 5.0
+"""Seconds between two looks at the claims of running jobs."""
 START_ATTEMPTS = 3
 """Workers in a row that may fail to start on a node before the node is given up."""
 
@@ -50,6 +57,12 @@ class _Slot:
     node: str
     host: str
     joined: bool = False
+    key: str = ""
+    """The job that it was given last."""
+    beat: float | None = None
+    """What that job's claim said last, by the clock of its host."""
+    heard: float = 0.0
+    """Since when it says that, by our clock."""
 
 
 class RayPool:
@@ -62,9 +75,11 @@ class RayPool:
         run: str,
         execute: str = EXECUTE,
         uninterrupted: Callable[[Job], float] = lambda job: 0.0,
+        hang_seconds: float = inf,
     ) -> None:
         self._cluster, self._uninterrupted = cluster, uninterrupted
         self._job_place = (execute, store_root, run)
+        self._claims, self._run, self._hang_seconds = Claims(Path(store_root)), run, hang_seconds
         self._ray: Any = None
         self._actor_class: Any = None
         self._slots: dict[str, _Slot] = {}
@@ -76,7 +91,7 @@ class RayPool:
         """Workers that hold a broken card and get no jobs."""
         self._released: set[str] = set()
         self._started = 0
-        self._next_look = 0.0
+        self._next_look = self._next_look_at_claims = 0.0
 
     def start(self) -> None:
         """Open the cluster; each worker is an event when it reports."""
@@ -85,8 +100,10 @@ class RayPool:
 
     def submit(self, job: dict[str, Any], slot: str, attempt: int, memory_level: int) -> None:
         """Send the job to the slot's actor."""
-        seconds = self._uninterrupted(Job.from_json(job))
-        self._pending[self._slots[slot].actor.run.remote(job, memory_level, seconds)] = slot
+        parsed, worker = Job.from_json(job), self._slots[slot]
+        worker.key, worker.beat, worker.heard = parsed.key, None, time.monotonic()
+        seconds = self._uninterrupted(parsed)
+        self._pending[worker.actor.run.remote(job, memory_level, seconds)] = slot
 
     def events(self, timeout: float) -> list[PoolEvent]:
         """What happened since the last call; Ray's completions wake it.
@@ -126,8 +143,14 @@ class RayPool:
         return list(ready)
 
     def _look_at_nodes(self) -> Iterator[PoolEvent]:
-        """Let the slots follow the living nodes."""
+        """Let the slots follow the living nodes.
+
+        Raises:
+            PoolBroken: Ray's control process, the GCS, is gone; Ray itself would end this process after a minute.
+        """
         self._next_look = time.monotonic() + NODE_POLL_SECONDS
+        _look_for_gcs(self._ray.get_runtime_context().gcs_address)
+        yield from self._end_hung_workers()
         nodes = self._living_nodes()
         for name in [name for name, slot in self._slots.items() if slot.node not in nodes]:
             yield from self._drop(name, "lost", "its node is gone")
@@ -140,6 +163,27 @@ class RayPool:
             for _ in range(offered - taken[node["NodeID"]]):
                 if self._failed_starts[node["NodeID"]] < START_ATTEMPTS:
                     self._start_worker(node, offered)
+
+    def _end_hung_workers(self) -> Iterator[PoolEvent]:
+        """Kill the workers that hang: the claims of their jobs have not been beaten for too long."""
+        now = time.monotonic()
+        if now < self._next_look_at_claims:
+            return
+        self._next_look_at_claims = now + min(CLAIMS_POLL_SECONDS, self._hang_seconds / 4)
+        for name in [name for name in self._pending.values() if self._slots[name].joined]:
+            slot = self._slots[name]
+            try:
+                claim = self._claims.read(slot.key)
+            except OSError:  # the file system is away for us
+                continue
+            beat = claim.beat_at if claim is not None else None
+            if beat != slot.beat:
+                slot.beat, slot.heard = beat, now
+            elif (silent := now - slot.heard) >= self._hang_seconds:
+                self._ray.kill(slot.actor)
+                if claim is not None and claim.run == self._run and claim.process.running():
+                    os.kill(claim.pid, signal.SIGKILL)  # a process that is halted does not hear Ray
+                yield from self._drop(name, "crashed", f"silent for {silent:.0f} s: killed and replaced (hang_seconds)")
 
     def _reconcile(self, nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[PoolEvent]:
         """Let the cluster manage its nodes, and drop the slots of those that it releases."""
@@ -261,6 +305,25 @@ class SlotWorker:
         if not TimeLimit.current().has_room_for(uninterrupted):
             return {"status": "yielded", "key": "", "leaving": True}
         return perform(self._execute, job, self._store_root, self._run, memory_level)
+
+
+def _look_for_gcs(address: str) -> None:
+    """Connect to HOST:PORT; an answer that is only slow is left to Ray.
+
+    Raises:
+        PoolBroken: it was refused twice.
+    """
+    host, _, port = address.rpartition(":")
+    for last in (False, True):
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), 5.0).close()
+        except TimeoutError:
+            return None
+        except OSError as error:
+            if last:
+                text = "Ray's control process (GCS) is gone; what is finished stays, run the same command again"
+                raise PoolBroken(text) from error
+            time.sleep(0.5)
 
 
 def gpu_share(gpus: float, slots: int) -> float:

@@ -20,9 +20,9 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ from orchestrator.reports import images
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.store.files import sha256_of
+from workers.store.processes import Process
 from workers.store.store import Manifest, Store
 
 CARD, GRID, PROVENANCE = "README.md", "grid.png", "provenance.json"
@@ -103,9 +104,13 @@ def write(
     """
     folder = folder.expanduser().absolute()
     _refuse_taken(folder)
-    beside = folder.parent / f".{folder.name}.{uuid4().hex[:8]}"
+    beside = folder.parent / f"{_prefix(folder)}{Process.current().temporary_name()}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f"{escape(_prefix(folder))}*"):
+            writer = Process.from_temporary_name(left.name.removeprefix(_prefix(folder)))
+            if writer is not None and writer.running() is False:
+                shutil.rmtree(left, ignore_errors=True)
         beside.mkdir()
     except OSError as error:
         fix = f"give a folder that can be made ({error.strerror})"
@@ -128,6 +133,11 @@ def write(
         keys=source.keys.sets,
         files=files,
     )
+
+
+def _prefix(folder: Path) -> str:
+    """How the name of the folder begins in which an export is built; the process that builds it follows."""
+    return f".{folder.name}."
 
 
 def _refuse_taken(folder: Path) -> None:

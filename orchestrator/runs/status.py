@@ -24,6 +24,8 @@ from workers.store.claims import Claim, Claims
 from workers.store.files import is_plain, is_plain_file, names_in
 from workers.store.store import Store
 
+SILENT_SECONDS = 30.0
+"""A job that lives beats its claim several times meanwhile."""
 STATES = ("blocked", "ready", "running", "done", "cached", "unneeded", "failed", "skipped")
 _STATUS_OF = {
     "job_cached": "cached",
@@ -87,7 +89,8 @@ class RunStatus:
         yield Text(f"{self.run}: {self.state}{ending}{eta}" + (f": {self.why}" if self.why else ""))
         yield Text("  " + ", ".join(f"{count} {name}" for name, count in self.jobs.items() if count))
         for job in self.running:
-            yield Text(f"  {job['key']} on {job['host']}: {job['note']} ({job['seconds']:.0f} s)")
+            silent = f", silent for {job['silent_seconds']:.0f} s" if job["silent_seconds"] >= SILENT_SECONDS else ""
+            yield Text(f"  {job['key']} on {job['host']}: {job['note']} ({job['seconds']:.0f} s{silent})")
         for line in self.slurm:
             yield Text(f"  SLURM: {line}")
         for job in self.failures:
@@ -199,6 +202,7 @@ def _running(standing: dict[str, str], claims: Iterable[Claim], now: float) -> l
             "seconds": max(0.0, round(now - by_key[key].claimed_at, 1)) if key in by_key else 0.0,
             "progress": round(by_key[key].done, 3) if key in by_key else 0.0,
             "note": by_key[key].note if key in by_key else "",
+            "silent_seconds": round(max(0.0, now - by_key[key].beat_at), 1) if key in by_key else 0.0,
         }
         for key, status in standing.items()
         if status == "running"

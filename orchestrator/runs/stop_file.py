@@ -16,8 +16,6 @@ from math import inf
 from pathlib import Path
 from types import FrameType
 
-from workers.store.files import share
-
 STOP = "stop"
 """The file's name in a run's folder."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -40,7 +38,6 @@ class StopFile:
             return
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(why + "\n")
-        share(self.path)
 
     def clear(self) -> None:
         """Remove the request that ended an earlier driver of this run."""

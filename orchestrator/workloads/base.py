@@ -209,6 +209,8 @@ class RunResult:
         yield from map(Text, self.next_commands())
         for job in end.failures:
             yield Text(f"FAILED {job['key']} ({job['reason']}): {job['message']}\n       log: {job['log']}")
+        if any(job["reason"] == "diverged" for job in end.failures):
+            yield Text("what diverged does so again, bit for bit: change first what its message names, by --set")
         if end.exit == 3 and end.failures:
             yield Text(f"what failed is tried again by: {end.command}")
         elif end.exit:

@@ -202,4 +202,10 @@ def _pool(session: Session, run: Run) -> Pool:
     cluster, root = session.cluster or run.cluster, str(run.store.root)
     if cluster is None:
         return InProcessPool(root, run.name)
-    return RayPool(cluster, root, run.name, uninterrupted=lambda job: uninterrupted(job, session.seconds(job)))
+    return RayPool(
+        cluster,
+        root,
+        run.name,
+        uninterrupted=lambda job: uninterrupted(job, session.seconds(job)),
+        hang_seconds=run.target.cluster.hang_seconds,
+    )

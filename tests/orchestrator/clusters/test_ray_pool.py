@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,12 +22,13 @@ import pytest
 from jobs.errors import BadInput
 from orchestrator.clusters import ray_cluster, reaper
 from orchestrator.clusters.ray_cluster import LocalCluster
-from orchestrator.clusters.ray_pool import RayPool, gpu_share
+from orchestrator.clusters.ray_pool import RayPool, _look_for_gcs, gpu_share
 from orchestrator.runs.driver import RunInfo, run
 from orchestrator.runs.journal import Journal, read
-from orchestrator.runs.pool import JobReturned, PoolEvent, WorkerJoined, WorkerLeft
+from orchestrator.runs.pool import JobReturned, PoolBroken, PoolEvent, WorkerJoined, WorkerLeft
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
+from workers.store.claims import Claims
 
 EXECUTE = "tests.orchestrator.fakes.execute"
 RUN = "r1"
@@ -123,6 +126,48 @@ def test_a_killed_worker_leaves_and_another_comes_under_a_new_name(
     shared.slots = shared.slots - {slot} | {joined.slot}
     time.sleep(0.5)  # Ray's own report of the death comes a little later
     assert capfd.readouterr().out == ""
+
+
+@linux
+def test_a_worker_that_is_halted_is_killed_and_replaced_once_its_claim_is_silent(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared.pool, "_hang_seconds", 2.0)
+    monkeypatch.setattr(shared.pool, "_next_look_at_claims", 0.0)
+    slot = min(shared.slots)
+    key = shared.submit(fakes.SLEEPS, slot, 3)
+    until(lambda: shared.store.starts(key))
+    (pid,) = shared.store.starts(key)
+    claims = Claims(shared.root)
+    (shared.root / "claims").mkdir(exist_ok=True)
+    (shared.root / "tmp").mkdir(exist_ok=True)
+    claims.put(replace(claims._new_claim(key, RUN), pid=pid, process_start=""))
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    left, joined = sorted(shared.hear(WorkerLeft, WorkerJoined), key=lambda event: isinstance(event, WorkerJoined))
+    assert isinstance(left, WorkerLeft) and (left.slot, left.reason) == (slot, "crashed")
+    assert left.message.startswith("silent for") and time.monotonic() - began >= 1.5
+    assert isinstance(joined, WorkerJoined)
+    shared.slots = shared.slots - {slot} | {joined.slot}
+    until(lambda: not is_running(pid), seconds=5.0)
+
+
+def test_a_worker_whose_claim_is_beaten_is_left_alone(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.pool, "_hang_seconds", 3.0)
+    monkeypatch.setattr(shared.pool, "_next_look_at_claims", 0.0)
+    slot = min(shared.slots)
+    key = shared.submit(fakes.WAITS_FOR_STOP, slot)
+    claims, until_then = Claims(shared.root), time.monotonic() + 6.0
+    (shared.root / "claims").mkdir(exist_ok=True)
+    (shared.root / "tmp").mkdir(exist_ok=True)
+    while time.monotonic() < until_then:
+        claims.put(claims._new_claim(key, "another run"))  # else this process is killed if it is slow
+        assert shared.pool.events(0.2) == []
+    (shared.root / "runs" / RUN).mkdir(parents=True, exist_ok=True)
+    stop = shared.root / "runs" / RUN / "stop"
+    stop.touch()
+    shared.hear(JobReturned)
+    stop.unlink()
 
 
 def test_what_a_job_prints_stays_out_of_the_drivers_output(shared: Shared, capfd: pytest.CaptureFixture[str]) -> None:
@@ -427,6 +472,40 @@ def test_a_worker_that_cannot_start_ends_the_run_with_the_reason(tmp_path: Path,
 
 
 # Without a cluster.
+
+
+class SlowStart(LocalCluster):
+    """Ray does not start at the first attempts."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__(1)
+        self.failures, self.closed = failures, 0
+
+    def _start(self) -> Any:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise Exception("The current node timed out during startup.\n This could happen because")
+        return "ray"
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_ray_that_does_not_start_is_tried_once_more_and_then_told_in_one_sentence() -> None:
+    once = SlowStart(1)
+    assert once.open() == "ray" and once.closed == 1
+    with pytest.raises(PoolBroken, match="did not start in 2 attempts; is the machine overloaded.*timed out") as broken:
+        SlowStart(2).open()
+    assert "\n" not in str(broken.value)
+
+
+def test_a_gcs_that_is_gone_breaks_the_pool_and_one_that_listens_does_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        _look_for_gcs(address)
+    with pytest.raises(PoolBroken, match="GCS") as broken:
+        _look_for_gcs(address)
+    assert isinstance(broken.value.__cause__, OSError), "it is no bug of ours"
 
 
 def test_ray_imported_by_somebody_else_is_refused() -> None:

@@ -31,6 +31,7 @@ from workers.data import dataset, multi_formation, synthetic_set
 from workers.data.sources import Source, inspect
 from workers.data.synthetic_set import EXACT
 from workers.store.manifest import Manifest
+from workers.store.processes import Process
 
 TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"
 RANDOM = {"method": "random", "ipc_per_stage": 1}
@@ -310,6 +311,18 @@ def test_what_breaks_half_way_leaves_nothing(
     with pytest.raises(OSError, match="full"):
         writer.write(tmp_path / "out", made_of(workshop), workshop.store)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one_and_nothing_else(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    program = "from workers.store.processes import Process; print(Process.current().temporary_name())"
+    dead = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    names = [f".out.{dead}", f".other.{dead}", f".out.{Process.current().temporary_name()}", ".out.mine"]
+    for name in names:
+        (tmp_path / name / "data").mkdir(parents=True)
+    writer.write(tmp_path / "out", made_of(workshop), workshop.store)
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "out"}
 
 
 def test_an_unknown_or_unclear_arm_is_told_the_known_ones(workshop: Workshop) -> None:

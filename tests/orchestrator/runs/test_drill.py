@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from jobs.keys import kind_of
+from orchestrator.clusters.reaper import processes_of
 from orchestrator.runs.records import Record
 from tests.orchestrator.shell import Shell, shell_in, wait_for
 from workers.store.claims import Claim, Claims
@@ -154,6 +155,26 @@ def test_a_group_that_is_terminated_at_any_moment_saves_says_so_leaves_nothing_a
     last = shell.run(*words)
     assert last.exit == 0 and shell.digests() == undisturbed, last.err
     assert done_twice(shell.runs()) == []
+
+
+def test_a_gcs_that_is_killed_ends_the_run_in_order_whatever_lies_in_the_current_folder(
+    shell: Shell, undisturbed: dict[str, str]
+) -> None:
+    for name in ("jobs", "workers", "ray", "torch", "numpy"):
+        (shell.folder / f"{name}.py").write_text("raise RuntimeError('a file of the user')\n")
+    words = (*WORDS, "--workers", "2", "--json")
+    command = shell.start(*words)
+    held = claim_in_stage(shell, command)
+    (folder,) = shell.temporary.glob("pdd-*")
+    (gcs,) = [pid for pid in processes_of(folder) if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(gcs, signal.SIGKILL)
+    asked = time.monotonic()
+    out, err = command.communicate(timeout=120)
+    assert command.returncode == 3 and "GCS" in json.loads(out)["error"]["message"], err
+    assert time.monotonic() - asked < 40, "on a machine of its own it takes less than ten seconds"
+    assert "Traceback" not in err and Claims(shell.store).read(held.key) is None
+    nothing_is_left(shell)
+    assert shell.run(*words).exit == 0 and shell.digests() == undisturbed
 
 
 def achieved(shell: Shell) -> int:

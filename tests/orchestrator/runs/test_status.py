@@ -92,8 +92,15 @@ def test_a_job_that_came_back_is_ready(event: str) -> None:
 def test_a_running_job_is_described_by_its_claim() -> None:
     found = seen(began(full=2), told("job_started", "full-1"), claims=(claim("full-1"), claim("full-9")), now=112.34)
     assert found.running == [
-        {"key": "full-1", "kind": "full", "host": "node1", "seconds": 12.3, "progress": 0.257, "note": "epoch 3"}
-    ]
+        {"key": "full-1", "kind": "full", "host": "node1", "seconds": 12.3, "progress": 0.257, "note": "epoch 3",
+         "silent_seconds": 11.3}
+    ]  # fmt: skip
+
+
+def test_a_job_that_gives_no_sign_of_life_is_said_to_be_silent() -> None:
+    for now, words in ((130.0, "epoch 3 (30 s)"), (176.0, "epoch 3 (76 s, silent for 75 s)")):
+        found = seen(began(full=1), told("job_started", "full-1"), claims=(claim("full-1"),), now=now)
+        assert any(str(line).endswith(words) for line in found.lines()), list(found.lines())
 
 
 def test_a_running_job_without_a_claim_is_there_all_the_same() -> None:

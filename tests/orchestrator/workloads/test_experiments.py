@@ -249,6 +249,7 @@ def test_a_failing_job_takes_its_dependants_and_nothing_else_and_only_it_is_trie
         "FAILED" in second.out and "what failed is tried again by: python -m orchestrator.launch run tiny" in second.out
     )
     assert all(key in second.out for key in failed)
+    assert "bit for bit: change first what its message names" in " ".join(second.out.split())
 
     third = copied.run(*DIVERGES, "--fail-fast", "--json")
     assert third.exit == 3 and "first failure" in third.document["why"]
