@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from jobs.graph import Graph
 from jobs.keys import kind_of
 from orchestrator.runs.journal import Journal, JournalLost
-from orchestrator.runs.pool import JobReturned, Message, Pool, PoolEvent, WorkerJoined, WorkerLeft
+from orchestrator.runs.pool import JobReturned, Message, Pool, PoolBroken, PoolEvent, WorkerJoined, WorkerLeft
 from orchestrator.runs.stop_file import STOP, StopFile, signals_held, signals_to
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
@@ -132,6 +132,11 @@ def run(
             finish = loop.until_finished()
     except KeyboardInterrupt:
         finish, grace = Finish(130, "interrupted, running jobs were not waited for"), 0.0
+    except PoolBroken as error:  # also by the signal that asked the run to stop, if all of its processes got it
+        why = stop.asked()
+        finish = Finish(130, why) if why else Finish(1, f"PoolBroken: {error}")
+        if not why:
+            raise
     except BaseException as error:
         finish = Finish(1, f"{type(error).__name__}: {error}")
         raise

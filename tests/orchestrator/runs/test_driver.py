@@ -15,7 +15,7 @@ from jobs.graph import Graph
 from orchestrator.runs import stop_file
 from orchestrator.runs.driver import Outcome, RunInfo, run
 from orchestrator.runs.journal import Journal, JournalLost, read
-from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolEvent, WorkerJoined, WorkerLeft
+from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolBroken, PoolEvent, WorkerJoined, WorkerLeft
 from orchestrator.runs.records import Record
 from orchestrator.scheduler.job_status import AVAILABLE
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
@@ -171,6 +171,16 @@ def test_a_signal_sent_twice_at_once_is_one_request(tmp_path: Path) -> None:
 
     graph, keys = graph_of([fakes.WORKS])
     outcome = drive(tmp_path, graph, ScriptedPool(lambda pool: [WorkerJoined("w", "h")], two_signals))
+    assert (outcome.exit, outcome.why) == (130, "stopped by SIGTERM")
+
+
+def test_a_signal_that_all_processes_get_stops_the_run_even_if_it_breaks_the_pool(tmp_path: Path) -> None:
+    def everybody_is_hit(pool: ScriptedPool) -> list[PoolEvent]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise PoolBroken("the GCS is gone")
+
+    graph, _ = graph_of([fakes.WORKS])
+    outcome = drive(tmp_path, graph, ScriptedPool(lambda pool: [WorkerJoined("w", "h")], everybody_is_hit))
     assert (outcome.exit, outcome.why) == (130, "stopped by SIGTERM")
 
 
