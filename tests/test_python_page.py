@@ -1,0 +1,36 @@
+"""The code of docs/python.md, run block after block as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_house import ROOT
+
+PAGE = ROOT / "docs" / "python.md"
+
+
+def blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_has_short_blocks() -> None:
+    assert len(blocks()) == 3 and all(len(block.splitlines()) <= 12 for block in blocks())
+
+
+@pytest.mark.slow
+def test_the_blocks_run_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks():
+        exec(compile(block, str(PAGE), "exec"), names)
+    store, stage = names["store"], names["stage"]
+    assert names["result"].exit == 0
+    assert store.has(stage.key) and len(names["synthetic"]) == len(names["synthetic"].labels)
+    assert store.manifest(names["test"].key).extra["accuracy"] > 10
+    assert str(names["result"].exit) in capsys.readouterr().out
