@@ -28,6 +28,7 @@ from orchestrator.runs.pool import InProcessPool, Pool
 from orchestrator.runs.status import from_records
 from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads.base import LaunchOptions, Run, RunEnd, RunResult, Session, Workload, speaker
+from workers.store.claims import Claims
 from workers.store.store import Store
 
 
@@ -63,6 +64,7 @@ def launch(workload: Workload, target: Target, store: Store, options: LaunchOpti
 def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda state: None) -> RunResult:
     """Drive a run of a workload in this process to its end and write its report; `watch` is called at each change."""
     run.store.sweep()
+    Claims(run.store.root).sweep(run.name)
     with Journal.open(run.folder) as book, workload.session(run, book) as session:
 
         def on_change(state: State) -> None:

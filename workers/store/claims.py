@@ -131,6 +131,13 @@ class Claims:
         paths = sorted(self._folder.glob("*.json"))
         return [claim for path in paths if (claim := _parsed(_content(path) or b"")) is not None]
 
+    def sweep(self, run: str) -> None:
+        """Remove the claims of the dead; each is taken first, as by anyone who wants its key, so no living one goes."""
+        for path in sorted(self._folder.glob("*.json")):
+            claim = _parsed(_content(path) or b"")
+            if (claim is None or not self.alive(claim)) and (held := self.take(path.stem, run)) is not None:
+                held.release()
+
     def alive(self, claim: Claim) -> bool:
         """Whether its process still runs or, where that cannot be seen, it changed within a lease of looking at it."""
         running, now = claim.process.running(), self._steady()

@@ -198,6 +198,20 @@ def test_a_live_claim_is_refused_until_it_is_released(claims: Claims) -> None:
     taken(claims).release()
 
 
+def test_sweeping_removes_the_claims_of_the_dead_and_what_is_no_claim(claims: Claims, held: Held) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for key, content in (
+        ("distil-dead", json.dumps(asdict(replace(held.claim, key="distil-dead", pid=gone.pid))).encode()),
+        ("distil-elsewhere", json.dumps(asdict(replace(held.claim, key="distil-elsewhere", host="other"))).encode()),
+        ("distil-flipped", b"{\x00"),
+    ):
+        claim_file(claims).with_name(f"{key}.json").write_bytes(content)
+    claims.sweep("ours")
+    assert [claim.key for claim in claims.all()] == [KEY, "distil-elsewhere"]
+    assert len(list(claim_file(claims).parent.iterdir())) == 2
+
+
 def test_releasing_twice_or_after_a_crash_in_the_block_is_fine(claims: Claims) -> None:
     with pytest.raises(ZeroDivisionError), taken(claims) as held:
         raise ZeroDivisionError
