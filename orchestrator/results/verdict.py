@@ -131,7 +131,8 @@ def lines_of(several: Sequence[Verdict], titles: Mapping[str, str] | None = None
     by_experiment: dict[str, list[Verdict]] = {}
     for verdict in several:
         by_experiment.setdefault(verdict.experiment, []).append(verdict)
-    return [summary((titles or {}).get(name, name), members) for name, members in by_experiment.items()]
+    named = [((titles or {}).get(name, name), members) for name, members in by_experiment.items()]
+    return [f"{name}: {m[0].sentence}" if len(m) == 1 else summary(name, m) for name, m in named]
 
 
 def headlines(several: Sequence[Verdict], titles: Mapping[str, str] | None = None) -> list[str]:

@@ -165,6 +165,7 @@ def test_many_tables_are_summed_up_each_comparison_once(store: Store) -> None:
     put(store, plan, (82.0, 84.0, 86.0), (80.0, 80.0, 80.3))
     verdict = only(plan, store)
     several = [replace(verdict, experiment=f"table{number}") for number in range(4)]
+    assert lines_of(several)[0] == f"table0: {verdict.sentence}", "a table of one comparison says it itself"
     assert len(lines_of(several)) == 4
     assert headlines(several) == [
         "In all: PDD is significantly better than its base method in 0 of 1 comparisons, without a significant "
