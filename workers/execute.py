@@ -27,7 +27,7 @@ from workers.runtime.process import device_of_choice
 from workers.runtime.time_limit import TimeLimit
 from workers.store.checkpoints import Checkpoints
 from workers.store.claims import Claims, Held
-from workers.store.files import make_folder
+from workers.store.files import make_folder, share
 from workers.store.store import Store
 from workers.tasks import dataset, distil, evaluate, experts, forgetting, select
 
@@ -230,6 +230,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     for folder in (path.parent.parent, path.parent):
         make_folder(folder)
     path.touch(0o600)
+    share(path)
     writer = _LogFile(path)
     writer.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()

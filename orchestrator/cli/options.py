@@ -232,7 +232,8 @@ def open_store(options: Options) -> Store:
     """The store, made if it is not there: for what was resolved before, since a refusal makes no folders."""
     from workers.store.store import Store
 
-    return Store.open(options.target().store)
+    target = options.target()
+    return Store.open(target.store, shared=target.shared)
 
 
 def readable_store(options: Options) -> Store:

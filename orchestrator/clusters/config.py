@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jobs.documents import matching, read_yaml, validate
 from jobs.errors import BadInput
@@ -194,10 +194,23 @@ class RayClusterSpec(WatchedClusterSpec):
 KINDS: Mapping[str, type[Frozen]] = {"local": LocalClusterSpec, "slurm": SlurmClusterSpec, "ray": RayClusterSpec}
 
 
+class StoreSpec(Frozen):
+    """The folder of all results, for one user or for the group that the folder belongs to."""
+
+    folder: str = "pdd-store"
+    shared: Literal["group"] | None = None
+
+
+def _folder_alone(store: object) -> object:
+    return {"folder": store} if isinstance(store, str) else store
+
+
 class ClusterFile(Frozen):
     """The whole file; each cluster is read as its kind says."""
 
-    store: str = "pdd-store"
+    store: Annotated[
+        StoreSpec, BeforeValidator(lambda store: {"folder": store} if isinstance(store, str) else store)
+    ] = StoreSpec()
     default: str = "local"
     data: dict[str, str | None] = {}
     """Where each dataset lies, by name; null says no more than that it is missing."""
@@ -212,6 +225,8 @@ class Target:
     cluster: LocalClusterSpec | SlurmClusterSpec | RayClusterSpec
     store: str
     data: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = False
+    """Whether a store that is made now is for its group."""
 
 
 def choose_target(file: Path | None, name: str | None, store: str | None, workers: int | None) -> Target:
@@ -243,7 +258,9 @@ def choose_target(file: Path | None, name: str | None, store: str | None, worker
             raise BadInput("command line", "--workers", workers, fix)
         cluster = cluster.limited(workers)
     data = {dataset: str(Path(path).expanduser().resolve()) for dataset, path in known.data.items() if path is not None}
-    return Target(chosen, cluster, store if store is not None else known.store, data)
+    if store is not None:
+        return Target(chosen, cluster, store, data)
+    return Target(chosen, cluster, known.store.folder, data, shared=known.store.shared is not None)
 
 
 def described_cluster(

@@ -31,7 +31,7 @@ from typing import Any, Self
 
 from jobs.errors import PddError
 from orchestrator.runs.records import RECORDS, Record, is_covered, line_of, record_of
-from workers.store.files import open_plain, read_plain
+from workers.store.files import open_plain, read_plain, share
 
 NAME = "journal.jsonl"
 
@@ -60,6 +60,8 @@ class Journal:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            share(folder)
+            share(path)
             _lock(descriptor, path)
             os.ftruncate(descriptor, _whole_length(path))
         except OSError as error:

@@ -16,6 +16,8 @@ from math import inf
 from pathlib import Path
 from types import FrameType
 
+from workers.store.files import share
+
 STOP = "stop"
 """The file's name in a run's folder."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -38,6 +40,7 @@ class StopFile:
             return
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(why + "\n")
+        share(self.path)
 
     def clear(self) -> None:
         """Remove the request that ended an earlier driver of this run."""

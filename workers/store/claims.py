@@ -33,7 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from workers.store.files import NotAPlainFile, is_plain, open_private, read_plain
+from workers.store.files import NotAPlainFile, is_plain, make_folder, open_private, read_plain
 from workers.store.processes import Process
 
 log = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class Claims:
     def _written(self, claim: Claim) -> Iterator[Path]:
         """A temporary file of the store that holds the claim; removed unless it was moved."""
         for folder in (self._folder, self._temporary):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder)
         path = self._temporary / Process.current().temporary_name()
         try:
             with open_private(path) as file:

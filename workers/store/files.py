@@ -1,4 +1,6 @@
-"""Writing in a local folder so that nothing is lost or half there: private, fsynced, under names of our own.
+"""Writing in a local folder so that nothing is lost or half there: fsynced, under names of our own.
+
+What is new is private, or for the group where the folder it lies in is.
 
 What the store and the checkpoints share. A store on another file system would differ here.
 """
@@ -12,7 +14,7 @@ import re
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -50,10 +52,24 @@ def is_plain(name: str) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make one folder of the store, 0700, if it is not there."""
+    """Make one folder of the store, if it is not there: 0700, or for the group where the store is shared."""
     if not path.is_dir():
         path.mkdir(mode=0o700, exist_ok=True)
+        share(path)
         sync_folder(path.parent)
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether what is made in a folder is for its group: group members may write there, and new names get its group."""
+    wanted = stat.S_ISGID | stat.S_IWGRP
+    return folder.stat().st_mode & wanted == wanted
+
+
+def share(path: Path, mode: int = 0o660) -> None:
+    """Give the group a new folder, or a file with this mode, if the folder it lies in is shared, whatever the umask."""
+    if is_shared(path.parent):
+        with suppress(PermissionError):  # another member was faster to make it, and shared it
+            path.chmod(0o2770 if path.is_dir() else mode)
 
 
 def temporary_path(root: Path) -> Path:
@@ -88,8 +104,10 @@ def read_plain(path: Path) -> bytes:
 
 
 def open_private(path: Path) -> BufferedWriter:
-    """Open a new file for writing, 0600."""
-    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+    """Open a new file for writing, 0600; where its folder is shared the group may read it."""
+    file = open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+    share(path, 0o640)
+    return file
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -23,7 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from jobs import outcomes
 from jobs.errors import Damaged
 from jobs.keys import kind_of
-from workers.store.files import NotAPlainFile, read_plain, sha256_of
+from workers.store.files import NotAPlainFile, is_shared, read_plain, sha256_of, sha256_once
 from workers.store.quarantine import misplaced
 
 MANIFEST = "manifest.json"
@@ -166,6 +167,24 @@ def complaints_of(folder: Path, key: str) -> list[str]:
 def is_covered(folder: Path) -> bool:
     """Whether the manifest in this folder has a digest of itself; those of earlier versions have none."""
     return _OWN_DIGEST in json.loads(read_plain(folder / MANIFEST))
+
+
+def seal(path: Path) -> FileRecord:
+    """Make one data file private and durable."""
+    assert path.name != MANIFEST and stat.S_ISREG(path.lstat().st_mode), f"{path}: not a data file"
+    with path.open("rb") as file:
+        os.fchmod(file.fileno(), 0o640 if is_shared(path.parent) else 0o600)
+        os.fsync(file.fileno())
+        return FileRecord(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def complaint_of_bytes(path: Path, must_be: str) -> str:
+    """What is wrong with the bytes of a data file, unless they were found right before; empty if nothing is."""
+    try:
+        digest = sha256_once(path)
+    except FileNotFoundError:
+        return f"{path}: missing"
+    return "" if digest == must_be else wrong_bytes(path, digest, must_be)
 
 
 def wrong_bytes(path: Path, digest: str, must_be: str) -> str:

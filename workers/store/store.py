@@ -12,17 +12,18 @@ wins; a later one's copy is dropped. Every look at an artifact checks its manife
 of its own, and the sizes of its files. Whoever reads a data file asks `path` for it, which compares its bytes with
 their digest when this process first reads them; `verify` compares them always. What does not match is moved to
 the quarantine and is absent from then on. An error of the file system is raised, not taken for damage. Files are
-0600, folders 0700, and nothing is pickled.
+0600, folders 0700, and nothing is pickled. A store that is shared with a group has files of 0640 (0660 where
+several write) and folders of 2770; what is made in a folder of it is shared as the folder is. Its members trust
+each other.
 
 Left out: what the data files contain, when to compute, and stores that are not local folders. That this one
-is local is known to `workers.store.files` and `workers.store.quarantine`, to the last section and to the rename in
-`Store._publish`; there a store on pyarrow.fs would differ.
+is local is known to `workers.store.files`, `workers.store.quarantine` and `workers.store.manifest`, and to the
+rename in `Store._publish`; there a store on pyarrow.fs would differ.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -42,10 +43,11 @@ from workers.store.files import (
     FULL,
     full_disk_explained,
     is_plain,
+    is_shared,
     local_folder,
     make_folder,
     names_in,
-    sha256_once,
+    share,
     sync_folder,
     temporary_path,
     write_file,
@@ -54,12 +56,13 @@ from workers.store.manifest import (
     MANIFEST,
     FileRecord,
     Manifest,
+    complaint_of_bytes,
     complaints_of,
     digest_of,
     is_covered,
     outdated,
     read_manifest,
-    wrong_bytes,
+    seal,
 )
 from workers.store.processes import Process, peak_memory_mib, writer_is_dead
 from workers.store.quarantine import WHY, losses, misplaced, set_aside
@@ -101,11 +104,15 @@ class Store:
         self._opened = False
 
     @classmethod
-    def open(cls, root: str | Path) -> Self:
+    def open(cls, root: str | Path, *, shared: bool = False) -> Self:
         """The store in a folder that exists or is made now, and to which we really can write.
 
         A folder in which every user may write is refused, sticky or not: anyone could plant artifacts there.
         One in which the group may write is accepted: that is the usual umask where each user has a group.
+
+        Args:
+            root: the folder, or its `file://` URI.
+            shared: make a new store for the group of its folder; one that is there stays as it was made.
 
         Raises:
             BadInput: if the folder is not local, not private enough or not writable.
@@ -114,7 +121,7 @@ class Store:
         store = cls(root)
         try:
             with full_disk_explained(store.root):
-                store._prepare()
+                store._prepare(shared)
         except OSError as error:
             if error.errno in FULL:
                 raise
@@ -186,7 +193,7 @@ class Store:
         if name not in files:
             raise KeyError(f"{key} has no file {name!r}, only {sorted(files)}")
         path = self._object(key) / name
-        if complaint := _complaint(path, files[name].sha256):
+        if complaint := complaint_of_bytes(path, files[name].sha256):
             raise self._set_aside(key, complaint)
         return path
 
@@ -262,8 +269,9 @@ class Store:
         with full_disk_explained(self.root):
             try:
                 temporary.mkdir(mode=0o700)
+                share(temporary)
                 yield temporary
-                files = {name: _seal(temporary / name) for name in names_in(temporary)}
+                files = {name: seal(temporary / name) for name in names_in(temporary)}
                 assert files, f"{key}: an artifact without a data file"
                 if any(digests.get(parent, digest) != digest for parent, digest in self._digests(parents).items()):
                     raise Damaged(f"{key}: a parent was made anew meanwhile, with other bytes: run the job again")
@@ -361,10 +369,15 @@ class Store:
         keys = [key for several in parents.values() for key in several]
         return {key: manifest.digest for key in keys if (manifest := self._look(key)) is not None}
 
-    def _prepare(self) -> None:
+    def _prepare(self, shared: bool) -> None:
         """Make the folders that are not there, and try to write."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._refuse_if_unusable()
+        if shared and not is_shared(self.root):
+            if names_in(self.root):
+                fix = "it was made for one user, so it cannot be shared: name a new folder for the group"
+                raise BadInput("cluster.yaml", "store.shared", "group", f"{self.root}: {fix}")
+            self.root.chmod(0o2770)
         if complaint := misplaced(self.root / "objects"):
             self.quarantine("objects", complaint)
         for name in _FOLDERS:
@@ -375,8 +388,9 @@ class Store:
 
     def _refuse_if_unusable(self) -> None:
         objects = self.root / "objects"
-        if self.root.stat().st_mode & stat.S_IWOTH:
-            raise BadInput("--store", "store", str(self.root), "others may write there: chmod o-w it")
+        for folder in (self.root, *([objects] if objects.exists() else [])):
+            if folder.stat().st_mode & stat.S_IWOTH:
+                raise BadInput("--store", "store", str(folder), "others may write there: chmod o-w it")
         if objects.is_symlink() and not objects.exists():
             raise BadInput("--store", "store", str(objects), "is a link to what is not there: mount it or remove it")
 
@@ -420,29 +434,8 @@ class Store:
                 return
 
 
-def _complaint(path: Path, must_be: str) -> str:
-    """What is wrong with the bytes of a data file, unless they were found right before; empty if nothing is."""
-    try:
-        digest = sha256_once(path)
-    except FileNotFoundError:
-        return f"{path}: missing"
-    return "" if digest == must_be else wrong_bytes(path, digest, must_be)
-
-
 def _plain(name: str) -> str:
     """A key or run name that is safe as the name of a folder."""
     if not is_plain(name):
         raise BadInput("the store", "name", name, "give a key or a run as `status` prints it")
     return name
-
-
-# The file system: what stands below knows that a store is a local folder.
-
-
-def _seal(path: Path) -> FileRecord:
-    """Make one data file private and durable."""
-    assert path.name != MANIFEST and stat.S_ISREG(path.lstat().st_mode), f"{path}: not a data file"
-    with path.open("rb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        os.fsync(file.fileno())
-        return FileRecord(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())

@@ -39,7 +39,7 @@ from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.clusters.slurm.sbatch import Role, name_of
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
-from workers.store.files import replace_file
+from workers.store.files import replace_file, share
 from workers.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -200,6 +200,8 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
     """Make the run's folder, and let another launch of the same run wait; a file system may have no locks."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(home / ".submitting", os.O_RDWR | os.O_CREAT, 0o600)
+    for path in (home, home / ".submitting"):
+        share(path)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

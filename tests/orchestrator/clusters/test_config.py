@@ -96,3 +96,19 @@ def test_the_data_map_names_folders_and_leaves_out_what_is_missing(tmp_path: Pat
     path.write_text("data: {cifar10: /data/cifar10, cifar100: null}\n")
     assert choose_target(path, None, None, None).data == {"cifar10": "/data/cifar10"}
     assert choose_target(ROOT / "cluster.yaml", None, None, None).data == {}
+
+
+def test_a_store_can_be_for_a_group_and_one_on_the_command_line_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("store: {folder: /shared/store, shared: group}\n")
+    target = choose_target(path, None, None, None)
+    assert (target.store, target.shared) == ("/shared/store", True)
+    assert not choose_target(path, None, "mine", None).shared
+    path.write_text("store: here\n")
+    assert (choose_target(path, None, None, None).store, choose_target(path, None, None, None).shared) == (
+        "here",
+        False,
+    )
+    path.write_text("store: {shared: everybody}\n")
+    with pytest.raises(BadInput, match=r"store\.shared.*group"):
+        choose_target(path, None, None, None)
