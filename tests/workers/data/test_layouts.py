@@ -86,6 +86,7 @@ def test_folders_of_several_classes_go_before_stray_metadata(tmp_path: Path) -> 
         ("file_name,label\n../test/images/7.png,ant\n", "names '../test/images/7.png'"),
         ("file_name,label\nimages/0.png,\n", "line 1 of train/metadata.csv has none"),
         ("file_name,label\n\x00\n", "metadata.csv"),
+        ("name\nimages/0.png,ant\n", "it has name"),
     ],
 )
 def test_metadata_that_cannot_be_used_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -191,6 +192,25 @@ def test_a_damaged_saved_file_is_named(tmp_path: Path) -> None:
     write_saved(tmp_path / "test", [0, 1])
     (tmp_path / "train" / "data-00000-of-00001.arrow").write_bytes(b"no Arrow")
     assert "data-00000-of-00001.arrow, which is no readable Arrow file" in refused("auto", tmp_path).fix
+
+
+def test_a_saved_file_with_damaged_offsets_is_named_and_not_followed(tmp_path: Path) -> None:
+    write_saved(tmp_path / "train", [0, 1])
+    write_saved(tmp_path / "test", [0, 1])
+    file = tmp_path / "train" / "data-00000-of-00001.arrow"
+    content, picture = file.read_bytes(), png(0)
+    end = len(picture).to_bytes(4, "little")  # where the first picture ends
+    at = content.index(b"\x00\x00\x00\x00" + end) + 4
+    file.write_bytes(content[:at] + b"\xff\xff\xff\x7f" + content[at + 4 :])
+    assert "data-00000-of-00001.arrow, which is no readable Arrow file" in refused("auto", tmp_path).fix
+
+
+def test_damaged_names_of_classes_are_refused(tmp_path: Path) -> None:
+    write_saved(tmp_path / "train", [0, 1])
+    write_saved(tmp_path / "test", [0, 1])
+    file = tmp_path / "train" / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes().replace(b'{"info"', b'{"info\xff'))
+    assert "classes is damaged" in refused("auto", tmp_path).fix
 
 
 # Splits

@@ -288,7 +288,7 @@ def _npz_arrays(source: Source, file: Path, names: tuple[str, str]) -> tuple[Byt
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = (arrays[name] for name in names)
-    except (ValueError, OSError, zlib.error, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive can raise anything
         raise source.refusal(f"fetch the file anew: it does not unpack ({error})", value=str(file)) from error
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
         fix = f"save {names[0]} as bytes [n, height, width] or [n, height, width, 1 or 3]"

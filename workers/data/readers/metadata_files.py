@@ -81,7 +81,7 @@ def _split(root: Path, picture: Path) -> str:
 
 def _label_column(source: Source, file: Path) -> str:
     """The column of the labels: the one asked for, else the first of the usual ones."""
-    names = list(next(_lines(source, file), {}))
+    names = [name for name in next(_lines(source, file), {}) if name is not None]  # as CSV names what is too much
     wanted = (source.label_field,) if source.label_field else _LABELS
     column = next((name for name in wanted if name in names), None)
     if column is None or _FILE not in names:

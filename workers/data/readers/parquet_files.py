@@ -89,7 +89,7 @@ def _columns(source: Source, files: Iterable[Path]) -> tuple[str, str, tuple[str
     image = _column(source, schemas, "image_field", source.image_field, _IMAGE_COLUMNS)
     label = _column(source, schemas, "label_field", source.label_field, _LABEL_COLUMNS)
     _check_types(source, schemas, image, label)
-    names = {_class_names(schema, label) for schema in schemas.values()} - {()} or {()}
+    names = {_class_names(source, file, schema, label) for file, schema in schemas.items()} - {()} or {()}
     if len(names) > 1:
         raise source.refusal("give train and test the same classes: the class names in their schemas differ")
     return image, label, names.pop()
@@ -191,12 +191,16 @@ def _holds_images(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _class_names(schema: Any, label: str) -> tuple[str, ...]:
+def _class_names(source: Source, file: Path, schema: Any, label: str) -> tuple[str, ...]:
+    """The names in the ClassLabel of a schema; none if there is none."""
     written = (schema.metadata or {}).get(b"huggingface")
     if written is None:
         return ()
-    feature = json.loads(written).get("info", {}).get("features", {}).get(label, {})
-    return tuple(unicodedata.normalize("NFC", name) for name in feature.get("names", ()))
+    try:
+        feature = json.loads(written).get("info", {}).get("features", {}).get(label, {})
+        return tuple(unicodedata.normalize("NFC", name) for name in feature.get("names", ()))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise source.refusal(f"write {file.name} anew: what its schema says of the classes is damaged") from error
 
 
 def _pictures(source: Source, root: Path, files: Sequence[Path], image: str, count: int) -> EncodedPictures:

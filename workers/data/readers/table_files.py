@@ -70,7 +70,9 @@ def _batches(file: Path, column: str, rows: Labels | None) -> Iterator[tuple[int
     if file.suffix == _ARROW:
         with pa.memory_map(str(file)) as memory, pa.ipc.open_stream(memory) as stream:
             for batch in stream:
-                yield first, batch.select([column])
+                own = batch.select([column])
+                own.validate(full=True)  # Arrow trusts the offsets in a file, and would follow a damaged one anywhere
+                yield first, own
                 first += len(batch)
         return
     with pq.ParquetFile(file) as shard:
