@@ -18,7 +18,7 @@ from workers.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
-STEP = int(os.environ.get("PDD_EVERY_WRITE", "9"))
+STEP = int(os.environ.get("PDD_EVERY_WRITE", "19"))
 TINIEST = Path(__file__).with_name("tiniest.yaml")
 SENTENCES = {errno.ENOSPC: "No space left on device", errno.EROFS: "Read-only file system", errno.EIO: "Input/output"}
 

@@ -1,6 +1,6 @@
 """The scheduler: no order of events loses a job or does it twice, and every run ends.
 
-`PDD_STORIES=10000` tells as many as that; CI tells a sample.
+`PDD_STORIES=10000` tells as many as that, and `PDD_SIMULATED_JOBS=100000` simulates so many jobs; CI does a sample.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.property.stories import Luck, Story, random_schedule
 
 STORIES = int(os.environ.get("PDD_STORIES", "300"))
 FIRST = int(os.environ.get("PDD_FIRST_STORY", "0"))
+SIMULATED_JOBS = int(os.environ.get("PDD_SIMULATED_JOBS", "10000"))
 LARGEST = 1000
 WORKERS = 1000
 
@@ -96,8 +97,8 @@ def simulated(jobs: int, workers: int, seed: int) -> tuple[Scheduler, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("jobs", [100_000])
-def test_a_simulated_run_of_many_jobs_on_a_thousand_workers_ends(jobs: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_simulated_run_of_many_jobs_on_a_thousand_workers_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = SIMULATED_JOBS
     scheduler, seconds = simulated(jobs, WORKERS, seed=1)
     counts = {status.value: count for status, count in scheduler.view().counts().items() if count}
     with capsys.disabled():
