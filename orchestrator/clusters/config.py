@@ -249,7 +249,10 @@ def choose_target(file: Path | None, name: str | None, store: str | None, worker
     chosen = name if name is not None else known.default
     if chosen not in clusters:
         place, field = ("command line", "--cluster") if name is not None else (str(path), "default")
-        raise BadInput(place, field, chosen, f"must be one of {', '.join(sorted(clusters))} (see {path})")
+        fix = f"must be one of {', '.join(sorted(clusters))} (see {path})"
+        if not path.is_file():
+            fix = f"only local is known without a {FILE} in this folder; `pdd init` writes one"
+        raise BadInput(place, field, chosen, fix)
     cluster = clusters[chosen]
     if workers is not None:
         local = isinstance(cluster, LocalClusterSpec)

@@ -145,7 +145,8 @@ def of_experiment(plan: Plan, arm: str | None) -> ChainKeys:
     if not arms:
         raise BadInput("command line", "experiment", plan.cells[0].experiment, "name one with an arm that makes sets")
     if len(wanted) != 1:
-        raise BadInput("command line", "--arm", arm, f"must be one of {known}" if len(arms) > 1 else f"must be {known}")
+        fix = f"must be one of {known}" if len(arms) > 1 else f"must be {known}"
+        raise BadInput("command line", "--arm", "not given" if arm is None else arm, fix)
     cells = arms[wanted[0]]
     longest = max(cells, key=lambda cell: cell.stage)
     ends = {plan.graph[cell.jobs[0]].parents["sets"] for cell in cells if cell.stage == longest.stage}

@@ -201,7 +201,8 @@ class RunResult:
         end = self.end
         yield self.table()
         jobs = ", ".join(f"{count} {name}" for name, count in end.counts.items() if count)
-        yield Text(f"{jobs or 'no jobs'} in {duration(end.seconds)} on {end.workers} workers; run {end.run}")
+        workers = "1 worker" if end.workers == 1 else f"{end.workers} workers"
+        yield Text(f"{jobs or 'no jobs'} in {duration(end.seconds)} on {workers}; run {end.run}")
         yield from map(Text, self.remarks())
         if self.report:
             yield Text(f"report: {self.report.with_name('report.html')}")

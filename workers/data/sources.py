@@ -246,7 +246,9 @@ def _open_layout(source: Source) -> Opened:
     try:
         return _recognise(source, _existing_path(source))()
     except OSError as error:
-        raise source.refusal(f"make it readable: {error}") from error
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        fix = f"make it readable, or name a folder with images alone ({where}{error.strerror or error})"
+        raise source.refusal(fix) from error
 
 
 def _reader(name: str) -> Reader:

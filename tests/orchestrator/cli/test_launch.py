@@ -249,6 +249,16 @@ def test_a_word_that_is_nearly_right_is_asked_about(type_in: Type, words: list[s
     refused(type_in(*words), f"did you mean '{meant}'?")
 
 
+def test_a_cluster_that_no_file_describes_is_refused_with_how_to_write_one(type_in: Type) -> None:
+    refused(type_in("run", "tiny", "--cluster", "slurm"), "--cluster is 'slurm'", "`pdd init` writes one")
+
+
+def test_an_export_that_has_a_choice_asks_for_the_arm(type_in: Type, tmp_path: Path) -> None:
+    (tmp_path / "pdd-store" / "runs").mkdir(parents=True, mode=0o700)
+    (tmp_path / "pdd-store").chmod(0o700)
+    refused(type_in("export", "tiny"), "--arm is 'not given'", "must be one of")
+
+
 def test_the_version_is_printed(type_in: Type) -> None:
     said = type_in("--version")
     assert said.exit == 0 and re.fullmatch(r"pdd \d+\.\d+\.\d+\S*\n", said.out)
