@@ -58,19 +58,27 @@ class StopFile:
     def on_signal(self, number: int) -> None:
         """The first signal asks running jobs to yield, the second interrupts the driver."""
         if self._signal:
-            raise KeyboardInterrupt
+            raise Interrupted
         self._signal = f"stopped by {signal.Signals(number).name}"
         with suppress(OSError):  # then running jobs go on to their end, but nothing new starts
             self.write(self._signal)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came.
+
+    A plain KeyboardInterrupt that passes through `exec` of a text, of which dataclasses are made, lets Python end by
+    SIGINT instead of with the exit code, even if it was caught.
+    """
 
 
 def interrupt(number: int) -> None:
     """Let a signal interrupt this process as Ctrl-C does.
 
     Raises:
-        KeyboardInterrupt: always.
+        Interrupted: always.
     """
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 @contextmanager
@@ -103,10 +111,10 @@ def signals_held() -> Iterator[None]:
     """Let SIGINT and SIGTERM wait until the block is over.
 
     Raises:
-        KeyboardInterrupt: one of them came meanwhile.
+        Interrupted: one of them came meanwhile.
     """
     held: list[int] = []
     with signals_to(held.append):
         yield
     if held:
-        raise KeyboardInterrupt
+        raise Interrupted

@@ -141,6 +141,20 @@ def test_slurm_that_is_not_there_is_said_in_one_line(tmp_path: Path, monkeypatch
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_dataclass_is_made_ends_with_the_exit_code_too(tmp_path: Path, number: int) -> None:
+    program = (
+        "import os, sys, time\n"
+        "from orchestrator import launch\n"
+        "from orchestrator.cli import app\n"
+        f"app.app = lambda **_: exec('os.kill(os.getpid(), {number:d}); time.sleep(5)')\n"
+        "sys.argv = ['pdd', '--json']\n"
+        "launch.main()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 130 and json.loads(ended.stdout)["exit"] == 130, ended.stderr
+
+
 def begun(folder: Path, waits: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for something."""
     until = time.monotonic() + seconds
