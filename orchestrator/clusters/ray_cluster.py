@@ -116,6 +116,7 @@ class LocalCluster(PlainNodes):
         self.folder: Path | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
         self._ray: Any = None
+        self._started = False
 
     def open(self) -> Any:
         """Start the cluster and connect this process to it.
@@ -155,6 +156,7 @@ class LocalCluster(PlainNodes):
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(self.folder / "ray"),  # Ray opens it to everybody; the folder above stays ours
             )
+            self._started = True
         return self._ray
 
     def close(self) -> None:
@@ -162,7 +164,7 @@ class LocalCluster(PlainNodes):
         if self._ray is not None:
             self._ray.shutdown()
         if self._reaper is not None:
-            reaper.end(self._reaper)
+            reaper.end(self._reaper, orderly=self._started)
             self._reaper = None
 
 

@@ -57,11 +57,16 @@ def processes_of(folder: Path) -> list[int]:
     return pids
 
 
-def end(watcher: subprocess.Popen[bytes]) -> None:
-    """Tell a reaper that its cluster was ended in good order, and wait until it has looked after the rest."""
+def end(watcher: subprocess.Popen[bytes], orderly: bool = True) -> None:
+    """Tell a reaper that its cluster was ended, and wait until it has looked after the rest.
+
+    Args:
+        watcher: the reaper.
+        orderly: whether the cluster was up; one that was broken off while it started may still start processes.
+    """
     if watcher.stdin is not None:
         with suppress(BrokenPipeError):
-            watcher.stdin.write(ORDERLY)
+            watcher.stdin.write(ORDERLY if orderly else b"")
             watcher.stdin.close()
     watcher.wait()
 

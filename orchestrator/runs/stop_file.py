@@ -94,6 +94,7 @@ def signals_to(act: Callable[[int], object]) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal last
+        signal.alarm(0)  # while Ray starts its handler comes first, and would abort this process three seconds later
         if time.monotonic() - last >= ONE_REQUEST_SECONDS:
             last = time.monotonic()
             act(number)

@@ -174,6 +174,15 @@ def test_a_signal_sent_twice_at_once_is_one_request(tmp_path: Path) -> None:
     assert (outcome.exit, outcome.why) == (130, "stopped by SIGTERM")
 
 
+def test_the_alarm_of_rays_own_handler_is_called_off(tmp_path: Path) -> None:
+    with stop_file.signals_to(lambda number: None):
+        before = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.alarm(3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.alarm(0) == 0
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_a_signal_that_all_processes_get_stops_the_run_even_if_it_breaks_the_pool(tmp_path: Path) -> None:
     def everybody_is_hit(pool: ScriptedPool) -> list[PoolEvent]:
         os.kill(os.getpid(), signal.SIGTERM)
