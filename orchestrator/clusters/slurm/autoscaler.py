@@ -260,8 +260,9 @@ class SlurmAutoscaler(PlainNodes):
         missing = 0
         if self.clock() >= max(self._retry.at, self._failure_retry.at):
             missing = workers_missing(self.open_jobs, self.spec, len(living))
-        if self.open_jobs == 0:
-            cancelled += [job.id for job in living if job.state == "PENDING"]
+        allowed = self.spec.max_workers if self.open_jobs else 0
+        surplus = max(0, len(living) - allowed)  # of a job that was replaced while SLURM took it back into the queue
+        cancelled += [job.id for job in living if job.state == "PENDING"][:surplus]
         count = missing if self._most is None else min(missing, self._most)
         if not count and not cancelled:
             return

@@ -237,6 +237,17 @@ def test_a_worker_given_back_does_not_count_while_it_ends(tmp_path: Path) -> Non
     assert site.cancelled == ["9_0"]  # it did not hear
 
 
+def test_a_worker_that_comes_back_after_it_was_replaced_is_taken_out_of_the_queue(tmp_path: Path) -> None:
+    site = Site(tmp_path, max_workers=1)
+    site.autoscaler.open_jobs = 1
+    site.jobs = [QueuedJob("8", NAME, "COMPLETING", "None", "n", "")]  # SLURM takes it back into the queue
+    site.reconcile()
+    site.start("9_0")
+    site.jobs = [QueuedJob("8", NAME, "PENDING", "BeginTime", "", ""), *site.jobs[1:]]
+    site.reconcile(node("9_0", 1))
+    assert site.cancelled == ["8"] and [job.id for job in site.jobs] == ["9_0"]
+
+
 def test_workers_of_an_earlier_driver_are_taken_over(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.jobs = [QueuedJob(f"5_{n}", NAME, "RUNNING", "None", "n", "") for n in range(3)]
