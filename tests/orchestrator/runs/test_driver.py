@@ -152,10 +152,16 @@ def test_a_stop_file_ends_the_run_and_an_old_one_does_not(tmp_path: Path) -> Non
 def test_one_signal_lets_the_running_job_yield(tmp_path: Path) -> None:
     graph, _ = graph_of([fakes.WAITS_FOR_STOP, fakes.WORKS], chained=True)
     before = signal.getsignal(signal.SIGINT)
-    alarm = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-    alarm.start()
+
+    def signal_the_job() -> None:
+        while not list(tmp_path.glob("*.started")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=signal_the_job, daemon=True)
+    thread.start()
     outcome = drive(tmp_path, graph)
-    alarm.join()
+    thread.join()
     assert (outcome.exit, outcome.why) == (130, "stopped by SIGTERM")
     assert story(tmp_path)[-2:] == ["job_ready", "run_ended"]
     assert "job_yielded" in story(tmp_path)
