@@ -282,7 +282,7 @@ def test_whoever_follows_a_sweep_to_its_end_has_its_table_and_winners(
     assert done.end.counts["done"] == 1
     said = done.to_json()
     assert said["trials"] == [ROW.to_json()] and [one["ipc_total"] for one in said["results"]] == [2]
-    assert any("sweep.md" in str(line) for line in done.lines())
+    assert any("report.html" in str(line) for line in done.lines())
 
 
 def test_a_sweep_that_ended_without_a_report_is_told_by_its_last_word(
