@@ -216,6 +216,8 @@ def load(name: str) -> TableFile:
         BadInput: there is none, or it does not validate.
     """
     path = named_file(name, FOLDER, "table")
+    if not path.is_file():
+        raise BadInput("command line", "table", name, f"must be a YAML file or one of {', '.join(names())}")
     return validate(TableFile, read_yaml(path), path.name if path.parent == FOLDER else str(path))
 
 

@@ -258,7 +258,7 @@ class Scheduler:
             self._give_up(key, "memory", message, log)
         else:
             self._note(
-                f"{key} ran out of memory; tried again in less of it ({level} of {self.schedule.retry_limits.memory})"
+                f"{key} ran out of memory; tried again ({level} of {self.schedule.retry_limits.memory}), in less of it"
             )
             self._give_back(key, memory_level=level)
 

@@ -40,7 +40,7 @@ assert end.why.endswith("56 cached"), end.why
 """
 PLANNED = """
 import sys
-from orchestrator.launch import app
+from orchestrator.cli.app import app
 app(["plan", "--all", "--scale", "paper", "--store", sys.argv[1]], standalone_mode=False)
 """
 
