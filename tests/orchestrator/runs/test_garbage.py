@@ -323,7 +323,7 @@ def test_export_writes_the_folder_and_says_it_as_one_document(type_in: Callable[
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["export", "tiny"], "--arm is None"),
+        (["export", "tiny"], "--arm is 'not given'"),
         (["export", "tiny", "--arm", "nope"], "PDD+MTT, 2 stages of 1 image per class"),
         (["export", "tiny", "--arm", "pdd+mtt", "--seed", "7"], "not made yet"),
         (["export", "tiny", "--key", "distil"], "or --key, or --run"),
