@@ -16,8 +16,6 @@ from math import inf
 from pathlib import Path
 from types import FrameType
 
-from workers.store.files import share
-
 STOP = "stop"
 """The file's name in a run's folder."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -34,6 +32,8 @@ class StopFile:
 
     def write(self, why: str) -> None:
         """Ask for the end; the reason of the first request is kept."""
+        from workers.store.files import share  # late: a `workers.py` may lie in the folder that `python -m` looks into
+
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
