@@ -22,7 +22,7 @@ from jobs.datasets import DATASETS
 from jobs.keys import seed_from
 from jobs.specs import DatasetSpec, NetworkSpec
 from orchestrator.export.chain import ExportSource, Measurement
-from orchestrator.results.cells import SCALES
+from orchestrator.results.result_table import SCALES
 from workers.data.preprocess import Affine, Zca
 from workers.training.students import schedule_of
 

@@ -22,7 +22,8 @@ from jobs.outcomes import DistilOutcome, NetworkOutcome
 from jobs.recipe import flat
 from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
 from orchestrator.planning.explain import sources_of
-from orchestrator.results import cells as results
+from orchestrator.results.cells import manifest_of, outcome_of
+from orchestrator.results.stages import arm_label
 from orchestrator.results.statistics import mean, population_std
 from orchestrator.runs import journal
 from workers.store.store import Manifest, Store
@@ -162,7 +163,7 @@ def of_experiment(plan: Plan, arm: str | None) -> ChainKeys:
         ),
         method=longest.method,
         scale=longest.scale,
-        origin=f"the arm {results.arm_label(longest)!r} of the experiment {longest.experiment!r}",
+        origin=f"the arm {arm_label(longest)!r} of the experiment {longest.experiment!r}",
         numbers=tuple(sources_of(plan, sets[-1])),
         dataset=_dataset_of(plan, sets[0]),
     )
@@ -188,9 +189,7 @@ def of_key(store: Store, text: str) -> ChainKeys:
     last = store.manifest(keys[0])
     sets = (*last.parents.get("sets", ()), last.key)
     parents = {
-        key: manifest.parents
-        for key in store.keys("evaluate")
-        if (manifest := results.manifest_of(store, key)) is not None
+        key: manifest.parents for key in store.keys("evaluate") if (manifest := manifest_of(store, key)) is not None
     }
     networks = tuple(key for key, roles in parents.items() if _trained_on(roles.get("sets", ()), sets))
     method = _as_in_tables(last.spec, len(sets))
@@ -209,7 +208,7 @@ def best_of_run(store: Store, run: str) -> ChainKeys:
         for record in records
         if record["event"] in _FOUND_IN_JOURNAL and kind_of(record["key"]) == "distil"
     }
-    outcomes = {key: results.outcome_of(store, key, DistilOutcome) for key in sorted(keys)}
+    outcomes = {key: outcome_of(store, key, DistilOutcome) for key in sorted(keys)}
     scored = {
         key: outcome.held_out
         for key, outcome in outcomes.items()
@@ -266,7 +265,7 @@ def _arms(plan: Plan) -> dict[str, list[Cell]]:
     several = len({cell.experiment for cell in plan.cells}) > 1
     for cell in plan.cells:
         if cell.jobs and plan.graph[cell.jobs[0]].parents.get("sets"):
-            name = results.arm_label(cell)
+            name = arm_label(cell)
             arms.setdefault(f"{cell.experiment}: {name}" if several else name, []).append(cell)
     return arms
 
@@ -290,7 +289,7 @@ def _trained_on(trained: Sequence[str], sets: Sequence[str]) -> bool:
 def _measured(keys: ChainKeys, store: Store) -> Iterable[Measurement]:
     """Networks by stage and by all of their spec but what makes each of them another one."""
     groups: dict[tuple[int, str], list[Manifest]] = {}
-    for manifest in (results.manifest_of(store, key) for key in keys.networks):
+    for manifest in (manifest_of(store, key) for key in keys.networks):
         if manifest is not None and (stage := len(manifest.parents["sets"])) <= len(keys.sets):
             groups.setdefault((stage, _protocol(manifest.spec)), []).append(manifest)
     for stage, protocol in sorted(groups, key=lambda group: group[0]):

@@ -38,20 +38,10 @@ from orchestrator.reports.page import (
     slug,
 )
 from orchestrator.reports.sections import RunFacts, image_grids, verdict_sections
-from orchestrator.results.cells import (
-    Chain,
-    Result,
-    ResultTable,
-    StageResult,
-    arm_label,
-    by_experiment,
-    chains,
-    collect,
-    manifest_of,
-    stage_results,
-    tabulate,
-)
+from orchestrator.results.cells import Result, by_experiment, collect, manifest_of
 from orchestrator.results.comparisons import Comparison, comparisons
+from orchestrator.results.result_table import ResultTable, tabulate
+from orchestrator.results.stages import Chain, StageResult, arm_label, chains, stage_results
 from orchestrator.results.verdict import headlines, verdicts
 from orchestrator.runs.timeline import failures
 from workers.store.store import Store

@@ -40,7 +40,8 @@ from orchestrator.reports.page import (
 )
 from orchestrator.reports.sections import RunFacts, image_grids, verdict_sections
 from orchestrator.reports.table_data import csv_of, parquet_of
-from orchestrator.results.cells import best_of, manifest_of
+from orchestrator.results.cells import manifest_of
+from orchestrator.results.result_table import best_of
 from orchestrator.results.statistics import LEVEL
 from orchestrator.results.tables import CELL_STATUSES, MeasuredCell
 from orchestrator.results.verdict import headlines, verdicts

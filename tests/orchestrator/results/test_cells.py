@@ -9,7 +9,9 @@ import pytest
 
 from jobs.expansion import expand
 from jobs.experiment import Arm, Cell, Experiment, Plan
-from orchestrator.results.cells import Result, artifacts, by_experiment, chains, collect, label, stage_results, tabulate
+from orchestrator.results.cells import Result, artifacts, by_experiment, collect, label
+from orchestrator.results.result_table import tabulate
+from orchestrator.results.stages import chains, stage_results
 from workers.store.store import Store
 
 
