@@ -19,7 +19,8 @@ from typing import Any, cast
 
 from jobs.datasets import Facts, split
 from jobs.experiment import Arm, Experiment, Plan
-from jobs.recipe import Recipe, Resolved, class_of
+from jobs.recipe import Resolved, class_of
+from jobs.recipe_numbers import Recipe
 from jobs.specs import (
     Architecture,
     DatasetSpec,

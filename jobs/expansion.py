@@ -21,7 +21,8 @@ from jobs.arm_jobs import Lineage, Phases
 from jobs.datasets import FEW_HELD_OUT, Facts
 from jobs.errors import BadInput
 from jobs.experiment import SELECTIONS, Arm, Cell, ClassIncremental, Experiment, Plan
-from jobs.recipe import Recipe, Resolved, Setting, flat, resolve, varies_by_stage
+from jobs.recipe import Resolved, Setting, flat, resolve, varies_by_stage
+from jobs.recipe_numbers import Recipe
 from jobs.specs import Architecture, Mode
 
 

@@ -21,7 +21,8 @@ from rich.text import Text
 from jobs import cost
 from jobs.experiment import Cell, Plan
 from jobs.keys import kind_of
-from jobs.table import DASH, is_dash, walk
+from jobs.table import is_dash, walk
+from jobs.table_filling import DASH
 from orchestrator.planning import durations, simulate
 from orchestrator.planning.budget import BudgetSelection, select_within_budget
 from orchestrator.planning.durations import Durations, DurationSource

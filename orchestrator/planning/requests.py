@@ -21,7 +21,8 @@ from jobs.expansion import expand
 from jobs.experiment import DatasetChoice, Experiment, Plan, load
 from jobs.graph import Job
 from jobs.plugins import FORM, is_plug_in
-from jobs.recipe import Recipe, flat
+from jobs.recipe import flat
+from jobs.recipe_numbers import Recipe
 from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
 from orchestrator.planning.reading import reading
 from workers.data import sources

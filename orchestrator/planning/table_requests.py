@@ -16,7 +16,8 @@ from jobs.datasets import DATASETS
 from jobs.errors import BadInput
 from jobs.experiment import DatasetChoice
 from jobs.recipe import Scale
-from jobs.table import Circumstances, Data, TablesPlan
+from jobs.table import TablesPlan
+from jobs.table_filling import Circumstances, Data, fill, without_dashes
 from orchestrator.planning.budget import parse_budget
 from orchestrator.planning.requests import inspect_dataset, methods_fit
 
@@ -86,9 +87,9 @@ def resolve_tables(request: TableRequest, allow_missing_data: bool = False) -> R
         substitute=substitute,
         allow_missing_data=allow_missing_data,
     )
-    filled = tables.fill(files, under)
+    filled = fill(files, under)
     if not request.with_dashes:
-        filled = tables.without_dashes(filled)
+        filled = without_dashes(filled)
     methods_fit(filled.plan, "jobs/tables")
     return ResolvedTables(request, filled, tuple(dataset.absent for dataset in data.values() if dataset.absent))
 

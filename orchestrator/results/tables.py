@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jobs.table import NETWORKS, Published, TableCell, TablesPlan
+from jobs.table import Published, TableCell, TablesPlan
 from jobs.table import Table as PaperTable
+from jobs.table_filling import NETWORKS
 from orchestrator.results import statistics
 from orchestrator.results.cells import Reader, accuracy_of
 from orchestrator.results.statistics import Sample

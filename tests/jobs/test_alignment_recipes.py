@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs.recipe import DistilNumbers, Recipe, Setting, resolve
+from jobs.recipe import Setting, resolve
+from jobs.recipe_numbers import DistilNumbers, Recipe
 
 METHODS = ("dm", "cafe", "cafe_dsa")
 SIDES = {"cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "fashion-mnist": 28, "digits": 8}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.recipe import Recipe, Setting, resolve
+from jobs.recipe import Setting, resolve
+from jobs.recipe_numbers import Recipe
 
 METHODS = ("dc", "dsa", "idc", "dream")
 NAMES = {

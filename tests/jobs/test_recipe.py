@@ -11,19 +11,8 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from jobs.recipe import (
-    FOLDER,
-    Protocol,
-    Recipe,
-    Resolved,
-    Scale,
-    Setting,
-    class_of,
-    flat,
-    methods,
-    resolve,
-    varies_by_stage,
-)
+from jobs.recipe import FOLDER, Protocol, Resolved, Scale, Setting, class_of, flat, methods, resolve, varies_by_stage
+from jobs.recipe_numbers import Recipe
 
 DSA = "color_crop_cutout_flip_scale_rotate"
 IMAGES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32, "tiny-imagenet": 64}

@@ -21,7 +21,8 @@ from jobs.experiment import DatasetChoice
 from jobs.graph import Job
 from jobs.recipe import Scale
 from jobs.specs import DistilSpec, EvaluateSpec
-from jobs.table import Circumstances, Data, Published, TableCell, TablesPlan, fill, load, walk
+from jobs.table import Published, TableCell, TablesPlan, load, walk
+from jobs.table_filling import Circumstances, Data, fill
 from tests.jobs.conftest import DATA
 
 PAPER = DATA / "published.csv"

@@ -23,7 +23,7 @@ from jobs.errors import BadInput
 from jobs.experiment import Experiment, Plan
 from jobs.graph import Job
 from jobs.outcomes import DistilOutcome
-from jobs.recipe import Recipe
+from jobs.recipe_numbers import Recipe
 from jobs.specs import DistilSpec
 from jobs.sweep import Sweep, Values
 from orchestrator.planning import durations

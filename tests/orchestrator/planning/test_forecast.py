@@ -13,7 +13,8 @@ from rich.console import Console
 from jobs import cost
 from jobs.datasets import DATASETS
 from jobs.experiment import FOLDER, DatasetChoice
-from jobs.table import Circumstances, Data, TablesPlan, fill, load
+from jobs.table import TablesPlan, load
+from jobs.table_filling import Circumstances, Data, fill
 from orchestrator.planning import forecast as forecasts
 from orchestrator.planning.durations import machine_of
 from orchestrator.planning.forecast import Forecast, Planned

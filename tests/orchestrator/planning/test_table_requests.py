@@ -20,7 +20,8 @@ from jobs.errors import BadInput
 from jobs.experiment import DatasetChoice
 from jobs.recipe import Scale
 from jobs.specs import DistilSpec
-from jobs.table import DASH, Circumstances, Data, TablesPlan, fill, load, walk
+from jobs.table import TablesPlan, load, walk
+from jobs.table_filling import DASH, Circumstances, Data, fill
 from orchestrator.planning.requests import methods_fit
 from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 

@@ -11,7 +11,8 @@ from jobs.datasets import DATASETS
 from jobs.errors import Damaged
 from jobs.experiment import DatasetChoice
 from jobs.keys import kind_of
-from jobs.table import Circumstances, Data, datasets, fill, load, names
+from jobs.table import datasets, load, names
+from jobs.table_filling import Circumstances, Data, fill
 from orchestrator.reports.html import html
 from orchestrator.reports.markdown import markdown
 from orchestrator.reports.page import Page

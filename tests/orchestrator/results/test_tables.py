@@ -8,7 +8,8 @@ import pytest
 
 from jobs.datasets import DATASETS
 from jobs.experiment import DatasetChoice
-from jobs.table import Circumstances, Data, Published, TablesPlan, fill, load
+from jobs.table import Published, TablesPlan, load
+from jobs.table_filling import Circumstances, Data, fill
 from orchestrator.results.tables import MeasuredCell, differs, interval, measure
 from workers.store.store import Store
 
