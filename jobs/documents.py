@@ -169,13 +169,16 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+NAME_FORM = (
+    f"write at most {LONGEST_NAME} letters A to Z, digits, '_', '.' and '-', a letter or digit first: "
+    "folders and runs are named after it"
+)
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}")
 Name = Annotated[
     str,
     matching(
         NAME.pattern,
-        f"write at most {LONGEST_NAME} letters A to Z, digits, '_', '.' and '-', a letter or digit first: "
-        "folders and runs are named after it",
+        NAME_FORM,
     ),
 ]
 """What an experiment, a sweep or a table is called."""

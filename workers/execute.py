@@ -51,11 +51,10 @@ _BUSY_SECONDS = 2.0
 class JobResult(TypedDict, total=False):
     """How a job ended: `done`, `found` (already there), `busy` (someone alive has it), `yielded` or `failed`.
 
-    `reason` of a failure is one of bug, diverged, memory, too_large, card, input, disk, parent; `too_large` is out of
-    memory where the job cannot do with less, `card` a sticky error of the card named, after which the process is of no
-    more use; with `parent` the key of an
-    artifact that was damaged or gone comes along. `leaving` says that the worker's time limit is over: it will do no
-    other job.
+    `reason` of a failure is one of bug, diverged, memory, too_large, card, input, disk, parent. `too_large` is out of
+    memory where the job cannot do with less; `card` is a sticky error of the card named, after which the process is of
+    no more use; with `parent` the key of an artifact that was damaged or gone comes along. `leaving` says that the
+    worker's time limit is over: it will do no other job.
     """
 
     status: str

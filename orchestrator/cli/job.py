@@ -47,7 +47,7 @@ def job(
     graph = _graph(experiments, options) if experiments else _graph_of_run(key, store, context)
     chosen = _chosen(key, graph)
     if here:
-        _do(chosen, store, profile, options)
+        _do(chosen, key, store, profile, options)
     else:
         _show(chosen, store, options)
 
@@ -64,18 +64,19 @@ def _show(job: Job, store: Store, options: cli.Options) -> None:
     cli.say(document, lines, options)
 
 
-def _do(job: Job, store: Store, profile: Path | None, options: cli.Options) -> None:
-    """Do the job as a worker does, print how it ended, and end with the exit code for that.
+def _do(job: Job, key: str, store: Store, profile: Path | None, options: cli.Options) -> None:
+    """Do the job, which was asked for by `key`, as a worker does; print how it ended, and end with its exit code.
 
     Raises:
         BadInput: a parent is not in the store.
     """
     if missing := [parent for parent in job.parent_keys() if not store.has(parent)]:
-        words = shlex.join([missing[0] if word and word in job.key else word for word in sys.argv[1:]])
+        words = shlex.join(missing[0] if word == key else word for word in sys.argv[1:])
         fix = f"{missing[0]} is not in the store; run its experiment, or do `pdd {words}` first"
         raise BadInput("command line", "a parent of KEY", job.key, fix)
     if store.has(job.key):
-        cli.say({"exit": 0, "status": "found", "key": job.key}, [Text(f"{job.key}: is in the store already")], options)
+        text = f"{job.key}: is in the store already" + ("; there is nothing to profile" if profile else "")
+        cli.say({"exit": 0, "status": "found", "key": job.key, "profile": None}, [Text(text)], options)
         return
     from orchestrator.runs.pool import prepare_worker
     from workers.execute import execute

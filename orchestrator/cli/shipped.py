@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from jobs.documents import NAME, closest
+from jobs.documents import NAME, NAME_FORM, closest
 from jobs.errors import BadInput
 from orchestrator.cli import options as cli
 
@@ -32,7 +32,7 @@ def init(
 ) -> None:
     """Write a commented experiment, NAME.yaml, and a cluster.yaml to start from; nothing is overwritten."""
     if NAME.fullmatch(name) is None:
-        raise BadInput("command line", "NAME", name, "write letters A to Z, digits, '_', '.' and '-'")
+        raise BadInput("command line", "NAME", name, NAME_FORM)
     experiment, cluster = Path(f"{name}.yaml"), Path("cluster.yaml")
     if experiment.exists():
         raise BadInput("command line", "NAME", name, f"{experiment} is there already; choose another name")
