@@ -192,10 +192,7 @@ class Store:
         files = self.manifest(key).files
         if name not in files:
             raise KeyError(f"{key} has no file {name!r}, only {sorted(files)}")
-        path = self._object(key) / name
-        if complaint := complaint_of_bytes(path, files[name].sha256):
-            raise self._set_aside(key, complaint)
-        return path
+        return self._checked(key, name, files[name])
 
     def check(self, key: str) -> None:
         """Check all bytes of an artifact as `path` does, for whoever goes on with what was read before.
@@ -203,8 +200,8 @@ class Store:
         Raises:
             Damaged: as `path` does.
         """
-        for name in sorted(self.manifest(key).files):
-            self.path(key, name)
+        for name, record in sorted(self.manifest(key).files.items()):
+            self._checked(key, name, record)
 
     def audit(self, keys: Collection[str], largest: int = CHECKED_AT_START) -> Audit:
         """Which of these artifacts can be used as they are, their bytes checked; the others are quarantined.
@@ -224,8 +221,9 @@ class Store:
                 manifest = self._look(key)
                 if manifest is None:
                     continue
-                for name in (name for name, record in manifest.files.items() if record.size <= largest):
-                    self.path(key, name)
+                for name, record in manifest.files.items():
+                    if record.size <= largest:
+                        self._checked(key, name, record)
                 manifests[key] = manifest
             except Damaged as damage:
                 lost[key] = str(damage)
@@ -352,6 +350,13 @@ class Store:
 
     def _object(self, key: str) -> Path:
         return self.root / "objects" / kind_of(key) / _plain(key)
+
+    def _checked(self, key: str, name: str, record: FileRecord) -> Path:
+        """A data file whose bytes are as its manifest says; damage is quarantined and raised."""
+        path = self._object(key) / name
+        if complaint := complaint_of_bytes(path, record.sha256):
+            raise self._set_aside(key, complaint)
+        return path
 
     def _look(self, key: str) -> Manifest | None:
         """The manifest of a whole artifact, None if it is absent; damage is quarantined and raised."""
