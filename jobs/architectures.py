@@ -12,8 +12,9 @@ with a base width of 64 against 32. They have different names here, `resnet18` a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from jobs.plugins import is_plug_in
@@ -28,6 +29,10 @@ class Dimensions:
     classes: int
     width: int
     blocks: int
+
+
+Costs = Callable[[Dimensions], Iterator[int]]
+"""What a network of these sizes takes."""
 
 
 def first_map(channels: int, size: int) -> int:
@@ -70,6 +75,117 @@ def _idc_resnet(of: Dimensions) -> Iterator[int]:
     return _resnet(of, global_pooling=True)
 
 
+@dataclass(frozen=True)
+class PlainLayer:
+    """A convolution of stride 1 with ReLU, then 2x2 maximum pooling if it is `pooled`."""
+
+    channels: int
+    kernel: int
+    padding: int
+    pooled: bool
+
+
+def side_after(side: int, layer: PlainLayer) -> int:
+    """Side of the map behind a layer."""
+    side += 2 * layer.padding - layer.kernel + 1
+    return side // 2 if layer.pooled else side
+
+
+def alexnet_layers(of: Dimensions) -> list[PlainLayer]:
+    """Five convolutions of 128, 192, 256, 192 and 192 channels, three of them pooled (facts 1.3)."""
+    widths = [128, 192, 256, 192, 192]
+    kernels = [5, 5, 3, 3, 3]
+    pooled = [True, True, False, False, True]
+    return _fitting(of, [factor * of.width // 128 for factor in widths], kernels, pooled)
+
+
+def vgg11_layers(of: Dimensions) -> list[PlainLayer]:
+    """Eight 3x3 convolutions of 64 to 512 channels, five of them pooled (facts 1.3)."""
+    factors = [1, 2, 4, 4, 8, 8, 8, 8]
+    pooled = [True, True, False, True, False, True, False, True]
+    return _fitting(of, [factor * of.width for factor in factors], [3] * 8, pooled)
+
+
+def lenet_layers(of: Dimensions) -> list[PlainLayer]:
+    """Two 5x5 convolutions of 6 and 16 channels, both pooled (facts 1.3).
+
+    OUR departure: they keep the size of maps below 28 pixels, which would vanish.
+    """
+    small = of.size < 28
+    first_padding = 2 if small or of.channels == 1 else 0
+    return [
+        PlainLayer(of.width, 5, first_padding, True),
+        PlainLayer(16 * of.width // 6, 5, 2 if small else 0, of.size > 3),
+    ]
+
+
+def lenet_hidden(of: Dimensions) -> list[int]:
+    """Units of LeNet's hidden layers: 120 and 84."""
+    return [120 * of.width // 6, 84 * of.width // 6]
+
+
+def no_hidden(of: Dimensions) -> list[int]:
+    """No hidden layers."""
+    return []
+
+
+def _fitting(of: Dimensions, widths: Sequence[int], kernels: Sequence[int], pooled: Sequence[bool]) -> list[PlainLayer]:
+    """Convolutions that keep the size of the map, which the first one pads as a ConvNet's does.
+
+    OUR departure: a pooling before the last that would leave less than 2x2 is left out, because instance norm of a 1x1
+    map is zero whatever the input. Nothing changes for images of 32 pixels or more.
+    """
+    side = first_map(of.channels, of.size)
+    layers: list[PlainLayer] = []
+    for index, (channels, kernel, pool) in enumerate(zip(widths, kernels, pooled, strict=True)):
+        padding = kernel // 2 + (0 if index else (side - of.size) // 2)
+        pool = pool and side // 2 >= (1 if index == len(widths) - 1 else 2)
+        layers.append(PlainLayer(channels, kernel, padding, pool))
+        side = side // 2 if pool else side
+    return layers
+
+
+def _plain(layers_of: Callable[[Dimensions], list[PlainLayer]], hidden_of: Callable[[Dimensions], list[int]]) -> Costs:
+    """The multiply-adds of a network of plain layers."""
+
+    def multiply_adds(of: Dimensions) -> Iterator[int]:
+        side, incoming = of.size, of.channels
+        for layer in layers_of(of):
+            yield _convolution(side_after(side, replace(layer, pooled=False)), layer.kernel, incoming, layer.channels)
+            side, incoming = side_after(side, layer), layer.channels
+        units = [incoming * side * side, *hidden_of(of), of.classes]
+        yield from (a * b for a, b in pairwise(units))
+
+    return multiply_adds
+
+
+def _mlp(of: Dimensions) -> Iterator[int]:
+    units = [of.channels * of.size**2, *[of.width] * of.blocks, of.classes]
+    return (a * b for a, b in pairwise(units))
+
+
+PATCH = 4
+"""Side of a ViT's patch in pixels."""
+HEAD_WIDTH = 64
+"""Numbers of a token that one head of a ViT looks at."""
+
+
+def patches_along(size: int) -> int:
+    """How many patches of a ViT stand in a row; the last one is filled up with zeros."""
+    return -(-size // PATCH)
+
+
+def _vit(of: Dimensions) -> Iterator[int]:
+    tokens = patches_along(of.size) ** 2
+    yield tokens * of.channels * PATCH**2 * of.width
+    for _ in range(of.blocks):
+        yield tokens * of.width * 3 * of.width
+        yield 2 * tokens**2 * of.width
+        yield tokens * of.width**2
+        yield 2 * tokens * 4 * of.width**2
+    yield of.width * of.classes
+
+
 def _convolution(side: int, kernel: int, incoming: int, outgoing: int) -> int:
     return side * side * kernel * kernel * incoming * outgoing
 
@@ -81,20 +197,40 @@ class ArchitectureInfo:
     network: str
     """Import path of its `workers.training.networks.Network`."""
     width: int
-    """Published channels of a ConvNet's blocks or of a ResNet's first group."""
+    """Published channels of a ConvNet's blocks, a ResNet's first group or a plain network's first convolution; units of
+    an MLP's layers; numbers of a ViT's token."""
     blocks: int
-    """Published blocks of a ConvNet, or residual blocks of each of a ResNet's four groups."""
-    multiply_adds: Callable[[Dimensions], Iterator[int]]
-    """Multiply-adds of each convolution and of the classifier, for one image."""
+    """Published blocks of a ConvNet or ViT, hidden layers of an MLP, residual blocks of each of a ResNet's groups; 1 of
+    the others, whose depth has no name."""
+    multiply_adds: Costs
+    """Multiply-adds of each convolution and of each linear layer, for one image."""
     takes_depth: bool = False
     """Whether a user may choose the number of blocks."""
+    takes_norm: bool = True
+    """Whether its norm may be chosen."""
+    width_multiple: int = 1
+    """What a width must be a multiple of."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of its class."""
+
+    def fix_for(self, name: str, value: int | str | None) -> str | None:
+        """What to do about a width, depth or norm that it cannot have; None for one that it can."""
+        if name == "width" and isinstance(value, int) and value % self.width_multiple:
+            return f"give a multiple of {self.width_multiple}"
+        if name == "depth" and value is not None and not self.takes_depth:
+            return "leave it out; the name of the architecture says its depth"
+        if name == "norm" and value == "batch" and not self.takes_norm:
+            return "leave it out; this architecture has no norm to choose"
+        return None
 
 
 _CONVNET = "workers.training.networks:ConvNet"
 _RESNET = "workers.training.networks:ResNet"
+_PLAIN = "workers.training.cross_networks:PlainConvNet"
 _IDC: dict[str, Any] = {"fan_out_init": True}
+_LENET: dict[str, Any] = {"layers": lenet_layers, "hidden": lenet_hidden, "has_norm": False}
+_ALEXNET: dict[str, Any] = {"layers": alexnet_layers, "hidden": no_hidden, "has_norm": False}
+_VGG11: dict[str, Any] = {"layers": vgg11_layers, "hidden": no_hidden, "has_norm": True}
 
 ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
     "convnet": ArchitectureInfo(network=_CONVNET, width=128, blocks=3, multiply_adds=_convnet, takes_depth=True),
@@ -102,6 +238,42 @@ ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
     "resnet18": ArchitectureInfo(network=_RESNET, width=64, blocks=2, multiply_adds=_resnet),
     "idc_resnet10": ArchitectureInfo(network=_RESNET, width=32, blocks=1, multiply_adds=_idc_resnet, options=_IDC),
     "idc_resnet18": ArchitectureInfo(network=_RESNET, width=32, blocks=2, multiply_adds=_idc_resnet, options=_IDC),
+    "vgg11": ArchitectureInfo(
+        network=_PLAIN, width=64, blocks=1, multiply_adds=_plain(vgg11_layers, no_hidden), options=_VGG11
+    ),
+    "alexnet": ArchitectureInfo(
+        network=_PLAIN,
+        width=128,
+        blocks=1,
+        multiply_adds=_plain(alexnet_layers, no_hidden),
+        takes_norm=False,
+        options=_ALEXNET,
+    ),
+    "lenet": ArchitectureInfo(
+        network=_PLAIN,
+        width=6,
+        blocks=1,
+        multiply_adds=_plain(lenet_layers, lenet_hidden),
+        takes_norm=False,
+        options=_LENET,
+    ),
+    "mlp": ArchitectureInfo(
+        network="workers.training.cross_networks:Mlp",
+        width=128,
+        blocks=2,
+        multiply_adds=_mlp,
+        takes_depth=True,
+        takes_norm=False,
+    ),
+    "vit": ArchitectureInfo(
+        network="workers.training.cross_networks:Vit",
+        width=192,
+        blocks=6,
+        multiply_adds=_vit,
+        width_multiple=HEAD_WIDTH,
+        takes_depth=True,
+        takes_norm=False,
+    ),
 }
 """Architectures by name."""
 

@@ -135,13 +135,13 @@ class NetworkSpec(Frozen):
         """Blocks of a ConvNet, or residual blocks of each of a ResNet's four groups."""
         return self.depth or architecture_named(self.architecture).blocks
 
-    @field_validator("depth")
+    @field_validator("width", "depth", "norm")
     @classmethod
-    def _depth_is_free(cls, depth: int | None, info: ValidationInfo) -> int | None:
-        name = info.data.get("architecture", "convnet")
-        if depth is not None and not architecture_named(name).takes_depth:
-            raise PydanticCustomError("depth", "leave it out; the name of a ResNet says its depth")
-        return depth
+    def _fits(cls, value: int | str | None, info: ValidationInfo) -> int | str | None:
+        name, field = info.data.get("architecture", "convnet"), str(info.field_name)
+        if fix := architecture_named(name).fix_for(field, value):
+            raise PydanticCustomError(field, "{fix}", {"fix": fix})
+        return value
 
 
 class SgdSpec(Frozen):

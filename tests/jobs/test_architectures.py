@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from pydantic import ValidationError
 
-from jobs.architectures import ARCHITECTURES, architecture_named, deepest_convnet
+from jobs.architectures import (
+    ARCHITECTURES,
+    Dimensions,
+    PlainLayer,
+    alexnet_layers,
+    architecture_named,
+    deepest_convnet,
+    lenet_layers,
+    side_after,
+    vgg11_layers,
+)
 from jobs.plugins import is_plug_in, short_name
 from jobs.specs import NetworkSpec
 
@@ -31,10 +43,29 @@ def test_any_other_name_is_refused_with_those_that_there_are(name: str) -> None:
         NetworkSpec(architecture=name)
 
 
-@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"convnet"}))
-def test_a_resnet_has_no_depth_to_choose(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(name for name, info in ARCHITECTURES.items() if not info.takes_depth))
+def test_where_the_name_says_the_depth_there_is_none_to_choose(name: str) -> None:
     with pytest.raises(ValidationError, match="leave it out"):
         NetworkSpec(architecture=name, depth=2)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, info in ARCHITECTURES.items() if not info.takes_norm))
+def test_a_network_without_a_norm_to_choose_refuses_batch_norm(name: str) -> None:
+    with pytest.raises(ValidationError, match="no norm to choose"):
+        NetworkSpec(architecture=name, norm="batch")
+
+
+@pytest.mark.parametrize("layers_of", [alexnet_layers, vgg11_layers, lenet_layers])
+@pytest.mark.parametrize("size", range(2, 33))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_map_vanishes_and_none_of_one_pixel_is_normed(
+    layers_of: Callable[[Dimensions], list[PlainLayer]], size: int, channels: int
+) -> None:
+    sides = [size]
+    for layer in layers_of(Dimensions(channels, size, 10, 6, 1)):
+        sides.append(side_after(sides[-1], layer))
+    assert sides[-1] >= 1
+    assert layers_of is lenet_layers or min(sides[:-1]) >= 2
 
 
 @pytest.mark.parametrize(("channels", "size", "blocks"), [(3, 32, 5), (1, 28, 5), (3, 28, 4), (1, 8, 3)])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from jobs.architectures import ARCHITECTURES, architecture_named
 from jobs.cost import (
     CALL,
     CLUSTERING_CALLS,
@@ -133,7 +134,7 @@ def test_a_small_resnet_counted_by_hand() -> None:
 
 
 @pytest.mark.slow  # for importing torch, which nothing else here does
-@pytest.mark.parametrize("architecture", ["convnet", "resnet10", "resnet18", "idc_resnet10", "idc_resnet18"])
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 9), (3, 32), (3, 64)])
 def test_torch_counts_the_same_flops_for_the_networks_that_are_trained(
     architecture: str, channels: int, size: int
@@ -143,13 +144,14 @@ def test_torch_counts_the_same_flops_for_the_networks_that_are_trained(
 
     from workers.training.networks import build
 
-    spec = NetworkSpec.model_validate({"architecture": architecture, "width": 4})
+    width = 4 * architecture_named(architecture).width_multiple
+    spec = NetworkSpec.model_validate({"architecture": architecture, "width": width})
     network = build(
         architecture,
         channels=channels,
         size=size,
         classes=5,
-        width=4,
+        width=width,
         depth=None,
         norm="instance",
         generator=torch.Generator(),

@@ -331,7 +331,7 @@ KNOWN_IN_DISTIL = (
             {"evaluate.networks.resnet10.depth": 3},
             "set.evaluate.networks.resnet10.depth",
             3,
-            "leave it out; the name of a ResNet says its depth",
+            "leave it out; the name of the architecture says its depth",
         ),
     ],
 )

@@ -39,11 +39,12 @@ from jobs.plugins import is_plug_in
 from workers.runtime.plugins import object_named
 from workers.training.instance_norm import InstanceNorm
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": InstanceNorm,
     "batch": nn.BatchNorm2d,
     "none": lambda channels: nn.Identity(),
 }
+"""The norms by name, each for a number of channels."""
 
 
 class Network(nn.Module):
@@ -84,7 +85,7 @@ class ConvNet(Network):
         for block in range(depth):
             layers += [
                 nn.Conv2d(width if block else channels, width, 3, padding=1 if block else first_padding),
-                _NORMS[norm](width),
+                NORMS[norm](width),
                 nn.ReLU(),
                 nn.AvgPool2d(2),
             ]
@@ -111,13 +112,13 @@ class _Residual(nn.Module):
     def __init__(self, channels: int, width: int, stride: int, norm: str) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.first_norm = _NORMS[norm](width)
+        self.first_norm = NORMS[norm](width)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.second_norm = _NORMS[norm](width)
+        self.second_norm = NORMS[norm](width)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != width:
             project = nn.Conv2d(channels, width, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(project, _NORMS[norm](width))
+            self.shortcut = nn.Sequential(project, NORMS[norm](width))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.first_norm(self.first(x)))
@@ -146,7 +147,7 @@ class ResNet(Network):
         super().__init__()
         self.fan_out_init = fan_out_init
         self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.stem_norm = _NORMS[norm](width)
+        self.stem_norm = NORMS[norm](width)
         layers: list[nn.Module] = []
         incoming = width
         for group, stride in enumerate(_strides(size)):
@@ -209,25 +210,26 @@ def build(
         channels: channels of the images.
         size: side of the square images in pixels, at least 2.
         classes: number of logits.
-        width: channels of a ConvNet block (default 128) or of a ResNet's first group (64; IDC family 32).
-        depth: blocks of a ConvNet (default 3; the paper's Tiny-ImageNet net has 4). ResNets take none. A class from
-            outside gets width and depth only where they are given.
-        norm: "instance", "batch" or "none".
+        width: channels, units or numbers of a token, see `ArchitectureInfo.width`; None for the published one.
+        depth: blocks of a ConvNet (default 3; the paper's Tiny-ImageNet net has 4) or ViT, layers of an MLP; the others
+            take none. A class from outside gets width and depth only where they are given.
+        norm: "instance", "batch" or "none"; LeNet, AlexNet and MLP have none, the ViT its own.
         generator: CPU generator of the initial weights.
 
     Raises:
-        ValueError: for a name not listed, a depth that the size does not allow, or a depth given to a ResNet.
+        ValueError: for a name not listed, a depth that the size does not allow, or a depth where the name says it.
         BadInput: for an import path that cannot be imported or is no `Network`.
     """
     if architecture not in ARCHITECTURES and not is_plug_in(architecture):
         raise ValueError(f"build: architecture is {architecture!r}: give one of {', '.join(ARCHITECTURES)}")
-    if norm not in _NORMS:
-        raise ValueError(f"build: norm is {norm!r}: give one of {', '.join(_NORMS)}")
+    if norm not in NORMS:
+        raise ValueError(f"build: norm is {norm!r}: give one of {', '.join(NORMS)}")
     if size < 2 or (width is not None and width < 1):
         raise ValueError(f"build: size is {size}, width is {width}: give 2 pixels and 1 channel or more")
     info = architecture_named(architecture)
-    if depth is not None and not info.takes_depth:
-        raise ValueError(f"build: depth is {depth}: leave it out, {architecture} has its own")
+    for name, value in (("width", width), ("depth", depth), ("norm", norm)):
+        if fix := info.fix_for(name, value):
+            raise ValueError(f"build: {name} is {value}: {fix}")
     sizes = {"width": width, "depth": depth}
     if not is_plug_in(architecture):
         sizes = {"width": width or info.width, "depth": info.blocks if depth is None else depth}
@@ -258,7 +260,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.normal_(layer.weight, 0.0, spread, generator=generator)
         elif isinstance(layer, nn.Conv2d | nn.Linear):
             _fill_uniform(layer.weight, layer.bias, generator)
-        elif isinstance(layer, nn.GroupNorm | nn.BatchNorm2d):
+        elif isinstance(layer, nn.GroupNorm | nn.BatchNorm2d | nn.LayerNorm):
             layer.reset_parameters()
         elif next(layer.parameters(recurse=False), None) is not None:
             name = type(layer).__name__

@@ -72,6 +72,8 @@ def _small(seed: int = 0, norm: str = "instance") -> Network:
         ("idc_resnet18", 3, 32, 10, None, 2_797_610),
         ("idc_resnet10", 3, 32, 100, None, 1_252_100),
         ("idc_resnet18", 3, 32, 100, None, 2_820_740),
+        ("vgg11", 3, 32, 10, None, 9_231_114),
+        ("vgg11", 1, 28, 10, None, 9_229_962),
     ],
 )
 @pytest.mark.parametrize("norm", ["instance", "batch"])
@@ -80,6 +82,68 @@ def test_parameter_counts_are_the_published_ones(
 ) -> None:
     net = _net(architecture, channels=channels, size=size, classes=classes, depth=depth, norm=norm)
     assert parameter_count(net) == published
+
+
+@pytest.mark.parametrize(
+    ("architecture", "channels", "size", "published"),
+    [
+        ("alexnet", 3, 32, 1_872_202),
+        ("alexnet", 1, 28, 1_865_802),
+        ("lenet", 3, 32, 62_006),
+        ("lenet", 1, 28, 61_706),
+        ("mlp", 3, 32, 411_146),
+        ("mlp", 1, 28, 118_282),
+        ("vit", 3, 32, 48 * 192 + 192 + 6 * (12 * 192**2 + 13 * 192) + 2 * 192 + 1930),
+    ],
+)
+def test_parameter_counts_of_networks_without_a_norm_to_choose(
+    architecture: str, channels: int, size: int, published: int
+) -> None:
+    assert parameter_count(_net(architecture, channels=channels, size=size)) == published
+
+
+def test_vgg_is_the_one_of_eight_convolutions_with_a_pooling_behind_five_of_them() -> None:
+    net = _net("vgg11", size=32, width=2, norm="none")
+    sides = [x.shape[1:] for x in _outputs(net, nn.MaxPool2d, _images(1, 32))]
+    assert sides == [(2, 16, 16), (4, 8, 8), (8, 4, 4), (16, 2, 2), (16, 1, 1)]
+
+
+def _outputs(net: nn.Module, kind: type[nn.Module], x: Tensor) -> list[Tensor]:
+    """What the layers of a kind give for images, in their order."""
+    outputs: list[Tensor] = []
+    for layer in net.modules():
+        if isinstance(layer, kind):
+            layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
+    net(x)
+    return outputs
+
+
+def test_attention_is_that_of_the_library() -> None:
+    net = _net("vit", size=8, width=128, depth=1)
+    block, x = net.blocks[0], torch.randn(2, 4, 128, generator=torch.Generator().manual_seed(3))
+    with torch.random.fork_rng():
+        library = nn.MultiheadAttention(128, 2, batch_first=True)
+    with torch.no_grad():
+        library.in_proj_weight.copy_(block.query_key_value.weight)
+        library.in_proj_bias.copy_(block.query_key_value.bias)
+        library.out_proj.load_state_dict(block.join.state_dict())
+    torch.testing.assert_close(block.join(block._attend(x)), library(x, x, x)[0])
+
+
+def test_a_vit_fills_the_last_patches_up_and_knows_where_a_patch_stands() -> None:
+    net, x = _net("vit", size=6, width=64, depth=1), _images(2, 6)
+    filled = F.pad(x, (0, 2, 0, 2))
+    assert torch.equal(net(x), _net("vit", size=8, width=64, depth=1)(filled))
+    assert len({tuple(row) for row in net.positions.tolist()}) == 4
+    assert not torch.allclose(net(filled[:, :, :6, :6]), net(filled.roll(4, 3)[:, :, :6, :6]))
+
+
+@pytest.mark.parametrize("architecture", ["vgg11", "alexnet", "lenet", "mlp", "vit"])
+def test_the_networks_of_the_cross_table_can_be_matched_through(architecture: str) -> None:
+    net, x = _net(architecture, size=8, width=64), _images(3).requires_grad_()
+    gradients = torch.autograd.grad(net(x).logsumexp(1).sum(), list(net.parameters()), create_graph=True)
+    (second,) = torch.autograd.grad(sum(g.square().sum() for g in gradients), x)
+    assert second.isfinite().all() and second.abs().sum() > 0
 
 
 def test_the_width_of_a_resnet_scales_all_four_groups() -> None:
