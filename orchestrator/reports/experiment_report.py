@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
 import pyarrow as pa
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -40,7 +42,7 @@ from orchestrator.reports.page import (
 from orchestrator.reports.sections import RunFacts, image_grids, verdict_sections
 from orchestrator.results.cells import Result, by_experiment, collect, manifest_of
 from orchestrator.results.comparisons import Comparison, comparisons
-from orchestrator.results.result_table import ResultTable, tabulate
+from orchestrator.results.result_table import IMAGES, ResultTable, tabulate
 from orchestrator.results.stages import Chain, StageResult, arm_label, chains, stage_results
 from orchestrator.results.verdict import headlines, verdicts
 from orchestrator.runs.timeline import failures
@@ -91,17 +93,52 @@ def page_of(results: Sequence[Result], plan: Plan, store: Store) -> Page:
     return Page(", ".join(names), "", facts, tuple(sections), tuple(headlines(judged, names)))
 
 
-def console_table(results: Sequence[Result]) -> RichTable:
+def console_table(results: Sequence[Result]) -> ConsoleTable:
     """The results for a terminal: the Markdown table with its scale, caption and notes."""
-    content = tabulate(results)
-    caption = "\n".join([content.caption, *content.notes])
-    table = RichTable(title=Text(content.title), caption=Text(caption), caption_justify="left", title_justify="left")
-    words = content.header.index("Images per class")
-    for number, name in enumerate(content.header):
-        table.add_column(Text(name), justify="left" if number < words else "right", no_wrap=number != words)
-    for row in content.rows:
-        table.add_row(*map(Text, row))
-    return table
+    return ConsoleTable(tabulate(results))
+
+
+@dataclass(frozen=True)
+class ConsoleTable:
+    """A table of results for a terminal of any width: architectures that do not fit beside each other stand below."""
+
+    content: ResultTable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        content, first = self.content, self.content.header.index(IMAGES) + 1
+        groups = column_groups(content, first, options.max_width)
+        for number, group in enumerate(groups):
+            caption = "\n".join([content.caption, *content.notes]) if number == len(groups) - 1 else ""
+            title = content.title if number == 0 else ""
+            table = RichTable(title=Text(title), caption=Text(caption), caption_justify="left", title_justify="left")
+            for column in (*range(first), *group):
+                name, is_count = content.header[column], column == first - 1
+                table.add_column(Text(name), justify="right" if column >= first - 1 else "left", no_wrap=not is_count)
+            for row in content.rows:
+                table.add_row(*(Text(row[column]) for column in (*range(first), *group)))
+            yield table
+
+
+def column_groups(content: ResultTable, first: int, width: int) -> list[list[int]]:
+    """The columns of numbers by the table that they stand in, each table as wide as the terminal allows.
+
+    Args:
+        content: the table.
+        first: the first column of numbers; those before it stand in every table.
+        width: columns of the terminal.
+    """
+
+    def taken(column: int) -> int:
+        words = [content.header[column]] if column != first - 1 else content.header[column].split()
+        return max(map(len, [*words, *(row[column] for row in content.rows)])) + 3  # two spaces and a line
+
+    words = 1 + sum(map(taken, range(first)))
+    groups: list[list[int]] = [[]]
+    for column in range(first, len(content.header)):
+        if groups[-1] and words + sum(map(taken, [*groups[-1], column])) > width:
+            groups.append([])
+        groups[-1].append(column)
+    return groups
 
 
 # The sections of the page.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from orchestrator.results.cells import Result, label
 
+IMAGES = "Images per class"
+"""The head of the last column of words."""
 SCALES = {
     "paper": "scale: paper: the published settings; `explain` prints each number with its source",
     "small": "scale: small: a reduced setting, not a reproduction of the paper",
@@ -43,7 +45,7 @@ def tabulate(results: Sequence[Result]) -> ResultTable:
         cells = [_cell_text(row[name]) if name in row else "" for name in architectures]
         rows.append((*([first.experiment] if several else []), label(first), ipc, *cells))
         notes += _notes(row.values())
-    header = (*(["Experiment"] if several else []), "Method", "Images per class", *architectures)
+    header = (*(["Experiment"] if several else []), "Method", IMAGES, *architectures)
     first_number = len(header) - len(architectures)
     best = frozenset(
         (row, first_number + column)

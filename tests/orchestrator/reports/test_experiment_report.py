@@ -18,9 +18,10 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.experiment import Arm, Plan
-from orchestrator.reports.experiment_report import console_table, write
+from orchestrator.reports.experiment_report import ConsoleTable, column_groups, console_table, write
 from orchestrator.reports.sections import RunFacts
 from orchestrator.results.cells import collect
+from orchestrator.results.result_table import ResultTable
 from orchestrator.runs.timeline import Timeline, failures
 from tests.orchestrator.results.test_cells import cell_of, demo_plan, measure, put
 from workers.data import synthetic_set
@@ -184,6 +185,21 @@ def test_parquet_types_do_not_depend_on_what_was_measured(store: Store, tmp_path
     empty_store = Store.open(tmp_path / "empty")
     none = pq.read_schema(write(tmp_path / "b", plan, empty_store, RUN)[0].parent / "results.parquet")
     assert full == none and str(full.field("published_mean").type) == "double"
+
+
+@pytest.mark.parametrize(("width", "columns"), [(36, [1] * 5), (60, [3, 2]), (80, [4, 1]), (90, [5])])
+def test_a_narrow_terminal_gets_the_architectures_in_several_tables_and_every_number_whole(
+    width: int, columns: list[int]
+) -> None:
+    names = ("convnet", "resnet18", "vgg11", "lenet", "vit")
+    rows = tuple((method, "10", *(f"{number}.0 ± 1.0" for number in range(10, 15))) for method in ("Random", "MTT"))
+    content = ResultTable("title", ("Method", "Images per class", *names), rows, "caption", ())
+    groups = column_groups(content, 2, width)
+    assert [len(group) for group in groups] == columns
+    out = io.StringIO()
+    Console(file=out, width=width).print(ConsoleTable(content))
+    assert "…" not in out.getvalue() and out.getvalue().count("Method") == len(columns)
+    assert all(out.getvalue().count(f"{number}.0 ± 1.0") == 2 for number in range(10, 15))
 
 
 def test_the_console_table_shows_scale_n_and_every_cell(store: Store) -> None:
