@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from jobs.architectures import Dimensions, architecture_named
+from jobs.fields import Settings
 from jobs.graph import Graph, Job
 from jobs.specs import (
     DatasetSpec,
@@ -28,7 +29,6 @@ from jobs.specs import (
     Kind,
     NetworkSpec,
     SelectSpec,
-    Settings,
     SgdSpec,
     TransitionSpec,
 )

@@ -16,10 +16,11 @@ from pydantic_core import PydanticCustomError
 
 from jobs.datasets import DATASETS, Facts
 from jobs.documents import Name, named_file, read_yaml, validate
+from jobs.fields import Count, Fraction, Frozen, Index
 from jobs.graph import Graph
 from jobs.plugins import is_plug_in, short_name
 from jobs.recipe import Protocol, Resolved, Scale, is_file, methods
-from jobs.specs import Architecture, Count, Fraction, Frozen, Index, Mode, NeverLearned
+from jobs.specs import Architecture, Mode, NeverLearned
 
 FOLDER = Path(__file__).parent / "experiments"
 QUICKSTART = FOLDER / "quickstart.yaml"

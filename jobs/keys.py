@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from jobs.specs import Frozen, Spec
+from jobs.fields import Frozen
+from jobs.specs import Spec
 
 Parents = Mapping[str, Sequence[str]]
 

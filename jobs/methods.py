@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from jobs.specs import Augmentation, Count, Fraction, Frozen, Index, NonNegative, Positive, SgdSpec
+from jobs.fields import Count, Fraction, Frozen, Index, NonNegative, Positive
+from jobs.specs import Augmentation, SgdSpec
 
 Engine = Literal["unrolled", "adjoint"]
 """How trajectory matching differentiates: through the whole graph of its inner steps, or step by step."""

@@ -28,10 +28,8 @@ from pydantic_core import PydanticCustomError
 
 from jobs.documents import read_yaml, validate
 from jobs.errors import BadInput
+from jobs.fields import Frozen
 from jobs.recipe_numbers import Recipe
-from jobs.specs import (
-    Frozen,
-)
 
 Scale = Literal["paper", "small", "tiny"]
 Protocol = Literal["published", "augmented"]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from jobs.fields import Count, Fraction, Frozen, NonNegative, Positive, Settings
 from jobs.specs import (
     Augmentation,
     ChoiceSpec,
-    Count,
     Drop,
     Family,
-    Fraction,
-    Frozen,
     ImageOptimiserSpec,
     Init,
     Mode,
     MomentumAtDrop,
     NetworkSpec,
     NeverLearned,
-    NonNegative,
-    Positive,
-    Settings,
     SgdSpec,
     Start,
     TransitionSpec,

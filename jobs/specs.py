@@ -11,36 +11,26 @@ those in the union of all stages.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from jobs.architectures import ARCHITECTURES, architecture_named
 from jobs.documents import matching
+from jobs.fields import Classes, Count, Counts, Fraction, Frozen, Index, NonNegative, Positive, Settings, stored_as
 from jobs.plugins import FORM, is_plug_in
 
 Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
 Mode = Literal["progressive", "union", "sequential"]
 Choice = Literal["validation", "test", "last"]
 
-Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 Init = Literal["real", "noise", "centroids"]
 """New images start as random real ones, as noise, or as the real ones nearest to the centroids of k-means (DREAM)."""
 Drop = Literal["none", "half", "thirds"]
@@ -53,10 +43,6 @@ NeverLearned = Literal["zero", "epochs"]
 event), or as often as there are epochs, Toneva's convention (sorts last)."""
 Start = Literal["random", "expert"]
 """Evaluation networks start from weights of their own, or all from one expert's, as in PDD's code (facts 5.5)."""
-Counts = Annotated[tuple[int, int], Field(strict=False)]
-"""Forgetting scores in [low, high)."""
-Classes = Annotated[tuple[Index, ...], Field(strict=False)]
-"""Class ids, ascending."""
 
 
 def _architecture(name: str) -> str:
@@ -78,43 +64,6 @@ Augmentation = Annotated[
         "write none, or some of color, crop, cutout, flip, scale, rotate with '_' between them",
     ),
 ]
-
-
-def _finite(settings: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for NaN and infinity: both would enter a key as null."""
-    for name, value in settings.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise PydanticCustomError("finite", "{name} must be a finite number", {"name": name})
-    return settings
-
-
-Settings = Annotated[dict[str, Any], AfterValidator(_finite)]
-"""A base method's own numbers, which only the method knows."""
-
-
-def _stored_as(name: str, stored: str) -> Any:
-    """A field that manifests and keys know by another name; both are read."""
-    return Field(validation_alias=AliasChoices(name, stored), serialization_alias=stored)
-
-
-class Frozen(BaseModel):
-    """Base of everything a user may write: immutable, strict about types, unknown fields refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
-
-    later: ClassVar[frozenset[str]] = frozenset()
-    """Fields that came after results existed. At its default such a field says nothing new and is not written, so
-    what was computed before keeps its key; the default of one can therefore never be changed."""
-
-    @model_serializer(mode="wrap")
-    def _without_silent_fields(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        written: dict[str, Any] = write(self)
-        if self.later:
-            fields = type(self).model_fields
-            for name in self.later & written.keys():
-                if getattr(self, name) == fields[name].default:
-                    del written[name]
-        return written
 
 
 class NetworkSpec(Frozen):
@@ -306,7 +255,7 @@ class SelectSpec(Spec):
     version: ClassVar[int] = 1
 
     rule: Rule
-    ipc_total: Annotated[Count, _stored_as("ipc_total", "ipc")]
+    ipc_total: Annotated[Count, stored_as("ipc_total", "ipc")]
     draw: Index = 0
     seed: Index = 0
 
@@ -377,7 +326,7 @@ class DistilSpec(Spec):
 
     method: str
     stage: Count
-    ipc_per_stage: Annotated[Count, _stored_as("ipc_per_stage", "ipc")]
+    ipc_per_stage: Annotated[Count, stored_as("ipc_per_stage", "ipc")]
     network: NetworkSpec
     iterations: Count
     image: ImageOptimiserSpec

@@ -26,7 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from jobs.documents import Name, named_file, read_yaml, validate
 from jobs.errors import BadInput
-from jobs.specs import Count, Frozen, Index, Positive
+from jobs.fields import Count, Frozen, Index, Positive
 
 FOLDER = Path(__file__).parent / "sweeps"
 METRICS: Mapping[str, str] = {

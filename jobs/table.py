@@ -19,8 +19,9 @@ from pydantic_core import PydanticCustomError
 from jobs.documents import Name, named_file, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.experiment import Arm, Cell, Experiment, Plan
+from jobs.fields import Count, Frozen, Index
 from jobs.recipe import Scale
-from jobs.specs import Architecture, Count, Frozen, Index, Mode
+from jobs.specs import Architecture, Mode
 
 FOLDER = Path(__file__).parent / "tables"
 

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jobs.documents import matching, read_yaml, validate
 from jobs.errors import BadInput
-from jobs.specs import Count, Frozen, Index, Positive
+from jobs.fields import Count, Frozen, Index, Positive
 
 FILE = "cluster.yaml"
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from jobs.documents import read_yaml, set_path, validate
 from jobs.errors import BadInput, PddError
-from jobs.specs import Count, Fraction, Frozen, Positive
+from jobs.fields import Count, Fraction, Frozen, Positive
 
 
 class Wheel(Frozen):

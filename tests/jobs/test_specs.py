@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
+from jobs.fields import Frozen
 from jobs.specs import (
     SPECS,
     ChoiceSpec,
@@ -14,7 +15,6 @@ from jobs.specs import (
     DistilSpec,
     EvaluateSpec,
     ExpertsSpec,
-    Frozen,
     ImageOptimiserSpec,
     Kind,
     NetworkSpec,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.documents import validate
 from jobs.errors import BadInput
+from jobs.fields import Frozen
 from jobs.methods import SETTINGS, MttSettings
-from jobs.specs import Frozen
 from workers.runtime.plugins import object_named
 
 if TYPE_CHECKING:  # takes torch along

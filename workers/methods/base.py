@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.cost import IterationCost
-from jobs.specs import DistilSpec, Frozen, ImageOptimiserSpec
+from jobs.fields import Frozen
+from jobs.specs import DistilSpec, ImageOptimiserSpec
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet

@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.errors import BadInput
+from jobs.fields import Frozen
 from jobs.methods import CafeSettings, Weights
-from jobs.specs import Frozen
 from workers.data.multi_formation import decode
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods.base import LearnableImages, Method, Stage

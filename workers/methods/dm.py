@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jobs.fields import Frozen
 from jobs.methods import DmSettings
-from jobs.specs import Frozen
 from workers.data.multi_formation import decode
 from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese

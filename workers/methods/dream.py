@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from jobs.fields import Frozen
 from jobs.methods import DreamSettings
-from jobs.specs import Frozen
 from workers.methods.base import Stage
 from workers.methods.idc import FormationMatching
 from workers.methods.kmeans import representatives

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jobs.fields import Frozen
 from jobs.methods import GradientSettings
-from jobs.specs import Frozen
 from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
 from workers.training.networks import Network

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.errors import BadInput
+from jobs.fields import Frozen
 from jobs.methods import IdcSettings
-from jobs.specs import Frozen
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Zca
 from workers.methods.base import Arrays, LearnableImages, Method, Stage

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
+from jobs.fields import Frozen
 from jobs.methods import Engine, MttSettings
-from jobs.specs import Frozen
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
 from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
 from workers.training.students import augmentation_of

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from jobs.errors import BadInput
-from jobs.specs import Frozen
+from jobs.fields import Frozen
 from orchestrator.planning.requests import Request
 from orchestrator.runs.journal import read
 from orchestrator.runs.records import Record
