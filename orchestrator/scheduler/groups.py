@@ -20,13 +20,14 @@ class Groups:
         self.of, self.limits = schedule.exclusive, schedule.limits
         self.in_use = Counter(group for key in running for group in self.of.get(key, ()))
 
-    def admit(self, key: str) -> bool:
-        """Count a job into its groups, unless one of them is full."""
+    def admit(self, key: str) -> str | None:
+        """Count a job into its groups, unless one of them is full: that one is returned."""
         groups = self.of.get(key, ())
-        if any(self.in_use[group] >= self.limits[group] for group in groups):
-            return False
+        for group in groups:
+            if self.in_use[group] >= self.limits[group]:
+                return group
         self.in_use.update(groups)
-        return True
+        return None
 
     def release(self, key: str) -> None:
         """Take a job that runs no more out of its groups."""

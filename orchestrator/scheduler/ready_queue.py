@@ -5,15 +5,20 @@ the run may wait for it. Due jobs go first, the longest chain first. Of the othe
 a table soonest, so that whoever stops the run has answers. With many slots nearly every job is due, with few nearly
 none is until the tail of the run.
 
-Every ready job is in two heaps, by its chain and by the row that it serves; a third one keeps the jobs that may not
-start before a certain time. Entries of jobs that left are passed over when they come up.
+Every ready job is in two heaps, by its chain and by the row that it serves; another one keeps the jobs that may not
+start before a certain time. Entries of jobs that left are passed over when they come up. The jobs of the same groups
+have two heaps of their own, of which only the first entries stand in the heaps of the queue, and none while one of the
+groups is full: so a release costs no more than the logarithm of the number of jobs, however many wait for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
+
+from orchestrator.scheduler.groups import Groups
 
 DUE = 0.4
 """A job is due when its chain takes this share of the work that each slot has before it. At 1 answers come a little
@@ -23,6 +28,16 @@ UNRANKED = 1 << 30
 
 _Entry = tuple[Any, ...]
 """What it is sorted by, the key's position in the schedule, the key, and the number under which it was entered."""
+_ORDERS = _BY_CHAIN, _BY_ROW = 0, 1
+
+
+@dataclass
+class _Lane:
+    """The ready jobs that are in the same groups."""
+
+    heaps: tuple[list[_Entry], list[_Entry]] = field(default_factory=lambda: ([], []))
+    shown: list[_Entry | None] = field(default_factory=lambda: [None, None])
+    """Of each heap the entry that stands for it in the heap of the queue."""
 
 
 class ReadyQueue:
@@ -31,6 +46,7 @@ class ReadyQueue:
     Args:
         remaining_path: seconds of the longest chain that begins with each key.
         positions: each key's position in the schedule.
+        groups: the groups of the jobs, and how many of each run.
         rank: by key, the number of the first row that needs it, the row that is complete soonest first.
         ready: the jobs that are ready from the start, as the arguments of `add`.
     """
@@ -39,15 +55,18 @@ class ReadyQueue:
         self,
         remaining_path: Mapping[str, float],
         positions: Mapping[str, int],
+        groups: Groups,
         rank: Mapping[str, int] | None = None,
         ready: Iterable[tuple[str, float]] = (),
     ) -> None:
-        self.path, self.positions, self.rank = remaining_path, positions, rank or {}
+        self.path, self.positions, self.groups, self.rank = remaining_path, positions, groups, rank or {}
         self.entered: dict[str, int] = {}
         self.entries = 0
         self.resting: list[_Entry] = []
-        self.by_chain: list[_Entry] = []
-        self.by_row: list[_Entry] = []
+        self.heaps: tuple[list[_Entry], list[_Entry]] = ([], [])
+        self.lanes: dict[tuple[str, ...], _Lane] = {}
+        self.held: dict[str, dict[tuple[str, ...], None]] = {}
+        """By full group, the lanes that wait for its next release."""
         for key, not_before in ready:
             self.add(key, not_before)
 
@@ -64,41 +83,78 @@ class ReadyQueue:
         """Remove a job that is not ready any more."""
         self.entered.pop(key, None)
 
-    def pick(self, at: float, count: int, share: float, admits: Callable[[str], bool]) -> list[str]:
-        """Take out the most urgent jobs that may start.
+    def release(self, key: str) -> None:
+        """Take a job that runs no more out of its groups; those that wait for one of them may be picked again."""
+        self.groups.release(key)
+        for group in self.groups.of.get(key, ()):
+            for lane in self.held.pop(group, ()):
+                self._show(lane)
+
+    def pick(self, at: float, count: int, share: float) -> list[str]:
+        """Take out the most urgent jobs that may start, and count them into their groups.
 
         Args:
             at: seconds since the run began.
             count: the most that are wanted.
             share: seconds of work, not begun yet, that each slot has before it.
-            admits: called with each in turn; those that it refuses stay.
         """
         while self.resting and self.resting[0][0] <= at:
             *_, key, number = heappop(self.resting)
             if self.entered.get(key) == number:
                 self._wake(key, number)
         picked: list[str] = []
-        refused: list[tuple[list[_Entry], _Entry]] = []
-        while len(picked) < count and (heap := self._foremost(share)) is not None:
-            entry = heappop(heap)
-            if admits(entry[-2]):
-                self.discard(entry[-2])
-                picked.append(entry[-2])
-            else:
-                refused.append((heap, entry))
-        for heap, entry in refused:
-            heappush(heap, entry)
+        while len(picked) < count and (order := self._foremost(share)) is not None:
+            key, groups = self._take(order)
+            full = self.groups.admit(key)
+            if full is not None:
+                self.held.setdefault(full, {})[groups] = None
+                continue
+            self.discard(key)
+            picked.append(key)
+            self._show(groups)
         return picked
 
     def _wake(self, key: str, number: int) -> None:
         entry = (-self.path[key], self.positions[key], key, number)
-        heappush(self.by_chain, entry)
-        heappush(self.by_row, (self.rank.get(key, UNRANKED), *entry))
+        groups = self.groups.of.get(key, ())
+        by_chain, by_row = self.lanes.setdefault(groups, _Lane()).heaps if groups else self.heaps
+        heappush(by_chain, entry)
+        heappush(by_row, (self.rank.get(key, UNRANKED), *entry))
+        self._show(groups)
 
-    def _foremost(self, share: float) -> list[_Entry] | None:
-        """The heap whose first entry is the most urgent one; None if nothing may start."""
-        for heap in (self.by_chain, self.by_row):
-            while heap and self.entered.get(heap[0][-2]) != heap[0][-1]:
+    def _show(self, groups: tuple[str, ...]) -> None:
+        """Let the first jobs of these groups stand in the heaps of the queue."""
+        if not groups:
+            return
+        lane = self.lanes[groups]
+        for order in _ORDERS:
+            heap = lane.heaps[order]
+            while heap and self._gone(heap[0]):
                 heappop(heap)
-        due = self.by_chain and -self.by_chain[0][0] >= DUE * share
-        return (self.by_chain if due else self.by_row) or None
+            if heap and heap[0] is not lane.shown[order]:
+                lane.shown[order] = heap[0]
+                heappush(self.heaps[order], heap[0])
+
+    def _take(self, order: int) -> tuple[str, tuple[str, ...]]:
+        """Take the first entry out of a heap of the queue; returns its key and the groups of that."""
+        entry = heappop(self.heaps[order])
+        key = entry[-2]
+        groups = self.groups.of.get(key, ())
+        if groups and (lane := self.lanes[groups]).shown[order] is entry:
+            lane.shown[order] = None
+        return key, groups
+
+    def _gone(self, entry: _Entry) -> bool:
+        """Whether the job of an entry left, or left and came back under another number."""
+        return bool(self.entered.get(entry[-2]) != entry[-1])
+
+    def _foremost(self, share: float) -> int | None:
+        """The heap whose first entry is the most urgent one; None if nothing may start."""
+        for order in _ORDERS:
+            while self.heaps[order] and self._gone(self.heaps[order][0]):
+                _, groups = self._take(order)
+                self._show(groups)
+        by_chain, by_row = self.heaps
+        if by_chain and -by_chain[0][0] >= DUE * share:
+            return _BY_CHAIN
+        return _BY_ROW if by_row else None

@@ -162,11 +162,11 @@ class Scheduler:
         ready = [(key, job.not_before) for key, job in self.jobs.items() if job.status is Status.READY]
         positions = {key: position for position, key in enumerate(self.jobs)}
         self._position = positions.__getitem__
-        self.ready = ReadyQueue(self.schedule.remaining_path, positions, self.schedule.rank, ready)
+        groups = Groups(self.schedule, filter(None, self.slots.values()))
+        self.ready = ReadyQueue(self.schedule.remaining_path, positions, groups, self.schedule.rank, ready)
         self.milliseconds = {key: round(1000 * seconds) for key, seconds in self.schedule.seconds.items()}
         self.waiting = sum(self.milliseconds.get(key, 0) for key, job in self.jobs.items() if job.status in WAITING)
         self.idle = {slot for slot, key in self.slots.items() if key is None and slot not in self.leaving}
-        self.groups = Groups(self.schedule, filter(None, self.slots.values()))
         self.unfinished = sum(job.status in UNFINISHED for job in self.jobs.values())
         self.unsuccessful = sum(job.status in UNSUCCESSFUL for job in self.jobs.values())
         self.missing_parents: dict[str, int] = {}
@@ -379,7 +379,7 @@ class Scheduler:
         if self.slots.get(slot) != key:
             raise IllegalTransition(f"slot {slot} speaks of {key} but runs {self.slots.get(slot)}")
         self.slots[slot] = None
-        self.groups.release(key)
+        self.ready.release(key)
         if slot not in self.leaving:
             self.idle.add(slot)
 
@@ -392,7 +392,7 @@ class Scheduler:
         self.no_workers_since = self.no_workers_since if self.slots else self.at
         if key is None:
             return
-        self.groups.release(key)
+        self.ready.release(key)
         if event.reason == "crashed":
             self._crash(key, event.message)
         elif event.reason == "memory":
@@ -406,7 +406,7 @@ class Scheduler:
             return
         idle = list(self.idle) if len(self.idle) == 1 else [slot for slot in self.slots if slot in self.idle]
         self.share = self.waiting / 1000 / (len(self.slots) - len(self.leaving))
-        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), self.share, self.groups.admit), strict=False):
+        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), self.share), strict=False):
             self._start(key, slot)
 
     def _start(self, key: str, slot: str) -> None:

@@ -9,6 +9,7 @@ import heapq
 import os
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from orchestrator.scheduler import events
 from orchestrator.scheduler.job_status import Status
-from orchestrator.scheduler.schedule import RetryLimits
+from orchestrator.scheduler.schedule import RetryLimits, Schedule
 from orchestrator.scheduler.scheduler import Scheduler, State
 from tests.property.stories import Luck, Story, random_schedule
 
@@ -25,6 +26,8 @@ FIRST = int(os.environ.get("PDD_FIRST_STORY", "0"))
 SIMULATED_JOBS = int(os.environ.get("PDD_SIMULATED_JOBS", "10000"))
 LARGEST = 1000
 WORKERS = 1000
+SECONDS_PER_JOB = 2e-3
+"""Far more than a job takes, and less than it took when each refused job was looked at again at every event."""
 
 
 def story(seed: int) -> Story:
@@ -56,14 +59,21 @@ def test_small_stories_of_any_luck_lose_no_job_double_none_and_end(
     Story(chance, random_schedule(chance, jobs), luck, workers).tell()
 
 
-def simulated(jobs: int, workers: int, seed: int) -> tuple[Scheduler, float]:
+def in_groups(schedule: Schedule, chance: random.Random, share: float, size: int) -> Schedule:
+    """The schedule with this share of its jobs in groups of about so many, of which one or two run at a time."""
+    limits = {f"g{number}": chance.choice([1, 2]) for number in range(max(1, int(len(schedule.keys) * share / size)))}
+    names = sorted(limits)
+    exclusive = {key: (chance.choice(names),) for key in schedule.keys if chance.random() < share}
+    return replace(schedule, exclusive=exclusive, limits=limits)
+
+
+def simulated(schedule: Schedule, workers: int, chance: random.Random) -> tuple[Scheduler, float]:
     """A run on many workers, of which one in fifty jobs kills its own, or runs out of memory, or yields.
 
     Returns:
         The scheduler at its end, and the seconds of this process that it took.
     """
-    chance, began = random.Random(seed), time.process_time()
-    schedule = random_schedule(chance, jobs)
+    began = time.process_time()
     scheduler = Scheduler(State.initial(schedule))
     ends: list[tuple[float, int, str, str]] = []
     joined = 0
@@ -97,15 +107,23 @@ def simulated(jobs: int, workers: int, seed: int) -> tuple[Scheduler, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_simulated_run_of_many_jobs_on_a_thousand_workers_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    jobs = SIMULATED_JOBS
-    scheduler, seconds = simulated(jobs, WORKERS, seed=1)
+@pytest.mark.parametrize(
+    ("share", "size"), [(0.0, 1), (0.5, 20), (1.0, 200), (0.2, 10**9)], ids=["none", "seeds", "all", "one"]
+)
+def test_a_simulated_run_of_many_jobs_on_a_thousand_workers_ends(
+    share: float, size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs, chance = SIMULATED_JOBS, random.Random(1)
+    schedule = in_groups(random_schedule(chance, jobs), chance, share, size)
+    scheduler, seconds = simulated(schedule, WORKERS, chance)
     counts = {status.value: count for status, count in scheduler.view().counts().items() if count}
     with capsys.disabled():
-        print(f"\n{jobs:,} jobs on {WORKERS:,} workers: {seconds:.1f} s of this process, {counts}")
+        groups = f"{len(schedule.exclusive):,} of them in {len(schedule.limits):,} groups"
+        print(f"\n{jobs:,} jobs, {groups}, on {WORKERS:,} workers: {seconds:.1f} s of this process, {counts}")
     assert scheduler.finished is not None and scheduler.finished.exit in (0, 3)
     assert not {Status.RUNNING, Status.READY, Status.BLOCKED} & {Status(name) for name in counts}
     assert sum(counts.values()) == jobs
+    assert seconds < jobs * SECONDS_PER_JOB
 
 
 def test_the_retry_limits_of_a_story_are_those_of_a_run() -> None:

@@ -383,7 +383,12 @@ class OpenJobs:
                     self._grouped[key] = None
         running = [key for key in state.slots.values() if key is not None]
         groups = Groups(schedule, running)
-        return len(running) + len(self._ready) - len(self._grouped) + sum(map(groups.admit, self._grouped))
+        return (
+            len(running)
+            + len(self._ready)
+            - len(self._grouped)
+            + sum(map(lambda key: groups.admit(key) is None, self._grouped))
+        )
 
 
 def _job(node: NodeUsage) -> str:
