@@ -21,7 +21,6 @@ from orchestrator.clusters.slurm import submit
 from orchestrator.clusters.slurm.autoscaler import OpenJobs, SlurmAutoscaler
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.runs import journal
-from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions, Run, Workload
 from orchestrator.workloads.experiments import ExperimentWorkload
@@ -43,16 +42,9 @@ def drive(folder: Path, head: str, address: str) -> int:
     run_folder = RunFolder(folder)
     order = run_folder.order()
     spec = SlurmClusterSpec.model_validate(order["cluster"])
-    attached = AttachedCluster(head, Path(os.environ["PDD_NODE_TOKEN"]), address)
-    autoscaler = SlurmAutoscaler(
-        attached, run_folder, order["run"], spec, partial(submit.submit_jobs, run_folder, "worker")
-    )
-
-    jobs = OpenJobs()
-
-    def demand(state: State) -> None:
-        autoscaler.open_jobs = jobs.after(state)
-
+    attached, jobs = AttachedCluster(head, Path(os.environ["PDD_NODE_TOKEN"]), address), OpenJobs()
+    submit_workers = partial(submit.submit_jobs, run_folder, "worker")
+    autoscaler = SlurmAutoscaler(attached, run_folder, order["run"], spec, submit_workers, open_jobs=jobs.count)
     store = Store.open(order["store"])
     journal.wait_until_free(store.run_folder(order["run"]), LOCK_SECONDS)
     if order.get("successor"):
@@ -67,7 +59,7 @@ def drive(folder: Path, head: str, address: str) -> int:
         queued=True,
     )
     workload = workload_from_order(order["workload"], store, run.workers)
-    return launcher.drive(workload, run, demand).exit
+    return launcher.drive(workload, run, jobs.take).exit
 
 
 def workload_from_order(order: Mapping[str, Any], store: Store, workers: int) -> Workload:

@@ -127,8 +127,8 @@ class SlurmAutoscaler(PlainNodes):
     client: SlurmClient = field(default_factory=SlurmClient)
     clock: Callable[[], float] = time.monotonic
     background: Background = in_background
-    open_jobs: int = 0
-    """How many of our jobs run or could."""
+    open_jobs: Callable[[], int] = lambda: 0
+    """How many of our jobs run or could, asked about once a second."""
     _exchange: tuple[Future[Any], Callable[[Future[Any]], Iterator[str]]] | None = None
     """What SLURM was asked, and who takes the answer."""
     _idle_since: dict[str, float] = field(default_factory=dict)
@@ -211,7 +211,7 @@ class SlurmAutoscaler(PlainNodes):
 
     def _next_look(self) -> float:
         """When to look at the queue again: seldom while nothing changes."""
-        missing = workers_missing(self.open_jobs, self.spec, self._living)
+        missing = workers_missing(self.open_jobs(), self.spec, self._living)
         view = (self._working, self._living, missing, len(self._leaving), len(self._submitted))
         if view != self._view:
             self._view, self._changed_at = view, self.clock()
@@ -259,8 +259,8 @@ class SlurmAutoscaler(PlainNodes):
         self._leaving = {job: at for job, at in self._leaving.items() if any(job == each.id for each in queued)}
         missing = 0
         if self.clock() >= max(self._retry.at, self._failure_retry.at):
-            missing = workers_missing(self.open_jobs, self.spec, len(living))
-        allowed = self.spec.max_workers if self.open_jobs else 0
+            missing = workers_missing(self.open_jobs(), self.spec, len(living))
+        allowed = self.spec.max_workers if self.open_jobs() else 0
         surplus = max(0, len(living) - allowed)  # of a job that was replaced while SLURM took it back into the queue
         cancelled += [job.id for job in living if job.state == "PENDING"][:surplus]
         count = missing if self._most is None else min(missing, self._most)
@@ -363,32 +363,34 @@ class SlurmAutoscaler(PlainNodes):
 
 
 class OpenJobs:
-    """How many jobs run or could, from event to event: of those that exclude each other, as many as may at once."""
+    """How many jobs run or could: of those that exclude each other, as many as may at once."""
 
     def __init__(self) -> None:
+        self._state: State | None = None
         self._ready: set[str] = set()
         self._grouped: dict[str, None] = {}
         """Those of the ready jobs that are in groups, the first to be ready first."""
 
-    def after(self, state: State) -> int:
-        """The number after an event; to be called after every event, whose changes are all that is looked at."""
-        schedule = state.schedule
+    def take(self, state: State) -> None:
+        """Follow an event; to be called after every one, whose changes are all that is looked at."""
+        self._state = state
         for key, _, job in state.changes:
             if job.status is not Status.READY:
                 self._ready.discard(key)
                 self._grouped.pop(key, None)
             else:
                 self._ready.add(key)
-                if schedule.exclusive.get(key):
+                if state.schedule.exclusive.get(key):
                     self._grouped[key] = None
-        running = [key for key in state.slots.values() if key is not None]
-        groups = Groups(schedule, running)
-        return (
-            len(running)
-            + len(self._ready)
-            - len(self._grouped)
-            + sum(map(lambda key: groups.admit(key) is None, self._grouped))
-        )
+
+    def count(self) -> int:
+        """The number after the last event."""
+        if self._state is None:
+            return 0
+        running = [key for key in self._state.slots.values() if key is not None]
+        groups = Groups(self._state.schedule, running)
+        admitted = sum(groups.admit(key) is None for key in self._grouped)
+        return len(running) + len(self._ready) - len(self._grouped) + admitted
 
 
 def _job(node: NodeUsage) -> str:

@@ -51,10 +51,11 @@ class Site:
         for path in (self.run_folder.refusals, self.run_folder.dismissals, self.run_folder.jobs):
             path.mkdir()
         cluster = AttachedCluster("head:1", None)
+        client, clock = SlurmClient(self.run), lambda: self.now
         self.autoscaler = SlurmAutoscaler(
-            cluster, self.run_folder, "r", spec, self.submit, SlurmClient(self.run), lambda: self.now, at_once
+            cluster, self.run_folder, "r", spec, self.submit, client, clock, at_once, lambda: self.open_jobs
         )
-        self.count = 0
+        self.count = self.open_jobs = 0
 
     def submit(self, count: int, exclude: tuple[str, ...]) -> list[str]:
         self.submissions.append(count)
@@ -116,9 +117,9 @@ def node(job: str, busy: int) -> NodeUsage:
 def test_workers_are_submitted_for_the_work_there_is_and_no_more_than_allowed(tmp_path: Path) -> None:
     site = Site(tmp_path)
     assert site.reconcile() == ()
-    site.autoscaler.open_jobs = 2
+    site.open_jobs = 2
     assert site.reconcile() == ("submitted 2 workers to SLURM (9_0, 9_1)",)
-    site.autoscaler.open_jobs = 50
+    site.open_jobs = 50
     site.start("9_0", "9_1")
     assert site.reconcile() == ("submitted 1 worker to SLURM (9_2)",)
     assert site.reconcile() == ()
@@ -127,7 +128,7 @@ def test_workers_are_submitted_for_the_work_there_is_and_no_more_than_allowed(tm
 
 def test_a_queue_that_does_not_answer_is_said_once_and_changes_nothing(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs, site.silent = 1, True
+    site.open_jobs, site.silent = 1, True
     assert "does not answer" in site.reconcile()[0]
     assert site.reconcile() == () and site.jobs == []
     site.silent = False
@@ -136,7 +137,7 @@ def test_a_queue_that_does_not_answer_is_said_once_and_changes_nothing(tmp_path:
 
 def test_the_driver_does_not_wait_for_a_silent_controller(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs, site.autoscaler.background = 1, in_background
+    site.open_jobs, site.autoscaler.background = 1, in_background
     answer = site.autoscaler.client.run
     object.__setattr__(site.autoscaler.client, "run", lambda command: time.sleep(0.5) or answer(command))
     began = time.monotonic()
@@ -154,7 +155,7 @@ def test_a_quiet_run_asks_slurm_at_most_twice_a_minute_and_one_that_waits_too(tm
     for folder, state in (("works", "RUNNING"), ("waits", "PENDING")):
         (tmp_path / folder).mkdir()
         site = Site(tmp_path / folder)
-        site.autoscaler.open_jobs = 3
+        site.open_jobs = 3
         site.said_within(20)
         nodes = [node(f"9_{number}", 1) for number in range(3)] if state == "RUNNING" else []
         site.start(*[job.id for job in site.jobs if state == "RUNNING"])
@@ -172,7 +173,7 @@ def test_a_quiet_run_asks_slurm_at_most_twice_a_minute_and_one_that_waits_too(tm
 
 def test_waiting_for_slurm_is_said_once_a_minute_with_slurms_reason(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     assert site.reconcile() == ("waiting for SLURM: 9_0 pending (Resources)",)
     assert site.reconcile() == ()
@@ -183,10 +184,10 @@ def test_waiting_for_slurm_is_said_once_a_minute_with_slurms_reason(tmp_path: Pa
 
 def test_a_worker_without_work_is_given_back_after_its_idle_time(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 2
+    site.open_jobs = 2
     site.reconcile()
     site.start("9_0", "9_1")
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile(node("9_0", 1), node("9_1", 0))
     site.reconcile(node("9_0", 1), node("9_1", 0), after=29.0)
     assert not site.run_folder.dismissed("9_1")
@@ -196,7 +197,7 @@ def test_a_worker_without_work_is_given_back_after_its_idle_time(tmp_path: Path)
 
 def test_so_many_workers_as_a_run_keeps_stay_without_work(tmp_path: Path) -> None:
     site = Site(tmp_path, min_workers=2)
-    site.autoscaler.open_jobs = 3
+    site.open_jobs = 3
     site.reconcile()
     nodes = [node(f"9_{number}", 0) for number in range(3)]
     site.reconcile(*nodes)
@@ -206,7 +207,7 @@ def test_so_many_workers_as_a_run_keeps_stay_without_work(tmp_path: Path) -> Non
 
 def test_a_worker_that_worked_meanwhile_is_idle_anew(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     for busy in (0, 1, 0):
         site.reconcile(node("9_0", busy), after=20.0)
@@ -215,23 +216,23 @@ def test_a_worker_that_worked_meanwhile_is_idle_anew(tmp_path: Path) -> None:
 
 def test_workers_that_still_wait_are_taken_back_when_no_work_is_left(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
-    site.autoscaler.open_jobs = 0
+    site.open_jobs = 0
     site.reconcile()
     assert site.cancelled == ["9_0"]
 
 
 def test_a_worker_given_back_does_not_count_while_it_ends(tmp_path: Path) -> None:
     site = Site(tmp_path, max_workers=1, idle_seconds=1)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     site.start("9_0")
-    site.autoscaler.open_jobs = 0
+    site.open_jobs = 0
     site.reconcile(node("9_0", 0))
     site.reconcile(node("9_0", 0))
     assert site.run_folder.dismissed("9_0")
-    site.autoscaler.open_jobs = 1  # while SLURM still shows the one that leaves
+    site.open_jobs = 1  # while SLURM still shows the one that leaves
     assert "submitted 1 worker" in site.reconcile()[0]
     site.reconcile(after=40.0)
     assert site.cancelled == ["9_0"]  # it did not hear
@@ -239,7 +240,7 @@ def test_a_worker_given_back_does_not_count_while_it_ends(tmp_path: Path) -> Non
 
 def test_a_worker_that_comes_back_after_it_was_replaced_is_taken_out_of_the_queue(tmp_path: Path) -> None:
     site = Site(tmp_path, max_workers=1)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.jobs = [QueuedJob("8", NAME, "COMPLETING", "None", "n", "")]  # SLURM takes it back into the queue
     site.reconcile()
     site.start("9_0")
@@ -251,14 +252,14 @@ def test_a_worker_that_comes_back_after_it_was_replaced_is_taken_out_of_the_queu
 def test_workers_of_an_earlier_driver_are_taken_over(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.jobs = [QueuedJob(f"5_{n}", NAME, "RUNNING", "None", "n", "") for n in range(3)]
-    site.autoscaler.open_jobs = 9
+    site.open_jobs = 9
     assert site.reconcile() == () and len(site.jobs) == 3
 
 
 def test_a_worker_that_slurm_holds_after_a_failed_start_is_replaced(tmp_path: Path) -> None:
     site = Site(tmp_path, max_workers=1)
     site.jobs = [QueuedJob("4_0", NAME, "PENDING", "launch failed requeued held", "", "")]
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     assert "submitted 1 worker" in site.reconcile()[0]
     assert site.cancelled == ["4_0"]
 
@@ -268,7 +269,7 @@ def test_a_worker_that_slurm_holds_after_a_failed_start_is_replaced(tmp_path: Pa
 
 def test_a_refused_submission_is_said_once_and_tried_again_later_with_half_the_number(tmp_path: Path) -> None:
     site = Site(tmp_path, max_workers=8)
-    site.autoscaler.open_jobs, site.refusal = 8, "sbatch refuses the worker: Socket timed out on send/recv operation"
+    site.open_jobs, site.refusal = 8, "sbatch refuses the worker: Socket timed out on send/recv operation"
     said = site.said_within(300)
     assert len(said) == 1 and "Socket timed out" in said[0] and "tried again" in said[0]
     assert site.submissions[:4] == [8, 4, 2, 1] and set(site.submissions[4:]) == {1}
@@ -285,16 +286,16 @@ def test_a_refused_submission_is_said_once_and_tried_again_later_with_half_the_n
 
 def test_a_limit_of_submitted_jobs_never_ends_a_run(tmp_path: Path) -> None:
     site = Site(tmp_path, max_workers=8)
-    site.autoscaler.open_jobs, site.refusal = 8, BUSY
+    site.open_jobs, site.refusal = 8, BUSY
     assert len(site.said_within(3600)) == 1
 
 
 def test_a_refusal_for_good_ends_a_run_on_which_nobody_works_and_no_other(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     site.start("9_0")
-    site.autoscaler.open_jobs, site.refusal = 2, "sbatch refuses the worker: Invalid account or account/partition"
+    site.open_jobs, site.refusal = 2, "sbatch refuses the worker: Invalid account or account/partition"
     assert len(site.said_within(300, node("9_0", 1))) == 1
     site.jobs.clear()
     with pytest.raises(PoolBroken, match="Invalid account"):
@@ -306,7 +307,7 @@ def test_a_refusal_for_good_ends_a_run_on_which_nobody_works_and_no_other(tmp_pa
 
 def test_a_worker_that_fails_is_said_with_its_node_its_code_and_the_last_line_of_its_log(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     site.end(
         "9_0", "FAILED", "node2", log="starting\nModuleNotFoundError: No module named 'torch'\nsrun: error: node2\n"
@@ -317,7 +318,7 @@ def test_a_worker_that_fails_is_said_with_its_node_its_code_and_the_last_line_of
 
 def test_a_worker_that_refuses_says_why_itself(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     site.run_folder.refuse("9_0", "sees 8 GPUs")
     site.end("9_0", "FAILED", "node2", log="Traceback")
@@ -326,7 +327,7 @@ def test_a_worker_that_refuses_says_why_itself(tmp_path: Path) -> None:
 
 def test_a_node_is_left_out_after_two_failures_and_the_run_goes_on_with_the_others(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 3
+    site.open_jobs = 3
     said = []
     for _ in range(300):
         said += site.reconcile(after=1.0)
@@ -338,7 +339,7 @@ def test_a_node_is_left_out_after_two_failures_and_the_run_goes_on_with_the_othe
 
 def test_a_node_that_fails_beside_workers_that_work_is_not_fed_for_ever(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 3
+    site.open_jobs = 3
     site.reconcile()
     site.start("9_0", "9_1")
     nodes = (node("9_0", 1), node("9_1", 1))
@@ -351,7 +352,7 @@ def test_a_node_that_fails_beside_workers_that_work_is_not_fed_for_ever(tmp_path
 
 def test_a_worker_that_works_on_a_node_is_no_excuse_for_those_that_fail_on_it(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 3
+    site.open_jobs = 3
     site.reconcile()
     site.start("9_0")  # on the node n
     site.reconcile(node("9_0", 1))
@@ -364,7 +365,7 @@ def test_a_worker_that_works_on_a_node_is_no_excuse_for_those_that_fail_on_it(tm
 
 def test_workers_that_fail_on_every_node_end_a_run_on_which_nobody_works(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 3
+    site.open_jobs = 3
     began = site.now
     with pytest.raises(PoolBroken, match="workers ended before they joined, on n0, n1, n2; the last: .*no torch"):
         while site.now < 600:
@@ -377,7 +378,7 @@ def test_workers_that_fail_on_every_node_end_a_run_on_which_nobody_works(tmp_pat
 
 def test_workers_that_somebody_cancelled_or_preempted_are_no_failures(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 3
+    site.open_jobs = 3
     for _ in range(100):
         site.reconcile(after=10.0)
         for state, job in zip(("CANCELLED", "PREEMPTED", "CANCELLED"), list(site.jobs), strict=False):
@@ -417,7 +418,7 @@ def test_the_wait_before_the_next_try_grows_to_a_minute_and_begins_anew() -> Non
 )
 def test_workers_that_will_never_start_end_a_run_with_the_fix(tmp_path: Path, reason: str, fix: str) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     site.wait(reason)
     assert fix in site.reconcile()[0]  # once may be chance
@@ -429,7 +430,7 @@ def test_workers_that_will_never_start_end_a_run_with_the_fix(tmp_path: Path, re
 def test_other_reasons_are_waited_for(tmp_path: Path, reason: str) -> None:
     site = Site(tmp_path)
     site.running = 4
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     site.wait(reason)
     assert all(f"pending ({reason})" in text for text in site.said_within(600))
@@ -437,7 +438,7 @@ def test_other_reasons_are_waited_for(tmp_path: Path, reason: str) -> None:
 
 def test_workers_that_never_start_do_not_end_a_run_on_which_somebody_works(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 2
+    site.open_jobs = 2
     site.reconcile()
     site.wait("BadConstraints")
     site.start("9_0")
@@ -446,7 +447,7 @@ def test_workers_that_never_start_do_not_end_a_run_on_which_somebody_works(tmp_p
 
 def test_a_site_that_lets_a_user_run_one_job_is_met_with_gang_mode(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.autoscaler.open_jobs = 1
+    site.open_jobs = 1
     site.reconcile()
     site.wait("QOSMaxJobsPerUserLimit")
     with pytest.raises(PoolBroken, match="one job at a time .*mode: gang"):
@@ -468,5 +469,6 @@ def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
     state, jobs, counts = State.initial(plan), OpenJobs(), []
     for event in story:
         state, _ = decide(state, event)
-        counts.append(jobs.after(state))
+        jobs.take(state)
+        counts.append(jobs.count())
     assert counts == [4, 4, 4, 4, 4, 3, 2]
