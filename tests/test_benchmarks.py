@@ -45,7 +45,7 @@ def test_the_parts_named_are_run_and_written_with_the_machine(
     document = json.loads((tmp_path / "rows.json").read_text())
     assert document["machine"]["cores"] >= 1 and document["machine"]["processor"]
     assert [row["name"] for row in document["rows"]] == [
-        "20 jobs", "50 jobs", "100 jobs", "growth", "peak memory",
+        "20 jobs", "50 jobs", "100 jobs", "50 jobs in groups", "100 jobs in groups", "growth", "peak memory",
     ]  # fmt: skip
     assert {"part", "name", "cpu_seconds", "ratio", "goal", "met", "note"} <= document["rows"][0].keys()
     assert "20 jobs" in capsys.readouterr().out
