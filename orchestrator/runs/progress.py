@@ -109,7 +109,7 @@ def snapshot(
         now: unix seconds, to which the claims' times are compared.
         slots: workers that are alive.
         seconds: what a job was expected to take from start to end; without it there is no `eta`.
-        pace: how long jobs really take.
+        pace: how long jobs really take; its clock is `elapsed`.
         best: passed through.
     """
     claimed = {claim.key: claim for claim in claims if statuses.get(claim.key) in UNFINISHED}
@@ -122,7 +122,7 @@ def snapshot(
     left = None
     if seconds is not None:
         waiting = {job.key: seconds(job) for job in plan.graph if statuses[job.key] in UNFINISHED}
-        left = time_left(plan.graph, waiting, running.values(), pace or Pace(), slots)
+        left = time_left(plan.graph, waiting, running.values(), pace or Pace(), slots, elapsed)
     return Snapshot(
         bars=_bars(plan, statuses, running),
         running=tuple(sorted(running.values(), key=lambda one: kind_of(one.key) not in STAGED)),
@@ -224,12 +224,12 @@ class Progress:
 
     def _learn(self, key: str, state: State) -> None:
         """Note when a job was started, and how long it took when it is done."""
-        status = self._statuses[key]
+        status, elapsed = self._statuses[key], self._clock() - self._began
         if status is Status.RUNNING:
-            self._pace.start(key, state.jobs[key].slot, self._clock())
+            self._pace.start(key, state.jobs[key].slot, elapsed)
         elif self._seconds is not None:
             expected = self._seconds(self._plan.graph[key]) if status is Status.DONE else None
-            self._pace.end(key, self._clock(), expected)
+            self._pace.end(key, elapsed, expected)
 
     def _report(self, key: str, state: State) -> None:
         """Print a line about a job if it failed or finished a stage."""

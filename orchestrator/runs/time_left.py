@@ -6,16 +6,18 @@ and in those that run longer than was expected; what is left is corrected by tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 
 _PRIOR = 2.0
 """The weight of all kinds together in the pace of one kind, in jobs of that kind."""
-_LATEST = 12
-"""Jobs of a kind that are remembered: the load of a machine changes."""
+_LATEST = 500
+"""Jobs of a kind that are remembered, for speed."""
 _LEAST = 0.01
 """Expected seconds below which a job is all start."""
 _WARMING_UP = 60.0
@@ -24,6 +26,8 @@ _OVERDUE = 1 / 6
 """A job that should have ended runs on for this share of its age, so that nobody is told for long that it ends now."""
 _TOLD = 0.1
 """The share of a job that must be done for it to say how long the whole takes."""
+_SHORTEST = 5.0
+"""Seconds that are looked back at least."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,17 @@ class Running:
 
 
 class Pace:
-    """How many seconds jobs take for each second they were expected to take, by kind."""
+    """How many seconds jobs take for each second they were expected to take, by kind.
+
+    What a machine does in the next minute, the last minute tells best, and of the next hour the last hour: a load that
+    comes and goes is a part of the average over a long time, and all there is in a short one. So jobs count by how long
+    ago they ended, against the time for which they are to speak (`horizon`).
+    """
 
     def __init__(self, earlier: Pace | None = None) -> None:
         known = {} if earlier is None else earlier._jobs
-        self._jobs: dict[str, list[tuple[float, float]]] = {kind: list(jobs) for kind, jobs in known.items()}
-        self._started: dict[str, tuple[float, bool]] = {}
+        self._jobs: dict[str, list[_Ended]] = {kind: list(jobs) for kind, jobs in known.items()}
+        self._started: dict[str, tuple[float, bool]] = {} if earlier is None else dict(earlier._started)
         self._warm: set[str | None] = set()
 
     def start(self, key: str, slot: str | None, at: float) -> None:
@@ -64,41 +73,81 @@ class Pace:
             at: when, in seconds of the same clock.
             expected: the seconds that were expected of it; None for one that came back undone.
         """
-        started, warm = self._started.pop(key, (at, False))
-        if expected is not None and (warm or at - started > _WARMING_UP):
-            self.learn(kind_of(key), at - started, expected)
+        started, _ = self._started.get(key, (at, False))
+        if expected is not None and self.is_telling(key, at - started):
+            self.learn(kind_of(key), at - started, expected, at)
+        self._started.pop(key, None)
 
-    def learn(self, kind: str, took: float, expected: float) -> None:
+    def is_telling(self, key: str, seconds: float) -> bool:
+        """Whether a job that goes on for so long tells of others: most of a worker's first one is loading code."""
+        return seconds > _WARMING_UP or self._started.get(key, (0.0, False))[1]
+
+    def learn(self, kind: str, took: float, expected: float, at: float) -> None:
         """Take a job into account.
 
         Args:
             kind: its kind.
             took: the seconds that it took.
             expected: those that were expected.
+            at: when it ended, in seconds of the same clock.
         """
         jobs = self._jobs.setdefault(kind, [])
-        jobs.append((took / max(expected, _LEAST), expected))
+        jobs.append(_Ended(at, took / max(expected, _LEAST), expected))
         del jobs[:-_LATEST]
 
-    def of(self, kind: str) -> float:
-        """The pace of a kind; 1 before anything is known, that of all kinds for one of which no job was done."""
-        overall = _median([job for jobs in self._jobs.values() for job in jobs], 1.0)
-        jobs = self._jobs.get(kind, [])
-        return (len(jobs) * _median(jobs, overall) + _PRIOR * overall) / (len(jobs) + _PRIOR)
+    def of(self, kinds: Iterable[str], at: float, horizon: float = math.inf) -> dict[str, float]:
+        """The pace of each kind; 1 before anything is known, that of all kinds for one of which no job was done.
+
+        Args:
+            kinds: the kinds.
+            at: the time of the same clock.
+            horizon: the seconds from then on for which the pace is to hold.
+        """
+        known = {kind: [job.weighed(at, horizon) for job in jobs] for kind, jobs in self._jobs.items()}
+        overall = _median([job for jobs in known.values() for job in jobs], 1.0)
+        return {kind: _shrunk(known.get(kind, []), overall) for kind in kinds}
 
 
-def _median(jobs: Sequence[tuple[float, float]], default: float) -> float:
+@dataclass(frozen=True)
+class _Ended:
+    """When a job ended, its pace, and its expected seconds."""
+
+    at: float
+    pace: float
+    expected: float
+
+    def weighed(self, at: float, horizon: float) -> _Weighed:
+        """The job as it counts at a later time."""
+        count = math.exp(-max(0.0, at - self.at) / horizon)
+        return _Weighed(self.pace, count, count * self.expected)
+
+
+class _Weighed(NamedTuple):
+    """The pace of a job, how much it counts as a job, and by the seconds that were expected of it."""
+
+    pace: float
+    jobs: float
+    seconds: float
+
+
+def _shrunk(jobs: Sequence[_Weighed], overall: float) -> float:
+    """The pace of the jobs of a kind, nearer to that of all kinds where they are few."""
+    count = sum(job.jobs for job in jobs)
+    return (count * _median(jobs, overall) + _PRIOR * overall) / (count + _PRIOR)
+
+
+def _median(jobs: Sequence[_Weighed], default: float) -> float:
     """The median pace of jobs, by the seconds that were expected of each."""
-    half = sum(weight for _, weight in jobs) / 2
-    for pace, weight in sorted(jobs):
-        half -= weight
+    half = sum(job.seconds for job in jobs) / 2
+    for job in sorted(jobs):
+        half -= job.seconds
         if half <= 0:
-            return pace
+            return job.pace
     return default
 
 
 def time_left(
-    graph: Graph, expected: Mapping[str, float], running: Iterable[Running], pace: Pace, slots: int
+    graph: Graph, expected: Mapping[str, float], running: Iterable[Running], pace: Pace, slots: int, at: float
 ) -> float | None:
     """Seconds until the last open job ends.
 
@@ -108,20 +157,37 @@ def time_left(
         running: the jobs in progress.
         pace: what the run has shown so far.
         slots: workers that are alive.
+        at: the time, by the clock of the pace.
 
     Returns:
         None where work is left and there is no worker.
     """
     active = {job.key: job for job in running if job.key in expected}
+
+    def left(horizon: float) -> float | None:
+        return shortest(graph, _left(expected, active, pace, at, horizon), slots)
+
+    whole_run = left(math.inf)
+    return whole_run and left(max(whole_run, _SHORTEST))
+
+
+def _left(
+    expected: Mapping[str, float], active: Mapping[str, Running], pace: Pace, at: float, horizon: float
+) -> dict[str, float]:
+    """The seconds that are left of each open job; a job that runs late tells of those of its kind that wait."""
+    kinds = {kind_of(key) for key in expected}
+    hoped = pace.of(kinds, at, horizon)
     learned = Pace(pace)
     for key, job in active.items():
-        hoped = expected[key] * pace.of(kind_of(key))
-        if (whole := _whole(job, hoped)) > hoped:
-            learned.learn(kind_of(key), whole, expected[key])
-    paces = {kind: learned.of(kind) for kind in {kind_of(key) for key in expected}}
+        telling = pace.is_telling(key, job.seconds)
+        whole = _whole(job, expected[key] * hoped[kind_of(key)], telling)
+        if whole > expected[key] * hoped[kind_of(key)]:
+            learned.learn(kind_of(key), whole, expected[key], at)
+    paces = learned.of(kinds, at, horizon)
     left = {key: seconds * paces[kind_of(key)] for key, seconds in expected.items()}
-    left |= {key: _remaining(job, _whole(job, left[key])) for key, job in active.items()}
-    return shortest(graph, left, slots)
+    return left | {
+        key: _remaining(job, _whole(job, left[key], pace.is_telling(key, job.seconds))) for key, job in active.items()
+    }
 
 
 def shortest(graph: Graph, left: Mapping[str, float], slots: int) -> float | None:
@@ -145,12 +211,13 @@ def shortest(graph: Graph, left: Mapping[str, float], slots: int) -> float | Non
     return max(max(graph.remaining_path(seconds).values()), sum(left.values()) / slots)
 
 
-def _whole(job: Running, hoped: float) -> float:
+def _whole(job: Running, hoped: float, telling: bool) -> float:
     """Seconds that a running job takes from start to end: as hoped, or more by its age and by what it has done.
 
-    Less is not believed: a job that goes on from a checkpoint is far for its age.
+    Less is not believed: a job that goes on from a checkpoint is far for its age. Nor is the share that the first job
+    of a worker has done, which is not `telling`: its age is that of loading code.
     """
-    by_itself = job.seconds / job.done if job.done >= _TOLD else job.seconds * (1 + _OVERDUE)
+    by_itself = job.seconds / job.done if telling and job.done >= _TOLD else job.seconds * (1 + _OVERDUE)
     return max(hoped, by_itself)
 
 

@@ -74,30 +74,44 @@ class RecordedRun:
 
     def told(self, seconds: float) -> float | None:
         """The time left that people are told at a moment of the run, if jobs say nothing of themselves."""
-        open_jobs, started, pace, slots = dict(self.expected), dict[str, float](), Pace(), 0
-        for at, event, what in self.events:
-            if at > seconds:
-                break
-            match event:
-                case "slots":
-                    slots = int(what)
-                case "end":
-                    pass
-                case "done" | "whole" | "back":
-                    started.pop(what, None)
-                    pace.end(what, at, self.expected[what] if event == "done" else None)
-                    if event != "back":
-                        open_jobs.pop(what, None)
-                case start:
-                    started[what] = at
-                    pace.start(what, start, at)
-        running = [Running(key, seconds=seconds - at) for key, at in started.items()]
-        return time_left(self.graph, open_jobs, running, pace, slots)
+        return Replay(self).told(seconds)
 
     def moments(self, step: float) -> Iterator[tuple[float, float | None]]:
         """Every `step` seconds: when, and the time left that people are told."""
+        replay = Replay(self)
         for number in range(int(self.seconds / step) + 1):
-            yield number * step, self.told(number * step)
+            yield number * step, replay.told(number * step)
+
+
+class Replay:
+    """A recorded run that goes on from moment to moment."""
+
+    def __init__(self, run: RecordedRun) -> None:
+        self._run, self._pace, self._slots, self._next = run, Pace(), 0, 0
+        self._open, self._started = dict(run.expected), dict[str, float]()
+
+    def told(self, seconds: float) -> float | None:
+        """The time left that people are told at this moment, which is not before the last one."""
+        while self._next < len(self._run.events) and self._run.events[self._next][0] <= seconds:
+            self._take(*self._run.events[self._next])
+            self._next += 1
+        running = [Running(key, seconds=seconds - at) for key, at in self._started.items()]
+        return time_left(self._run.graph, self._open, running, self._pace, self._slots, seconds)
+
+    def _take(self, at: float, event: str, what: str) -> None:
+        match event:
+            case "slots":
+                self._slots = int(what)
+            case "end":
+                pass
+            case "done" | "whole" | "back":
+                self._started.pop(what, None)
+                self._pace.end(what, at, self._run.expected[what] if event == "done" else None)
+                if event != "back":
+                    self._open.pop(what, None)
+            case slot:
+                self._started[what] = at
+                self._pace.start(what, slot, at)
 
 
 def condense(folder: Path, graph: Graph, expected: Mapping[str, float], about: str) -> dict[str, Any]:

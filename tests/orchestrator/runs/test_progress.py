@@ -129,7 +129,7 @@ def test_eta_takes_off_what_running_jobs_have_done() -> None:
     plan = demo_plan()
     (key,) = keys(plan, "distil", 1)
     half = [Running(key, done=0.75, seconds=7.5)]
-    assert time_left(plan.graph, {key: 10.0}, half, Pace(), slots=2) == pytest.approx(2.5)
+    assert time_left(plan.graph, {key: 10.0}, half, Pace(), slots=2, at=7.5) == pytest.approx(2.5)
 
 
 def test_eta_is_nothing_without_work_and_unknown_without_workers() -> None:
