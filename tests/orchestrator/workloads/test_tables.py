@@ -25,6 +25,7 @@ from orchestrator.runs import journal
 from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions, Run
 from orchestrator.workloads.tables import STARTING, TableWorkload, bought, commands
+from tests.documents import check
 from tests.orchestrator.clusters.slurm.test_jobs import Programs
 from tests.orchestrator.planning.test_table_requests import write_datasets
 from tests.orchestrator.shell import Ended, Shell, shell_in
@@ -150,6 +151,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_cell_is_measured_and_both_makespans_are_told(ran: Ran) -> None:
+    check("reproduce", ran.document)
     tables = ran.document["tables"]
     assert {name: len(cells) for name, cells in tables.items()} == {"figure4": 6, "figure1": 10}
     assert {cell["status"] for cells in tables.values() for cell in cells} == {"measured"}

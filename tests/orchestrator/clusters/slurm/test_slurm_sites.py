@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.documents import check
 from tests.orchestrator.minislurm import wait_until
 from tests.orchestrator.slurm_site import PATIENCE, Site, digests, seconds_at
 
@@ -218,7 +219,9 @@ def test_a_setup_line_that_fails_and_a_walltime_that_is_too_long_are_told(site: 
     assert "short allows 1 minutes and 30 are asked for" in refused["error"]["message"]
     assert sorted(site.pdd("run", "LIVE", "--dry-run", *site.on_slurm(), code=2)) == ["error", "exit", "schema"]
     site.cluster_file()
-    assert sorted(site.pdd("run", "LIVE", "--dry-run", *site.on_slurm())["scripts"]) == ["head", "worker"]
+    document = site.pdd("run", "LIVE", "--dry-run", *site.on_slurm())
+    check("dry_run", document)
+    assert sorted(document["scripts"]) == ["head", "worker"]
 
 
 def test_a_driver_whose_clock_is_an_hour_ahead_has_the_same_results(site: Site, undisturbed: dict[str, str]) -> None:

@@ -22,6 +22,7 @@ from orchestrator.planning.requests import Request
 from orchestrator.runs.journal import read
 from orchestrator.runs.records import Record
 from orchestrator.workloads.sweep.sweep import SweepWorkload
+from tests.documents import check
 
 ROOT = Path(__file__).resolve().parents[4]
 LIMIT = 900
@@ -54,6 +55,7 @@ def launch(*words: str, store: Path) -> dict[str, Any]:
         out, told = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, told
     document: dict[str, Any] = json.loads(out)
+    check("sweep", document)
     return document
 
 
