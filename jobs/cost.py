@@ -20,6 +20,7 @@ from jobs.architectures import Dimensions, architecture_named
 from jobs.fields import Settings
 from jobs.graph import Graph, Job
 from jobs.specs import (
+    Clustering,
     DatasetSpec,
     DistilSpec,
     EvaluateSpec,
@@ -45,8 +46,10 @@ INNER_CALL = 3.4e-3
 """The same in one inner step of a student, which is differentiated twice."""
 MATCHED_CALL = 0.7
 """What a layer's call costs in a match of gradients, by one in an inner step."""
-CLUSTERING_CALLS = 15
-"""The k-means of one class, by a layer's calls in SGD steps."""
+CLUSTERING_CALLS = 8
+"""Embedding and k-means of one class, however small, by a layer's calls in SGD steps."""
+CLUSTERING_PASSES: dict[Clustering, int] = {"sklearn": 54, "torch": 8}
+"""What a k-means takes, by the distances of all points from all centroids; measured on one core."""
 START = 0.04
 """Seconds to load the parents and to write the artifact."""
 LIGHT = 1.0e6
@@ -211,13 +214,16 @@ def _matching(spec: DistilSpec, job: Job, graph: Graph, declared: Mapping[str, I
     """The iterations of a stage, by its base method's own settings."""
     data = _data(job, graph)
     new = data.classes * spec.ipc_per_stage * spec.factor**2
+    layers = list(_multiply_adds(spec.network, data))
     match = Match(
-        forward=forward_flops(spec.network, data),
-        layers=len(list(_multiply_adds(spec.network, data))),
+        forward=2.0 * sum(layers),
+        layers=len(layers),
+        features=layers[-1] // data.classes,
         classes=data.classes,
         real=data.train_images,
         new=new,
         union=new + (sum(_set_sizes(job, graph)) if spec.conditioning else 0),
+        clustering=spec.clustering,
     )
     iteration = ITERATIONS.get(spec.method) or declared.get(spec.method, _trajectory)
     return iteration(match, spec.settings).times(spec.iterations) + _transition(spec, job, graph)
@@ -239,14 +245,19 @@ def _links_of(transition: TransitionSpec, job: Job, graph: Graph) -> list[int]:
 
 @dataclass(frozen=True)
 class Match:
-    """What an iteration's cost depends on: FLOPs and layers of the network, classes, real and synthetic images."""
+    """What an iteration's cost depends on: FLOPs and layers of the network, classes, real and synthetic images.
+
+    `features` are the numbers that a network's classifier reads of an image.
+    """
 
     forward: float
     layers: int
+    features: int
     classes: int
     real: int
     new: int
     union: int
+    clustering: Clustering = "sklearn"
 
     def real_of_class(self, settings: Settings) -> int:
         """Real images of a class in a match: as many as are asked for, if there are."""
@@ -279,6 +290,12 @@ class Match:
         twice = self.twice(images)
         return replace(twice, inner_calls=MATCHED_CALL * twice.inner_calls)
 
+    def clustered(self, clusters: int) -> Effort:
+        """The embeddings of all real images, and their k-means class by class."""
+        distances = 2.0 * self.real * min(clusters, self.real // self.classes) * self.features
+        kmeans = Effort(CLUSTERING_PASSES[self.clustering] * distances, calls=CLUSTERING_CALLS * self.classes)
+        return self.seen(self.real) + kmeans
+
 
 IterationCost = Callable[[Match, Settings], Effort]
 """What one iteration costs by what it meets and by the method's settings; a method from outside may declare its own."""
@@ -308,10 +325,9 @@ def _formation(match: Match, settings: Settings) -> Effort:
 
 
 def _representatives(match: Match, settings: Settings) -> Effort:
-    """DREAM: IDC, and the embeddings of all real images whenever they are clustered, class by class."""
+    """DREAM: IDC, and a clustering of all real images every few rounds."""
     clusterings = math.ceil(settings.get("rounds", 1) / settings.get("recluster_every", 1))
-    clustering = match.seen(match.real) + Effort(0.0, calls=CLUSTERING_CALLS * match.classes)
-    return _formation(match, settings) + clustering.times(clusterings)
+    return _formation(match, settings) + match.clustered(match.real_of_class(settings)).times(clusterings)
 
 
 def _distribution(match: Match, settings: Settings) -> Effort:

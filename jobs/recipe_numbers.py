@@ -6,6 +6,7 @@ from jobs.fields import Count, Fraction, Frozen, NonNegative, Positive, Settings
 from jobs.specs import (
     Augmentation,
     ChoiceSpec,
+    Clustering,
     Drop,
     Family,
     ImageOptimiserSpec,
@@ -67,6 +68,7 @@ class DistilNumbers(Frozen):
     conditioning: bool = True
     earlier_rate: Fraction = 0.0
     starts: Count | None = None
+    clustering: Clustering = "sklearn"
     choice: ChoiceSpec
     settings: Settings
     checkpoint_every: Count = 50

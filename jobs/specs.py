@@ -33,6 +33,8 @@ Choice = Literal["validation", "test", "last"]
 
 Init = Literal["real", "noise", "centroids"]
 """New images start as random real ones, as noise, or as the real ones nearest to the centroids of k-means (DREAM)."""
+Clustering = Literal["sklearn", "torch"]
+"""Whose k-means finds representative images: scikit-learn's, on the CPU, or our own, on the network's device."""
 Drop = Literal["none", "half", "thirds"]
 MomentumAtDrop = Literal["kept", "reset"]
 """Whether SGD's momentum outlives a drop of the learning rate, as in PDD's code, or starts anew with a new optimiser,
@@ -316,13 +318,16 @@ class DistilSpec(Spec):
     A method without experts starts from networks that it makes itself; from stage 2 on each of them goes through
     S_1, then S_1+S_2, and so on by `transition` first (facts 6.2). `starts` is how many such networks there are
     before they are used again; None, as published, makes a new one every time. `factor` f keeps f*f training images
-    in each stored one (IDC's multi-formation, facts 3.5). `partition` limits the real images as it does for experts.
+    in each stored one (IDC's multi-formation, facts 3.5). `partition` limits the real images as it does for experts. `clustering` is the
+    k-means of representative images (DREAM).
     """
 
     kind: ClassVar[Kind] = "distil"
     version: ClassVar[int] = 1
     placement: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
-    later: ClassVar[frozenset[str]] = frozenset({"factor", "transition", "starts", "partition", "earlier_rate"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"factor", "transition", "starts", "partition", "earlier_rate", "clustering"}
+    )
 
     method: str
     stage: Count
@@ -337,6 +342,7 @@ class DistilSpec(Spec):
     starts: Count | None = None
     partition: Counts | None = None
     earlier_rate: Fraction = 0.0
+    clustering: Clustering = "sklearn"
     choice: ChoiceSpec
     settings: Settings
     seed: Index = 0

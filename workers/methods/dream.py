@@ -34,6 +34,8 @@ class RepresentativeMatching(FormationMatching):
     def _real_batches(self, network: Network, number: int, generator: torch.Generator) -> Sequence[Tensor]:
         """The representatives; those of one network are never asked for by another, so they are no state."""
         if number % self._recluster_every == 0:
-            train, transform, clusters = self.stage.train, self.stage.transform, self._settings.batch_real
-            self._representatives = representatives(network, train.images, transform, self._real, clusters, generator)
+            stage, clusters = self.stage, self._settings.batch_real
+            self._representatives = representatives(
+                network, stage.train.images, stage.transform, self._real, clusters, generator, stage.spec.clustering
+            )
         return self._representatives

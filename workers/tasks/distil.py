@@ -269,8 +269,10 @@ class StageRun:
         members = rows_by_class(train.labels, self.data.classes)
         if any(len(own) < count for own in members):
             raise ValueError(f"a class has {min(map(len, members))} images, fewer than {count} clusters")
-        network = self.start_networks.network(0)
-        return torch.cat(representatives(network, train.images, self.data.transform, members, count, generator))
+        network, clustering = self.start_networks.network(0), self.spec.clustering
+        return torch.cat(
+            representatives(network, train.images, self.data.transform, members, count, generator, clustering)
+        )
 
     def _learning(self, one: SyntheticSet) -> SyntheticSet:
         """A set of the training space as the method's pixels have it."""

@@ -39,7 +39,7 @@ def test_a_class_is_matched_with_the_images_nearest_to_its_centroids_under_the_c
     made = stage()
     one, network = method(made), made.start_networks.network(3)
     found = one._real_batches(network, 0, generator(4))
-    expected = representatives(network, made.train.images, AFFINE, MEMBERS, 5, generator(4))
+    expected = representatives(network, made.train.images, AFFINE, MEMBERS, 5, generator(4), "sklearn")
     assert [rows.tolist() for rows in found] == [rows.tolist() for rows in expected]
     assert [len(rows) for rows in found] == [5] * 3
 
@@ -106,7 +106,9 @@ def test_new_images_start_from_the_representatives_under_the_first_network(works
     train = run.data.train
     members = [torch.nonzero(train.labels == label).flatten() for label in range(10)]
     network = run.start_networks.network(0)
-    chosen = representatives(network, train.images, run.data.transform, members, 2, context.generator("images"))
+    chosen = representatives(
+        network, train.images, run.data.transform, members, 2, context.generator("images"), "torch"
+    )
     expected = run.data.transform.inverse(train.images[torch.cat(chosen)])
     assert torch.equal(run.learnable.new, expected)
     assert run.learnable.labels.tolist() == [label for label in range(10) for _ in range(2)]

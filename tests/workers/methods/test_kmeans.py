@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from jobs.specs import Clustering
 from tests.workers.matched import AFFINE, generator, images, random_network
 from workers.methods import kmeans
-from workers.methods.kmeans import embeddings, nearest_to_centroids, representatives
+from workers.methods.kmeans import embeddings, lloyd, nearest_to_centroids, representatives
+
+BOTH = pytest.mark.parametrize("clustering", ["sklearn", "torch"])
 
 
-def test_of_each_cluster_the_row_nearest_to_its_mean_is_taken() -> None:
+@BOTH
+def test_of_each_cluster_the_row_nearest_to_its_mean_is_taken(clustering: Clustering) -> None:
     # two clusters about 0 and 10 with means 1 and 11: rows 1 and 4 lie there
     line = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])[:, None]
-    assert sorted(nearest_to_centroids(line, 2, seed=0).tolist()) == [1, 4]
+    assert sorted(nearest_to_centroids(line, 2, 0, clustering).tolist()) == [1, 4]
 
 
-def test_rows_are_distinct_and_each_stands_for_a_cluster_of_its_own() -> None:
+@BOTH
+def test_rows_are_distinct_and_each_stands_for_a_cluster_of_its_own(clustering: Clustering) -> None:
     features = torch.randn(40, 3, generator=generator())
-    chosen = nearest_to_centroids(features, 9, seed=1)
+    chosen = nearest_to_centroids(features, 9, 1, clustering)
     assert len(set(chosen.tolist())) == 9
-    assert nearest_to_centroids(features, 40, seed=1).sort().values.tolist() == list(range(40))
+    assert nearest_to_centroids(features, 40, 1, clustering).sort().values.tolist() == list(range(40))
 
 
-def test_the_seed_decides_and_nothing_else() -> None:
+@BOTH
+def test_the_seed_decides_and_nothing_else(clustering: Clustering) -> None:
     features = torch.randn(200, 5, generator=generator())
-    one, same, other = (nearest_to_centroids(features, 12, seed) for seed in (1, 1, 2))
+    one, same, other = (nearest_to_centroids(features, 12, seed, clustering) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
@@ -50,8 +57,68 @@ def test_embedding_goes_by_batches() -> None:
 def test_each_class_gives_its_own_images_as_many_as_asked_or_all() -> None:
     network, split = random_network(0), images(12, 1)
     members = [torch.arange(12), torch.arange(12, 24), torch.tensor([24, 30])]
-    chosen = representatives(network, split.images, AFFINE, members, 4, generator())
+    chosen = representatives(network, split.images, AFFINE, members, 4, generator(), "torch")
     assert [len(one) for one in chosen] == [4, 4, 2]
     assert all(set(one.tolist()) <= set(own.tolist()) for one, own in zip(chosen, members, strict=True))
-    again = representatives(network, split.images, AFFINE, members, 4, generator())
+    again = representatives(network, split.images, AFFINE, members, 4, generator(), "torch")
     assert all(np.array_equal(one, other) for one, other in zip(chosen, again, strict=True))
+
+
+# Our own k-means
+
+
+def _clouds(count: int, dimensions: int, of: int = 40) -> torch.Tensor:
+    """Points about 40 centres that overlap."""
+    draws = generator(3)
+    centres = 0.7 * torch.randn(of, dimensions, generator=draws)
+    return centres[torch.randint(of, (count,), generator=draws)] + torch.randn(count, dimensions, generator=draws)
+
+
+@pytest.mark.parametrize(
+    ("count", "dimensions", "clusters"), [(800, 512, 32), (300, 512, 64), (400, 20, 16)], ids=["large", "small", "few"]
+)
+def test_its_objective_is_scikit_learn_s_within_a_percent(count: int, dimensions: int, clusters: int) -> None:
+    """Mean over seeds; with large clusters among random directions, with small ones and few features without."""
+    points = _clouds(count, dimensions)
+    theirs, ours = (
+        sum(float(cluster(points, clusters, seed)[1].sum()) for seed in range(4))
+        for cluster in (kmeans._sklearn, kmeans._torch)
+    )
+    assert ours <= 1.01 * theirs
+
+
+def test_large_clusters_are_sought_among_random_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+
+    def watched(points: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(points.shape[1])
+        return lloyd(points, centroids)
+
+    monkeypatch.setattr(kmeans, "lloyd", watched)
+    kmeans._torch(_clouds(160, 200), 10, 0)
+    kmeans._torch(_clouds(159, 200), 10, 0)
+    kmeans._torch(_clouds(160, 128), 10, 0)
+    assert seen == [128, 200, 200, 128]
+
+
+def test_distances_are_squared_and_to_the_centroid_of_the_label() -> None:
+    points = _clouds(200, 30)
+    labels, distances = lloyd(points, points[:8].clone())
+    means = torch.stack([points[labels == label].mean(0) for label in range(8)])
+    torch.testing.assert_close(distances, (points - means[labels]).square().sum(1), rtol=0.05, atol=0.05)
+
+
+def test_an_empty_cluster_moves_to_the_farthest_point() -> None:
+    line = torch.tensor([0.0, 1.0, 2.0, 30.0])[:, None]
+    labels, distances = lloyd(line, torch.tensor([[0.9], [-50.0]]))
+    assert labels[:3].unique().tolist() == [0] and labels[3] == 1 and float(distances.sum()) == pytest.approx(2)
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_equal_images_are_taken_once_each(clustering: Clustering) -> None:
+    equal = torch.ones(9, 3)
+    assert sorted(set(nearest_to_centroids(equal, 4, 0, clustering).tolist())) == sorted(
+        nearest_to_centroids(equal, 4, 0, clustering).tolist()
+    )
+    assert len(nearest_to_centroids(equal, 4, 0, clustering)) == 4
