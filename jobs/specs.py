@@ -318,8 +318,8 @@ class DistilSpec(Spec):
     A method without experts starts from networks that it makes itself; from stage 2 on each of them goes through
     S_1, then S_1+S_2, and so on by `transition` first (facts 6.2). `starts` is how many such networks there are
     before they are used again; None, as published, makes a new one every time. `factor` f keeps f*f training images
-    in each stored one (IDC's multi-formation, facts 3.5). `partition` limits the real images as it does for experts. `clustering` is the
-    k-means of representative images (DREAM).
+    in each stored one (IDC's multi-formation, facts 3.5). `partition` limits the real images as it does for experts.
+    `clustering` is the k-means of representative images (DREAM).
     """
 
     kind: ClassVar[Kind] = "distil"

@@ -132,6 +132,7 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
         "starts": [3],
         "partition": [(0, 3), (3, 6)],
         "earlier_rate": [0.1],
+        "clustering": ["torch"],
         "conditioning": [False],
         "choice": [
             *({"training": training} for training in TRAININGS),

@@ -274,8 +274,8 @@ def test_an_experiment_s_override_passes_over_methods_without_that_section() -> 
 
 
 KNOWN_IN_DISTIL = (
-    "checkpoint_every, choice, conditioning, earlier_rate, factor, image, init, iterations, iterations_total, "
-    "settings, starts"
+    "checkpoint_every, choice, clustering, conditioning, earlier_rate, factor, image, init, iterations, "
+    "iterations_total, settings, starts"
 )
 
 
