@@ -29,6 +29,8 @@ class Dimensions:
     classes: int
     width: int
     blocks: int
+    halved: bool = True
+    """Whether each block of a ConvNet halves the map."""
 
 
 Costs = Callable[[Dimensions], Iterator[int]]
@@ -49,7 +51,7 @@ def _convnet(of: Dimensions) -> Iterator[int]:
     side, incoming = first_map(of.channels, of.size), of.channels
     for _ in range(of.blocks):
         yield _convolution(side, 3, incoming, of.width)
-        side, incoming = side // 2, of.width
+        side, incoming = side // 2 if of.halved else side, of.width
     yield incoming * side * side * of.classes
 
 
@@ -210,17 +212,21 @@ class ArchitectureInfo:
     """Whether its norm may be chosen."""
     width_multiple: int = 1
     """What a width must be a multiple of."""
+    takes_variations: bool = False
+    """Whether its pooling and its activation may be chosen."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of its class."""
 
     def fix_for(self, name: str, value: int | str | None) -> str | None:
-        """What to do about a width, depth or norm that it cannot have; None for one that it can."""
+        """What to do about a size, norm, pooling or activation that it cannot have; None for one that it can."""
         if name == "width" and isinstance(value, int) and value % self.width_multiple:
             return f"give a multiple of {self.width_multiple}"
         if name == "depth" and value is not None and not self.takes_depth:
             return "leave it out; the name of the architecture says its depth"
-        if name == "norm" and value == "batch" and not self.takes_norm:
+        if name == "norm" and value in ("batch", "layer", "group") and not self.takes_norm:
             return "leave it out; this architecture has no norm to choose"
+        if name in ("pooling", "activation") and value not in ("average", "relu") and not self.takes_variations:
+            return "leave it out; only a ConvNet has a choice of it"
         return None
 
 
@@ -233,7 +239,9 @@ _ALEXNET: dict[str, Any] = {"layers": alexnet_layers, "hidden": no_hidden, "has_
 _VGG11: dict[str, Any] = {"layers": vgg11_layers, "hidden": no_hidden, "has_norm": True}
 
 ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
-    "convnet": ArchitectureInfo(network=_CONVNET, width=128, blocks=3, multiply_adds=_convnet, takes_depth=True),
+    "convnet": ArchitectureInfo(
+        network=_CONVNET, width=128, blocks=3, multiply_adds=_convnet, takes_depth=True, takes_variations=True
+    ),
     "resnet10": ArchitectureInfo(network=_RESNET, width=64, blocks=1, multiply_adds=_resnet),
     "resnet18": ArchitectureInfo(network=_RESNET, width=64, blocks=2, multiply_adds=_resnet),
     "idc_resnet10": ArchitectureInfo(network=_RESNET, width=32, blocks=1, multiply_adds=_idc_resnet, options=_IDC),

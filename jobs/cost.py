@@ -421,5 +421,6 @@ def _set_sizes(job: Job, graph: Graph) -> list[int]:
 
 def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> Iterator[int]:
     """Multiply-adds of each convolution and of the classifier, for one image."""
-    dimensions = Dimensions(data.channels, data.height, data.classes, network.channels, network.blocks)
+    sizes = (data.channels, data.height, data.classes, network.channels, network.blocks)
+    dimensions = Dimensions(*sizes, halved=network.pooling != "none")
     return architecture_named(network.architecture).multiply_adds(dimensions)

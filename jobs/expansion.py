@@ -258,7 +258,7 @@ class _ArmExpansion:
         """Every block of a ConvNet halves the map, which must not vanish; a trajectory has no running statistics."""
         deepest = deepest_convnet(self.lineage.facts.channels, self.lineage.facts.height)
         for network in (self.lineage.recipe.network, *map(self.lineage.network, self.experiment.architectures)):
-            if network.architecture == "convnet" and network.blocks > deepest:
+            if network.architecture == "convnet" and network.pooling != "none" and network.blocks > deepest:
                 fix = f"images of {self.lineage.facts.height} pixels allow at most {deepest} blocks"
                 raise BadInput(self.place, "set.network.depth", network.blocks, fix)
         if self.arm.method in ("herding", "k_center") and self.lineage.recipe.network.norm == "batch":

@@ -39,6 +39,9 @@ Drop = Literal["none", "half", "thirds"]
 MomentumAtDrop = Literal["kept", "reset"]
 """Whether SGD's momentum outlives a drop of the learning rate, as in PDD's code, or starts anew with a new optimiser,
 as in that of DC, DSA, DM, CAFE and MTT (facts 4.3)."""
+Norm = Literal["instance", "batch", "layer", "group", "none"]
+Pooling = Literal["average", "max", "none"]
+Activation = Literal["relu", "leaky_relu", "sigmoid", "swish"]
 Rule = Literal["random", "herding", "k_center", "forgetting"]
 NeverLearned = Literal["zero", "epochs"]
 """How often an image that was never right counts as forgotten: never, which is the paper's own wording (no right, so no
@@ -74,7 +77,11 @@ class NetworkSpec(Frozen):
     architecture: Architecture = "convnet"
     width: Count | None = None
     depth: Count | None = None
-    norm: Literal["instance", "batch", "none"] = "instance"
+    norm: Norm = "instance"
+    pooling: Pooling = "average"
+    activation: Activation = "relu"
+
+    later: ClassVar[frozenset[str]] = frozenset({"pooling", "activation"})
 
     @property
     def channels(self) -> int:
@@ -86,7 +93,7 @@ class NetworkSpec(Frozen):
         """Blocks of a ConvNet, or residual blocks of each of a ResNet's four groups."""
         return self.depth or architecture_named(self.architecture).blocks
 
-    @field_validator("width", "depth", "norm")
+    @field_validator("width", "depth", "norm", "pooling", "activation")
     @classmethod
     def _fits(cls, value: int | str | None, info: ValidationInfo) -> int | str | None:
         name, field = info.data.get("architecture", "convnet"), str(info.field_name)

@@ -9,6 +9,7 @@ Left out: reading the store (`orchestrator.export.chain`) and the other files (`
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,20 @@ UNKNOWN_LICENCE = "unknown: see your source"
 PICTURES = {split: f"data/{split}-00000-of-00001.parquet" for split in ("train", "test")}
 """The files of pictures; named so, `load_dataset("parquet", data_dir=...)` takes them and not the exact ones."""
 FOLDERS = "folders"
-_NORMS = {"instance": "nn.GroupNorm(width, width)", "batch": "nn.BatchNorm2d(width)", "none": "nn.Identity()"}
+_NORMS = {
+    "instance": "nn.GroupNorm(width, width)",
+    "batch": "nn.BatchNorm2d(width)",
+    "layer": "nn.LayerNorm([width, sides[block], sides[block]])",
+    "group": "nn.GroupNorm({groups}, width)",
+    "none": "nn.Identity()",
+}
+_POOLINGS = {"average": "nn.AvgPool2d(2)", "max": "nn.MaxPool2d(2)", "none": "nn.Identity()"}
+_ACTIVATIONS = {
+    "relu": "nn.ReLU()",
+    "leaky_relu": "nn.LeakyReLU(0.01)",
+    "sigmoid": "nn.Sigmoid()",
+    "swish": "nn.SiLU()",
+}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -164,7 +178,8 @@ def _shared(source: ExportSource, contents: Contents) -> dict[str, Any]:
 def _code(source: ExportSource, contents: Contents) -> dict[str, Any]:
     data, training = source.data, source.protocol.spec.training
     network, schedule = _network(source), schedule_of(training)
-    last_map = first_map(data.channels, data.height) >> network.blocks
+    first, halved = first_map(data.channels, data.height), network.pooling != "none"
+    *sides, last_map = (first >> block if halved else first for block in range(network.blocks + 1))
     names = [] if training.augmentation == "none" else training.augmentation.split("_")
     return _shared(source, contents) | {
         "rates": _rates(source, contents),
@@ -174,7 +189,10 @@ def _code(source: ExportSource, contents: Contents) -> dict[str, Any]:
         "seeds": [(seed_from(key, "init"), seed_from(key, "train")) for key in source.protocol.keys],
         "torchvision_class": _torchvision(data.name),
         "network": network,
-        "norm": _NORMS[network.norm],
+        "norm": _NORMS[network.norm].format(groups=math.gcd(4, network.channels)),
+        "pooling": _POOLINGS[network.pooling],
+        "activation": _ACTIVATIONS[network.activation],
+        "sides": sides,
         "padded": first_map(data.channels, data.height) != data.height,
         "features": network.channels * last_map**2,
         "classes": data.classes,

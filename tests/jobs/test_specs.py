@@ -97,7 +97,7 @@ def test_a_spec_cannot_be_changed() -> None:
         (SgdSpec, {"epochs": 1, "learning_rate": 0.1}),
         (NetworkSpec, {"architecture": "vgg"}),
         (NetworkSpec, {"width": 0}),
-        (NetworkSpec, {"norm": "layer"}),
+        (NetworkSpec, {"norm": "filter"}),
         (NetworkSpec, {"architecture": "resnet10", "depth": 3}),
         (ImageOptimiserSpec, {"lr": 1.0, "name": "lbfgs"}),
         (ChoiceSpec, {"training": SGD, "by": "train"}),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ class PlainConvNet(Network):
         modules: list[nn.Module] = []
         for layer in layers(of):
             modules.append(nn.Conv2d(channels, layer.channels, layer.kernel, padding=layer.padding))
-            modules += [NORMS[norm](layer.channels)] if has_norm else []
+            side = side_after(size, replace(layer, pooled=False))
+            modules += [NORMS[norm](layer.channels, side)] if has_norm else []
             modules += [nn.ReLU(), *([nn.MaxPool2d(2)] if layer.pooled else [])]
             channels, size = layer.channels, side_after(size, layer)
         self.blocks = nn.Sequential(*modules)

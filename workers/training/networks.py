@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,27 @@ from jobs.plugins import is_plug_in
 from workers.runtime.plugins import object_named
 from workers.training.instance_norm import InstanceNorm
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "instance": InstanceNorm,
-    "batch": nn.BatchNorm2d,
-    "none": lambda channels: nn.Identity(),
+GROUPS = 4
+"""Groups of group norm, as in DC's code; fewer where they would not divide the channels."""
+NORMS: dict[str, Callable[[int, int], nn.Module]] = {
+    "instance": lambda channels, side: InstanceNorm(channels),
+    "batch": lambda channels, side: nn.BatchNorm2d(channels),
+    "layer": lambda channels, side: nn.LayerNorm([channels, side, side]),
+    "group": lambda channels, side: nn.GroupNorm(math.gcd(GROUPS, channels), channels),
+    "none": lambda channels, side: nn.Identity(),
 }
-"""The norms by name, each for a number of channels."""
+"""The norms by name, each for a map of some channels and some side."""
+POOLINGS: dict[str, Callable[[], nn.Module]] = {
+    "average": lambda: nn.AvgPool2d(2),
+    "max": lambda: nn.MaxPool2d(2),
+    "none": nn.Identity,
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": lambda: nn.LeakyReLU(0.01),
+    "sigmoid": nn.Sigmoid,
+    "swish": nn.SiLU,
+}
 
 
 class Network(nn.Module):
@@ -66,42 +81,54 @@ class Network(nn.Module):
 
 
 class ConvNet(Network):
-    """`depth` blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling, then one linear layer.
+    """`depth` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then one linear layer.
 
-    The flattened last map goes into the classifier, without global pooling. 28x28 images of one channel are
+    Published are instance norm, ReLU and average pooling (facts 1.1); the others are the variations of DC's code (facts
+    1.4). The flattened last map goes into the classifier, without global pooling. 28x28 images of one channel are
     padded by 3 in the first convolution, which makes the map 32x32 and the rest equal to the net for 32x32.
     """
 
-    def __init__(self, *, channels: int, size: int, classes: int, width: int, depth: int, norm: str) -> None:
+    def __init__(
+        self,
+        *,
+        channels: int,
+        size: int,
+        classes: int,
+        width: int,
+        depth: int,
+        norm: str,
+        pooling: str = "average",
+        activation: str = "relu",
+    ) -> None:
         """Lay the layers out; see `build`."""
         super().__init__()
         first_padding = 3 if (channels, size) == (1, 28) else 1
-        first_map = size + 2 * first_padding - 2
-        last = first_map >> max(depth, 0)
-        if depth < 1 or last < 1:
-            deepest = first_map.bit_length() - 1
-            raise ValueError(f"build: depth is {depth}: give 1 to {deepest} for images of {size} pixels")
+        side = size + 2 * first_padding - 2
+        if depth < 1 or (side >> depth < 1 and pooling != "none"):
+            fix = f"give 1 to {side.bit_length() - 1} for images of {size} pixels"
+            raise ValueError(f"build: depth is {depth}: {fix}")
         layers: list[nn.Module] = []
         for block in range(depth):
             layers += [
                 nn.Conv2d(width if block else channels, width, 3, padding=1 if block else first_padding),
-                NORMS[norm](width),
-                nn.ReLU(),
-                nn.AvgPool2d(2),
+                NORMS[norm](width, side),
+                ACTIVATIONS[activation](),
+                POOLINGS[pooling](),
             ]
+            side = side if pooling == "none" else side // 2
         self.blocks = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width * last * last, classes)
+        self.classifier = nn.Linear(width * side * side, classes)
 
     def embed(self, x: Tensor) -> Tensor:
         """Flattened last map: [n, width * side * side]."""
         return cast(Tensor, self.blocks(x)).flatten(1)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Each block's map after its ReLU, then the last one pooled, whose flattening is `embed`: [n, width, s, s]."""
+        """Each block's activations, then the last ones pooled, whose flattening is `embed`: [n, width, side, side]."""
         found = []
-        for layer in self.blocks:
+        for number, layer in enumerate(self.blocks):
             x = layer(x)
-            if isinstance(layer, nn.ReLU):
+            if number % 4 == 2:
                 found.append(x)
         return [*found, x]
 
@@ -109,16 +136,16 @@ class ConvNet(Network):
 class _Residual(nn.Module):
     """Two 3x3 convolutions with norm, beside a shortcut: 1x1 convolution and norm where the shape changes."""
 
-    def __init__(self, channels: int, width: int, stride: int, norm: str) -> None:
+    def __init__(self, channels: int, width: int, stride: int, norm: str, side: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-        self.first_norm = NORMS[norm](width)
+        self.first_norm = NORMS[norm](width, side)
         self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.second_norm = NORMS[norm](width)
+        self.second_norm = NORMS[norm](width, side)
         self.shortcut = nn.Sequential()
         if stride != 1 or channels != width:
             project = nn.Conv2d(channels, width, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(project, NORMS[norm](width))
+            self.shortcut = nn.Sequential(project, NORMS[norm](width, side))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.first_norm(self.first(x)))
@@ -147,17 +174,15 @@ class ResNet(Network):
         super().__init__()
         self.fan_out_init = fan_out_init
         self.stem = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.stem_norm = NORMS[norm](width)
+        self.stem_norm = NORMS[norm](width, size)
         layers: list[nn.Module] = []
-        incoming = width
+        incoming, side = width, size
         for group, stride in enumerate(_strides(size)):
+            side = math.ceil(side / stride)
             for block in range(depth):
-                layers.append(_Residual(incoming, width << group, 1 if block else stride, norm))
+                layers.append(_Residual(incoming, width << group, 1 if block else stride, norm, side))
                 incoming = width << group
         self.groups = nn.Sequential(*layers)
-        side = size
-        for stride in _strides(size):
-            side = math.ceil(side / stride)
         self.pool = side if fan_out_init else min(side, 4)
         self.classifier = nn.Linear(incoming * (side // self.pool) ** 2, classes)
 
@@ -202,6 +227,8 @@ def build(
     depth: int | None,
     norm: str,
     generator: torch.Generator,
+    pooling: str = "average",
+    activation: str = "relu",
 ) -> Network:
     """A freshly initialised network on the CPU, float32, drawn from `generator` alone.
 
@@ -213,8 +240,10 @@ def build(
         width: channels, units or numbers of a token, see `ArchitectureInfo.width`; None for the published one.
         depth: blocks of a ConvNet (default 3; the paper's Tiny-ImageNet net has 4) or ViT, layers of an MLP; the others
             take none. A class from outside gets width and depth only where they are given.
-        norm: "instance", "batch" or "none"; LeNet, AlexNet and MLP have none, the ViT its own.
+        norm: one of `NORMS`; LeNet, AlexNet and MLP have none, the ViT its own.
         generator: CPU generator of the initial weights.
+        pooling: one of `POOLINGS`, for a ConvNet.
+        activation: one of `ACTIVATIONS`, for a ConvNet.
 
     Raises:
         ValueError: for a name not listed, a depth that the size does not allow, or a depth where the name says it.
@@ -227,16 +256,18 @@ def build(
     if size < 2 or (width is not None and width < 1):
         raise ValueError(f"build: size is {size}, width is {width}: give 2 pixels and 1 channel or more")
     info = architecture_named(architecture)
-    for name, value in (("width", width), ("depth", depth), ("norm", norm)):
+    variations = {"pooling": pooling, "activation": activation}
+    for name, value in ({"width": width, "depth": depth, "norm": norm} | variations).items():
         if fix := info.fix_for(name, value):
             raise ValueError(f"build: {name} is {value}: {fix}")
     sizes = {"width": width, "depth": depth}
     if not is_plug_in(architecture):
         sizes = {"width": width or info.width, "depth": info.blocks if depth is None else depth}
-    given = {name: number for name, number in sizes.items() if number is not None}
+    chosen = dict(info.options) | (variations if info.takes_variations else {})
+    given: dict[str, Any] = {name: number for name, number in sizes.items() if number is not None}
     network = network_class(info.network)
     with torch.device("meta"):
-        module = network(channels=channels, size=size, classes=classes, norm=norm, **given, **info.options)
+        module = network(channels=channels, size=size, classes=classes, norm=norm, **given, **chosen)
     module.to_empty(device="cpu")
     module.initialise(generator)
     return module

@@ -45,8 +45,10 @@ def build_network(
         depth=spec.depth,
         norm=spec.norm,
         generator=generator,
+        pooling=spec.pooling,
+        activation=spec.activation,
     )
-    if device.type == "cuda" and spec.norm != "instance":  # whose norm would convert every map back and forth
+    if device.type == "cuda" and spec.norm in ("batch", "none"):  # other norms would convert every map back and forth
         network.to(memory_format=torch.channels_last)  # not run on a GPU
     return network.to(device)
 

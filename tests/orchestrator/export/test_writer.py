@@ -189,10 +189,14 @@ IDC = {
     "evaluate.epochs_total": 30,
 }
 
+VARIED = {"network.norm": "layer", "network.pooling": "max", "network.activation": "swish"}
+GROUPED = {"network.norm": "group", "network.pooling": "none", "network.activation": "leaky_relu"}
+RICH = {"zca and dsa": PAPER, "multi-formation and cutmix": IDC, "layer norm": VARIED, "group norm": GROUPED}
+
 
 @pytest.mark.slow
 @pytest.mark.long
-@pytest.mark.parametrize("numbers", [PAPER, IDC], ids=["zca and dsa", "multi-formation and cutmix"])
+@pytest.mark.parametrize("numbers", RICH.values(), ids=RICH)
 def test_the_program_repeats_richer_protocols_too(numbers: dict[str, Any], tmp_path: Path) -> None:
     workshop = evaluated(tmp_path, TWO_STAGES, set=numbers)
     done = writer.write(tmp_path / "out", made_of(workshop), workshop.store)

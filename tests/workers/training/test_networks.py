@@ -1,6 +1,7 @@
 """Networks have the published shapes, start from the caller's generator, and live in one flat vector."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def _net(
     width: int | None = None,
     depth: int | None = None,
     norm: str = "instance",
+    pooling: str = "average",
+    activation: str = "relu",
     seed: int = 0,
 ) -> Network:
     return build(
@@ -44,6 +47,8 @@ def _net(
         width=width,
         depth=depth,
         norm=norm,
+        pooling=pooling,
+        activation=activation,
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -164,6 +169,51 @@ def test_the_convnet_computes_what_a_ten_line_reference_computes() -> None:
         hidden = F.avg_pool2d(hidden.relu(), 2)
     torch.testing.assert_close(features(net, x), hidden.flatten(1))
     torch.testing.assert_close(net(x), hidden.flatten(1) @ p[8].T + p[9])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "published"),
+    [
+        ({"norm": "none"}, 320_010 - 3 * 256),
+        ({"norm": "batch"}, 320_010),
+        ({"norm": "group"}, 320_010),
+        ({"norm": "layer"}, 320_010 + 256 * (1024 - 1 + 256 - 1 + 64 - 1)),
+        ({"pooling": "max"}, 320_010),
+        ({"pooling": "none"}, 320_010 + 10 * 128 * (1024 - 16)),
+        ({"activation": "sigmoid"}, 320_010),
+    ],
+)
+def test_parameter_counts_of_the_convnets_variations(chosen: dict[str, str], published: int) -> None:
+    assert parameter_count(_net(**chosen)) == published
+
+
+@pytest.mark.parametrize(
+    ("activation", "function"),
+    [
+        ("relu", torch.relu),
+        ("leaky_relu", lambda x: torch.where(x > 0, x, 0.01 * x)),
+        ("sigmoid", torch.sigmoid),
+        ("swish", lambda x: x * torch.sigmoid(x)),
+    ],
+)
+@pytest.mark.parametrize("pooling", ["average", "max", "none"])
+def test_a_block_is_convolution_norm_activation_and_pooling(
+    activation: str, function: Callable[[Tensor], Tensor], pooling: str
+) -> None:
+    net, x = _net(size=8, width=8, depth=1, norm="group", activation=activation, pooling=pooling), _images(3)
+    weight, bias, *_ = net.parameters()
+    hidden = F.conv2d(x, weight, bias, padding=1).reshape(3, 4, -1)
+    hidden = (hidden - hidden.mean(2, keepdim=True)) / (hidden.var(2, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    hidden = function(hidden.reshape(3, 8, 8, 8))
+    pooled = {"average": F.avg_pool2d, "max": F.max_pool2d, "none": lambda y, _: y}[pooling](hidden, 2)
+    torch.testing.assert_close(features(net, x), pooled.flatten(1))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "instance", "group", "none"])
+@pytest.mark.parametrize("architecture", ["resnet18", "idc_resnet10", "vgg11"])
+def test_resnets_and_vgg_take_any_norm(architecture: str, norm: str) -> None:
+    net = _net(architecture, size=16, width=4, norm=norm)
+    assert net(_images(2, 16)).isfinite().all()
 
 
 def test_the_maps_are_those_after_each_relu_and_the_last_one_pooled() -> None:
@@ -344,7 +394,7 @@ def test_an_unknown_architecture_is_answered_with_the_list() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"norm": "layer"}, "norm is 'layer'.*instance, batch, none"),
+        ({"norm": "filter"}, "norm is 'filter'.*instance, batch, layer, group, none"),
         ({"size": 8, "depth": 4}, "depth is 4: give 1 to 3 for images of 8 pixels"),
         ({"depth": 0}, "depth is 0"),
         ({"width": 0}, "width is 0"),
