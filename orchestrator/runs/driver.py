@@ -25,7 +25,7 @@ from orchestrator.runs.pool import JobReturned, Message, Pool, PoolBroken, PoolE
 from orchestrator.runs.stop_file import STOP, StopFile, signals_held, signals_to
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
-from orchestrator.scheduler.job_status import Status
+from orchestrator.scheduler.job_status import UNFINISHED, Status
 from orchestrator.scheduler.schedule import Schedule
 from orchestrator.scheduler.scheduler import Change, Scheduler, State
 from workers.store.store import Audit
@@ -215,6 +215,15 @@ class Loop:
             cached = self.store.audit([key for key in schedule.keys if key not in self.scheduler.jobs]).sound
             self.turn([events.Replanned(self.now(), schedule, cached)])
 
+    def note_work_left(self) -> None:
+        """Note the seconds that are expected of all open jobs, by kind, from which `status` reckons the end."""
+        left: dict[str, float] = {}
+        for key, job in self.scheduler.jobs.items():
+            if job.status in UNFINISHED:
+                left[kind_of(key)] = left.get(kind_of(key), 0.0) + self.scheduler.schedule.seconds.get(key, 0.0)
+        if left:
+            self.note("work_left", by_kind={kind: round(seconds, 3) for kind, seconds in left.items()})
+
     def now(self) -> float:
         """Seconds since the run began."""
         return self.journal.elapsed()
@@ -284,6 +293,8 @@ class Loop:
             return
         actions = self.scheduler.feed(event)
         self.entries += _consequences(self.scheduler.changes, self.scheduler.schedule)
+        if isinstance(event, (events.Began, events.Replanned)):
+            self.note_work_left()
         for action in actions:
             match action:
                 case Start():
@@ -297,7 +308,8 @@ class Loop:
         path, share = self.scheduler.schedule.remaining_path[start.key], self.scheduler.share
         where = {"slot": start.slot, "host": self.hosts.get(start.slot, "")}
         job = {"key": start.key, "kind": kind_of(start.key), **where, "attempt": start.attempt}
-        return {**job, "remaining_path": path, "share": round(share, 3)}
+        expected = self.scheduler.schedule.seconds.get(start.key, 0.0)
+        return {**job, "remaining_path": path, "expected_seconds": expected, "share": round(share, 3)}
 
     def carry_out(self, action: Action) -> None:
         """Do what the scheduler asks; a start is void if its slot left later in the same turn."""

@@ -32,6 +32,7 @@ from jobs.keys import kind_of
 from jobs.outcomes import NetworkOutcome
 from orchestrator.results.cells import Reader, label, manifest_of
 from orchestrator.runs.time_left import Pace, Running, time_left
+from orchestrator.runs.timeline import clock_time
 from orchestrator.scheduler.job_status import AVAILABLE, UNFINISHED, UNSUCCESSFUL, Status
 from orchestrator.scheduler.scheduler import State
 from workers.store.claims import Claim
@@ -321,15 +322,6 @@ def _left(moment: Snapshot) -> list[str]:
 def short(key: str) -> str:
     """A key with as much of its digest as tells jobs apart."""
     return key[:-10]
-
-
-def clock_time(seconds: float) -> str:
-    """`42 s`, `3:07`, `1:03:07`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
 def held_out(manifest: Manifest) -> str:

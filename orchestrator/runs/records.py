@@ -28,14 +28,18 @@ RECORDS: Mapping[str, tuple[str, ...]] = {
     "job_yielded": ("key", "slot"),
     "job_failed": ("key", "reason", "message", "log"),
     "job_skipped": ("key", "because"),
+    "work_left": ("by_kind",),
     "slot_joined": ("slot", "host"),
     "slot_left": ("slot", "reason", "message"),
     "trial_reported": ("trial", "stage", "stages", "values", "metrics"),
     "note": ("text",),
     "run_ended": ("exit", "why", "counts"),
 }
-"""The fields of each event. `remaining_path` and `job_seconds` are in seconds, `because` is the key that
-failed, `jobs` counts the jobs by kind, `counts` by status, `exit` is the exit code."""
+"""The fields of each event. `remaining_path` and `job_seconds` are in seconds, `by_kind` has the seconds that are
+expected of all open jobs, `because` is the key that failed, `jobs` counts the jobs by kind, `counts` by status, `exit`
+is the exit code."""
+LATER = frozenset({"key", "expected_seconds"})
+"""Fields that a record may have beside those of its event, and that must then be what they ought to be."""
 
 Record = dict[str, Any]
 
@@ -72,12 +76,16 @@ def _is_count(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_whole, value.values()))
 
 
+def _is_amounts(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_number(amount) and amount >= 0 for amount in value.values())
+
+
 _CHECKS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("seq", "workers", "attempt", "trial", "stage", "stages", "exit"), _is_whole),
-    **dict.fromkeys(("seconds", "remaining_path", "job_seconds", "retry_after"), _is_number),
+    **dict.fromkeys(("seconds", "remaining_path", "expected_seconds", "job_seconds", "retry_after"), _is_number),
     **dict.fromkeys(("versions", "values", "metrics"), _is_object),
     **dict.fromkeys(("jobs", "counts"), _is_count),
-    **{"pid": _is_process, "key": _is_key, "experiments": _is_list},
+    **{"pid": _is_process, "key": _is_key, "experiments": _is_list, "by_kind": _is_amounts},
 }
 """What a field must be, by its name; all others are text."""
 _ALWAYS = ("seq", "t", "seconds")
@@ -106,6 +114,6 @@ def record_of(line: bytes) -> Record | None:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("event"), str):
         return None
-    fields = {*_ALWAYS, *RECORDS.get(record["event"], ()), *({"key"} & record.keys())}
+    fields = {*_ALWAYS, *RECORDS.get(record["event"], ()), *(LATER & record.keys())}
     fits = record.keys() >= fields and all(_CHECKS.get(name, _is_text)(record[name]) for name in fields)
     return record if fits else None

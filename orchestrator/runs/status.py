@@ -9,8 +9,10 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,8 @@ from jobs.errors import BadInput
 from jobs.keys import kind_of
 from orchestrator.runs import journal
 from orchestrator.runs.records import Record
+from orchestrator.runs.time_left import Running, Story
+from orchestrator.runs.timeline import clock_time
 from workers.store.claims import Claim, Claims
 from workers.store.files import is_plain, is_plain_file, names_in
 from workers.store.store import Store
@@ -85,7 +89,7 @@ class RunStatus:
     def lines(self) -> Iterator[Text]:
         """The same for people."""
         ending = f", exit {self.exit}" if self.exit is not None else ""
-        eta = f", about {self.eta_seconds:.0f} s left" if self.eta_seconds else ""
+        eta = f", about {clock_time(self.eta_seconds)} left" if self.eta_seconds and self.eta_seconds >= 1 else ""
         yield Text(f"{self.run}: {self.state}{ending}{eta}" + (f": {self.why}" if self.why else ""))
         yield Text("  " + ", ".join(f"{count} {name}" for name, count in self.jobs.items() if count))
         for job in self.running:
@@ -173,7 +177,7 @@ def from_records(
             for r in current
             if r["event"] == "job_failed"
         ],
-        eta_seconds=None if ended else _eta(current, standing, known),
+        eta_seconds=_eta(current, working, now) if state == "running" else None,
     )
 
 
@@ -209,14 +213,30 @@ def _running(standing: dict[str, str], claims: Iterable[Claim], now: float) -> l
     ]
 
 
-def _eta(current: Sequence[Record], standing: dict[str, str], known: int) -> float | None:
-    """The longest path that hangs on an unfinished job, as the driver estimated it when the job got ready."""
-    open_paths = [
-        record["remaining_path"]
-        for record in current
-        if record["event"] == "job_ready" and standing[record["key"]] in ("ready", "running")
-    ]
-    return round(max(open_paths), 1) if open_paths else (0.0 if known and not open_paths else None)
+def _eta(current: Sequence[Record], working: Sequence[Mapping[str, Any]], now: float) -> float | None:
+    """Seconds until the run ends, as far as its records and the claims of running jobs tell; None if nothing was said.
+
+    Args:
+        current: the records of its driver.
+        working: the running jobs, as `status` describes them.
+        now: unix seconds.
+    """
+    story = Story()
+    for record in current:
+        story.follow(record)
+    if not current or not current[0].get("jobs"):
+        return None
+    running = [Running(job["key"], job["progress"], job["note"], job["seconds"]) for job in working]
+    left = story.time_left(running, _seconds_of_driver(current, now))
+    return None if left is None else round(left, 1)
+
+
+def _seconds_of_driver(current: Sequence[Record], now: float) -> float:
+    """Seconds since the driver began, by the time of its last record."""
+    last = current[-1]
+    with suppress(ValueError):
+        return float(last["seconds"] + max(0.0, now - datetime.fromisoformat(last.get("t", "")).timestamp()))
+    return float(last["seconds"])
 
 
 def _driver_lives(records: Sequence[Record]) -> bool:

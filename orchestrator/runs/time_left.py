@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
@@ -174,20 +174,37 @@ def time_left(
 def _left(
     expected: Mapping[str, float], active: Mapping[str, Running], pace: Pace, at: float, horizon: float
 ) -> dict[str, float]:
-    """The seconds that are left of each open job; a job that runs late tells of those of its kind that wait."""
-    kinds = {kind_of(key) for key in expected}
-    hoped = pace.of(kinds, at, horizon)
+    """The seconds that are left of each open job."""
+    paces = _paces({kind_of(key) for key in expected}, expected, active, pace, at, horizon)
+    left = {key: seconds * paces[kind_of(key)] for key, seconds in expected.items()}
+    return left | {key: _remaining(job, left[key], pace) for key, job in active.items()}
+
+
+def _paces(
+    kinds: Iterable[str],
+    expected: Mapping[str, float],
+    active: Mapping[str, Running],
+    pace: Pace,
+    at: float,
+    horizon: float,
+) -> dict[str, float]:
+    """The pace of each kind; a job that runs late tells of those of its kind that wait.
+
+    Args:
+        kinds: the kinds.
+        expected: the seconds that were expected of each job in progress.
+        active: those jobs by key.
+        pace: what the jobs that are done have shown.
+        at: the time, by the clock of the pace.
+        horizon: the seconds from then on for which the paces are to hold.
+    """
+    hoped = pace.of({kind_of(key) for key in active}, at, horizon)
     learned = Pace(pace)
     for key, job in active.items():
-        telling = pace.is_telling(key, job.seconds)
-        whole = _whole(job, expected[key] * hoped[kind_of(key)], telling)
-        if whole > expected[key] * hoped[kind_of(key)]:
+        in_time = expected[key] * hoped[kind_of(key)]
+        if (whole := _whole(job, in_time, pace)) > in_time:
             learned.learn(kind_of(key), whole, expected[key], at)
-    paces = learned.of(kinds, at, horizon)
-    left = {key: seconds * paces[kind_of(key)] for key, seconds in expected.items()}
-    return left | {
-        key: _remaining(job, _whole(job, left[key], pace.is_telling(key, job.seconds))) for key, job in active.items()
-    }
+    return learned.of(kinds, at, horizon)
 
 
 def shortest(graph: Graph, left: Mapping[str, float], slots: int) -> float | None:
@@ -211,16 +228,88 @@ def shortest(graph: Graph, left: Mapping[str, float], slots: int) -> float | Non
     return max(max(graph.remaining_path(seconds).values()), sum(left.values()) / slots)
 
 
-def _whole(job: Running, hoped: float, telling: bool) -> float:
+def _whole(job: Running, hoped: float, pace: Pace) -> float:
     """Seconds that a running job takes from start to end: as hoped, or more by its age and by what it has done.
 
     Less is not believed: a job that goes on from a checkpoint is far for its age. Nor is the share that the first job
-    of a worker has done, which is not `telling`: its age is that of loading code.
+    of a worker has done: its age is that of loading code.
     """
-    by_itself = job.seconds / job.done if telling and job.done >= _TOLD else job.seconds * (1 + _OVERDUE)
-    return max(hoped, by_itself)
+    believed = job.done >= _TOLD and pace.is_telling(job.key, job.seconds)
+    return max(hoped, job.seconds / job.done if believed else job.seconds * (1 + _OVERDUE))
 
 
-def _remaining(job: Running, whole: float) -> float:
-    """Seconds that are left of a running job which takes `whole`."""
+def _remaining(job: Running, hoped: float, pace: Pace) -> float:
+    """Seconds that are left of a running job which was hoped to take so many."""
+    whole = _whole(job, hoped, pace)
     return whole * (1 - job.done) if job.done else max(whole - job.seconds, 0.0)
+
+
+_ALL = ""
+"""The name of no kind, whose pace is that of all."""
+_ENDS = ("job_done", "job_found", "job_failed", "job_skipped")
+_RETURNS = ("job_busy", "job_yielded")
+
+
+class Story:
+    """What a journal tells of the work that is left; `follow` takes its records one after another."""
+
+    def __init__(self) -> None:
+        self.slots = 0
+        self.pace = Pace()
+        self.waiting: dict[str, float] = {}
+        """The expected seconds of all open jobs by kind."""
+        self.paths: dict[str, float] = {}
+        """The expected seconds of the longest chain that begins with each job that is ready or running."""
+        self.expected: dict[str, float] = {}
+        """The expected seconds of each job that was started."""
+
+    def follow(self, record: Mapping[str, Any]) -> None:
+        """Take a record into account; one of an earlier version, which does not say what was expected, tells less."""
+        match record["event"]:
+            case "slot_joined":
+                self.slots += 1
+            case "slot_left":
+                self.slots -= 1
+            case "work_left":
+                self.waiting = dict(record["by_kind"])
+            case "job_ready":
+                self.paths[record["key"]] = record["remaining_path"]
+            case "job_started":
+                self.expected[record["key"]] = record.get("expected_seconds", 0.0)
+                self.pace.start(record["key"], record["slot"], record["seconds"])
+            case event if event in _ENDS or event in _RETURNS:
+                self._end(record["key"], event, record["seconds"])
+
+    def _end(self, key: str, event: str, at: float) -> None:
+        expected = self.expected.get(key, 0.0)
+        self.pace.end(key, at, expected if event == "job_done" and expected else None)
+        if event in _ENDS:
+            self.paths.pop(key, None)
+            if kind_of(key) in self.waiting:
+                self.waiting[kind_of(key)] = max(0.0, self.waiting[kind_of(key)] - expected)
+
+    def time_left(self, running: Iterable[Running], at: float) -> float | None:
+        """Seconds until the last open job ends, as `time_left` has them, as far as a journal knows.
+
+        Args:
+            running: the jobs in progress.
+            at: seconds since the driver began.
+
+        Returns:
+            None where work is left and there is no worker.
+        """
+        active = {job.key: job for job in running if job.key in self.paths}
+        whole_run = self._left(active, at, math.inf)
+        return whole_run and self._left(active, at, max(whole_run, _SHORTEST))
+
+    def _left(self, active: Mapping[str, Running], at: float, horizon: float) -> float | None:
+        expected = {key: self.expected.get(key, 0.0) for key in active}
+        kinds = {*self.waiting, *map(kind_of, active), _ALL}
+        paces = _paces(kinds, expected, active, self.pace, at, horizon)
+        own = {key: _remaining(job, expected[key] * paces[kind_of(key)], self.pace) for key, job in active.items()}
+        chains = [own.get(key, 0.0) + (path - expected.get(key, 0.0)) * paces[_ALL] for key, path in self.paths.items()]
+        if not chains or self.slots < 1:
+            return None if chains else 0.0
+        work = sum(own.values()) + sum(seconds * paces[kind] for kind, seconds in self.waiting.items())
+        work -= sum(expected[key] * paces[kind_of(key)] for key in active if kind_of(key) in self.waiting)
+        return max(max(chains), work / self.slots)

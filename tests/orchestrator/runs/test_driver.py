@@ -77,6 +77,7 @@ def test_a_chain_is_run_and_written_down(tmp_path: Path) -> None:
     assert story(tmp_path) == [
         "run_began",
         "job_ready",
+        "work_left",
         "slot_joined",
         "job_started",
         "job_done",
@@ -276,7 +277,7 @@ def test_what_one_look_at_the_pool_brought_is_written_in_one_go_before_anything_
     )
     monkeypatch.setattr(Journal, "write_all", counted)
     assert drive(tmp_path, graph, pool).exit == 0
-    assert writes == [(1, 0), (3, 0), (4, 0), (3, 2), (1, 3), (1, 3)]
+    assert writes == [(1, 0), (4, 0), (4, 0), (3, 2), (1, 3), (1, 3)]
 
 
 def test_a_job_whose_slot_left_in_the_same_turn_is_not_sent_there(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from orchestrator.runs.progress import (
     Progress,
     best_so_far,
     between_lines,
-    clock_time,
     short,
     snapshot,
     summary,
 )
 from orchestrator.runs.time_left import Pace, Running, shortest, time_left
+from orchestrator.runs.timeline import clock_time
 from orchestrator.scheduler.job_status import JobState, Status
 from orchestrator.scheduler.schedule import Schedule as CorePlan
 from orchestrator.scheduler.scheduler import Change, State

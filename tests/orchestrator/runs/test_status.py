@@ -132,14 +132,38 @@ def test_failures_come_with_reason_message_and_log() -> None:
     assert found.failures == [{"key": "full-1", "kind": "full", "reason": "diverged", "message": "NaN", "log": "x.log"}]
 
 
-def test_what_is_left_is_the_longest_path_of_the_jobs_that_are_open() -> None:
+def test_what_is_left_of_a_journal_of_an_earlier_version_is_the_longest_path_of_the_open_jobs() -> None:
     records = [
-        began(full=4),
+        began(full=4), told("slot_joined", "full-1"),
         told("job_ready", "full-1", remaining_path=90.0), told("job_ready", "full-2", remaining_path=40.04),
         told("job_started", "full-1"), told("job_done", "full-1"), told("job_started", "full-2"),
     ]  # fmt: skip
     assert seen(*records).eta_seconds == 40.0
     assert seen(*records, told("job_done", "full-2")).eta_seconds == 0.0
+
+
+def test_what_is_left_learns_from_the_jobs_that_are_done_and_counts_those_that_wait() -> None:
+    """Four jobs of 10 s on one worker, of which two took 30 s: a minute is left, and less when one is half done."""
+    records = [
+        began(full=4), told("slot_joined", "full-1", seconds=0.0), told("work_left", "full-1", by_kind={"full": 40.0}),
+        *(told("job_ready", f"full-{number}", remaining_path=10.0) for number in range(4)),
+    ]  # fmt: skip
+    assert seen(*records).eta_seconds == 40.0
+    for number in range(3):
+        at = {"seconds": 30.0 * number, "expected_seconds": 10.0}
+        records += [told("job_started", f"full-{number}", **at)]
+        records += [told("job_done", f"full-{number}", seconds=30.0 * number + 30.0)] if number < 2 else []
+    left = seen(*records).eta_seconds
+    assert left == 60.0
+    half = seen(*records, claims=(claim("full-2", done=0.5),), now=115.0).eta_seconds
+    assert half is not None and half < left
+    assert any("left" in str(line) for line in seen(*records).lines())
+
+
+def test_of_a_run_without_workers_or_whose_driver_is_gone_no_time_is_told() -> None:
+    records = (began(full=1), told("job_ready", "full-1"))
+    assert seen(*records).eta_seconds is None
+    assert seen(*records, told("slot_joined", "full-1"), lives=False).eta_seconds is None
 
 
 def test_an_empty_journal_is_a_run_of_which_nothing_is_known() -> None:
