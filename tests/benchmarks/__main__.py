@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tests.benchmarks.measure import Row, machine
 
-PARTS = ("driver", "planning", "start", "round_trip")
+PARTS = ("driver", "planning", "start", "round_trip", "limits", "loops")
 
 
 def main() -> None:
@@ -42,14 +42,16 @@ def main() -> None:
 def table(rows: list[Row], title: str) -> Table:
     """The rows for people."""
     shown = Table(title=title, title_justify="left")
-    for column in ("part", "what", "CPU s", "wall s", "per", "ratio", "goal", "", "note"):
+    for column in ("part", "what", "CPU s", "wall s", "per", "ratio", "goal", "", "share", "MiB", "error", "note"):
         shown.add_column(column, overflow="fold")
     for row in rows:
         numbers = (row.cpu_seconds, row.wall_seconds)
         times = ["" if number is None else f"{number:.3g}" for number in numbers]
         ratio, goal = ("" if number is None else f"{number:.3g}" for number in (row.ratio, row.goal))
         met = {None: "", True: "met", False: "MISSED"}[row.met]
-        shown.add_row(row.part, row.name, *times, row.per, ratio, goal, met, row.note)
+        extra = ["" if number is None else f"{number:.2g}" for number in (row.share, row.error)]
+        memory = "" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+        shown.add_row(row.part, row.name, *times, row.per, ratio, goal, met, extra[0], memory, extra[1], row.note)
     return shown
 
 

@@ -24,6 +24,9 @@ class Row:
         ratio: the figure beside its yardstick of the same run; None if it has none.
         per: what one figure is for.
         goal: the figure, or the ratio where there is one, that is to be kept.
+        share: of the limit of this host (`tests.benchmarks.limits`), where one is known.
+        peak_mib: memory at its peak over what the process held before, in MiB.
+        error: relative distance of the result to that in float64.
         note: the yardstick, and what else belongs to the figure.
     """
 
@@ -34,6 +37,9 @@ class Row:
     ratio: float | None = None
     per: str = "run"
     goal: float | None = None
+    share: float | None = None
+    peak_mib: float | None = None
+    error: float | None = None
     note: str = ""
 
     @property
