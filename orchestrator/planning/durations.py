@@ -19,9 +19,12 @@ from orchestrator.scheduler.schedule import Row, Schedule, rank_rows
 from workers.store.store import Manifest, Store
 
 DurationSource = Literal["measured", "corrected", "calibrated", "assumed"]
-"""Where a duration comes from: the job itself, or one of its size, was measured in this store; or jobs of its kind
+"""Where a duration comes from: the job itself, or one of its size, was measured in this store; or other jobs
 were, and the estimate from its work is corrected by how far they were off; or it is its work at the calibrated rate
 alone; or its method declares no cost, and it is assumed to take what trajectory matching would."""
+
+ALL = ""
+"""The name of no kind, for what is true of all kinds together."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ def estimate_durations(graph: Graph, store: Store, machine: cost.Machine = cost.
         if signatures[job.key] in alike:
             seconds[job.key] = measured.get(job.key, alike[signatures[job.key]])
             sources[job.key] = "measured"
-        elif job.kind in corrections:
-            seconds[job.key] *= corrections[job.kind]
+        elif corrections:
+            seconds[job.key] *= corrections.get(job.kind, corrections[ALL])
             if sources[job.key] != "assumed":
                 sources[job.key] = "corrected"
     return Durations(seconds, sources, frozenset(measured))
@@ -135,8 +138,11 @@ def _plug_in_costs(graph: Graph) -> tuple[dict[str, cost.IterationCost], set[str
 
 
 def _corrections(measured: Mapping[str, float], estimated: Mapping[str, float]) -> dict[str, float]:
-    """By kind of what was measured: the seconds it took divided by the seconds that were estimated."""
-    keys: dict[str, list[str]] = {}
+    """By kind of what was measured, and by `ALL`: the seconds it took divided by the seconds that were estimated.
+
+    A machine that did what was measured more slowly than estimated will do so with other kinds.
+    """
+    keys: dict[str, list[str]] = {ALL: list(measured)}
     for key in measured:
         keys.setdefault(kind_of(key), []).append(key)
     sums = {

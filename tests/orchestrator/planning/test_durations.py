@@ -102,14 +102,19 @@ def test_without_any_measurement_every_duration_is_the_estimate(tmp_path: Path) 
     assert all(found.of(job) == found.seconds[job.key] > 0 for job in graph)
 
 
-def test_a_job_that_was_done_tells_the_duration_of_itself_and_of_those_of_its_size(tmp_path: Path) -> None:
+def test_a_job_that_was_done_tells_the_duration_of_itself_of_those_of_its_size_and_the_pace_of_others(
+    tmp_path: Path,
+) -> None:
     graph, store = tiny(), Store.open(tmp_path)
     one, other = (key for key in graph.jobs if key.startswith("full"))
     stored(store, graph, one, 7.0)
     found = estimate_durations(graph, store)
     assert found.count()["measured"] == 2 and found.seconds[one] == found.seconds[other] == 7.0
     rest = [job for job in graph if job.key not in (one, other)]
-    assert all(found.seconds[job.key] == cost.seconds(job, graph, {}, {}) for job in rest)
+    slower = 7.0 / cost.seconds(graph[one], graph, {}, {})
+    assert all(found.seconds[job.key] == pytest.approx(slower * cost.seconds(job, graph, {}, {})) for job in rest), (
+        "a machine that is slower with one kind is slower with the others"
+    )
 
 
 def test_a_job_believes_its_own_time_rather_than_that_of_another_of_its_size(tmp_path: Path) -> None:
