@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jobs.documents import Name, named_file, read_yaml, validate
@@ -27,6 +27,7 @@ FOLDER = Path(__file__).parent / "tables"
 
 Kind = Literal["table", "curve", "pictures"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+Line = Annotated[tuple[Any, ...], Field(strict=False)]
 _NUMBER = re.compile(r"^(?P<mean>\d+\.\d)(?: ± (?P<std>\d+\.\d))?$")
 
 
@@ -106,14 +107,9 @@ class TableFile(Frozen):
     """What all cells are about: fields of `CellRequest`, `ipc_total` (images per class), and fields of an arm."""
     columns: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
     rows: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    published: dict[str, tuple[Any, ...]] = {}
+    published: dict[str, Line] = {}
     """By row, a number for each column."""
     notes: Names = ()
-
-    @field_validator("published", mode="before")
-    @classmethod
-    def _as_tuples(cls, grid: Any) -> Any:
-        return {row: tuple(line) for row, line in grid.items()} if isinstance(grid, Mapping) else grid
 
     @model_validator(mode="after")
     def _grid_fits(self) -> TableFile:
@@ -145,6 +141,13 @@ class CellRequest(Frozen):
     """In class-incremental learning, after which phase; 1-based."""
     networks: Count | None = None
     """How many the paper averages, where it is not the usual number; of each order in class-incremental learning."""
+
+
+class _ImagesInAll(Frozen):
+    """The images per class of all stages together; each stage has as many."""
+
+    ipc_total: Count
+    stages: Count = 1
 
 
 def names() -> list[str]:
@@ -196,10 +199,12 @@ def read_cell(file: TableFile, row: str, column: str) -> tuple[CellRequest, Arm]
     fields = {**file.common, **file.rows[row], **file.columns[column]}
     place = f"{file.name}.yaml"
     request = {name: fields.pop(name) for name in list(fields) if name in CellRequest.model_fields}
-    ipc_total, stages = fields.pop("ipc_total", None), fields.get("stages", 1)
+    in_all = {name: fields[name] for name in _ImagesInAll.model_fields if name in fields}
+    ipc_total = fields.pop("ipc_total", None)
     if fields.get("method") == "full":
         fields = {"method": "full"}
     elif ipc_total is not None:
+        stages = validate(_ImagesInAll, in_all, place, f"rows.{row}").stages
         if ipc_total % stages:
             raise BadInput(
                 place, f"rows.{row}", ipc_total, f"{stages} stages cannot share {ipc_total} images per class"

@@ -182,6 +182,10 @@ def test_adding_a_table_is_adding_a_file(tmp_path: Path) -> None:
             {"rows": {"Random": {"stages": 2}}, "columns": {"1": {"ipc_total": 3}, "2": {"ipc_total": 2}}},
             "2 stages cannot share 3",
         ),
+        ({"published": {"Random": 14.4}}, "published.Random is 14.4"),
+        ({"published": {"Random": "12"}}, "published.Random is '12'"),
+        ({"columns": {"1": {"ipc_total": "3"}}, "published": {}}, "ipc_total is '3'"),
+        ({"columns": {"1": {"ipc_total": 3, "stages": 0}}, "published": {}}, "stages is 0"),
         ({"kind": "chart"}, "kind is 'chart'"),
     ],
 )
