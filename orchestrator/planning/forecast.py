@@ -240,10 +240,12 @@ def forecast(
         store: what is done, and how long it took.
         workers: a number of workers for which a makespan is wanted beside the usual ones.
         budget: seconds of worker time, if cells are to be selected.
-        machine: what a worker is; by default that of the scale.
+        machine: what a worker is; by default that of the scale, where anything is left to do.
     """
     plan, graph = planned.plan, planned.plan.graph
-    machine = machine or durations.machine_of(planned.scale, workers)
+    if machine is None:
+        untimed = planned.scale != "paper" and graph.jobs.keys() <= set(store.keys())  # nothing is left to estimate
+        machine = cost.CORE if untimed else durations.machine_of(planned.scale, workers)
     estimated = durations.estimate_durations(graph, store, machine)
     schedule, cached = durations.schedule_of(plan, estimated), estimated.stored
     running = simulate.jobs_to_run(schedule, cached)

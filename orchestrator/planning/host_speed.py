@@ -13,11 +13,14 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from rich.console import Console
+
 from workers.data.remembered import Memory
 from workers.store.versions import installed_versions
 
 KEPT_SECONDS = 7 * 86_400.0
 """For how long a measurement is believed: kernels, clocks and neighbours change."""
+people = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def host_speed(workers: int) -> HostSpeed:
     known = memory.recall(name, state)
     if known is not None and 0 <= time.time() - known["at"] < KEPT_SECONDS:
         return HostSpeed(known["slowness"], known["at"])
+    people.print("timing the cores of this machine, as once a week", soft_wrap=True, highlight=False)
     from workers.training import speed  # takes torch along
 
     timed = HostSpeed(speed.slowness(workers), time.time())

@@ -240,6 +240,19 @@ def test_experiments_are_estimated_for_the_machine_of_their_scale(
     assert slow.shared == pytest.approx(2 * forecast(tiny(), Store.open(tmp_path), 1).shared)
 
 
+def test_where_all_is_there_nobody_waits_for_the_host_to_be_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.planning.durations.host_speed", lambda workers: pytest.fail("timed"))
+    planned, store = tiny(), Store.open(tmp_path)
+    for key in planned.plan.graph.jobs:
+        stored(store, planned, key, seconds=1.0)
+    assert forecast(planned, store, 1, machine=None).shared == 0
+    store.quarantine(next(iter(planned.plan.graph.jobs)), "for this test")
+    with pytest.raises(pytest.fail.Exception, match="timed"):
+        forecast(planned, store, 1, machine=None)
+
+
 def test_a_budget_names_what_it_completes_and_what_it_leaves_out(tmp_path: Path) -> None:
     whole = of_tables(tmp_path, "table5", "figure1")
     selection = of_tables(tmp_path, "table5", "figure1", budget=whole.shared / 2).budget

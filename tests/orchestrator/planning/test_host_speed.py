@@ -25,9 +25,12 @@ def timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return taken
 
 
-def test_a_host_is_timed_once_for_as_many_workers_as_it_has_cores(timings: list[int]) -> None:
+def test_a_host_is_timed_once_for_as_many_workers_as_it_has_cores(
+    timings: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert [host_speed(workers).slowness for workers in (1, 2, 1, 2, 3, 256)] == [1.0, 2.0, 1.0, 2.0, 2.0, 2.0]
     assert timings == [1, 2]
+    assert capsys.readouterr().err.count("timing the cores of this machine") == 2
 
 
 def test_it_is_timed_anew_after_a_week_and_by_another_torch_or_host(
