@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from jobs.documents import matching, read_yaml, validate
 from jobs.errors import BadInput
 from jobs.fields import Count, Frozen, Index, Positive
+from workers.runtime.visible_cards import visible_cards
 
 FILE = "cluster.yaml"
 
@@ -37,10 +38,12 @@ class WatchedClusterSpec(Frozen):
 
 
 class LocalClusterSpec(WatchedClusterSpec):
-    """This machine: `workers` processes of one core each; `auto` is one per core it may use."""
+    """This machine: `workers` processes; `auto` is `slots_per_gpu` per GPU, or one per core where there is no GPU."""
 
     kind: Literal["local"] = "local"
     workers: Count | Literal["auto"] = "auto"
+    slots_per_gpu: Count = 1
+    """Jobs that share a GPU, for networks that are too small to fill one."""
 
     @property
     def in_process(self) -> bool:
@@ -49,7 +52,9 @@ class LocalClusterSpec(WatchedClusterSpec):
 
     def count(self) -> int:
         """How many jobs run at a time."""
-        return usable_cores() if self.workers == "auto" else max(1, self.workers)
+        if self.workers != "auto":
+            return max(1, self.workers)
+        return len(visible_cards(os.environ)) * self.slots_per_gpu or usable_cores()
 
     def limited(self, workers: int) -> LocalClusterSpec:
         """This cluster with another number of worker processes; 0 is none but this one."""
@@ -103,7 +108,7 @@ class SlurmClusterSpec(WatchedClusterSpec):
     The last is `allocation`: inside `salloc`, nothing is submitted, and the command itself drives the run.
 
     Null leaves the choice to the site's defaults. A worker is one SLURM job, in gang mode one node; it does `slots`
-    jobs of ours at a time, by default one per GPU, or one per core where it has no GPU.
+    jobs of ours at a time, by default `slots_per_gpu` per GPU, or one per core where it has no GPU.
     """
 
     kind: Literal["slurm"]
@@ -125,6 +130,8 @@ class SlurmClusterSpec(WatchedClusterSpec):
     min_workers: Index = 0
     """So many workers are kept although they have nothing to do, until the run ends: no queueing between stages."""
     slots: Count | Literal["auto"] = "auto"
+    slots_per_gpu: Count = 1
+    """With `slots: auto`, the jobs that share a GPU."""
     array_throttle: Count | None = None
     """How many workers of one array SLURM may run at a time; null is all of them."""
     setup: Lines = ()
@@ -159,7 +166,7 @@ class SlurmClusterSpec(WatchedClusterSpec):
     @property
     def slots_per_worker(self) -> int:
         """Jobs that a worker does at a time."""
-        return (self.gpu_count or self.cpus) if self.slots == "auto" else self.slots
+        return (self.gpu_count * self.slots_per_gpu or self.cpus) if self.slots == "auto" else self.slots
 
     def count(self) -> int:
         """Jobs that run at a time when all workers are there."""

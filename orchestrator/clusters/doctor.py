@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
 from orchestrator.clusters.versions import PACKAGES, package_versions
 from orchestrator.planning.host_speed import host_speed
+from workers.runtime.visible_cards import visible_cards
 from workers.store.store import Store
 
 _FREE_GIB = 5
@@ -23,7 +25,7 @@ _SHM_GIB = 0.5
 def examine(place: Target) -> list[Finding]:
     """All checks of this machine, cheap ones first; of one that only submits to SLURM, those that it needs for that."""
     here = place.cluster.kind != "slurm"
-    workers_here = [_cores(place), _speed(place), _temporary_folder(), _shared_memory()] if here else []
+    workers_here = [_cards(), _workers(place), _speed(place), _temporary_folder(), _shared_memory()] if here else []
     return [_python(), *_packages(), *workers_here, *_store(place.store)]
 
 
@@ -50,11 +52,25 @@ def _device() -> Finding:
     return Finding("device", True, "no CUDA device: jobs run on the CPU")
 
 
-def _cores(place: Target) -> Finding:
-    cores, workers = usable_cores(), place.cluster.count()
-    return Finding(
-        "workers", workers <= cores, f"{workers} workers on {cores} cores", f"use --workers {cores} or fewer"
-    )
+def _cards() -> Finding:
+    """The cards of this machine that a run may use, and whether this PyTorch can."""
+    cards = visible_cards(os.environ)
+    usable = importlib.import_module("torch").cuda.is_available()
+    text = "; ".join(f"{card.id}: {card}" for card in cards) or "none"
+    fix = "install a PyTorch for the driver of these cards (https://pytorch.org/get-started/locally)"
+    return Finding("cards", usable or not cards, text, fix)
+
+
+def _workers(place: Target) -> Finding:
+    """How the workers share cores and cards."""
+    cores, workers, cards = usable_cores(), place.cluster.count(), len(visible_cards(os.environ))
+    if not cards:
+        found = f"{workers} workers on {cores} cores"
+        return Finding("workers", workers <= cores, found, f"use --workers {cores} or fewer")
+    most, threads = -(-workers // cards), max(1, cores // workers)
+    found = f"{workers} workers on {cards} cards, at most {most} on each; {threads} of {cores} cores for each"
+    fix = "more workers than cards pay for small networks only: use --workers " + str(cards)
+    return Finding("workers", workers <= max(cores, cards), found, fix)
 
 
 def _speed(place: Target) -> Finding:

@@ -109,10 +109,10 @@ class PlainNodes:
 
 
 class LocalCluster(PlainNodes):
-    """A Ray cluster on this machine that offers `workers` slots and leaves nothing behind."""
+    """A Ray cluster on this machine that offers `workers` slots on its `cards` and leaves nothing behind."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, workers: int, cards: int = 0) -> None:
+        self.workers, self.cards = workers, cards
         self.folder: Path | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
         self._ray: Any = None
@@ -148,6 +148,7 @@ class LocalCluster(PlainNodes):
                 address="local",
                 job_config=_with_our_imports(self._ray.job_config.JobConfig()),
                 num_cpus=self.workers,
+                num_gpus=self.cards,
                 resources={SLOT: self.workers},
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,

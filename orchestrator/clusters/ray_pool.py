@@ -18,11 +18,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import ceil, inf
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from jobs.graph import Job
+from orchestrator.clusters.config import usable_cores
 from orchestrator.clusters.ray_cluster import SLOT, Cluster, NodeUsage, brief
 from orchestrator.clusters.versions import versions as our_versions
 from orchestrator.runs.pool import (
@@ -56,6 +57,10 @@ class _Slot:
     actor: Any
     node: str
     host: str
+    number: int
+    """Its number on the node."""
+    card: int | None = None
+    """The number of the node's card that it keeps to; None where Ray gives it one, or none."""
     joined: bool = False
     key: str = ""
     """The job that it was given last."""
@@ -155,14 +160,23 @@ class RayPool:
         for name in [name for name, slot in self._slots.items() if slot.node not in nodes]:
             yield from self._drop(name, "lost", "its node is gone")
         yield from self._reconcile(nodes)
-        taken = Counter(slot.node for slot in (*self._slots.values(), *self._retired))
         for node in nodes.values():
-            if node["NodeID"] in self._released:
-                continue
-            offered = self._cluster.offers(node["Resources"])
-            for _ in range(offered - taken[node["NodeID"]]):
-                if self._failed_starts[node["NodeID"]] < START_ATTEMPTS:
-                    self._start_worker(node, offered)
+            if node["NodeID"] not in self._released:
+                self._fill(node)
+
+    def _fill(self, node: Mapping[str, Any]) -> None:
+        """Start a worker in every free slot of a node, until too many failed to start."""
+        for number in self._free_slots(node):
+            if self._failed_starts[node["NodeID"]] < START_ATTEMPTS:
+                self._start_worker(node, number)
+
+    def _free_slots(self, node: Mapping[str, Any]) -> list[int]:
+        """The slots of a node that have no worker, without those on cards that are left alone."""
+        retired = [slot for slot in self._retired if slot.node == node["NodeID"]]
+        taken = {slot.number for slot in (*self._slots.values(), *retired) if slot.node == node["NodeID"]}
+        left_alone = {slot.card for slot in retired} - {None}
+        numbers = range(self._cluster.offers(node["Resources"]))
+        return [number for number in numbers if number not in taken and _own_card(node, number) not in left_alone]
 
     def _end_hung_workers(self) -> Iterator[PoolEvent]:
         """Kill the workers that hang: the claims of their jobs have not been beaten for too long."""
@@ -205,17 +219,20 @@ class RayPool:
         nodes = self._ray.nodes()  # lists the dead ones too
         return {node["NodeID"]: node for node in nodes if node["Alive"] and self._cluster.offers(node["Resources"])}
 
-    def _start_worker(self, node: Mapping[str, Any], offered: int) -> None:
+    def _start_worker(self, node: Mapping[str, Any], number: int) -> None:
         place = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ours, gpus = SLOT in node["Resources"], node["Resources"].get("GPU", 0.0)
+        card, offered = _own_card(node, number), self._cluster.offers(node["Resources"])
         actor = self._actor_class.options(
             num_cpus=1,
-            num_gpus=gpu_share(node["Resources"].get("GPU", 0.0), offered),
-            resources={SLOT: 1} if SLOT in node["Resources"] else {},
+            num_gpus=0 if ours else gpu_share(gpus, offered, number),
+            resources={SLOT: 1} if ours else {},
             scheduling_strategy=place,
-        ).remote(*self._job_place)
-        name = f"{node['NodeManagerHostname']}-{self._started}"
+        ).remote(*self._job_place, card, offered)
+        host = node["NodeManagerHostname"]
+        name = f"{host}-{self._started}"
         self._started += 1
-        self._slots[name] = _Slot(actor, node["NodeID"], node["NodeManagerHostname"])
+        self._slots[name] = _Slot(actor, node["NodeID"], host, number, card)
         self._pending[actor.greet.remote()] = name
 
     def _collect(self, object_ref: Any) -> Iterator[PoolEvent]:
@@ -246,12 +263,12 @@ class RayPool:
             else:
                 slot.joined = True
                 self._failed_starts[slot.node] = 0
-                yield WorkerJoined(name, slot.host)
+                yield WorkerJoined(name, slot.host, "" if slot.card is None else f"{slot.host}/{slot.card}")
 
     def _lose_card(self, name: str, slot: _Slot, result: Mapping[str, Any]) -> Iterator[PoolEvent]:
         """End a worker after a sticky error of its card; its job is tried again by another one.
 
-        A card that fails time and again is kept by a worker that gets no jobs, so that Ray gives it to no other.
+        A card that fails time and again is kept by a worker that gets no jobs, so that no other gets it.
         """
         card = f"card {result['card']} of node {slot.host}"
         self._card_faults[card] += 1
@@ -261,6 +278,14 @@ class RayPool:
             self._retired.append(slot)
             yield Message(f"{card} is left alone: it failed {self._card_faults[card]} times; ask for its repair")
         yield from self._drop(name, "crashed", f"{card}: {result['message']}")
+        self._require_a_card()
+
+    def _require_a_card(self) -> None:
+        """Refuse to go on when all slots of all nodes are on cards that are left alone."""
+        nodes = self._living_nodes().values()
+        if self._slots or not nodes or any(self._free_slots(node) for node in nodes):
+            return
+        raise PoolBroken(f"every card of {', '.join(node['NodeManagerHostname'] for node in nodes)} is left alone")
 
     def _why_dead(self, slot: _Slot, error: Any) -> LeaveReason:
         if error.preempted:
@@ -289,8 +314,9 @@ class RayPool:
 class SlotWorker:
     """The process of one slot: settles on the machine once, then does one job after the other."""
 
-    def __init__(self, execute: str, store_root: str, run: str) -> None:
-        prepare_worker()
+    def __init__(self, execute: str, store_root: str, run: str, card: int | None = None, slots: int = 1) -> None:
+        """Keep to the node's card of this number, and take one thread, with a card the node's cores by its slots."""
+        prepare_worker(1 if card is None else max(1, usable_cores() // slots), card)
         self._execute, self._store_root, self._run = resolve(execute), store_root, run
 
     def greet(self) -> dict[str, str]:
@@ -326,8 +352,19 @@ def _look_for_gcs(address: str) -> None:
             time.sleep(0.5)
 
 
-def gpu_share(gpus: float, slots: int) -> float:
-    """The GPUs, or the part of one, that each of a node's slots gets so that all of them fit."""
+def _own_card(node: Mapping[str, Any], number: int) -> int | None:
+    """The card of a slot on a node of ours, all of whose cards are ours too; None on other nodes and without cards."""
+    cards = int(node["Resources"].get("GPU", 0))
+    return number % cards if cards and SLOT in node["Resources"] else None
+
+
+def gpu_share(gpus: float, slots: int, number: int) -> float:
+    """The GPUs, or the part of one, that slot `number` asks of a node that is not ours.
+
+    Ray fills one GPU with parts before it begins another, so the parts are such that n mod G share one and fill it.
+    """
     if gpus < 1:
         return 0.0
-    return float(gpus // slots) if gpus >= slots else 1.0 / ceil(slots / gpus)
+    if gpus >= slots:
+        return float(gpus // slots)
+    return 1.0 / len(range(int(number % gpus), slots, int(gpus)))

@@ -246,10 +246,10 @@ class Loop:
     def take(self, event: PoolEvent) -> None:
         """Note what the pool reports, then let the scheduler decide; after the end it is only noted."""
         match event:
-            case WorkerJoined(slot, host):
+            case WorkerJoined(slot, host, card):
                 self.hosts[slot] = host
-                self.note("slot_joined", slot=slot, host=host)
-                self.feed(events.SlotJoined(self.now(), slot))
+                self.note("slot_joined", slot=slot, host=host, **({"card": card} if card else {}))
+                self.feed(events.SlotJoined(self.now(), slot, card))
             case WorkerLeft(slot, reason, message):
                 self.note("slot_left", slot=slot, reason=reason, message=message)
                 self.feed(events.SlotLeft(self.now(), slot, reason, message))

@@ -34,6 +34,8 @@ class WorkerJoined:
 
     slot: str
     host: str
+    card: str = ""
+    """What it shares with other slots of the same name: a card; empty for a core of its own."""
 
 
 @dataclass(frozen=True)
@@ -139,13 +141,18 @@ def resolve(dotted: str) -> Any:
         raise ImportError(f"{module} has no {name}") from error
 
 
-def prepare_worker() -> None:
-    """Settle this process on its machine before its first job; a program without our workers, as in tests, has none."""
+def prepare_worker(threads: int = 1, card: int | None = None) -> None:
+    """Settle this process on its machine before its first job; a program without our workers, as in tests, has none.
+
+    Args:
+        threads: of its operators on the CPU.
+        card: the number of the card that it keeps to; None leaves it all that it sees.
+    """
     try:
         prepare = resolve("workers.runtime.process.prepare_process")
     except ModuleNotFoundError:
         return
-    prepare()
+    prepare(threads, card)
 
 
 def perform(execute: Execute, job: dict[str, Any], store_root: str, run: str, memory_level: int) -> dict[str, Any]:

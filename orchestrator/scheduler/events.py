@@ -31,9 +31,10 @@ class Began(Event):
 
 @dataclass(frozen=True)
 class SlotJoined(Event):
-    """A worker can take jobs."""
+    """A worker can take jobs; of slots on the same card, those on the emptiest one get them first."""
 
     slot: str
+    card: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ Theory of operation
     An event costs the logarithm of the number of jobs: which jobs are ready, which slots are idle and how many parents
     each job misses is kept up to date, and what an event changed is collected in `State.changes`.
 
-What it leaves out: which slot suits which job. All slots are equal, and one slot runs one job.
+What it leaves out: which slot suits which job. One slot runs one job, and those on the emptiest card go first.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from orchestrator.scheduler.job_status import (
 )
 from orchestrator.scheduler.ready_queue import ReadyQueue
 from orchestrator.scheduler.schedule import Schedule, behind
+from orchestrator.scheduler.slots import emptiest_first
 
 WAIT_FOR_WORKERS = 30.0
 """Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
@@ -72,6 +73,8 @@ class State:
     jobs: Mapping[str, JobState]
     slots: Mapping[str, str | None] = field(default_factory=dict)
     """The key each slot runs, None when idle."""
+    cards: Mapping[str, str] = field(default_factory=dict)
+    """By slot, the card that it keeps to."""
     leaving: frozenset[str] = frozenset()
     """Slots that start nothing more."""
     no_workers_since: float | None = None
@@ -120,7 +123,7 @@ class Scheduler:
 
     def __init__(self, state: State) -> None:
         self.schedule, self.at = state.schedule, 0.0
-        self.jobs, self.slots = dict(state.jobs), dict(state.slots)
+        self.jobs, self.slots, self.cards = dict(state.jobs), dict(state.slots), dict(state.cards)
         self.leaving, self.no_workers_since = state.leaving, state.no_workers_since
         self.stopping, self.finished = state.stopping, state.finished
         self.actions: list[Action] = []
@@ -154,8 +157,8 @@ class Scheduler:
         return self._state(MappingProxyType(self.jobs), MappingProxyType(self.slots))
 
     def _state(self, jobs: Mapping[str, JobState], slots: Mapping[str, str | None]) -> State:
-        ending = (self.stopping, self.finished)
-        return State(self.schedule, jobs, slots, self.leaving, self.no_workers_since, *ending, self.changes)
+        others = (dict(self.cards), self.leaving, self.no_workers_since, self.stopping, self.finished)
+        return State(self.schedule, jobs, slots, *others, self.changes)
 
     def _index(self) -> None:
         """Build what would take too long to look for at every event."""
@@ -176,7 +179,7 @@ class Scheduler:
             case events.Began():
                 self._begin(event.cached)
             case events.SlotJoined():
-                self._join(event.slot)
+                self._join(event.slot, event.card)
             case events.SlotLeft():
                 self._leave(event)
             case events.JobEvent():
@@ -368,10 +371,11 @@ class Scheduler:
 
     # Slots.
 
-    def _join(self, slot: str) -> None:
+    def _join(self, slot: str, card: str) -> None:
         if slot in self.slots:
             raise IllegalTransition(f"slot {slot} joined twice")
         self.slots[slot] = None
+        self.cards |= {slot: card} if card else {}
         self.idle.add(slot)
         self.no_workers_since = None
 
@@ -386,7 +390,7 @@ class Scheduler:
     def _leave(self, event: events.SlotLeft) -> None:
         if event.slot not in self.slots:
             raise IllegalTransition(f"slot {event.slot} left without having joined")
-        key = self.slots.pop(event.slot)
+        key, _ = self.slots.pop(event.slot), self.cards.pop(event.slot, None)
         self.leaving -= {event.slot}
         self.idle.discard(event.slot)
         self.no_workers_since = self.no_workers_since if self.slots else self.at
@@ -404,7 +408,7 @@ class Scheduler:
         """Give idle slots the most urgent ready jobs that their groups admit."""
         if self.stopping or not self.idle or not self.ready.entered:
             return
-        idle = list(self.idle) if len(self.idle) == 1 else [slot for slot in self.slots if slot in self.idle]
+        idle = list(self.idle) if len(self.idle) == 1 else emptiest_first(self.idle, self.slots, self.cards)
         self.share = self.waiting / 1000 / (len(self.slots) - len(self.leaving))
         for slot, key in zip(idle, self.ready.pick(self.at, len(idle), self.share), strict=False):
             self._start(key, slot)

@@ -7,6 +7,7 @@ run's journal and the store.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from orchestrator.runs.pool import InProcessPool, Pool
 from orchestrator.runs.status import from_records
 from orchestrator.scheduler.scheduler import State
 from orchestrator.workloads.base import LaunchOptions, Run, RunEnd, RunResult, Session, Workload, speaker
+from workers.runtime.visible_cards import visible_cards
 from workers.store.claims import Claims
 from workers.store.store import Store
 
@@ -184,7 +186,7 @@ def cluster_of(target: Target, home: Path) -> Cluster | None:
     """
     match target.cluster:
         case LocalClusterSpec():
-            return None if _in_process(target) else LocalCluster(target.cluster.count())
+            return None if _in_process(target) else LocalCluster(target.cluster.count(), len(visible_cards(os.environ)))
         case RayClusterSpec(address=address, token_file=token):
             if token is not None and not Path(token).expanduser().is_file():
                 raise BadInput("cluster.yaml", f"clusters.{target.name}.token_file", token, "name a file you can read")

@@ -8,10 +8,13 @@ of a job's key. Scheduling, pinning and memory limits are left to whoever starts
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 
 import torch
+
+from workers.runtime.visible_cards import pinned
 
 _M_TRIM_THRESHOLD = -1  # from glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
@@ -22,22 +25,37 @@ def device_of_choice() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare_process(threads: int = 1) -> None:
-    """Set the thread count, TF32 and the allocator; call once, before the first large tensor.
+def prepare_process(threads: int = 1, card: int | None = None) -> None:
+    """Take one card, set the thread count, TF32 and the allocator; call once, before the first large tensor.
 
     One thread is the default because a node runs several workers and oversubscribed cores slow all of
     them. TF32 for matrix products is switched on where there is CUDA (not run on a GPU); cuDNN's
     convolutions use it already.
+
+    Args:
+        threads: of PyTorch's operators on the CPU.
+        card: which of the cards that this process sees it keeps to, counted round; None leaves it all of them.
 
     Raises:
         ValueError: if `threads` is below 1.
     """
     if threads < 1:
         raise ValueError(f"prepare_process: threads is {threads}: give 1 or more")
+    if card is not None:
+        take_card(card)
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     keep_freed_pages()
+
+
+def take_card(number: int) -> None:
+    """Keep this process to one of the cards that it sees, counted round; CUDA must not have started in it."""
+    for name, value in pinned(os.environ, number, amd=torch.version.hip is not None).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def keep_freed_pages() -> bool:

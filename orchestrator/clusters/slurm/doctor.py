@@ -27,6 +27,7 @@ from orchestrator.clusters.slurm.client import SlurmClient, allocation, outside_
 from orchestrator.clusters.slurm.ray_node import address_of, node_folder
 from orchestrator.clusters.slurm.sbatch import step
 from orchestrator.clusters.versions import CODE, package_versions, versions
+from workers.runtime.visible_cards import CUDA, HIP, ROCR, visible_cards
 from workers.store.files import replace_file
 
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
@@ -234,7 +235,7 @@ def node_findings(
             answer["temporary"] or spec.temporary_folder,
             "set temporary_folder to a short local folder such as /tmp",
         ),
-        _node_gpus(spec, answer["gpus"]),
+        _node_gpus(spec, answer),
     ]
     if not named:
         return findings
@@ -243,12 +244,13 @@ def node_findings(
     ]
 
 
-def _node_gpus(spec: SlurmClusterSpec, variable: str | None) -> Finding:
+def _node_gpus(spec: SlurmClusterSpec, answer: Mapping[str, Any]) -> Finding:
     try:
-        seen = parsers.visible_gpus({} if variable is None else {"CUDA_VISIBLE_DEVICES": variable}, spec.gpu_count)
+        seen = parsers.visible_gpus(answer["gpus"], spec.gpu_count)
     except ValueError as error:
-        return Finding("GPUs on a node", False, f"CUDA_VISIBLE_DEVICES is {variable!r}", str(error))
-    return Finding("GPUs on a node", True, ", ".join(seen) or "none, none asked for")
+        return Finding("GPUs on a node", False, f"the environment says {answer['gpus'] or 'nothing'}", str(error))
+    cards = ", ".join(answer["cards"]) or ", ".join(seen)
+    return Finding("GPUs on a node", True, cards or "none, none asked for")
 
 
 def node_answer(folder: Path, temporary: str, interface: str | None) -> dict[str, Any]:
@@ -268,7 +270,8 @@ def node_answer(folder: Path, temporary: str, interface: str | None) -> dict[str
         "sees": sees,
         "temporary": trouble,
         "versions": {**versions(), **package_versions()},
-        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "gpus": {name: os.environ[name] for name in (CUDA, ROCR, HIP) if name in os.environ},
+        "cards": [str(card) for card in visible_cards(os.environ)],
     }
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from workers.runtime.visible_cards import CUDA, HIP, ROCR, listed_cards
+
 LARGEST_ARRAY = 1000
 """Tasks of one array where the site does not say its limit."""
 
@@ -249,12 +251,13 @@ def minutes_of(limit: str) -> float | None:
 
 
 def visible_gpus(environment: Mapping[str, str], given: int) -> list[str]:
-    """The GPUs that a worker sees, as CUDA_VISIBLE_DEVICES names them.
+    """The GPUs that a worker sees, as CUDA_VISIBLE_DEVICES names them, or what AMD's cards have in its place.
 
     Raises:
         ValueError: they are not as many as it was given.
     """
-    value = environment.get("CUDA_VISIBLE_DEVICES")
+    name = next((name for name in (CUDA, ROCR, HIP) if name in environment), CUDA)
+    value = environment.get(name)
     if value is None and given == 0:
         return []
     if value is None:
@@ -262,10 +265,10 @@ def visible_gpus(environment: Mapping[str, str], given: int) -> list[str]:
             f"{given} GPUs were asked for, but CUDA_VISIBLE_DEVICES is not set: every process would see all GPUs of "
             "the node; let SLURM set it (GresTypes=gpu, a gres.conf) or ask for no GPU"
         )
-    seen = [device for device in value.split(",") if device.strip() and device.strip() != "NoDevFiles"]
+    seen = listed_cards({CUDA: value}) or []
     if len(seen) != given:
         raise ValueError(
-            f"{given} GPUs were asked for, but CUDA_VISIBLE_DEVICES is {value!r}: "
+            f"{given} GPUs were asked for, but {name} is {value!r}: "
             + ("others may be working there" if len(seen) > given else "some are missing")
             + "; take the variable out of the setup lines, and ask the site whether SLURM narrows it"
         )

@@ -14,6 +14,8 @@ from orchestrator.clusters.config import LocalClusterSpec, Target
 from orchestrator.clusters.doctor import examine
 from orchestrator.clusters.finding import Finding
 from orchestrator.planning.host_speed import HostSpeed
+from tests.nvidia_smi import UUIDS, pretend_cards
+from workers.runtime.visible_cards import installed_cards
 
 
 def findings(root: Path | str, workers: int = 1) -> dict[str, Finding]:
@@ -67,6 +69,18 @@ def test_more_workers_than_cores_are_found(tmp_path: Path, monkeypatch: pytest.M
     assert findings(tmp_path, workers=2)["workers"].ok
     found = findings(tmp_path, workers=3)["workers"]
     assert (found.ok, found.found) == (False, "3 workers on 2 cores") and "--workers 2" in found.fix
+
+
+def test_cards_are_shown_with_what_a_worker_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings(tmp_path)["cards"] == Finding("cards", True, "none", findings(tmp_path)["cards"].fix)
+    pretend_cards(tmp_path, monkeypatch, 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 16)
+    found = findings(tmp_path, workers=3)
+    assert f"{UUIDS[1]}: NVIDIA H100 80GB HBM3, 80 GiB" in found["cards"].found
+    assert not found["cards"].ok and "PyTorch" in found["cards"].fix, "this PyTorch sees no card"
+    assert found["workers"].found == "3 workers on 2 cards, at most 2 on each; 5 of 16 cores for each"
+    installed_cards.cache_clear()
 
 
 def test_a_temporary_folder_whose_name_is_too_long_for_sockets_is_found(

@@ -22,7 +22,7 @@ import pytest
 from jobs.errors import BadInput
 from orchestrator.clusters import ray_cluster, reaper
 from orchestrator.clusters.ray_cluster import LocalCluster
-from orchestrator.clusters.ray_pool import RayPool, _look_for_gcs, gpu_share
+from orchestrator.clusters.ray_pool import RayPool, _look_for_gcs
 from orchestrator.runs.driver import RunInfo, run
 from orchestrator.runs.journal import Journal, read
 from orchestrator.runs.pool import JobReturned, PoolBroken, PoolEvent, WorkerJoined, WorkerLeft
@@ -529,16 +529,6 @@ def test_the_environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     with ray_cluster._environment({"RAY_AUTH_TOKEN": None, "RAY_AUTH_MODE": "token"}):
         assert "RAY_AUTH_TOKEN" not in os.environ and os.environ["RAY_AUTH_MODE"] == "token"
     assert os.environ["RAY_AUTH_TOKEN"] == "theirs" and "RAY_AUTH_MODE" not in os.environ
-
-
-@pytest.mark.parametrize(
-    ("gpus", "slots", "share"),
-    [(0, 4, 0.0), (4, 4, 1.0), (4, 2, 2.0), (5, 2, 2.0), (1, 3, 1 / 3), (2, 3, 0.5), (2, 4, 0.5)],
-)
-def test_all_slots_of_a_node_find_room_on_its_gpus(gpus: int, slots: int, share: float) -> None:
-    assert gpu_share(gpus, slots) == share
-    rooms = gpus // share if share >= 1 else gpus * int(1 / share + 1e-9) if share else slots
-    assert rooms >= slots
 
 
 @linux

@@ -84,6 +84,7 @@ def test_time_limits_are_read_as_slurm_writes_them(limit: str, minutes: float | 
         ({"CUDA_VISIBLE_DEVICES": ""}, 0, []),
         ({"CUDA_VISIBLE_DEVICES": "1"}, 1, ["1"]),
         ({"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"}, 2, ["GPU-1", "GPU-2"]),
+        ({"ROCR_VISIBLE_DEVICES": "2,3"}, 2, ["2", "3"]),
     ],
 )
 def test_a_worker_sees_the_gpus_it_was_given(environment: dict[str, str], given: int, seen: list[str]) -> None:

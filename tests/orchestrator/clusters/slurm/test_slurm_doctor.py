@@ -67,7 +67,7 @@ def test_preemption_that_cancels_is_foreseen(config: dict[str, str], fields: dic
 
 
 OURS = {"python": "3.12.1", "torch": "2.7"}
-PLAIN = {"sees": True, "temporary": "", "gpus": None}
+PLAIN = {"sees": True, "temporary": "", "gpus": {}, "cards": []}
 ANSWERS = (
     {"host": "n2", "address": "10.0.0.2", **PLAIN, "versions": {"python": "3.12.1"}},
     {"host": "n1", "address": "10.0.0.1", **PLAIN, "versions": OURS, "sees": False},
