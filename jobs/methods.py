@@ -33,6 +33,8 @@ class GradientSettings(Frozen):
     """Real images of a class in a match."""
     augmentation: Augmentation = "none"
     """Of both sides of a match; `none` is DC."""
+    classes_at_once: Count = 1
+    """Classes that are matched in one call: many launch less on a card, one needs the least memory."""
     training: NetworkTraining
     """Between image steps, on the synthetic set."""
 
@@ -60,6 +62,8 @@ class IdcSettings(Frozen):
     """Of both sides of a match, in IDC's combination."""
     n_data: Count
     """Real images on which the network trains between rounds, rounded up to whole batches."""
+    classes_at_once: Count = 1
+    """Classes that are matched in one call: many launch less on a card, one needs the least memory."""
     training: NetworkTraining
 
 

@@ -16,16 +16,22 @@ from torch import nn
 
 from jobs.errors import Yielded
 from jobs.graph import Job
-from jobs.specs import NetworkSpec, SgdSpec
+from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
 from tests.pretended import DEVICE, Card, card
 from tests.workers.workshop import Workshop
+from workers.data.dataset import Split
+from workers.data.preprocess import Affine
+from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
+from workers.methods import method_named, settings_for
+from workers.methods.base import LearnableImages, Stage
 from workers.methods.trajectory_matching import ENGINES, InnerBatch, Student, batches_on
 from workers.runtime.context import JobContext
 from workers.training.augmentation import Augmentation
 from workers.training.instance_norm import InstanceNorm
-from workers.training.networks import ConvNet, build, flatten
+from workers.training.networks import ConvNet, Network, build, flatten
 from workers.training.students import build_network, fit, trainer_for
+from workers.training.transition import StartNetworks
 
 TWO = {"stages": 2, "ipc_per_stage": 1}
 ONE = {"ipc_per_stage": 1}
@@ -221,6 +227,55 @@ def test_a_training_step_launches_few_kernels_and_never_waits() -> None:
             fit(trainer_for(network, training, generator), images, labels, training)
             counts[batches] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
     _assert_few(counts, most=50)
+
+
+CLASSES = 10
+TRAINING = {"epochs": 1, "lr": 0.01, "batch_size": 8}
+MATCHES: dict[str, dict[str, Any]] = {
+    "dsa": {"outer": 1, "batch_real": 6, "augmentation": "color_crop_cutout_flip_scale_rotate", "training": TRAINING},
+    "idc": {"rounds": 1, "batch_real": 6, "augmentation": "color_crop_cutout", "n_data": 8, "training": TRAINING},
+}
+"""Iterations of one match a class, without training between."""
+
+
+def _class_match(name: str, at_once: int) -> Card:
+    """What one match of each of ten classes costs, the image steps included."""
+    draws = torch.Generator().manual_seed(3)
+    factor = 2 if name == "idc" else 1
+
+    def labelled(each: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.rand(CLASSES * each, 3, 16, 16, generator=draws)
+        return images.to(DEVICE), torch.arange(CLASSES).repeat_interleave(each).to(DEVICE)
+
+    def network(number: int) -> Network:
+        spec = NetworkSpec(architecture="convnet", width=8, depth=3)
+        return build_network(spec, (3, 16, 16), CLASSES, torch.Generator().manual_seed(number), DEVICE)
+
+    settings = settings_for(name, {**MATCHES[name], "classes_at_once": at_once})
+    with card() as there:
+        image = ImageOptimiserSpec(lr=0.1)
+        spec = DistilSpec(
+            method=name, stage=1, ipc_per_stage=2, factor=factor, network=NetworkSpec(), iterations=3, image=image,
+            choice=ChoiceSpec(by="last"), settings={},
+        )  # fmt: skip
+        starts = StartNetworks(network, lambda number: draws, (), None, None)
+        transform = Affine(torch.tensor([0.5] * 3).to(DEVICE), torch.tensor([0.25] * 3).to(DEVICE))
+        stage = Stage(spec, Split(*labelled(8)), CLASSES, transform, None, network(0), starts, DEVICE, 0)
+        method = method_named(name)(stage, settings)
+        learnable = LearnableImages(SyntheticSet(*labelled(2), None, factor), None, image, 3)
+        method.iterate(learnable, 0, draws)  # what happens once is over
+        there.reset()
+        method.iterate(learnable, 1, draws)
+    return there
+
+
+@pytest.mark.parametrize("name", MATCHES)
+def test_a_class_match_launches_few_kernels_with_ten_classes_at_once(name: str) -> None:
+    """The figures of docs/performance.md."""
+    alone, together = _class_match(name, 1), _class_match(name, CLASSES)
+    assert alone.total("kernel") / CLASSES > 200
+    assert together.total("kernel") / CLASSES <= 60
+    assert together.total("wait") + together.total("upload") < alone.total("wait") + alone.total("upload")
 
 
 def _assert_few(counts: dict[int, dict[str, int]], most: int) -> None:

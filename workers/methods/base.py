@@ -9,6 +9,7 @@ no method can move them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -59,6 +60,21 @@ class LearnableImages:
         if self.earlier is not None and earlier_rate:
             self._learning["earlier"] = (self.earlier, earlier_rate)
         self._optimisers = {name: _image_optimiser(images, optimiser) for name, (images, _) in self._learning.items()}
+
+    def twin(self) -> LearnableImages:
+        """The same images with the same optimisers, to be moved on their own."""
+        twin = copy(self)
+        twin._learning = {name: (images.clone(), share) for name, (images, share) in self._learning.items()}
+        twin.new = twin._learning["new"][0]
+        if "earlier" in twin._learning:
+            twin.earlier = twin._learning["earlier"][0]
+        twin._optimisers = {name: _image_optimiser(images, self._spec) for name, (images, _) in twin._learning.items()}
+        for name, (images, _) in twin._learning.items():
+            for buffers in self._optimisers[name].state.values():
+                twin._optimisers[name].state[images] = {
+                    buffer: value.clone() if isinstance(value, Tensor) else value for buffer, value in buffers.items()
+                }
+        return twin
 
     @property
     def union(self) -> Tensor:

@@ -7,13 +7,15 @@ numbers leave the finite ones.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from jobs.errors import Diverged
-from workers.methods.base import LearnableImages
-from workers.training.augmentation import Augmentation
+from jobs.errors import BadInput, Diverged
+from workers.methods.base import LearnableImages, Stage
+from workers.training.augmentation import Augmentation, Draw, draws_on
+from workers.training.side_by_side import stands_side_by_side
 
 
 def rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
@@ -31,11 +33,85 @@ def siamese(
     augmentation: Augmentation | None, real: Tensor, synthetic: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Both batches [n, C, H, W] under one draw, shared by all of their images."""
-    if augmentation is None:
+    draw = siamese_draw(augmentation, real, generator)
+    if augmentation is None or draw is None:
         return real, synthetic
-    height, width = real.shape[2:]
-    draw = augmentation.draw(1, (height, width), generator, siamese=True)
     return augmentation.apply(real, draw), augmentation.apply(synthetic, draw)
+
+
+def siamese_draw(augmentation: Augmentation | None, images: Tensor, generator: torch.Generator) -> Draw | None:
+    """What `siamese` would draw for images [..., H, W]."""
+    if augmentation is None:
+        return None
+    height, width = images.shape[-2:]
+    return augmentation.draw(1, (height, width), generator, siamese=True)
+
+
+class SiameseDraws:
+    """The draws of several classes; classes with the same operations are augmented together.
+
+    Args:
+        augmentation: None for the identity.
+        draws: of each class, of one row.
+        device: where the images are.
+    """
+
+    def __init__(self, augmentation: Augmentation | None, draws: Sequence[Draw | None], device: torch.device) -> None:
+        self._augmentation = augmentation
+        self._groups: dict[tuple[str, ...], list[int]] = {}
+        for position, draw in enumerate(draws):
+            if draw is not None:
+                self._groups.setdefault(draw.names, []).append(position)
+        joint = [_joint([draws[position] for position in group]) for group in self._groups.values()]
+        self._draws = draws_on(device, joint)
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Augment images [classes, n, C, H, W], those of each class by its draw; differentiable to second order."""
+        if self._augmentation is None or not self._groups:
+            return images
+        by_class, n = images.unbind(), images.shape[1]
+        augmented: dict[int, Tensor] = {}
+        for group, draw in zip(self._groups.values(), self._draws, strict=True):
+            assert draw is not None
+            rows = {name: tuple(one.repeat_interleave(n) for one in numbers) for name, numbers in draw.numbers.items()}
+            together = self._augmentation.apply(torch.cat([by_class[position] for position in group]), Draw(rows))
+            augmented |= dict(zip(group, together.view(len(group), *images.shape[1:]).unbind(), strict=True))
+        return torch.stack([augmented[position] for position in range(len(by_class))])
+
+
+def _joint(draws: Sequence[Draw | None]) -> Draw:
+    """Draws of the same operations as one, a row after the other."""
+    numbers = [draw.numbers for draw in draws if draw is not None]
+    return Draw(
+        {
+            name: tuple(torch.cat(rows) for rows in zip(*(one[name] for one in numbers), strict=True))
+            for name in numbers[0]
+        }
+    )
+
+
+def taken_together(sizes: Sequence[int], most: int) -> Iterator[range]:
+    """Runs of at most `most` neighbouring classes with equally many real images, which one call can take."""
+    start = 0
+    while start < len(sizes):
+        end = start + 1
+        while end < min(start + most, len(sizes)) and sizes[end] == sizes[start]:
+            end += 1
+        yield range(start, end)
+        start = end
+
+
+def classes_at_once(stage: Stage, wanted: int) -> int:
+    """How many classes a call takes: as many as wanted, or one after the memory was too small.
+
+    Raises:
+        BadInput: the network cannot take several.
+    """
+    if wanted > 1 and not stands_side_by_side(stage.network):
+        place = f"stage {stage.spec.stage} of {stage.spec.method}"
+        fix = "write 1: several need a ConvNet or a ResNet without batch norm"
+        raise BadInput(place, "distil.settings.classes_at_once", wanted, fix)
+    return 1 if stage.memory_level else wanted
 
 
 def require_finite(learnable: LearnableImages, iteration: int, loss: float) -> float:

@@ -28,8 +28,19 @@ from torch.nn import functional as F
 from jobs.fields import Frozen
 from jobs.methods import GradientSettings
 from workers.methods.base import LearnableImages, Method, Stage
-from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
+from workers.methods.by_class import (
+    SiameseDraws,
+    classes_at_once,
+    random_rows,
+    require_finite,
+    rows_by_class,
+    siamese,
+    siamese_draw,
+    taken_together,
+)
+from workers.training.augmentation import Draw
 from workers.training.networks import Network
+from workers.training.side_by_side import SideBySide
 from workers.training.students import augmentation_of, fit, trainer_for
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -59,6 +70,24 @@ def gradient_distance(
     return torch.stack([distance(ours, theirs) for ours, theirs in zip(pulled, wanted, strict=True)]).sum()
 
 
+def joint_gradient_distance(
+    copies: SideBySide, weights: Sequence[Tensor], distance: Distance, real: Tensor, synthetic: Tensor, labels: Tensor
+) -> Tensor:
+    """`gradient_distance` of several classes, summed over them; [].
+
+    Args:
+        copies: the network once for each class.
+        weights: those of the copies whose gradients are matched.
+        distance: by weight tensor; a sum over output units, or over numbers.
+        real: [classes, m, C, H, W]; not differentiated.
+        synthetic: [classes, n, C, H, W].
+        labels: int64 [classes].
+    """
+    wanted = torch.autograd.grad(copies.loss(real, labels), weights)
+    pulled = torch.autograd.grad(copies.loss(synthetic, labels), weights, create_graph=True)
+    return torch.stack([distance(ours, theirs) for ours, theirs in zip(pulled, wanted, strict=True)]).sum()
+
+
 def _pull(
     network: nn.Module, weights: Sequence[Tensor], images: Tensor, label: int, *, create_graph: bool
 ) -> tuple[Tensor, ...]:
@@ -77,6 +106,13 @@ class GradientMatching(Method):
         self._settings = settings
         self._augmentation = augmentation_of(settings.augmentation, "dc")
         self._real = rows_by_class(stage.train.labels, stage.classes)
+        self._at_once = classes_at_once(stage, settings.classes_at_once)
+
+    @classmethod
+    def memory_levels(cls, settings: Frozen) -> int:
+        """One where several classes are taken at once: they are taken one by one."""
+        assert isinstance(settings, GradientSettings)
+        return int(settings.classes_at_once > 1)
 
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network from its start to its end; returns the mean loss of a class."""
@@ -99,14 +135,19 @@ class GradientMatching(Method):
         iteration: int,
         generator: torch.Generator,
     ) -> Tensor:
-        """One descent along the gradient of the loss summed over classes; the graph is one class's at a time."""
+        """One descent along the gradient of the loss summed over classes; the graph is of `classes_at_once`."""
         union = learnable.union
         gradient, losses = torch.zeros_like(union), []
-        for label, own in enumerate(rows):
-            loss, gradient[own] = self._match(network, union[own], label, generator)
+        sizes = [min(self._settings.batch_real, len(own)) for own in self._real]
+        for labels in taken_together(sizes, self._at_once):
+            own = torch.cat([rows[label] for label in labels])
+            if len(labels) == 1:
+                loss, gradient[own] = self._match(network, union[own], labels[0], generator)
+            else:
+                loss, gradient[own] = self._match_together(network, union[own], labels, generator)
             losses.append(loss)
         learnable.step(gradient, iteration)
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean() * (len(losses) / len(rows))
 
     def _match(
         self, network: Network, synthetic: Tensor, label: int, generator: torch.Generator
@@ -117,5 +158,26 @@ class GradientMatching(Method):
         pair = siamese(self._augmentation, real, synthetic, generator)
         weights = [parameter for parameter in network.parameters() if parameter.dim() > 1]
         loss = gradient_distance(network, weights, cosine_distance, *pair, label)
+        (gradient,) = torch.autograd.grad(loss, synthetic)
+        return loss.detach(), gradient
+
+    def _match_together(
+        self, network: Network, synthetic: Tensor, labels: range, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """As `_match` for several classes at once: the sum of their distances, and its gradient."""
+        synthetic.requires_grad_()
+        rows, draws = list[Tensor](), list[Draw | None]()
+        for label in labels:
+            rows.append(random_rows(self._real[label], self._settings.batch_real, generator))
+            draws.append(siamese_draw(self._augmentation, synthetic, generator))
+        siamese = SiameseDraws(self._augmentation, draws, synthetic.device)
+        real, own = (
+            siamese.apply(images.view(len(labels), -1, *images.shape[1:]))
+            for images in (self.stage.train.images[torch.cat(rows)], synthetic)
+        )
+        copies = SideBySide(network, len(labels))
+        weights = [weight for weight in copies.weights.values() if weight.dim() > 1]
+        there = torch.arange(labels.start, labels.stop, device=synthetic.device)
+        loss = joint_gradient_distance(copies, weights, cosine_distance, real, own, there)
         (gradient,) = torch.autograd.grad(loss, synthetic)
         return loss.detach(), gradient

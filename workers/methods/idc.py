@@ -30,9 +30,19 @@ from jobs.methods import IdcSettings
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Zca
 from workers.methods.base import Arrays, LearnableImages, Method, Stage
-from workers.methods.by_class import require_finite, rows_by_class, siamese
-from workers.methods.gradient import Distance, gradient_distance
+from workers.methods.by_class import (
+    SiameseDraws,
+    classes_at_once,
+    require_finite,
+    rows_by_class,
+    siamese,
+    siamese_draw,
+    taken_together,
+)
+from workers.methods.gradient import Distance, gradient_distance, joint_gradient_distance
+from workers.training.augmentation import Draw
 from workers.training.networks import Network
+from workers.training.side_by_side import SideBySide
 from workers.training.students import augmentation_of, fit, trainer_for
 from workers.training.trainer import Trainer
 
@@ -76,9 +86,16 @@ class FormationMatching(Method):
         _require_pixels(stage)
         self._settings = settings
         self._augmentation = augmentation_of(settings.augmentation, "idc")
+        self._at_once = classes_at_once(stage, settings.classes_at_once)
         self._real = rows_by_class(stage.train.labels, stage.classes)
         self._classes = [Endless(own) for own in self._real]
         self._all = Endless(torch.arange(len(stage.train), device=stage.train.labels.device))
+
+    @classmethod
+    def memory_levels(cls, settings: Frozen) -> int:
+        """One where several classes are taken at once: they are taken one by one."""
+        assert isinstance(settings, IdcSettings)
+        return int(settings.classes_at_once > 1)
 
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network from its start to its end; returns the mean loss of a class."""
@@ -91,9 +108,16 @@ class FormationMatching(Method):
             if number:
                 self._train(trainer, generator)
             real = self._real_batches(network, number, generator)
-            for label, own in enumerate(rows):
-                losses.append(self._class_step(learnable, network, real[label], own, label, iteration, generator))
-        return require_finite(learnable, iteration, float(torch.stack(losses).mean()))
+            for labels in taken_together([len(batch) for batch in real], self._at_once):
+                if len(labels) == 1:
+                    (label,) = labels
+                    step = self._class_step(learnable, network, real[label], rows[label], label, iteration, generator)
+                else:
+                    step = self._classes_step(learnable, network, real, rows, labels, iteration, generator)
+                losses.append(step)
+        steps = self._settings.rounds * len(rows)
+        mean = torch.stack(losses).mean() * (len(losses) / steps)
+        return require_finite(learnable, iteration, float(mean))
 
     def _real_batches(self, network: Network, number: int, generator: torch.Generator) -> Sequence[Tensor]:
         """For each class the indices of the real images of round `number`."""
@@ -115,6 +139,57 @@ class FormationMatching(Method):
         loss, gradient[own] = self._match(network, self.stage.train.images[real], union[own], label, generator)
         learnable.step(gradient, iteration)
         return loss
+
+    def _classes_step(
+        self,
+        learnable: LearnableImages,
+        network: Network,
+        real: Sequence[Tensor],
+        rows: Sequence[Tensor],
+        labels: range,
+        iteration: int,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """As many descents, one for each class, from matches that are computed together; the sum of the losses.
+
+        Until a class's turn comes its images go on by their momentum, whatever the other classes' gradients are; so
+        where they will be then is known before.
+        """
+        ahead, stored = learnable.twin(), list[Tensor]()
+        nothing = torch.zeros_like(learnable.union)
+        for label in labels:
+            stored.append(ahead.union[rows[label]])
+            ahead.step(nothing, iteration)
+        loss, gradients = self._match_together(network, real, torch.stack(stored), labels, generator)
+        for label, own in zip(labels, gradients, strict=True):
+            learnable.step(nothing.index_copy(0, rows[label], own), iteration)
+        return loss
+
+    def _match_together(
+        self,
+        network: Network,
+        real: Sequence[Tensor],
+        stored: Tensor,
+        labels: range,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """As `_match` for several classes [classes, n, C, H, W]: the sum of their distances, and its gradient."""
+        stored.requires_grad_()
+        images = self.stage.train.images[torch.cat([real[label] for label in labels])]
+        synthetic, draws = list[Tensor](), list[Draw | None]()
+        for own in stored.unbind():
+            synthetic.append(self._decoded(own, generator))
+            draws.append(siamese_draw(self._augmentation, images, generator))
+        siamese = SiameseDraws(self._augmentation, draws, stored.device)
+        shown = siamese.apply(images.view(len(labels), -1, *images.shape[1:]))
+        matched = siamese.apply(torch.stack(synthetic))
+        copies = SideBySide(network, len(labels))
+        convolutions = [weight for weight in copies.weights.values() if weight.dim() == 4]
+        there = torch.arange(labels.start, labels.stop, device=stored.device)
+        distance = DISTANCES[self._settings.distance]
+        loss = joint_gradient_distance(copies, convolutions, distance, shown, matched, there)
+        (gradient,) = torch.autograd.grad(loss, stored)
+        return loss.detach(), gradient
 
     def _match(
         self, network: Network, real: Tensor, stored: Tensor, label: int, generator: torch.Generator

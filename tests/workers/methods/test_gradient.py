@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from jobs.errors import BadInput, Diverged
 from tests.workers.matched import CLASSES, SGD, after, generator, images, pixels, random_network, resumed, stage
 from workers.methods import base, gradient, method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
-from workers.methods.by_class import rows_by_class, siamese
+from workers.methods.by_class import rows_by_class, siamese, taken_together
 from workers.methods.gradient import (
     GradientMatching,
     GradientSettings,
@@ -260,3 +261,37 @@ def test_the_learning_rate_of_the_network_is_no_option() -> None:
     with pytest.raises(BadInput, match=r"distil\.settings\.training\.lr"):
         settings_for("dc", {**NUMBERS, "training": {"epochs": 1}})
     assert issubclass(GradientMatching, base.Method)
+
+
+# Several classes at once
+
+
+@pytest.mark.parametrize("numbers", [NUMBERS, DSA], ids=["dc", "dsa"])
+@pytest.mark.parametrize("at_once", [2, 3, 9])
+def test_several_classes_at_once_are_matched_as_one_by_one_in_float64(numbers: dict[str, Any], at_once: int) -> None:
+    images_after, losses = [], []
+    for taken in (1, at_once):
+        one = method(stage("dc", numbers, dtype=torch.float64), numbers, classes_at_once=taken)
+        canvas, draws = LearnableImages(images(2, 2, torch.float64), images(1, 7, torch.float64), SGD, 10), generator(5)
+        losses.append([one.iterate(canvas, iteration, draws) for iteration in range(2)])
+        images_after.append(canvas.new)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    torch.testing.assert_close(*images_after, rtol=1e-8, atol=1e-10)
+
+
+def test_classes_of_unequal_sizes_are_not_taken_together() -> None:
+    assert list(taken_together([5, 5, 5, 4, 4, 5], 2)) == [range(0, 2), range(2, 3), range(3, 5), range(5, 6)]
+    assert list(taken_together([5, 5], 1)) == [range(0, 1), range(1, 2)]
+
+
+def test_after_too_little_memory_classes_are_taken_one_by_one() -> None:
+    assert GradientMatching.memory_levels(settings(classes_at_once=3)) == 1 and not GradientMatching.memory_levels(
+        settings()
+    )
+    assert method(classes_at_once=3)._at_once == 3
+    assert method(replace(stage("dc", NUMBERS), memory_level=1), classes_at_once=3)._at_once == 1
+
+
+def test_a_network_that_has_no_copies_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"classes_at_once is 2: write 1"):
+        method(replace(stage("dc", NUMBERS), network=torch.nn.ReLU()), classes_at_once=2)

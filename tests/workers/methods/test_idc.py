@@ -276,3 +276,29 @@ def test_whitened_images_are_refused_since_they_cannot_be_decoded() -> None:
     with pytest.raises(BadInput, match=r"dataset\.normalise is '?zca"):
         method(stage(transform=whitening))
     assert method_named("idc") is FormationMatching
+
+
+# Several classes at once
+
+
+@pytest.mark.parametrize("optimiser", [SLOW, SLOW.model_copy(update={"name": "adam"})], ids=["sgd", "adam"])
+@pytest.mark.parametrize(("at_once", "most"), [(2, 128), (3, 3)])
+def test_several_classes_at_once_are_matched_as_one_by_one_in_float64(optimiser: Any, at_once: int, most: int) -> None:
+    """Momentum moves images also in the steps of the other classes."""
+    images_after, losses = [], []
+    for taken in (1, at_once):
+        one = method(stage(dtype=torch.float64), classes_at_once=taken, max_synthetic=most, rounds=3)
+        new = replace(images(2, 2, torch.float64), factor=2)
+        frozen = replace(images(1, 7, torch.float64), factor=2)
+        new, frozen = (replace(own, images=AFFINE.inverse(own.images)) for own in (new, frozen))
+        learnable, draws = LearnableImages(new, frozen, optimiser, 10, earlier_rate=0.1), generator(5)
+        losses.append([one.iterate(learnable, iteration, draws) for iteration in range(2)])
+        images_after.append(learnable.union)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-8)
+    torch.testing.assert_close(*images_after, rtol=1e-7, atol=1e-9)
+
+
+def test_after_too_little_memory_classes_are_taken_one_by_one() -> None:
+    settings = IdcSettings.model_validate({**NUMBERS, "classes_at_once": 3})
+    assert FormationMatching.memory_levels(settings) == 1
+    assert method(replace(stage(), memory_level=1), classes_at_once=3)._at_once == 1
