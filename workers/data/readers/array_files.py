@@ -256,7 +256,7 @@ def _npz_splits(file: Path) -> dict[str, tuple[str, str]]:
     try:
         with zipfile.ZipFile(file) as archive:
             names = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # the last of a version of zip to come
         return {}
     found = {split: [pair for pair in pairs if names >= set(pair)] for split, pairs in _NPZ_SPLITS.items()}
     return {split: pairs[0] for split, pairs in found.items() if pairs}
@@ -293,6 +293,8 @@ def _npz_arrays(source: Source, file: Path, names: tuple[str, str]) -> tuple[Byt
     if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
         fix = f"save {names[0]} as bytes [n, height, width] or [n, height, width, 1 or 3]"
         raise source.refusal(f"{fix}, not {images.dtype} {list(images.shape)}", value=str(file))
+    if not images.size:
+        raise source.refusal(f"give the images pixels: {names[0]} is {list(images.shape)}", value=str(file))
     if labels.size != len(images) or labels.dtype.kind not in "iufbU":
         fix = f"give every image one label: {names[1]} is {labels.dtype} {list(labels.shape)} for {len(images)} images"
         raise source.refusal(fix, value=str(file))

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from workers.data.layouts import Opened, Reader, Source, cut_test
 from workers.data.readers import splits
-from workers.data.readers.image_paths import folders_in, images_below, is_class_tree, pictures_below, split_folder
+from workers.data.readers.image_paths import (
+    folders_in,
+    images_below,
+    is_class_tree,
+    pictures_below,
+    split_folders,
+    training_folders,
+)
 from workers.data.readers.metadata_files import is_labelled_by_metadata
 from workers.data.readers.pictures import digests_of, split_of_files
 from workers.data.readers.tiny_imagenet import is_tiny_archive
@@ -24,8 +32,9 @@ def open_folder(source: Source, root: Path) -> Opened:
     training split, or from class folders without a split.
     """
     share = source.test_share
-    train = split_folder(root, splits.TRAIN) or (root if share is not None else None)
-    test = split_folder(root, splits.words_for_test(source.test)) if share is None else None
+    empty = split_folders(root, splits.TRAIN) if share is None else [root]
+    train = _the_one(source, training_folders(root)) or next(iter(empty), None)
+    test = _test_folder(source, root) if share is None else None
     trained = {} if train is None else _class_folders(source, train)
     if not trained or (test is None and share is None):
         raise source.refusal(_no_split(root))
@@ -52,6 +61,24 @@ def open_folder(source: Source, root: Path) -> Opened:
     return Opened("folder", parts[0], parts[1], tuple(classes), root, files, digests=digests)
 
 
+def _test_folder(source: Source, root: Path) -> Path | None:
+    """The folder of the test split by the first of its names that is there."""
+    by_name = (split_folders(root, [name]) for name in splits.words_for_test(source.test))
+    return _the_one(source, next((folders for folders in by_name if folders), []))
+
+
+def _the_one(source: Source, folders: Sequence[Path]) -> Path | None:
+    """The only folder of a split; None if there is none.
+
+    Raises:
+        BadInput: there are two, such as Train beside train, and only one of them would be read.
+    """
+    if len(folders) > 1:
+        names = " and ".join(folder.name for folder in folders)
+        raise source.refusal(f"keep one of {names}, which are folders of the same split, and move the other away")
+    return next(iter(folders), None)
+
+
 def _no_split(root: Path) -> str:
     fix = "make the folders train/<class>/ and test/<class>/ in it and put the images there"
     return f"{fix}; {hint}" if (hint := flat_hint(root)) else fix
@@ -59,7 +86,7 @@ def _no_split(root: Path) -> str:
 
 def flat_hint(root: Path) -> str:
     """What to say of class folders without a test split; '' where there are none."""
-    train = split_folder(root, splits.TRAIN)
+    train = next(iter(training_folders(root)), None)
     classes = sum(any(True for _ in pictures_below(folder)) for folder in folders_in(train or root))
     what = "no test split" if train else "no split"
     return f"there are {classes} folders of images, {what}: cut one off with dataset.test: 0.2" if classes > 1 else ""

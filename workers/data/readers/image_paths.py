@@ -17,14 +17,18 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".t
 
 def is_class_tree(path: Path) -> bool:
     """Whether `path` has pictures in `train/<class>` or below it."""
-    train = split_folder(path, splits.TRAIN)
-    return train is not None and any(True for folder in folders_in(train) for _ in pictures_below(folder))
+    return bool(training_folders(path))
 
 
-def split_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """The folder of a split by the first of its usual names that is there, in small letters or capitals."""
-    there = {folder.name.lower(): folder for folder in reversed(folders_in(root))}
-    return next((there[name] for name in names if name in there), None)
+def training_folders(path: Path) -> list[Path]:
+    """The folders with the usual names of a training split that hold class folders; one of pictures is a class."""
+    named = split_folders(path, splits.TRAIN)
+    return [train for train in named if any(True for folder in folders_in(train) for _ in pictures_below(folder))]
+
+
+def split_folders(root: Path, names: Sequence[str]) -> list[Path]:
+    """The folders with one of these names in small letters or capitals, in the order of the names."""
+    return [folder for name in names for folder in reversed(folders_in(root)) if folder.name.lower() == name]
 
 
 def folders_in(path: Path) -> list[Path]:

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from workers.data.layouts import Labels
 
+_TOO_LARGE = 2**62
+"""Where numbers are no labels any more; floats have lost their last digits long before."""
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -34,16 +37,20 @@ def numbered(train: NDArray[Any], test: NDArray[Any], names: Sequence[str]) -> L
     Args:
         train: the values of the training split, of integers, whole floats, truth values or words.
         test: those of the test split.
-        names: the class names in the schema, if any; then the values are integers.
+        names: the class names in the schema, if any; they are those of integers alone.
 
     Returns:
         The labels. Integers that cannot be labels (negative ones, or beyond the names) come back as they are.
 
     Raises:
-        ValueError: a float is not whole, or the test split has a value that no training image has.
+        ValueError: a number is not whole or too large, the splits have labels of other types, or the test split has
+            a value that no training image has.
     """
     train, test = _plain(train), _plain(test)
-    present = np.unique(train)
+    if (train.dtype.kind == "U") != (test.dtype.kind == "U"):
+        kinds = ["words" if values.dtype.kind == "U" else "numbers" for values in (train, test)]
+        raise ValueError(f"write the labels of both splits alike: those of train are {kinds[0]}, of test {kinds[1]}")
+    present, names = np.unique(train), names if train.dtype.kind == "i" else ()
     if train.dtype.kind == "i" and not _can_be_mapped(train, test, names):
         return Labelled(train, test, tuple(names))
     if strangers := sorted(set(test.tolist()) - set(present.tolist())):
@@ -73,8 +80,9 @@ def _plain(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind == "f":
         if not (np.isfinite(values).all() and (values == np.round(values)).all()):
             raise ValueError("write labels as whole numbers or words: some of them have fractions")
-        return values.astype(np.int64)
-    if values.dtype.kind in "iu":
+    if values.dtype.kind in "iuf":
+        if len(values) and max(-float(values.min()), float(values.max())) >= _TOO_LARGE:
+            raise ValueError(f"write labels as smaller numbers, or as words: some of them are {_TOO_LARGE:,} or more")
         return values.astype(np.int64)
     if values.dtype.kind == "b":
         return values

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from workers.data.layouts import Opened, Reader, Source, cut_test
 from workers.data.readers import labels
-from workers.data.readers.image_paths import folders_in, name_below, pictures_below, split_folder
+from workers.data.readers.image_paths import folders_in, name_below, pictures_below, split_folders
 from workers.data.readers.pictures import digests_of, split_of_files
 from workers.data.readers.splits import NAMES, TRAIN, choose, split_of
 
@@ -41,7 +41,7 @@ def is_labelled_by_metadata(path: Path) -> bool:
     files = metadata_files(path)
     if not any(True for file in files for _ in pictures_below(file.parent)):
         return False
-    train = split_folder(path, TRAIN)
+    train = next(iter(split_folders(path, TRAIN)), None)
     folders = [folder for folder in folders_in(train or path) if train or folder.name.lower() not in _SPLITS]
     return sum(any(True for _ in pictures_below(folder)) for folder in folders) < 2
 
@@ -56,9 +56,10 @@ def open_metadata(source: Source, root: Path) -> Opened:
         label = _label_column(source, file)
         for picture, value in _rows(source, root, file, label):
             rows.setdefault(_split(root, picture), []).append((picture, value))
+    _refuse_twice(source, root, rows)
     chosen = choose(source, rows, "train/metadata.csv and test/metadata.csv")
     parts = [rows[chosen.train], rows[chosen.test or chosen.train]]
-    values = [_values([value for _, value in part]) for part in parts]
+    values = np.split(_values([value for part in parts for _, value in part]), [len(parts[0])])
     try:
         labelled = labels.numbered(values[0], values[1], ())
     except ValueError as error:
@@ -76,7 +77,19 @@ def open_metadata(source: Source, root: Path) -> Opened:
 
 
 def _split(root: Path, picture: Path) -> str:
-    return "" if picture.parent == root else split_of(picture.parent.relative_to(root)) or ""
+    """The split of the first folder with the plain name of one, else of the first whose name has a word for one."""
+    folders = picture.parent.relative_to(root).parts
+    plain = [folder for folder in folders if folder.lower() in _SPLITS]
+    return next((split for name in (*plain, *folders) if (split := split_of(PurePath(name)))), "")
+
+
+def _refuse_twice(source: Source, root: Path, rows: dict[str, list[_Row]]) -> None:
+    """Refuse a picture in two lines, which would count twice, or in two classes."""
+    seen: set[Path] = set()
+    for picture, _ in (row for split in rows.values() for row in split):
+        if picture in seen:
+            raise source.refusal(f"name every picture once in the metadata: {name_below(root, picture)} is there twice")
+        seen.add(picture)
 
 
 def _label_column(source: Source, file: Path) -> str:
@@ -92,12 +105,16 @@ def _label_column(source: Source, file: Path) -> str:
 
 def _rows(source: Source, root: Path, file: Path, label: str) -> Iterator[_Row]:
     for number, line in enumerate(_lines(source, file), start=1):
-        picture = file.parent / str(line.get(_FILE) or "")
-        if ".." in picture.parts or not picture.is_file():
+        name = str(line.get(_FILE) or "")
+        picture = file.parent / name
+        if name.startswith("/") or ".." in picture.parts or not picture.is_file():
             fix = f"put the picture there: line {number} of {name_below(root, file)} names {line.get(_FILE)!r}"
             raise source.refusal(fix)
         if line.get(label) in (None, ""):
             fix = f"give every picture a label: line {number} of {name_below(root, file)} has none"
+            raise source.refusal(fix, field="dataset.label_field", value=label)
+        if not isinstance(line[label], str | int | float):
+            fix = f"write labels as numbers or words: line {number} of {name_below(root, file)} has {line[label]!r}"
             raise source.refusal(fix, field="dataset.label_field", value=label)
         yield picture, line[label]
 
@@ -114,8 +131,12 @@ def _lines(source: Source, file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _values(values: list[Any]) -> NDArray[Any]:
-    """Labels as an array: of integers where all of them are, also in the text of a CSV file."""
-    if all(re.fullmatch(r"-?\d{1,18}", str(value)) for value in values):
+    """Labels as an array: of integers where all of them are, also in the text of a CSV file.
+
+    Texts stay words where two of them are one number, as 01 and 1 are.
+    """
+    texts = set(map(str, values))
+    if all(re.fullmatch(r"-?\d{1,18}", text) for text in texts) and len(set(map(int, texts))) == len(texts):
         return np.array([int(value) for value in values], dtype=np.int64)
     kinds = {type(value) for value in values}
     return np.array(values) if kinds <= {int, float} or kinds == {bool} else np.array(list(map(str, values)))

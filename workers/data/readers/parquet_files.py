@@ -30,13 +30,15 @@ from workers.data.readers.table_files import cells_of, column_of, readable, rows
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
+_SHARD = re.compile(r"(.*?)(\d+)-of-(\d+)(?:-\w+)?")
+"""A shard that counts itself, as in train-00000-of-00002-3f2a."""
 
 
 def parquet_files(path: Path) -> list[Path]:
     """The Parquet file `path`, or those in it, at most two folders deep, sorted."""
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
-    return sorted(file for depth in ("", "*/", "*/*/") for file in path.glob(f"{depth}*.parquet"))
+    return _visible_files(path, "*.parquet", "*/*.parquet", "*/*/*.parquet")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,13 @@ class _Shards:
 
 def saved_files(path: Path) -> list[Path]:
     """The files that `save_to_disk` of the `datasets` library has put into a folder, of one split or of several."""
-    return sorted(file for depth in ("", "*/") for file in path.glob(f"{depth}data-*.arrow"))
+    return _visible_files(path, "data-*.arrow", "*/data-*.arrow")
+
+
+def _visible_files(path: Path, *patterns: str) -> list[Path]:
+    """The files that fit, sorted; hidden ones are copies that editors, notebooks and file systems have left."""
+    files = (file for pattern in patterns for file in path.glob(pattern))
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
 
 
 def open_tables(layout: str, files: Callable[[Path], list[Path]], source: Source, path: Path) -> Opened:
@@ -105,6 +113,7 @@ def _shards(source: Source, root: Path, files: Sequence[Path]) -> _Shards:
     shards = _Shards(found[splits.train], test, spare)
     for split, chosen in (("train", shards.train), ("test", shards.test)):
         _check_configuration(source, root, split, chosen)
+        _check_family(source, root, split, chosen)
     _check_complete(source, (*shards.train, *shards.test))
     return shards
 
@@ -122,6 +131,23 @@ def _check_configuration(source: Source, root: Path, split: str, shards: Iterabl
         raise source.refusal(f"choose one of these configurations, which all have a {split} split: {paths}")
 
 
+def _check_family(source: Source, root: Path, split: str, shards: Iterable[Path]) -> None:
+    """Files of one split are shards of one whole: what is called otherwise is another data set, or an old copy."""
+    families = {family_of(file.relative_to(root)): file for file in reversed(list(shards))}
+    if len(families) > 1:
+        names = " and ".join(str(file.relative_to(root)) for file in sorted(families.values())[:3])
+        fix = f"keep one {split} split, or name its files as shards of one, {split}-00000-of-00002"
+        raise source.refusal(f"{fix}: there are {names}")
+
+
+def family_of(name: Path) -> str:
+    """What the shards of a split have in common: how their path names the split, and how many they say they are."""
+    counted = _SHARD.fullmatch(name.stem)
+    own = counted[1] if counted else name.stem
+    part = next((part for part in (own, *reversed(name.parent.parts)) if split_of(Path(part))), "")
+    return f"{re.sub(r'[^a-z]+', ' ', part.lower()).strip()} of {counted[3] if counted else 'any'}"
+
+
 def configuration_of(name: Path) -> Path:
     """The folder of a shard's configuration: what stands before the last part of its path that names a split."""
     for number in range(len(name.parts) - 1, -1, -1):
@@ -134,7 +160,7 @@ def _check_complete(source: Source, files: Iterable[Path]) -> None:
     """Shards count themselves (train-00000-of-00002); a missing one would quietly shrink the dataset."""
     families: dict[tuple[Path, str, int], set[int]] = {}
     for file in files:
-        if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(?:-\w+)?", file.stem):
+        if match := _SHARD.fullmatch(file.stem):
             families.setdefault((file.parent, match[1], int(match[3])), set()).add(int(match[2]))
     for (_, stem, count), present in families.items():
         if missing := sorted(set(range(count)) - present):
@@ -157,6 +183,9 @@ def _column(source: Source, schemas: dict[Path, Any], field: str, wanted: str | 
                 field=f"dataset.{field}",
                 value=wanted or " or ".join(usual),
             )
+        if schema.names.count(column) > 1:
+            fix = f"write {file.name} with one column of this name; it has {schema.names.count(column)}"
+            raise source.refusal(fix, field=f"dataset.{field}", value=column)
     return column
 
 
@@ -198,9 +227,12 @@ def _class_names(source: Source, file: Path, schema: Any, label: str) -> tuple[s
         return ()
     try:
         feature = json.loads(written).get("info", {}).get("features", {}).get(label, {})
-        return tuple(unicodedata.normalize("NFC", name) for name in feature.get("names", ()))
+        names = tuple(unicodedata.normalize("NFC", name) for name in feature.get("names", ()))
     except (ValueError, AttributeError, TypeError) as error:
         raise source.refusal(f"write {file.name} anew: what its schema says of the classes is damaged") from error
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise source.refusal(f"give every class a name of its own: {file.name} has two that are called {twice[0]!r}")
+    return names
 
 
 def _pictures(source: Source, root: Path, files: Sequence[Path], image: str, count: int) -> EncodedPictures:

@@ -45,6 +45,10 @@ LARGEST_PICTURE = 4096 * 4096
 _BATCH = 64
 """Images that a thread takes at a time, or handing out the work would cost more than a small image does."""
 _ORIENTATION = 0x0112
+_EXIF_FIELDS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+"""Where Pillow keeps the EXIF data of a picture, or what it takes the orientation from in their absence."""
+_PNG_EXIF = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""What begins them in a PNG file, where they may stand behind the pixels."""
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Of the sequential and the progressive JPEG."""
@@ -190,6 +194,8 @@ class EncodedPictures:
         try:
             with Image.open(BytesIO(data)) as picture:
                 self._require_size(name, picture.size)
+                if picture.format == "PNG" and data.find(b"IDAT") < max(map(data.rfind, _PNG_EXIF)):
+                    picture.load()  # Pillow sees what follows the pixels only now
                 return work(picture)
         except BadInput:
             raise
@@ -315,21 +321,20 @@ def _plain_jpeg(data: bytes) -> _Look | None:
 def _checked(picture: Image.Image) -> _Look:
     """The look of a picture whose checksums are right."""
     (width, height), mode, turn = picture.size, picture.mode, turn_of(picture)
-    picture.verify()
+    if getattr(picture, "fp", None) is not None:  # else it was decoded, which checks more
+        picture.verify()
     return (height, width) if turn in _SIDEWAYS else (width, height), mode, turn
 
 
 def turn_of(picture: Image.Image) -> Image.Transpose | None:
     """How a picture must be turned to be seen as it was taken: orientation in EXIF data, read with the header.
 
-    TIFF files have it elsewhere, and Pillow turns them itself.
+    TIFF files have it elsewhere, and Pillow turns them itself. A PNG file may also have it in a text, as XMP or as
+    ImageMagick writes it.
     """
-    data = picture.info.get("exif")
-    if not data or picture.format == "TIFF":
+    if picture.format == "TIFF" or not any(picture.info.get(name) for name in _EXIF_FIELDS):
         return None
-    exif = Image.Exif()
-    exif.load(data)
-    return _TURNS.get(exif.get(_ORIENTATION, 1))
+    return _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
 
 
 def _channels_first(picture: Image.Image) -> Bytes:
