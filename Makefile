@@ -15,6 +15,7 @@
 PYTHONS := $(or $(PYTHON),python3.13 python3.12 python3.11 python3)
 PYTEST_WORKERS ?= 2
 PYTEST := .venv/bin/python -m pytest -q
+SHARED := -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py: slow first
 
 .PHONY: help venv demo test long quick slurm bench check lint types arrows clean
 
@@ -45,13 +46,13 @@ test long quick slurm bench arrows: export OMP_NUM_THREADS = 1
 test long quick slurm bench arrows: export MKL_NUM_THREADS = 1
 
 test: venv
-	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slurm and not long"
+	$(PYTEST) $(SHARED) -m "not slurm and not long"
 
 long: venv
-	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m long
+	$(PYTEST) $(SHARED) -m long
 
 quick: venv
-	$(PYTEST) -n $(PYTEST_WORKERS) --dist loadfile -m "not slow"
+	$(PYTEST) $(SHARED) -m "not slow"
 
 slurm: venv
 	$(PYTEST) -m slurm

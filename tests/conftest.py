@@ -17,6 +17,12 @@ TESTS = Path(__file__).resolve().parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that processes that share the files end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def real_cifar10() -> Path:
     """The folder with CIFAR-10's train.parquet and test.parquet, too large to ship; only `make long` asks for it."""
