@@ -39,7 +39,7 @@ venv: .venv/.stamp
 	@touch $@
 
 demo: venv
-	.venv/bin/python -m orchestrator.launch
+	.venv/bin/pdd
 
 # Several tests at once on few cores: one thread each, or they fight.
 test long quick slurm bench arrows: export OMP_NUM_THREADS = 1

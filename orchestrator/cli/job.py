@@ -146,12 +146,13 @@ def _graph_of_run(key: str, store: Store, context: typer.Context) -> Graph:
     """
     from orchestrator.runs import journal
     from orchestrator.runs.status import runs
+    from orchestrator.workloads.base import split_command
 
     for run in reversed(runs(store)):
         records = journal.read(store.run_folder(run) / journal.NAME)
-        words = shlex.split(next((record["command"] for record in records if "command" in record), ""))
-        if cli.PROGRAM in words and any(key in record.get("key", "") for record in records):
-            return _graph_of_command(words[words.index(cli.PROGRAM) + 1 :], context)
+        program, words = split_command(next((record["command"] for record in records if "command" in record), ""))
+        if program and any(key in record.get("key", "") for record in records):
+            return _graph_of_command(words, context)
     fix = "no run of this store has such a job; name its experiment after the key"
     raise BadInput(str(store.root), "KEY", key, fix)
 

@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.text import Text
 
 from jobs.errors import BadInput
+from orchestrator import MODULE, SCRIPT
 from orchestrator.clusters.config import Target, choose_target
 
 if TYPE_CHECKING:  # each takes much along that not every command needs
@@ -30,7 +32,6 @@ if TYPE_CHECKING:  # each takes much along that not every command needs
     from workers.store.store import Store
 
 SCHEMA = 1
-PROGRAM = "orchestrator.launch"
 people = Console(stderr=True)
 """Where words for people go; standard output is for results."""
 
@@ -274,5 +275,13 @@ def say_files(paths: Iterable[Path], options: Options) -> None:
 
 
 def command_line() -> str:
-    """The command line as a person would type it again."""
-    return shlex.join(["python", "-m", PROGRAM, *sys.argv[1:]])
+    """The command line as a person would type it again in this folder, with or without an activated environment."""
+    typed = Path(sys.argv[0])
+    if typed.name == SCRIPT:
+        program = [SCRIPT if shutil.which(SCRIPT) == sys.argv[0] else sys.argv[0]]
+    else:
+        python, here = Path(sys.executable), Path.cwd()
+        activated = shutil.which(python.name) == str(python)
+        inside = python.is_relative_to(here)
+        program = [python.name if activated else str(python.relative_to(here) if inside else python), "-m", MODULE]
+    return shlex.join([*program, *sys.argv[1:]])

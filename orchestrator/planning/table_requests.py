@@ -18,6 +18,7 @@ from jobs.experiment import DatasetChoice
 from jobs.recipe import Scale
 from jobs.table import TablesPlan
 from jobs.table_filling import Circumstances, Data, fill, without_dashes
+from orchestrator import SCRIPT
 from orchestrator.planning.budget import parse_budget
 from orchestrator.planning.requests import inspect_dataset, methods_fit
 
@@ -48,7 +49,7 @@ class TableRequest:
 
     def command(self, table: str) -> str:
         """What fills one table under the same circumstances."""
-        words = ["python -m orchestrator.launch reproduce", table, "--scale", self.scale]
+        words = [f"{SCRIPT} reproduce", table, "--scale", self.scale]
         words += ["--dataset", self.dataset] if self.dataset is not None else []
         words += ["--seed", str(self.seed)] if self.seed is not None else []
         words += ["--with-dashes"] if self.with_dashes else []

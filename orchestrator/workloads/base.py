@@ -7,6 +7,7 @@ A workload says what is to be run and what comes of it. Where and how it runs is
 from __future__ import annotations
 
 import secrets
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from rich.text import Text
 
 from jobs.experiment import SELECTIONS, Plan
 from jobs.graph import Graph, Job
+from orchestrator import MODULE, SCRIPT
 from orchestrator.clusters.config import Target
 from orchestrator.clusters.ray_cluster import Cluster
 from orchestrator.results import cells, verdict
@@ -95,6 +97,11 @@ class RunEnd:
     def folder(self) -> Path:
         """The folder of its report."""
         return self.store.run_folder(self.run) / "report"
+
+    @property
+    def program(self) -> str:
+        """The program as it was called, for further commands."""
+        return split_command(self.command)[0] or SCRIPT
 
     @property
     def messages(self) -> dict[str, str]:
@@ -227,11 +234,21 @@ class RunResult:
         """What one may want to type next: where a set was distilled, how to take it along."""
         if any(result.n and result.stage and result.base_method not in SELECTIONS for result in self.results):
             store = f" --store {self.end.store.root}"
-            yield f"take the best set along: python -m orchestrator.launch export --run {self.end.run}{store}"
+            yield f"take the best set along: {self.end.program} export --run {self.end.run}{store}"
 
     def remarks(self) -> Iterator[str]:
         """What else there is to say of the run: notes on its data."""
         yield from (f"note: {note}" for note in self.plan.notes)
+
+
+def split_command(command: str) -> tuple[str, list[str]]:
+    """The words of a command line that call this program, and those that follow; nothing of what is not its own."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an open quote: somebody else's words
+        return "", []
+    ends = [number for number, word in enumerate(words, 1) if word == MODULE or Path(word).name == SCRIPT]
+    return (shlex.join(words[: ends[0]]), words[ends[0] :]) if ends else ("", [])
 
 
 def new_run_name(title: str) -> str:

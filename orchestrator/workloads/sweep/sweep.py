@@ -40,7 +40,6 @@ from workers.store.store import Store
 
 DOCUMENT = "sweep.json"
 """In the report: what `sweep --json` prints, for whoever follows from elsewhere."""
-PROGRAM = "python -m orchestrator.launch"
 NARROW = ("trial", "stages", "held_out", "loss")
 """Columns of a terminal's table that are never folded."""
 LEARNT_RUNG = 1000
@@ -216,7 +215,8 @@ class SweepResult(RunResult):
 
     def next_commands(self) -> Iterator[str]:
         """The best trial as an experiment."""
-        yield from (f"run the best one: {PROGRAM} run {path}" for path in self.files if path.name == "best.yaml")
+        best = [path for path in self.files if path.name == "best.yaml"]
+        yield from (f"run the best one: {self.end.program} run {path}" for path in best)
 
 
 def seconds_paid(past: Sequence[Record]) -> float:

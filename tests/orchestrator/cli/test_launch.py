@@ -18,6 +18,7 @@ from PIL import Image
 from jobs.experiment import FOLDER
 from orchestrator import launch
 from orchestrator.cli.app import EXAMPLES
+from orchestrator.cli.options import command_line
 from orchestrator.clusters.config import FILE, Target
 from orchestrator.runs.journal import NAME, Journal
 from orchestrator.workloads.base import LaunchOptions, Workload
@@ -344,7 +345,29 @@ def test_the_last_of_detach_and_follow_holds(
     said = type_in(*words, "--json")
     assert (said.exit, json.loads(said.out)["run"]) == (0, "run-1")
     assert [options.follow for options in launched] == [follow]
-    assert launched[0].command == " ".join(["python -m orchestrator.launch", *words, "--json"])
+    assert launched[0].command == " ".join(["pdd", *words, "--json"])
+
+
+def test_the_command_that_is_told_works_in_this_folder_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an activated environment or without, by the script or by `python -m`."""
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("pdd", "python3"):
+        (programs / name).touch(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(programs / "python3"))
+
+    def told(program: str) -> str:
+        monkeypatch.setattr(sys, "argv", [program, "run", "my file.yaml"])
+        return command_line()
+
+    assert told(".venv/bin/pdd") == ".venv/bin/pdd run 'my file.yaml'"
+    assert told("/any/orchestrator/launch.py") == ".venv/bin/python3 -m orchestrator.launch run 'my file.yaml'"
+    monkeypatch.setenv("PATH", str(programs))
+    assert told(str(programs / "pdd")) == "pdd run 'my file.yaml'"
+    assert told("/any/orchestrator/launch.py") == "python3 -m orchestrator.launch run 'my file.yaml'"
 
 
 def test_a_dry_run_shows_what_slurm_would_get_and_is_refused_where_there_is_no_slurm(

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from orchestrator.results.verdict import verdicts
-from orchestrator.workloads.base import RunEnd, RunResult
+from orchestrator.workloads.base import RunEnd, RunResult, split_command
 from tests.orchestrator.reports.test_verdict_sections import measured_plan
 from tests.orchestrator.results.test_cells import demo_plan
 from workers.store.store import Store
@@ -33,7 +35,21 @@ def test_the_last_lines_and_the_document_say_the_verdict(tmp_path: Path) -> None
     *_, report, first, second, following = map(str, result.lines())
     assert report == f"report: {tmp_path / 'report.html'}"
     assert [first, second] == [verdict.sentence for verdict in expected]
-    assert following.startswith("take the best set along: python -m orchestrator.launch export --run ")
+    assert following.startswith("take the best set along: pdd export --run ")
+
+
+@pytest.mark.parametrize(
+    ("command", "program", "words"),
+    [
+        (".venv/bin/pdd run tiny --seed 3", ".venv/bin/pdd", ["run", "tiny", "--seed", "3"]),
+        ("'/my tools/pdd' run pdd.yaml", "'/my tools/pdd'", ["run", "pdd.yaml"]),
+        (".venv/bin/python -m orchestrator.launch", ".venv/bin/python -m orchestrator.launch", []),
+        ("python my_script.py", "", []),
+        ("it's mine", "", []),
+    ],
+)
+def test_a_command_is_the_program_and_its_words(command: str, program: str, words: list[str]) -> None:
+    assert split_command(command) == (program, words)
 
 
 def test_without_a_base_method_nothing_is_said(tmp_path: Path) -> None:

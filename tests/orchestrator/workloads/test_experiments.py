@@ -245,9 +245,7 @@ def test_a_failing_job_takes_its_dependants_and_nothing_else_and_only_it_is_trie
     assert second.exit == 3
     failed = [one["key"] for one in first.document["failures"]]
     assert sorted(events(copied.runs()[1], "job_started")) == sorted(failed)
-    assert (
-        "FAILED" in second.out and "what failed is tried again by: python -m orchestrator.launch run tiny" in second.out
-    )
+    assert "FAILED" in second.out and "-m orchestrator.launch run tiny" in second.out
     assert all(key in second.out for key in failed)
     assert "bit for bit: change first what its message names" in " ".join(second.out.split())
 

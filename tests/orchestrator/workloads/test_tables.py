@@ -96,7 +96,7 @@ def test_a_budget_of_anything_else_is_refused(text: str) -> None:
 
 def test_each_table_has_a_command_that_fills_it_alone() -> None:
     asked = rehearsal("table5", "figure1", seed=3)
-    line = "python -m orchestrator.launch reproduce {} --scale tiny --dataset digits --seed 3 --with-dashes"
+    line = "pdd reproduce {} --scale tiny --dataset digits --seed 3 --with-dashes"
     assert commands(asked) == {name: line.format(name) for name in ("table5", "figure1")}
 
 
