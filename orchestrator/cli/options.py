@@ -275,13 +275,16 @@ def say_files(paths: Iterable[Path], options: Options) -> None:
 
 
 def command_line() -> str:
-    """The command line as a person would type it again in this folder, with or without an activated environment."""
+    """The command line as a person would type it again in this folder."""
+    return shlex.join([*program(), *sys.argv[1:]])
+
+
+def program() -> list[str]:
+    """The words that call this program in this folder, with or without an activated environment."""
     typed = Path(sys.argv[0])
     if typed.name == SCRIPT:
-        program = [SCRIPT if shutil.which(SCRIPT) == sys.argv[0] else sys.argv[0]]
-    else:
-        python, here = Path(sys.executable), Path.cwd()
-        activated = shutil.which(python.name) == str(python)
-        inside = python.is_relative_to(here)
-        program = [python.name if activated else str(python.relative_to(here) if inside else python), "-m", MODULE]
-    return shlex.join([*program, *sys.argv[1:]])
+        return [SCRIPT if shutil.which(SCRIPT) == sys.argv[0] else sys.argv[0]]
+    python, here = Path(sys.executable), Path.cwd()
+    if shutil.which(python.name) == str(python):
+        return [python.name, "-m", MODULE]
+    return [str(python.relative_to(here) if python.is_relative_to(here) else python), "-m", MODULE]

@@ -42,7 +42,8 @@ def init(
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     lines = [Text(f"{path}: written") for path in texts]
-    lines.append(Text(f"next: pdd plan {shlex.quote(str(experiment))}, then pdd run {shlex.quote(str(experiment))}"))
+    plan, run = (shlex.join([*cli.program(), command, str(experiment)]) for command in ("plan", "run"))
+    lines.append(Text(f"next: {plan}, then {run}"))
     cli.say({"files": [str(path) for path in texts]}, lines, options)
 
 
