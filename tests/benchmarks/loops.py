@@ -35,8 +35,8 @@ LONG = 50
 
 def cases() -> Iterator[Case]:
     """All loops, at sizes of about a second."""
-    yield matching.case(width=32, images=50, steps=5)
-    yield matching.case(width=128, images=50, steps=2)
+    yield matching.case(width=32, batch=50, steps=5)
+    yield matching.case(width=128, batch=50, steps=2)
     yield training.experts(width=32, count=1024)
     yield training.experts(width=128, count=256)
     yield training.test_pass(width=32, count=2048)
