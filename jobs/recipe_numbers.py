@@ -15,8 +15,10 @@ from jobs.specs import (
     MomentumAtDrop,
     NetworkSpec,
     NeverLearned,
+    Precision,
     SgdSpec,
     Start,
+    TrainingEngine,
     TransitionSpec,
 )
 
@@ -98,6 +100,8 @@ class EvaluateNumbers(Frozen):
     drop: Drop = "half"
     extra_epoch: bool = False
     momentum_at_drop: MomentumAtDrop = "kept"
+    engine: TrainingEngine = "eager"
+    precision: Precision = "float32"
     best_of: Count = 1
     start: Start = "random"
     networks: dict[str, NetworkSpec] = {}

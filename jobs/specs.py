@@ -43,6 +43,10 @@ Norm = Literal["instance", "batch", "layer", "group", "none"]
 Pooling = Literal["average", "max", "none"]
 Activation = Literal["relu", "leaky_relu", "sigmoid", "swish"]
 Rule = Literal["random", "herding", "k_center", "forgetting"]
+TrainingEngine = Literal["eager", "compiled"]
+"""PyTorch's own operators, or code compiled for the batch's shape, whose last digits are others."""
+Precision = Literal["float32", "bfloat16"]
+"""Of the layers' arithmetic in training; parameters, their updates and all tests are float32."""
 NeverLearned = Literal["zero", "epochs"]
 """How often an image that was never right counts as forgotten: never, which is the paper's own wording (no right, so no
 event), or as often as there are epochs, Toneva's convention (sorts last)."""
@@ -107,10 +111,11 @@ class SgdSpec(Frozen):
 
     `drop` says when the learning rate falls: `half` is to a tenth after epoch index E//2+1 (MTT, DC; facts 4.3),
     `thirds` to a fifth at 2/3 and at 5/6 (IDC; facts 6.1). `extra_epoch` repeats the reference's `range(E + 1)`.
-    `cutmix` is the probability of mixing a batch, after the augmentation.
+    `cutmix` is the probability of mixing a batch, after the augmentation. `engine` and `precision` say how a forward
+    pass is computed (`workers.training.compute`).
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"family", "cutmix", "momentum_at_drop"})
+    later: ClassVar[frozenset[str]] = frozenset({"family", "cutmix", "momentum_at_drop", "engine", "precision"})
 
     epochs: Count
     lr: Positive | None = None
@@ -123,6 +128,8 @@ class SgdSpec(Frozen):
     drop: Drop = "none"
     extra_epoch: bool = False
     momentum_at_drop: MomentumAtDrop = "kept"
+    engine: TrainingEngine = "eager"
+    precision: Precision = "float32"
 
 
 class Spec(Frozen):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jobs.specs import Family, NetworkSpec, SgdSpec
 from workers.training.augmentation import Augmentation
+from workers.training.compute import Compute
 from workers.training.networks import Network, build
 from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer
 
@@ -58,13 +59,14 @@ def trainer_for(network: Network, spec: SgdSpec, generator: torch.Generator, lr:
 
     Args:
         network: trained in place.
-        spec: learning rate, momentum and weight decay.
+        spec: learning rate, momentum, weight decay, and how a forward pass is computed.
         generator: a CPU generator of the order of the images and of their augmentation.
         lr: takes the place of the spec's learning rate, e.g. a learned step size.
     """
     rate = lr if lr is not None else spec.lr
     assert rate is not None, f"no learning rate: neither the spec nor the caller gives one: {spec}"
-    return Trainer(network, Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay), generator)
+    optimiser = Optimiser(lr=rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
+    return Trainer(network, optimiser, generator, Compute(engine=spec.engine, precision=spec.precision))
 
 
 def fit(

@@ -80,7 +80,7 @@ def stage(tmp_path: Path) -> Stage:
     )
     return Stage(
         spec=spec,
-        train=Split(torch.zeros(0), torch.zeros(0)),
+        train=Split(torch.zeros(0, 1, 4, 4), torch.zeros(0)),
         classes=CLASSES,
         transform=Affine(torch.zeros(1), torch.ones(1)),
         experts=Trajectories([tmp_path / trajectories.TRAJECTORIES]),

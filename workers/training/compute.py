@@ -1,0 +1,65 @@
+"""How the forward pass of training is computed: by PyTorch's operators or by compiled code, in float32 or in bfloat16.
+
+The default, `eager` in `float32`, is the module itself. What a recipe asks for by name is in the key, since it moves
+the last digits (`compiled`) or most of them (`bfloat16`: the parameters stay float32, the layers' arithmetic has eight
+bits of mantissa). Tests always run eagerly in float32, so accuracies are of the network and not of the way it was
+trained in.
+
+Compiled code is made for one shape of a batch at a time, so that the same spec never runs through code that an earlier
+job of the same process has left, made for another shape.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from jobs.errors import BadInput
+from jobs.specs import Precision, TrainingEngine
+
+Forward = Callable[[Tensor], Tensor]
+SHAPES = 256
+"""Compiled shapes of a process at most; one more is an error and never a silent return to eager code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """The engine and the precision of training."""
+
+    engine: TrainingEngine = "eager"
+    precision: Precision = "float32"
+
+    def forward_of(self, module: nn.Module) -> Forward:
+        """Images [n, C, H, W] to float32 logits [n, classes].
+
+        Raises:
+            BadInput: compiled code is asked for on a CPU without a C++ compiler.
+        """
+        forward: Forward = module if self.engine == "eager" else _compiled(module)
+        return forward if self.precision == "float32" else _in_bfloat16(forward)
+
+
+def _compiled(module: nn.Module) -> Forward:
+    compiler = os.environ.get("CXX", "g++")
+    on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
+    if on_cpu and shutil.which(compiler) is None:
+        fix = f"install {compiler}, name another C++ compiler in CXX, or take eager"
+        raise BadInput("recipe", "engine", "compiled", fix)
+    import torch._dynamo  # takes a second, which only jobs that compile should pay
+
+    torch._dynamo.config.recompile_limit = SHAPES
+    return cast(Forward, torch.compile(module, fullgraph=True, dynamic=False))
+
+
+def _in_bfloat16(forward: Forward) -> Forward:
+    def narrow(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return forward(images).float()
+
+    return narrow
