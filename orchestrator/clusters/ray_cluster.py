@@ -272,6 +272,7 @@ def settings(token: Path | None) -> dict[str, str | None]:
         reaper.TOKEN_VARIABLE: None if token is None else str(token),
         "RAY_AUTH_TOKEN": None,  # would go before the file
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_task_events_report_interval_ms": "0",  # nobody looks at them, and a dead GCS would be waited for 5 s
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leave a worker's list of GPUs alone, and do not warn
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "OMP_NUM_THREADS": "1",

@@ -48,6 +48,8 @@ CARD_FAULTS = 3
 """Sticky errors of a card after which it is left alone."""
 CLAIMS_POLL_SECONDS = 5.0
 """Seconds between two looks at the claims of running jobs."""
+LOST_GRACE_SECONDS = 3.0
+"""Seconds that running jobs get to save when Ray's control process is gone; then a minute is left, but people wait."""
 START_ATTEMPTS = 3
 """Workers in a row that may fail to start on a node before the node is given up."""
 
@@ -95,6 +97,8 @@ class RayPool:
         self._retired: list[_Slot] = []
         """Workers that hold a broken card and get no jobs."""
         self._released: set[str] = set()
+        self._lost = False
+        """Whether Ray's control process is gone."""
         self._started = 0
         self._next_look = self._next_look_at_claims = 0.0
 
@@ -129,6 +133,7 @@ class RayPool:
 
     def close(self, grace_seconds: float) -> None:
         """Wait for running jobs, at most that long, and close the cluster."""
+        grace_seconds = min(grace_seconds, LOST_GRACE_SECONDS) if self._lost else grace_seconds
         owed = [object_ref for object_ref, slot in self._pending.items() if self._slots[slot].joined]
         if owed and grace_seconds > 0:
             self._ray.wait(owed, num_returns=len(owed), timeout=grace_seconds)
@@ -154,7 +159,11 @@ class RayPool:
             PoolBroken: Ray's control process, the GCS, is gone; Ray itself would end this process after a minute.
         """
         self._next_look = time.monotonic() + NODE_POLL_SECONDS
-        _look_for_gcs(self._ray.get_runtime_context().gcs_address)
+        try:
+            _look_for_gcs(self._ray.get_runtime_context().gcs_address)
+        except PoolBroken:
+            self._lost = True
+            raise
         yield from self._end_hung_workers()
         nodes = self._living_nodes()
         for name in [name for name, slot in self._slots.items() if slot.node not in nodes]:

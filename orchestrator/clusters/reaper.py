@@ -6,10 +6,11 @@ go by themselves, the rest is killed, and the cluster's folder with the token is
 enough: after `kill -9` of the driver two agents of its raylet stay for a minute (measured with 2.60), and
 the folder stays for ever.
 
-A process belongs to the cluster if its environment names the cluster's token, or if its standard output is a file
-of the cluster's folder: a process that changes its title, as Ray's agents do, may overwrite its environment. Nothing
-is ever found by its name. Only Linux has the /proc this needs; elsewhere just the folder is removed. Standard library
-only, run by path.
+A process belongs to the cluster if its environment names the cluster's token, or if it writes to an output (`.out`,
+`.err`) in the cluster's folder: a process that changes its title, as Ray's agents do, may overwrite its environment,
+and when their raylet is gone all that is left of it is its output, which they inherited. The driver has only logs
+there. Nothing is ever found by its name. Only Linux has the /proc this needs; elsewhere just the folder is removed.
+Standard library only, run by path.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -31,8 +33,8 @@ QUIET_SECONDS = 3.0
 that has not yet become Ray, and a raylet that is killed may just have started its agents."""
 LONGEST_SECONDS = 60.0
 """Seconds after which even a cluster that keeps starting processes is left alone."""
-GRACE_SECONDS = 2.0
-"""Seconds for processes to go by themselves; Ray's workers notice the end of their raylet in about that."""
+GRACE_SECONDS = 1.0
+"""Seconds for processes to go by themselves; nothing that they do after the end of their raylet is of use."""
 
 
 def watch(folder: Path) -> subprocess.Popen[bytes]:
@@ -47,14 +49,25 @@ def watch(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """The living processes whose environment names a token in this folder, or that print into it."""
+    """The living processes whose environment names a token in this folder, or that write to an output in it."""
     mark = f"{TOKEN_VARIABLE}={folder}/".encode()
     pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # gone meanwhile, or somebody else's
-            if mark in (entry / "environ").read_bytes() or os.readlink(entry / "fd" / "1").startswith(f"{folder}/"):
+            if mark in (entry / "environ").read_bytes() or _writes_into(folder, entry):
                 pids.append(int(entry.name))
     return pids
+
+
+def _writes_into(folder: Path, process: Path) -> bool:
+    """Whether a process has an output in the folder open for writing; somebody may just be reading it."""
+    for descriptor in (process / "fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            target = os.readlink(descriptor).removesuffix(" (deleted)")
+            ours = target.startswith(f"{folder}/") and target.endswith((".out", ".err"))
+            if ours and descriptor.lstat().st_mode & stat.S_IWUSR:
+                return True
+    return False
 
 
 def end(watcher: subprocess.Popen[bytes], orderly: bool = True) -> None:

@@ -15,14 +15,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import IO, Any, ClassVar
 
 import pytest
 
 from jobs.errors import BadInput
-from orchestrator.clusters import ray_cluster, reaper
+from orchestrator.clusters import ray_cluster, ray_pool, reaper
 from orchestrator.clusters.ray_cluster import LocalCluster
-from orchestrator.clusters.ray_pool import RayPool, _look_for_gcs
+from orchestrator.clusters.ray_pool import RayPool, _look_for_gcs, _Slot
 from orchestrator.runs.driver import RunInfo, run
 from orchestrator.runs.journal import Journal, read
 from orchestrator.runs.pool import JobReturned, PoolBroken, PoolEvent, WorkerJoined, WorkerLeft
@@ -508,6 +509,24 @@ def test_a_gcs_that_is_gone_breaks_the_pool_and_one_that_listens_does_not() -> N
     assert isinstance(broken.value.__cause__, OSError), "it is no bug of ours"
 
 
+def test_running_jobs_get_little_time_to_save_when_the_gcs_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    pool = RayPool(LocalCluster(1), str(tmp_path), RUN)
+    pool._ray = SimpleNamespace(
+        get_runtime_context=lambda: SimpleNamespace(gcs_address="127.0.0.1:1"),
+        wait=lambda owed, num_returns, timeout: waits.append(timeout),
+    )
+    pool._slots, pool._pending = {"w": _Slot(None, "n", "h", joined=True)}, {"ref": "w"}
+    monkeypatch.setattr(ray_pool, "LOST_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(pool, "_cluster", SimpleNamespace(close=lambda: None))
+    with pytest.raises(PoolBroken, match="GCS"):
+        pool.events(0.0)
+    pool.close(30.0)
+    assert waits == [0.5]
+
+
 def test_ray_imported_by_somebody_else_is_refused() -> None:
     ask = "import ray; from orchestrator.clusters.ray_cluster import LocalCluster; LocalCluster(1).open()"
     answer = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -532,14 +551,26 @@ def test_the_environment_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @linux
-def test_a_process_that_has_no_environment_any_more_is_known_by_its_output(short_folder: Path) -> None:
+def test_a_process_that_has_no_environment_any_more_is_known_by_an_output_of_its_cluster(short_folder: Path) -> None:
     folder = short_folder / "cluster"
     folder.mkdir()
-    with open(folder / "agent.out", "wb") as output:
-        agent = subprocess.Popen(["/bin/sleep", "100"], env={}, stdout=output)
-    until(lambda: reaper.processes_of(folder) == [agent.pid])
-    reaper.clear(folder, grace=0.0, quiet=0.2)
-    assert agent.wait(10) == -signal.SIGKILL and not folder.exists()
+
+    def sleeping(inherited: IO[bytes], **more: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["/bin/sleep", "100"], env={}, pass_fds=[inherited.fileno()], **more)
+
+    with open(folder / "raylet.out", "wb") as output, open(folder / "driver.log", "wb") as log:
+        prints, inherits, driver = sleeping(output, stdout=output), sleeping(output), sleeping(log)
+    with open(folder / "raylet.out", "rb") as output:
+        reader = sleeping(output)
+    try:
+        until(lambda: sorted(reaper.processes_of(folder)) == sorted([prints.pid, inherits.pid]))
+        reaper.clear(folder, grace=0.0, quiet=0.2)
+        assert prints.wait(10) == inherits.wait(10) == -signal.SIGKILL and not folder.exists()
+        assert driver.poll() is None and reader.poll() is None
+    finally:
+        for process in (prints, inherits, driver, reader):
+            process.kill()
+            process.wait()
 
 
 @linux

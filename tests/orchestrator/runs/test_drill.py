@@ -171,7 +171,7 @@ def test_a_gcs_that_is_killed_ends_the_run_in_order_whatever_lies_in_the_current
     asked = time.monotonic()
     out, err = command.communicate(timeout=120)
     assert command.returncode == 3 and "GCS" in json.loads(out)["error"]["message"], err
-    assert time.monotonic() - asked < 40, "on a machine of its own it takes less than ten seconds"
+    assert time.monotonic() - asked < 20, "at a load of ten it takes nine seconds"
     assert "Traceback" not in err and Claims(shell.store).read(held.key) is None
     nothing_is_left(shell)
     assert shell.run(*words).exit == 0 and shell.digests() == undisturbed
