@@ -518,7 +518,7 @@ def test_running_jobs_get_little_time_to_save_when_the_gcs_is_gone(
         get_runtime_context=lambda: SimpleNamespace(gcs_address="127.0.0.1:1"),
         wait=lambda owed, num_returns, timeout: waits.append(timeout),
     )
-    pool._slots, pool._pending = {"w": _Slot(None, "n", "h", joined=True)}, {"ref": "w"}
+    pool._slots, pool._pending = {"w": _Slot(None, "n", "h", 0, joined=True)}, {"ref": "w"}
     monkeypatch.setattr(ray_pool, "LOST_GRACE_SECONDS", 0.5)
     monkeypatch.setattr(pool, "_cluster", SimpleNamespace(close=lambda: None))
     with pytest.raises(PoolBroken, match="GCS"):
