@@ -53,6 +53,12 @@ from orchestrator.scheduler.ready_queue import ReadyQueue
 from orchestrator.scheduler.schedule import Schedule, behind
 from orchestrator.scheduler.slots import emptiest_first
 
+_GAINS = {
+    (old, new): tuple((new in group) - (old in group) for group in (UNFINISHED, UNSUCCESSFUL, WAITING, AVAILABLE))
+    for old in Status
+    for new in TRANSITIONS[old].values()
+}
+"""By two statuses, how many more jobs are unfinished, unsuccessful, waiting and available after this transition."""
 WAIT_FOR_WORKERS = 30.0
 """Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
 
@@ -144,8 +150,11 @@ class Scheduler:
         self._take(event)
         self._assign_slots()
         self._conclude()
-        changed = sorted((key for key, old in self.old.items() if self.jobs[key].status is not old), key=self._position)
-        self.changes = tuple(Change(key, self.old[key], self.jobs[key]) for key in changed)
+        changes = [Change(key, old, self.jobs[key]) for key, old in self.old.items()]
+        changes = [change for change in changes if change.job.status is not change.old]
+        if len(changes) > 1:
+            changes.sort(key=lambda change: self._position(change.key))
+        self.changes = tuple(changes)
         return tuple(self.actions)
 
     def state(self) -> State:
@@ -216,23 +225,26 @@ class Scheduler:
 
     def _move(self, key: str, transition: Transition, **changes: Any) -> None:
         job = self.jobs[key]
-        status = TRANSITIONS[job.status].get(transition)
+        old = job.status
+        status = TRANSITIONS[old].get(transition)
         if status is None:
-            raise IllegalTransition(f"{key} is {job.status}; this cannot happen to it: {transition.value}")
-        since = self.at if status in (Status.READY, Status.RUNNING) else 0.0
-        moved = job.changed({"status": status, "slot": None, "since": since} | changes)
+            raise IllegalTransition(f"{key} is {old}; this cannot happen to it: {transition.value}")
+        since = self.at if status is Status.READY or status is Status.RUNNING else 0.0
+        moved = job.changed({"status": status, "slot": None, "since": since, **changes})
         self.jobs[key] = moved
-        self.old.setdefault(key, job.status)
-        self.unfinished += (status in UNFINISHED) - (job.status in UNFINISHED)
-        self.unsuccessful += status in UNSUCCESSFUL
-        if begins := (status in WAITING) - (job.status in WAITING):
-            self.waiting += begins * self.milliseconds.get(key, 0)
-        if gained := (status in AVAILABLE) - (job.status in AVAILABLE):
-            for child in self.missing_parents.keys() & self.schedule.children[key]:
-                self.missing_parents[child] -= gained
+        self.old.setdefault(key, old)
+        unfinished, unsuccessful, waiting, available = _GAINS[old, status]
+        self.unfinished += unfinished
+        self.unsuccessful += unsuccessful
+        if waiting:
+            self.waiting += waiting * self.milliseconds.get(key, 0)
+        if available:
+            for child in self.schedule.children[key]:
+                if child in self.missing_parents:
+                    self.missing_parents[child] -= available
         if status is Status.READY:
             self.ready.add(key, moved.not_before)
-        elif job.status is Status.READY:
+        elif old is Status.READY:
             self.ready.discard(key)
 
     def _give_back(self, key: str, **changes: Any) -> None:

@@ -26,6 +26,7 @@ from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet
 from workers.store.trajectories import Trajectories
 from workers.training.networks import Network
+from workers.training.optimisers import SGD, Adam
 from workers.training.transition import StartNetworks
 
 Arrays = dict[str, NDArray[Any]]
@@ -206,8 +207,8 @@ class Method:
 
 def _image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Optimizer:
     if spec.name == "adam":
-        return torch.optim.Adam([images], lr=spec.lr, betas=(spec.momentum, 0.95), foreach=False)
-    return torch.optim.SGD([images], lr=spec.lr, momentum=spec.momentum, foreach=False)
+        return Adam([images], lr=spec.lr, betas=(spec.momentum, 0.95), foreach=False)
+    return SGD([images], lr=spec.lr, momentum=spec.momentum, foreach=False)
 
 
 def draw_without_replacement(queue: list[int], size: int, population: int, generator: torch.Generator) -> list[int]:
