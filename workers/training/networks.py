@@ -274,7 +274,7 @@ def build(
 
 
 def _give_memory(module: nn.Module) -> None:
-    """Move a module without data to the CPU, its numbers not set: `to_empty`, without half a second for sympy's import."""
+    """Move a module without data to the CPU, its numbers not set; `to_empty` imports sympy for half a second."""
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
             empty = torch.empty(parameter.shape, dtype=parameter.dtype)

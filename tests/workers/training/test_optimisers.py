@@ -43,13 +43,14 @@ def test_updates_are_those_of_pytorch_bit_for_bit(
 
 
 def test_training_imports_no_compiler() -> None:
-    """Neither a network nor a step needs `torch._dynamo` or sympy, which take a worker's first job a second and more."""
+    """Neither a network nor a step needs `torch._dynamo` or sympy, which take a worker a second and more."""
     code = """
 import sys, torch
 from tests.workers.training.test_optimisers import SGD, Adam, after_training
 from workers.training.networks import build
 for architecture in ("convnet", "resnet10"):
-    build(architecture, channels=1, size=8, classes=2, width=8, norm="batch", generator=torch.Generator())
+    shape = {"channels": 1, "size": 8, "classes": 2, "width": 8, "depth": None}
+    build(architecture, **shape, norm="batch", generator=torch.Generator())
 after_training(SGD, lr=0.1, fused=True), after_training(Adam, foreach=False)
 print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
 """
