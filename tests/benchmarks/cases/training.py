@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from functools import partial
 
 import torch
@@ -29,6 +30,13 @@ from workers.training.trainer import correct
 
 EXPERT = SgdSpec(epochs=1, lr=0.01, batch_size=256, augmentation=DSA)
 EVALUATION = SgdSpec(epochs=1, lr=0.01, momentum=0.9, weight_decay=5e-4, batch_size=256, augmentation=DSA)
+ENGINES: dict[str, dict[str, str]] = {
+    "eager": {},
+    "eager bfloat16": {"precision": "bfloat16"},
+    "compiled": {"engine": "compiled"},
+    "compiled bfloat16": {"engine": "compiled", "precision": "bfloat16"},
+}
+"""What a recipe says for each engine."""
 RESNET = EVALUATION.model_copy(update={"batch_size": 32})
 
 
@@ -51,13 +59,23 @@ def resnet(count: int) -> Case:
 
 
 def _training(name: str, spec: SgdSpec, *, per: str = "epoch", times: int = 1, **arguments: object) -> Case:
-    return Case(name, sides, {"spec": spec, **arguments}, default="eager", per=per, count=times)
+    named = tuple(name for name in ENGINES if shutil.which("g++") or "compiled" not in name)
+    arguments = {"spec": spec, "named": named, **arguments}
+    counted = {name: "eager" for name in named}
+    return Case(name, sides, arguments, default="eager", per=per, count=times, counted=counted)
 
 
 def sides(
-    spec: SgdSpec, width: int | None, count: int, *, architecture: str = "convnet", size: int = 32, seed: int = 0
+    spec: SgdSpec,
+    width: int | None,
+    count: int,
+    *,
+    architecture: str = "convnet",
+    size: int = 32,
+    seed: int = 0,
+    named: tuple[str, ...] = ("eager",),
 ) -> Sides:
-    """How far training moves the parameters."""
+    """How far training moves the parameters, in the `named` engines."""
     module = network(seed, architecture=architecture, width=width, size=size)
     start = flatten(module)
     ordinary: nn.Module = copy.deepcopy(module)
@@ -77,13 +95,14 @@ def sides(
         )  # fmt: skip
         return moved(own, start)
 
-    def ours() -> Tensor:
+    def ours(engine: SgdSpec) -> Tensor:
         load(module, start)
-        trainer = trainer_for(module, spec, generator(seed + 2))
-        fit(trainer, shown, labels, spec, on_epoch=lambda epoch, seen: None, correctness=True)
+        trainer = trainer_for(module, engine, generator(seed + 2))
+        fit(trainer, shown, labels, engine, on_epoch=lambda epoch, seen: None, correctness=True)
         return moved(module, start)
 
-    return {PLAIN: partial(written_out, torch.float32), "eager": ours, EXACT: partial(written_out, torch.float64)}
+    engines = {name: partial(ours, spec.model_copy(update=how)) for name, how in ENGINES.items() if name in named}
+    return {PLAIN: partial(written_out, torch.float32), **engines, EXACT: partial(written_out, torch.float64)}
 
 
 def test_pass(width: int, count: int) -> Case:
