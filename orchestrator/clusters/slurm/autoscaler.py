@@ -46,6 +46,8 @@ RETRY_SECONDS = (5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds until workers are submitted again after a first, second, … failure in a row."""
 NODE_FAILURES = 2
 """Workers that may fail on a node before it is left out."""
+LEFT_OUT_SECONDS = 1800.0
+"""Seconds for which a node is left out; twice as long after each further failure on it."""
 FAILURES, FAILING_NODES = 5, 3
 """Workers in a row, and nodes, that may fail before a run on which nobody works gives up."""
 LEAVE_SECONDS = 30.0
@@ -81,23 +83,29 @@ class FailedStarts:
     """The unknown node is the empty name."""
     in_a_row: int = 0
     last: str = ""
+    _until: dict[str, float] = field(default_factory=dict)
+    """Until when each node is left out: what it lacks, such as its file system, may come back."""
 
-    @property
-    def excluded(self) -> tuple[str, ...]:
+    def excluded(self, now: float) -> tuple[str, ...]:
         """The nodes that are left out."""
-        return tuple(sorted(node for node, count in self.by_node.items() if node and count >= NODE_FAILURES))
+        return tuple(sorted(node for node, until in self._until.items() if until > now))
 
-    def add(self, node: str, sentence: str) -> bool:
+    def add(self, node: str, sentence: str, now: float) -> bool:
         """Count one; whether its node is left out from now on."""
         self.by_node[node] += 1
         self.in_a_row += 1
         self.last = sentence
-        return bool(node) and self.by_node[node] == NODE_FAILURES
+        if not node or (more := self.by_node[node] - NODE_FAILURES) < 0:
+            return False
+        anew = self._until.get(node, -inf) <= now
+        self._until[node] = now + LEFT_OUT_SECONDS * 2**more
+        return anew
 
     def joined(self, node: str) -> None:
         """Forget what failed in a row, and trust this node again."""
         self.in_a_row = 0
         self.by_node.pop(node, None)
+        self._until.pop(node, None)
 
     @property
     def everywhere(self) -> bool:
@@ -262,14 +270,18 @@ class SlurmAutoscaler(PlainNodes):
             missing = workers_missing(self.open_jobs(), self.spec, len(living))
         allowed = self.spec.max_workers if self.open_jobs() else 0
         surplus = max(0, len(living) - allowed)  # of a job that was replaced while SLURM took it back into the queue
-        cancelled += [job.id for job in living if job.state == "PENDING"][:surplus]
+        spare = [job.id for job in living if job.state == "PENDING"][:surplus]
+        self._submitted -= set(spare)
+        cancelled += spare
         count = missing if self._most is None else min(missing, self._most)
         if not count and not cancelled:
             return
 
+        excluded = self._failed.excluded(self.clock())
+
         def act() -> list[str]:
             self.client.cancel(cancelled)
-            return self.submit(count, self._failed.excluded) if count else []
+            return self.submit(count, excluded) if count else []
 
         self._exchange = (self.background(act), partial(self._take_submission, count, bool(living)))
 
@@ -292,8 +304,8 @@ class SlurmAutoscaler(PlainNodes):
         self._retry.failed(self.clock())
         self._most = max(1, count // 2)
         if refused_for_good(str(error)) and not self._working and not others:
-            left_out = f"; left out: {', '.join(self._failed.excluded)}; {self._failed.last}"
-            raise PoolBroken(f"{error}{left_out if self._failed.excluded else ''}")
+            nodes = ", ".join(self._failed.excluded(self.clock()))
+            raise PoolBroken(f"{error}; left out: {nodes}; {self._failed.last}" if nodes else str(error))
         if str(error) != self._refusal:
             self._refusal = str(error)
             yield f"{error}; it is tried again with fewer workers, after 5 s, later after up to 60 s"
@@ -317,9 +329,9 @@ class SlurmAutoscaler(PlainNodes):
             why = refusals.get(job) or self.run_folder.last_lines(job, 2) or no_log
             where = f" on {end.node}" if end.node else ""
             sentence = f"worker {job} failed{where} ({end.cause()}): {why}"
-            left_out = self._failed.add(end.node, sentence)
+            left_out = self._failed.add(end.node, sentence, self.clock())
             yield sentence + (f"; {end.node} is left out from now on" if left_out else "")
-        if failed:
+        if lost:  # also those that somebody cancels, who may go on doing so
             self._failure_retry.failed(self.clock())
         if not self._working and self._failed.everywhere:
             nodes = ", ".join(filter(None, sorted(self._failed.by_node)))

@@ -50,6 +50,8 @@ def parameters(
     options = spec.head.sbatch if small else spec.sbatch
     if exclude:
         options = {**options, "exclude": ",".join([*filter(None, [str(options.get("exclude", ""))]), *sorted(exclude)])}
+    if dependency:  # SLURM itself takes the job out when it can never start, if we could not
+        options = {**options, "kill_on_invalid_dep": "yes"}
     return _without_none(
         {
             "job_name": name_of(run, role),

@@ -376,21 +376,63 @@ def test_workers_that_fail_on_every_node_end_a_run_on_which_nobody_works(tmp_pat
     assert site.now - began < 60
 
 
-def test_workers_that_somebody_cancelled_or_preempted_are_no_failures(tmp_path: Path) -> None:
+def test_workers_that_somebody_cancelled_or_preempted_are_no_failures_but_come_back_ever_later(tmp_path: Path) -> None:
     site = Site(tmp_path)
-    site.open_jobs = 3
-    for _ in range(100):
-        site.reconcile(after=10.0)
+    site.open_jobs, submitted = 3, list[float]()
+    for _ in range(1000):
+        site.reconcile(after=1.0)
         for state, job in zip(("CANCELLED", "PREEMPTED", "CANCELLED"), list(site.jobs), strict=False):
             site.end(job.id, state, "n")
-    assert len(site.ended) > 200 and site.excluded == ()
+            submitted.append(site.now)
+    assert len(site.ended) == len(submitted) > 45 and site.excluded == ()
+    waits = [later - earlier for earlier, later in zip(submitted[::3], submitted[3::3], strict=False)]
+    assert waits[0] <= 15 and all(60 <= wait <= 95 for wait in waits[5:]), "also seconds between two looks"
 
 
-def test_a_node_on_which_a_worker_joined_is_trusted_again(tmp_path: Path) -> None:
+def test_workers_that_the_run_takes_back_itself_do_not_make_it_wait(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    for _ in range(10):
+        site.open_jobs = 2
+        site.said_within(6)
+        assert len(site.jobs) == 2
+        site.open_jobs = 0
+        site.said_within(12)
+        assert site.jobs == []
+
+
+def test_a_node_on_which_a_worker_joined_is_trusted_again() -> None:
     failed = FailedStarts()
-    assert not failed.add("n", "") and failed.add("n", "") and failed.excluded == ("n",)
+    assert not failed.add("n", "", 0.0) and failed.add("n", "", 0.0) and failed.excluded(1.0) == ("n",)
     failed.joined("n")
-    assert failed.excluded == () and failed.in_a_row == 0 and not failed.everywhere
+    assert failed.excluded(1.0) == () and failed.in_a_row == 0 and not failed.everywhere
+
+
+def test_a_node_that_was_bad_for_a_while_is_tried_again_and_left_out_twice_as_long_when_it_still_is() -> None:
+    failed, half_an_hour = FailedStarts(), autoscaler.LEFT_OUT_SECONDS
+    assert [failed.add("n", "", 0.0), failed.add("n", "", 10.0), failed.add("n", "", 20.0)] == [False, True, False]
+    assert failed.excluded(2 * half_an_hour) == ("n",) and failed.excluded(2 * half_an_hour + 21) == ()
+    assert failed.add("n", "", 3 * half_an_hour)
+    assert failed.excluded(7 * half_an_hour - 1) == ("n",) and failed.excluded(7 * half_an_hour) == ()
+    assert not failed.add("", "", 0.0) and not failed.add("", "", 0.0), "which node it was is not known"
+
+
+def test_a_node_that_is_well_again_gets_workers_while_others_work(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.open_jobs = 2
+    site.reconcile()
+    site.start("9_0")
+    nodes = [node("9_0", 1)]
+    for _ in range(4000):
+        site.reconcile(*nodes, after=1.0)
+        for job in [job for job in site.jobs if job.state == "PENDING" and "bad" not in site.excluded]:
+            if site.now < 1000:
+                site.end(job.id, "FAILED", "bad")
+            else:
+                site.jobs = [replace(j, state="RUNNING", nodes="bad") if j == job else j for j in site.jobs]
+                nodes.append(node(job.id, 1))
+        if site.excluded and site.now > 1000:  # the cluster is full without it: what waits is taken back once
+            site.jobs = [job for job in site.jobs if job.state != "PENDING"]
+    assert len(site.ended) == 2 and len(nodes) == 2
 
 
 def test_the_wait_before_the_next_try_grows_to_a_minute_and_begins_anew() -> None:

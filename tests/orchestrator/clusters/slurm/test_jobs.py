@@ -404,7 +404,8 @@ def test_a_successor_waits_for_its_head_to_fail_and_there_is_one(
     programs.write("squeue", f"echo '12|{NAME}|RUNNING|None|n|'")
     programs.say("sbatch", "Submitted batch job 13")
     assert submit.submit_successor(head.run_folder, "12") == "13"
-    assert "#SBATCH --dependency=afternotok:12" in (head.run_folder.jobs / "13_submission.sh").read_text()
+    script = (head.run_folder.jobs / "13_submission.sh").read_text()
+    assert "#SBATCH --dependency=afternotok:12" in script and "#SBATCH --kill-on-invalid-dep=yes" in script
     programs.write("sbatch", "echo 'sbatch: error: no' >&2; exit 1")
     assert submit.submit_successor(head.run_folder, "12") is None
 

@@ -92,6 +92,19 @@ def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(
     assert site.ended(done["run"], "worker").count("FAILED") <= 2
 
 
+def test_a_node_on_which_one_worker_fails_is_used_by_the_next(site: Site, undisturbed: dict[str, str]) -> None:
+    """A setup line that fails once, as a module of the site that is away for a moment, on the node that is free first."""
+    once = f'case $SLURM_JOB_NAME in *-worker) [ "$(hostname)" != node2 ] || ! mkdir {site.folder}/once;; esac'
+    site.cluster_file(memory=ALONE, max_workers=1, setup=[once])
+    before = site.before()
+    done = site.pdd("run", "LIVE", *site.on_slurm())
+    assert done["exit"] == 0 and digests(done) == undisturbed
+    site.figures("a node that fails once", before, "failed on node2")
+    (failure,) = site.notes("failed on")
+    assert "left out" not in failure["text"] and "a setup line of cluster.yaml failed" in failure["text"]
+    assert {record["host"] for record in site.records("slot_joined")} >= {"node2"}
+
+
 def test_a_node_that_does_not_see_the_store_is_left_out_after_others_joined_too(
     site: Site, undisturbed: dict[str, str]
 ) -> None:
@@ -159,6 +172,10 @@ def test_arrays_stay_within_the_sites_limit_and_an_element_that_is_cancelled_whi
     site.slurm.run("scancel", waiting[0])
     wait_until(lambda: len(site.jobs("-worker", "PENDING")) == 5, PATIENCE)
     assert waiting[0] not in site.jobs("-worker", "PENDING")
+    again = site.jobs("-worker", "PENDING")[:2]  # two at once, one of an array that has lost one before
+    site.slurm.run("scancel", *again)
+    wait_until(lambda: len(site.jobs("-worker", "PENDING")) == 5, PATIENCE)
+    assert not {waiting[0], *again} & set(site.jobs("-worker", "PENDING"))
     site.slurm.run("scontrol", "update", "nodename=node[2-4]", "state=resume")
     done = site.end(going)
     site.figures("a waiting element of an array cancelled", before, "submitted 1 worker")
