@@ -93,7 +93,7 @@ def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(
 
 
 def test_a_node_on_which_one_worker_fails_is_used_by_the_next(site: Site, undisturbed: dict[str, str]) -> None:
-    """A setup line that fails once, as a module of the site that is away for a moment, on the node that is free first."""
+    """A setup line that fails once, as where a module is away for a moment, on the node that is free first."""
     once = f'case $SLURM_JOB_NAME in *-worker) [ "$(hostname)" != node2 ] || ! mkdir {site.folder}/once;; esac'
     site.cluster_file(memory=ALONE, max_workers=1, setup=[once])
     before = site.before()
