@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.data import preprocess
+from workers.data.stored_images import Images, StoredImages
 from workers.store.store import Store
 
 SPLITS = ("train", "validation", "test")
@@ -26,9 +28,9 @@ TRANSFORM = "transform.npz"
 
 @dataclass(frozen=True)
 class Split:
-    """Normalised images float32 [n, C, H, W] and labels int64 [n], resident on one device."""
+    """Normalised images [n, C, H, W] and labels int64 [n], resident on one device."""
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -71,12 +73,18 @@ def load(store: Store, key: str, device: torch.device) -> Dataset:
 def _load(root: Path, key: str, device: torch.device) -> Dataset:
     store = Store(root)
     transform = read_transform(store.path(key, TRANSFORM))
-    splits = {name: read_split(store.path(key, f"{name}.arrow")) for name in SPLITS}
-    resident = {
-        name: Split(transform.forward(images).to(device), labels.to(device))
-        for name, (images, labels, _) in splits.items()
-    }
-    return Dataset(**resident, transform=transform, class_names=splits["train"][2])
+    splits, names = dict[str, Split](), tuple[str, ...]()
+    for name in SPLITS:
+        images, labels, names = read_split(store.path(key, f"{name}.arrow"))
+        splits[name] = Split(_resident(images, transform, device), labels.to(device))
+    return Dataset(**splits, transform=transform, class_names=names)
+
+
+def _resident(images: Tensor, transform: preprocess.Affine | preprocess.Zca, device: torch.device) -> Images:
+    """Images uint8 [n, C, H, W] on the device: as bytes, or whitened."""
+    if isinstance(transform, preprocess.Zca):
+        return transform.forward(images).to(device)
+    return StoredImages(images.to(device), transform.to(device))
 
 
 def read_transform(path: Path) -> preprocess.Affine | preprocess.Zca:
@@ -106,15 +114,17 @@ def write_split(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]
 
 def read_split(path: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images uint8 [n, C, H, W], labels int64 [n] and the names of the classes in a split's Arrow file."""
-    with pa.memory_map(str(path)) as source:
+    with pa.OSFile(str(path)) as source:
         table = pa.ipc.open_file(source).read_all().combine_chunks()
         shape = tuple(int(number) for number in table.schema.metadata[b"shape"].split(b","))
         names = _names_from_metadata(table.schema.metadata)
         if not len(table):
             return torch.empty((0, *shape), dtype=torch.uint8), torch.empty(0, dtype=torch.int64), names
-        pixels = table.column("pixels").chunk(0).flatten().to_numpy().reshape(-1, *shape).copy()
+        pixels = table.column("pixels").chunk(0).flatten().to_numpy().reshape(-1, *shape)
         labels = table.column("label").to_numpy().copy()
-    return torch.from_numpy(pixels), torch.from_numpy(labels), names
+    with warnings.catch_warnings():  # the memory is Arrow's own and says that it is read only
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels), torch.from_numpy(labels), names
 
 
 def _names_to_metadata(class_names: Sequence[str]) -> dict[str, str]:

@@ -41,6 +41,10 @@ class Affine:
         """(x / 255 - mean) / std of uint8 [N, C, H, W], as float32."""
         return self.normalise(_unit(images))
 
+    def to(self, device: torch.device) -> Affine:
+        """The same on a device."""
+        return Affine(self.mean.to(device), self.std.to(device))
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """(x - mean) / std of float32 pixels in [0, 1]; differentiable."""
         return (pixels - self._shaped(self.mean, pixels)) / self._shaped(self.std, pixels)
@@ -82,7 +86,7 @@ class Zca:
 
 
 def _unit(images: Tensor) -> Tensor:
-    return images.to(torch.float32) / 255
+    return images / 255
 
 
 def fit_affine(images: Tensor) -> Affine:

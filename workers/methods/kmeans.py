@@ -29,6 +29,7 @@ from torch import Tensor
 
 from jobs.specs import Clustering
 from workers.data.preprocess import Affine, Zca
+from workers.data.stored_images import Images
 from workers.training.networks import Network
 
 BATCH = 512
@@ -45,7 +46,7 @@ SETTLED = 1e-3
 
 def representatives(
     network: Network,
-    images: Tensor,
+    images: Images,
     transform: Affine | Zca,
     members: Sequence[Tensor],
     count: int,
@@ -72,7 +73,7 @@ def representatives(
     return chosen
 
 
-def embeddings(network: Network, images: Tensor, transform: Affine | Zca, index: Tensor) -> Tensor:
+def embeddings(network: Network, images: Images, transform: Affine | Zca, index: Tensor) -> Tensor:
     """The features [n, d] of the images at `index` [n], on their device, in evaluation mode and without a graph."""
     training = network.training
     network.eval()

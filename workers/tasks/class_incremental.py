@@ -19,6 +19,7 @@ import torch
 
 from workers.data import synthetic_set
 from workers.data.dataset import Split
+from workers.data.stored_images import subset
 from workers.data.synthetic_set import SyntheticSet
 
 
@@ -43,7 +44,7 @@ def of_classes(split: Split, phases: Sequence[Sequence[int]]) -> Split:
     """The images of the classes of these phases."""
     seen = torch.tensor([label for phase in phases for label in phase], device=split.labels.device)
     own = torch.isin(split.labels, seen)
-    return Split(split.images[own], split.labels[own])
+    return Split(subset(split.images, own), split.labels[own])
 
 
 def _together(parts: Sequence[SyntheticSet]) -> SyntheticSet:

@@ -29,6 +29,7 @@ from jobs.outcomes import ForgettingOutcome
 from jobs.specs import ForgettingSpec, NeverLearned
 from workers.data import dataset as datasets
 from workers.data.dataset import Dataset, Split
+from workers.data.stored_images import subset
 from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.training.students import build_network, fit, trainer_for
@@ -131,7 +132,7 @@ def partitioned(context: JobContext, data: Dataset, partition: tuple[int, int] |
     if fewest < least:
         fix = f"a class has {fewest} training images with such forgetting scores and {least} are needed; widen it"
         raise BadInput(context.job.key, "partition", partition, fix)
-    return replace(data, train=Split(data.train.images[inside], labels))
+    return replace(data, train=Split(subset(data.train.images, inside), labels))
 
 
 def share_below(context: JobContext, partition: tuple[int, int] | None) -> float | None:

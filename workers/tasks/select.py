@@ -25,6 +25,7 @@ from jobs.specs import NetworkSpec, SelectSpec
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
 from workers.data.dataset import Dataset
+from workers.data.stored_images import batches
 from workers.data.synthetic_set import SyntheticSet
 from workers.runtime.context import JobContext
 from workers.store import trajectories
@@ -161,7 +162,7 @@ def expert_features(context: JobContext, data: Dataset) -> Tensor:
     load_flat(network, experts.parameters(0, experts.epochs).to(context.device))
     network.eval()
     with torch.no_grad():
-        return torch.cat([network.embed(images).cpu() for images in torch.split(data.train.images, BATCH)])
+        return torch.cat([network.embed(images).cpu() for images in batches(data.train.images, BATCH)])
 
 
 def _per_class(labels: Tensor, count: int, rule: Callable[[Tensor], Tensor]) -> Tensor:

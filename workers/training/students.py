@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jobs.specs import Family, NetworkSpec, SgdSpec
+from workers.data.stored_images import Images
 from workers.training.augmentation import Augmentation
 from workers.training.compute import Compute
 from workers.training.networks import Network, build
@@ -71,7 +72,7 @@ def trainer_for(network: Network, spec: SgdSpec, generator: torch.Generator, lr:
 
 def fit(
     trainer: Trainer,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     spec: SgdSpec,
     *,

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.errors import Diverged
+from workers.data.stored_images import Images, batches
 from workers.runtime.transfer import moved_together
 from workers.training.augmentation import Augmentation, Draw, Mix, cutmix, draw_cutmix, draws_on
 from workers.training.compute import Compute
@@ -129,7 +130,7 @@ class Trainer:
 
     def run(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         *,
         schedule: Schedule,
@@ -191,7 +192,7 @@ class Trainer:
 
     def _epoch(
         self,
-        images: Tensor,
+        images: Images,
         labels: Tensor,
         batches: Sequence[Tensor],
         augmentation: Augmentation | None,
@@ -218,7 +219,7 @@ class Trainer:
         return float(torch.stack(losses).sum()) / len(images), torch.cat(right)
 
     def _draws(
-        self, sizes: Sequence[int], images: Tensor, augmentation: Augmentation | None, cutmix_probability: float
+        self, sizes: Sequence[int], images: Images, augmentation: Augmentation | None, cutmix_probability: float
     ) -> list[tuple[Draw | None, Mix | None]]:
         """The random numbers of a pass, batch after batch, on the images' device."""
         height, width = images.shape[2:]
@@ -278,7 +279,7 @@ class Trainer:
         return {**self._weights(), **{f"momentum/{name}": v for name, v in kept.items() if v is not None}}
 
 
-def accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512) -> float:
+def accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int = 512) -> float:
     """Share of images [N, C, H, W] classified as labels [N] say, in percent.
 
     Evaluated in eval mode, without gradients; the module's mode is put back.
@@ -295,7 +296,7 @@ def accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512
     return 100.0 * float(correct(module, images, labels, batch).sum()) / len(images)
 
 
-def balanced_accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512) -> float:
+def balanced_accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int = 512) -> float:
     """Mean over the classes in `labels` of the share of their images that is classified rightly, in percent.
 
     Raises:
@@ -308,13 +309,13 @@ def balanced_accuracy(module: nn.Module, images: Tensor, labels: Tensor, batch: 
     return 100.0 * float((rights_of[there] / images_of[there]).mean())
 
 
-def correct(module: nn.Module, images: Tensor, labels: Tensor, batch: int = 512) -> Tensor:
+def correct(module: nn.Module, images: Images, labels: Tensor, batch: int = 512) -> Tensor:
     """Which images [N, C, H, W] a network classifies as labels [N] say: bool [N]; see `accuracy`."""
     _require_examples(images, labels)
     training = module.training
     module.eval()
     with torch.no_grad():
-        pairs = zip(torch.split(images, batch), torch.split(labels, batch), strict=True)
+        pairs = zip(batches(images, batch), torch.split(labels, batch), strict=True)
         right = torch.cat([module(x).argmax(1) == y for x, y in pairs])
     module.train(training)
     return right
@@ -335,7 +336,7 @@ def _mixed_loss(logits: Tensor, target: Tensor, partner: Tensor, weight: float) 
     return loss if weight == 1.0 else weight * loss + (1 - weight) * F.cross_entropy(logits, partner)
 
 
-def _require_examples(images: Tensor, labels: Tensor) -> None:
+def _require_examples(images: Images, labels: Tensor) -> None:
     if len(images) == 0 or labels.shape != (len(images),):
         shapes = f"{tuple(images.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"images and labels have shapes {shapes}: give [N, C, H, W] and [N], N at least 1")

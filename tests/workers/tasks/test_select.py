@@ -99,7 +99,7 @@ def test_features_are_the_embeddings_of_the_expert_s_last_snapshot(
     trajectory = featured.trajectories(expert)
     load_flat(network, trajectory.parameters(0, trajectory.epochs))
     with torch.no_grad():
-        features = network.embed(train.images)
+        features = network.embed(train.images[:])
     featured.make(job)
     assert indices(featured, job) == by_features(rule, features, train.labels, 2).tolist()
 
