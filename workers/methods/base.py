@@ -25,8 +25,8 @@ from workers.data.dataset import Split
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet
 from workers.store.trajectories import Trajectories
+from workers.training.compute import SGD, Adam
 from workers.training.networks import Network
-from workers.training.optimisers import SGD, Adam
 from workers.training.transition import StartNetworks
 
 Arrays = dict[str, NDArray[Any]]

@@ -7,15 +7,20 @@ trained in.
 
 Compiled code is made for one shape of a batch at a time, so that the same spec never runs through code that an earlier
 job of the same process has left, made for another shape.
+
+Steps are never compiled. The optimisers of `torch.optim` import `torch._dynamo` when the first one is made, for the
+sake of code that is compiled with them, which costs each worker a second; `SGD` and `Adam` do the same updates, bit for
+bit, without it.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +29,11 @@ from jobs.errors import BadInput
 from jobs.specs import Precision, TrainingEngine
 
 Forward = Callable[[Tensor], Tensor]
+Optimiser = TypeVar("Optimiser", bound=torch.optim.Optimizer)
 SHAPES = 256
 """Compiled shapes of a process at most; one more is an error and never a silent return to eager code."""
+_WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+"""Methods of every optimiser that PyTorch wraps for its compiler; so it does with `step`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +71,14 @@ def _in_bfloat16(forward: Forward) -> Forward:
             return forward(images).float()
 
     return narrow
+
+
+def without_compiler(optimiser: type[Optimiser]) -> type[Optimiser]:
+    """A class of optimisers whose methods do their work and nothing for a compiler; not for differentiable steps."""
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(optimiser, name)) for name in _WRAPPED}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimiser.step))
+    return cast(type[Optimiser], type(optimiser.__name__, (optimiser,), methods))
+
+
+SGD = without_compiler(torch.optim.SGD)
+Adam = without_compiler(torch.optim.Adam)

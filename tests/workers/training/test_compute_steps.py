@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from workers.training.optimisers import SGD, Adam
+from workers.training.compute import SGD, Adam
 
 
 def after_training(optimiser: type[torch.optim.Optimizer], **settings: object) -> list[torch.Tensor]:
@@ -46,7 +46,7 @@ def test_training_imports_no_compiler() -> None:
     """Neither a network nor a step needs `torch._dynamo` or sympy, which take a worker a second and more."""
     code = """
 import sys, torch
-from tests.workers.training.test_optimisers import SGD, Adam, after_training
+from tests.workers.training.test_compute_steps import SGD, Adam, after_training
 from workers.training.networks import build
 for architecture in ("convnet", "resnet10"):
     shape = {"channels": 1, "size": 8, "classes": 2, "width": 8, "depth": None}
