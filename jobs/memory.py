@@ -1,0 +1,296 @@
+"""How much memory of a card a job needs at its peak, estimated from its spec before anything runs.
+
+Counted are the data set, the weights with their gradients and momenta, and the maps that a backward pass needs: every
+convolution's output costs some copies of itself, by what is differentiated how often. The copies were counted on the
+pretended card of the tests with ConvNets (`tests/workers/test_memory.py` holds them to 20 %); of other networks only
+the maps are known, and nothing here was measured on a GPU, whose allocator and cuDNN take some more (`SPARE`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.architectures import architecture_named, first_map
+from jobs.graph import Graph, Job
+from jobs.methods import Engine
+from jobs.specs import (
+    DatasetSpec,
+    DistilSpec,
+    EvaluateSpec,
+    ExpertsSpec,
+    ForgettingSpec,
+    FullSpec,
+    NetworkSpec,
+    SelectSpec,
+)
+
+BYTES = 4
+"""Of a number: all of them are float32."""
+CARD_SIZES = (16, 24, 40, 80)
+"""GB of common cards."""
+SPARE = 0.85
+"""The share of a card that jobs may count on: CUDA's context, cuDNN's work space and what the allocator leaves idle
+take the rest. Assumed, not measured on a GPU."""
+GRAPH_LIMIT = 64 * 2**30
+"""Bytes of graph above which MTT takes the adjoint, and by how many copies of the maps it counts them: the rule of
+`workers.methods.trajectory_matching`, which looks at the network and not at the spec."""
+GRAPH_COPIES = 1.9 * 3.25
+
+SGD = 3.05
+"""Copies of the maps in one SGD step."""
+LOOK = 2.1
+"""Copies of the largest map in a forward pass without gradients."""
+TEST_BATCH = 512
+"""Images of such a pass."""
+INNER, LAST = 4.9, 4.1
+"""Copies of the maps that each differentiated inner step keeps, and those of one gradient of a gradient beside them."""
+ALIGNED, ALIGNED_REAL = 2.2, 1.66
+"""CAFE: copies of the maps of the synthetic images, and of all classes' real images."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The sizes of a network on one image: numbers in its input, its maps, its largest map, and its weights."""
+
+    pixels: int
+    maps: int
+    largest: int
+    weights: int
+
+
+def footprint(network: NetworkSpec, channels: int, side: int, classes: int) -> Footprint:
+    """What a network takes on an image [channels, side, side] of so many classes."""
+    info = architecture_named(network.architecture)
+    blocks, width = network.depth or info.blocks, network.width or info.width
+    layers = _convnet if network.architecture == "convnet" else _resnet
+    maps, weights = zip(*layers(channels, first_map(channels, side), width, blocks, classes), strict=True)
+    return Footprint(channels * side * side, sum(maps), max(maps), sum(weights))
+
+
+def _footprint(network: NetworkSpec, data: DatasetSpec) -> Footprint:
+    return footprint(network, data.channels, data.height, data.classes)
+
+
+def _convnet(channels: int, side: int, width: int, blocks: int, classes: int) -> Iterator[tuple[int, int]]:
+    """The numbers in the map and in the weights of each layer."""
+    for _ in range(blocks):
+        yield width * side * side, 9 * channels * width + 3 * width
+        side, channels = side // 2, width
+    yield classes, width * side * side * classes + classes
+
+
+def _resnet(channels: int, side: int, width: int, blocks: int, classes: int) -> Iterator[tuple[int, int]]:
+    """The same; a network of another family counts as a ResNet of its width."""
+    incoming = channels
+    for group in range(4):
+        outgoing = width << group
+        side = side if group == 0 else max(1, side // 2)
+        for _ in range(2 * blocks):
+            yield outgoing * side * side, 9 * incoming * outgoing + 3 * outgoing
+            incoming = outgoing
+    yield classes, incoming * classes + classes
+
+
+def peak_bytes(job: Job, graph: Graph, engine: Engine | None = None) -> int:
+    """The most that a job keeps on a card at once; 0 for jobs that use none.
+
+    Args:
+        job: a job of the graph.
+        graph: where its parents are.
+        engine: of trajectory matching, instead of the one that the spec leads to.
+    """
+    spec = job.spec
+    if isinstance(spec, SelectSpec) and spec.rule in ("herding", "k_center"):
+        expert = graph[job.parents["experts"][0]].spec
+        assert isinstance(expert, ExpertsSpec)
+        size = _footprint(expert.network, _data(job, graph))
+        return BYTES * math.ceil(_data_values(job, graph) + size.weights + _look(size, TEST_BATCH))
+    if not isinstance(spec, DistilSpec | ExpertsSpec | EvaluateSpec | FullSpec | ForgettingSpec):
+        return 0
+    size = _footprint(spec.network, _data(job, graph))
+    return BYTES * math.ceil(_data_values(job, graph) + _working(job, graph, size, engine))
+
+
+def chosen_engine(spec: DistilSpec, channels: int, side: int, classes: int) -> Engine:
+    """The engine of trajectory matching: the one that the recipe names, else by `GRAPH_LIMIT`.
+
+    Args:
+        spec: the stage.
+        channels: of an image.
+        side: of an image, in pixels.
+        classes: of the data set.
+    """
+    engine: Engine | None = spec.settings.get("engine")
+    if engine is not None:
+        return engine
+    maps = footprint(spec.network, channels, side, classes).maps
+    batch = spec.settings.get("batch_syn") or classes * spec.ipc_per_stage
+    return "adjoint" if BYTES * GRAPH_COPIES * maps * batch * _steps(spec) > GRAPH_LIMIT else "unrolled"
+
+
+def largest_by_card(jobs: Mapping[str, int]) -> dict[int, str | None]:
+    """For each card size in GB the key of the largest job that fits it; `jobs` are peak bytes by key."""
+    fitting = {size: {key: peak for key, peak in jobs.items() if peak <= room(size)} for size in CARD_SIZES}
+    return {size: max(fits, key=fits.__getitem__, default=None) for size, fits in fitting.items()}
+
+
+def room(gigabytes: float) -> float:
+    """The bytes of a card of this size that a job may count on."""
+    return SPARE * gigabytes * 1e9
+
+
+def _working(job: Job, graph: Graph, size: Footprint, engine: Engine | None) -> float:
+    """Numbers that a job keeps beside the data set."""
+    match job.spec:
+        case DistilSpec() as spec:
+            return _stage(spec, job, graph, size, engine)
+        case ExpertsSpec() as spec:
+            return _fit(size, min(spec.real.batch_size, _data(job, graph).train_images))
+        case EvaluateSpec() as spec:
+            images = sum(_set_sizes(job, graph))
+            test = min(TEST_BATCH, _test_images(_data(job, graph)))
+            fit = _fit(size, min(spec.training.batch_size, images))
+            return images * size.pixels + max(fit, 2 * size.weights + _look(size, test))
+        case FullSpec() | ForgettingSpec() as spec:
+            data = _data(job, graph)
+            fit = _fit(size, min(spec.training.batch_size, data.train_images))
+            return max(fit, 2 * size.weights + _look(size, min(TEST_BATCH, _test_images(data))))
+    return 0.0
+
+
+def _stage(spec: DistilSpec, job: Job, graph: Graph, size: Footprint, engine: Engine | None) -> float:
+    """The images with their gradients and momenta, and the largest of what an iteration does and of the judging."""
+    data = _data(job, graph)
+    new = data.classes * spec.ipc_per_stage * spec.factor**2
+    union = new + (sum(_set_sizes(job, graph)) if spec.conditioning else 0)
+    phases = [_METHODS.get(spec.method, _mtt)(spec, data, size, union, engine)]
+    if spec.choice.by != "last" and spec.choice.training is not None:
+        judged = min(TEST_BATCH, _validation_images(data) or TEST_BATCH)
+        phases += [_fit(size, min(spec.choice.training.batch_size, union)), 3 * size.weights + _look(size, judged)]
+    if spec.transition is not None and job.parents.get("sets"):
+        phases.append(_fit(size, min(spec.transition.batch_size, union)))
+    return 5 * union // spec.factor**2 * size.pixels + max(phases)
+
+
+Phase = Callable[[DistilSpec, DatasetSpec, Footprint, int, Engine | None], float]
+"""The numbers that an iteration of a method keeps beside images and data, with so many images in the union."""
+
+
+def _mtt(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    batch = min(union, spec.settings.get("batch_syn") or data.classes * spec.ipc_per_stage)
+    engine = engine or chosen_engine(spec, data.channels, data.height, data.classes)
+    return _trajectory(size, batch, _steps(spec), engine)
+
+
+def _trajectory(size: Footprint, batch: int, steps: int, engine: Engine) -> float:
+    kept = INNER * (steps if engine == "unrolled" else 1) + LAST
+    vectors = 3 * steps + 2 if engine == "unrolled" else steps + 7
+    return kept * batch * size.maps + vectors * size.weights
+
+
+def _gradient(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """DC, DSA: a class's real images, its synthetic ones with a gradient of a gradient, or training on the union."""
+    trained = min(union, _number(spec, "training.batch_size", 256))
+    return max(_match(spec, data, size, union // data.classes), _fit(size, trained))
+
+
+def _formation(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """IDC, DREAM: the same, with at most `max_synthetic` images of a class, and trained on real ones."""
+    synthetic = min(union // data.classes, _number(spec, "max_synthetic", union))
+    trained = min(_number(spec, "n_data", 256), _number(spec, "training.batch_size", 256))
+    return max(_match(spec, data, size, synthetic), _fit(size, trained) + 3 * trained * size.pixels)
+
+
+def _match(spec: DistilSpec, data: DatasetSpec, size: Footprint, synthetic: int) -> float:
+    at_once = min(data.classes, _number(spec, "classes_at_once", 1))
+    real = SGD * _real_of_class(spec, data) * size.maps
+    return 4 * at_once * size.weights + at_once * max(real, (INNER + LAST) * synthetic * size.maps)
+
+
+def _distribution(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """DM: one class's real images in a forward pass, or its synthetic ones with their gradient."""
+    synthetic = SGD * (union // data.classes) * size.maps
+    return 2 * size.weights + max(_look(size, _real_of_class(spec, data)), synthetic)
+
+
+def _alignment(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """CAFE: the maps of all classes at once."""
+    real = data.classes * _real_of_class(spec, data)
+    return 2 * size.weights + (ALIGNED * union + ALIGNED_REAL * real) * size.maps
+
+
+_METHODS: dict[str, Phase] = {
+    "mtt": _mtt,
+    "dc": _gradient,
+    "dsa": _gradient,
+    "idc": _formation,
+    "dream": _formation,
+    "dm": _distribution,
+    "cafe": _alignment,
+    "cafe_dsa": _alignment,
+}
+
+
+def _fit(size: Footprint, batch: int) -> float:
+    """An SGD step: weights, gradients, momenta and those of the network that it began from, and the maps."""
+    return 4 * size.weights + SGD * batch * size.maps
+
+
+def _look(size: Footprint, images: int) -> float:
+    return LOOK * images * size.largest
+
+
+def _steps(spec: DistilSpec) -> int:
+    return int(spec.settings.get("syn_steps") or 10)
+
+
+def _number(spec: DistilSpec, path: str, default: int) -> int:
+    """A number of the method's settings, by its path."""
+    value: Any = spec.settings
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return int(value) if value is not None else default
+
+
+def _real_of_class(spec: DistilSpec, data: DatasetSpec) -> int:
+    return min(data.train_images // data.classes, _number(spec, "batch_real", data.train_images))
+
+
+def _data(job: Job, graph: Graph) -> DatasetSpec:
+    (key,) = job.parents["dataset"]
+    spec = graph[key].spec
+    assert isinstance(spec, DatasetSpec)
+    return spec
+
+
+def _data_values(job: Job, graph: Graph) -> int:
+    """All images of the data set: they lie on the card as float32, each with an int64 label."""
+    data = _data(job, graph)
+    images = data.train_images + _validation_images(data) + _test_images(data)
+    return images * (data.channels * data.height * data.width + 2)
+
+
+def _validation_images(data: DatasetSpec) -> int:
+    per_class = data.validation_per_class
+    return sum(per_class) if isinstance(per_class, tuple) else data.classes * per_class
+
+
+def _test_images(data: DatasetSpec) -> int:
+    """As many as are kept, else a fifth of the training images: a spec does not say how many there are."""
+    if data.test_per_class:
+        return data.classes * data.test_per_class
+    return data.train_images // 5
+
+
+def _set_sizes(job: Job, graph: Graph) -> list[int]:
+    """Training images in each of the synthetic sets among the parents."""
+    sizes = []
+    for key in job.parents.get("sets", ()):
+        spec = graph[key].spec
+        assert isinstance(spec, DistilSpec | SelectSpec)
+        per_class = spec.ipc_per_stage * spec.factor**2 if isinstance(spec, DistilSpec) else spec.ipc_total
+        sizes.append(_data(graph[key], graph).classes * per_class)
+    return sizes

@@ -1,0 +1,73 @@
+"""What a job needs of a card is estimated to 20 % of what is counted on the pretended card, for all methods."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.memory import BYTES, GRAPH_COPIES, GRAPH_LIMIT, footprint, peak_bytes
+from jobs.specs import NetworkSpec
+from tests.pretended import card
+from tests.workers.workshop import Workshop
+from workers.data import dataset
+from workers.execute import perform
+from workers.methods import trajectory_matching
+from workers.runtime.context import JobContext
+from workers.training.networks import build
+
+SIZES = [(16, 1, 2), (32, 2, 3), (64, 4, 6)]
+"""Width, images per class, and inner steps or rounds."""
+STEPS = {
+    "mtt": "syn_steps",
+    "dc": "outer",
+    "dsa": "outer",
+    "idc": "rounds",
+    "dream": "rounds",
+}
+
+
+def _counted(tmp_path: Path, method: str, width: int, ipc: int, numbers: dict[str, Any]) -> dict[str, float]:
+    """By kind of job, the estimate as a multiple of the bytes that were live at once."""
+    arm = {"method": method} if method == "full" else {"method": method, "ipc_per_stage": ipc}
+    short = {"network.width": width, **({} if method == "full" else {"distil.iterations": 2}), **numbers}
+    shop = Workshop.open(tmp_path, arm, networks=1, set=short)
+    ratios = {}
+    for job in shop.plan.graph:
+        if peak_bytes(job, shop.plan.graph) == 0:
+            perform(JobContext.alone(job, shop.store))
+            continue
+        dataset._load.cache_clear()
+        gc.collect()
+        with card() as there:
+            perform(JobContext.alone(job, shop.store))
+            ratios[job.kind] = peak_bytes(job, shop.plan.graph) / there.peak
+            dataset._load.cache_clear()
+    return ratios
+
+
+@pytest.mark.parametrize(("width", "side", "depth"), [(128, 32, 3), (128, 64, 4), (16, 8, 2)])
+def test_the_graph_is_counted_as_the_method_counts_it(width: int, side: int, depth: int) -> None:
+    """Where the method takes the adjoint by itself, the estimate must know it."""
+    sizes = {"channels": 3, "size": side, "classes": 10, "width": width, "depth": depth}
+    network = build("convnet", **sizes, norm="instance", generator=torch.Generator())
+    maps = footprint(NetworkSpec(architecture="convnet", width=width, depth=depth), 3, side, 10).maps
+    counted = trajectory_matching.graph_bytes(network, (3, side, side), 7, 5)
+    assert BYTES * GRAPH_COPIES * maps * 7 * 5 == pytest.approx(counted, rel=0.05)
+    assert GRAPH_LIMIT == trajectory_matching.GRAPH_LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "ipc", "steps"), SIZES)
+@pytest.mark.parametrize("method", ["mtt", "adjoint", "dm", "cafe", "cafe_dsa", "dc", "dsa", "idc", "dream", "full"])
+def test_the_estimate_is_what_is_counted(method: str, width: int, ipc: int, steps: int, tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {f"distil.settings.{STEPS[method]}": min(steps, 3)} if method in STEPS else {}
+    if method in ("mtt", "adjoint"):
+        numbers = {"distil.settings.syn_steps": steps}
+    if method == "adjoint":
+        method, numbers["distil.settings.engine"] = "mtt", "adjoint"
+    ratios = _counted(tmp_path, method, width, ipc, numbers)
+    assert ratios and all(0.8 <= ratio <= 1.2 for ratio in ratios.values()), ratios
