@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -37,29 +38,34 @@ ENGINES: dict[str, dict[str, str]] = {
     "compiled bfloat16": {"engine": "compiled", "precision": "bfloat16"},
 }
 """What a recipe says for each engine."""
+UNCOMPILED = ("eager", "eager bfloat16")
+COMPILED_IPC = 10
+"""Images a class at which evaluation is measured compiled too: compiling takes as long as all else."""
 RESNET = EVALUATION.model_copy(update={"batch_size": 32})
 
 
 def experts(width: int, count: int) -> Case:
-    """An epoch of an expert on so many images."""
-    return _training(f"experts, width {width}, an epoch of {count} images", EXPERT, width=width, count=count)
+    """An epoch of an expert on so many images, in every engine."""
+    return _training(f"experts, width {width}, an epoch of {count} images", EXPERT, ENGINES, width=width, count=count)
 
 
 def evaluation(ipc: int, epochs: int) -> Case:
     """Epochs of an evaluation network of width 32."""
     spec = EVALUATION.model_copy(update={"epochs": epochs})
-    name = f"evaluation, width 32, {ipc} images a class"
-    return _training(name, spec, per="epoch", times=epochs, width=32, count=ipc * CLASSES)
+    name, engines = f"evaluation, width 32, {ipc} images a class", ENGINES if ipc == COMPILED_IPC else UNCOMPILED
+    return _training(name, spec, engines, per="epoch", times=epochs, width=32, count=ipc * CLASSES)
 
 
 def resnet(count: int) -> Case:
     """An epoch of ResNet-18 on so many images."""
     name = f"ResNet-18, an epoch of {count} images"
-    return _training(name, RESNET, width=None, count=count, architecture="resnet18")
+    return _training(name, RESNET, UNCOMPILED, width=None, count=count, architecture="resnet18")
 
 
-def _training(name: str, spec: SgdSpec, *, per: str = "epoch", times: int = 1, **arguments: object) -> Case:
-    named = tuple(name for name in ENGINES if shutil.which("g++") or "compiled" not in name)
+def _training(
+    name: str, spec: SgdSpec, engines: Iterable[str], *, per: str = "epoch", times: int = 1, **arguments: object
+) -> Case:
+    named = tuple(name for name in engines if shutil.which("g++") or "compiled" not in name)
     arguments = {"spec": spec, "named": named, **arguments}
     counted = {name: "eager" for name in named}
     return Case(name, sides, arguments, default="eager", per=per, count=times, counted=counted)
