@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,8 @@ class HeadJob(SlurmJob):
     def save(self, *, requeued: bool) -> None:
         """Have running jobs save, and end the driver; the next driver goes on from the store."""
         stop = StopFile(Store(self.order["store"]).run_folder(self.order["run"]) / STOP)
-        stop.write(HEAD_MOVES if requeued else "the head job was cancelled")
+        with suppress(OSError):  # then running jobs are not saved, and go on from their last checkpoints
+            stop.write(HEAD_MOVES if requeued else "the head job was cancelled")
         if self.driver is not None:
             try:
                 self.driver.wait(_time_to_save(self.order) if requeued else TERM_SAVE_SECONDS)

@@ -2,7 +2,8 @@
 
 The head says in `head.json` where it listens and in which versions it speaks, and touches the file while it lives;
 workers read it, and leave when it stays untouched. That is a signal and not a clock: nobody compares times of two
-machines, a worker only looks whether the file changed since it looked last. The token lies beside it, 0600 in a
+machines, a worker only looks whether the file changed since it looked last. A file system that is away for a moment
+ends nobody: what cannot be read or written then is so at the next look. The token lies beside it, 0600 in a
 folder that is 0700; only its path ever travels. And so does a copy of the code, because jobs wait in a queue and come
 back from it: they run what was submitted, whatever has been edited since.
 
@@ -107,11 +108,13 @@ class RunFolder:
 
     def heartbeat(self) -> None:
         """Touch the head's file: a sign of life for the workers."""
-        os.utime(self.head_file)
+        with suppress(OSError):
+            os.utime(self.head_file)
 
     def withdraw(self) -> None:
-        """Remove the announcement: there is no head any more."""
-        self.head_file.unlink(missing_ok=True)
+        """Remove the announcement: there is no head any more. One that stays is silent from now on."""
+        with suppress(OSError):
+            self.head_file.unlink(missing_ok=True)
 
     def head(self) -> tuple[Head, int] | None:
         """The head, and a number that changes while it lives; None if none is announced."""
@@ -129,8 +132,12 @@ class RunFolder:
         return self.folder / "dismissed"
 
     def dismiss(self, job: str) -> None:
-        """Tell a worker that it is not needed; for the job `ALL_WORKERS`, tell all of them."""
-        (self.dismissals / job).touch(0o600)
+        """Tell a worker that it is not needed; for the job `ALL_WORKERS`, tell all of them.
+
+        Who is not told is cancelled later, as one that does not listen.
+        """
+        with suppress(OSError):
+            (self.dismissals / job).touch(0o600)
 
     def reopen(self) -> None:
         """Take the dismissal of all workers back, and an earlier head's last word: a new head goes on."""
@@ -139,7 +146,7 @@ class RunFolder:
 
     def dismissed(self, job: str) -> bool:
         """Whether a worker is not needed any more."""
-        return (self.dismissals / job).exists() or (self.dismissals / ALL_WORKERS).exists()
+        return any(os.path.exists(self.dismissals / name) for name in (job, ALL_WORKERS))
 
     @property
     def refusals(self) -> Path:
@@ -162,8 +169,12 @@ class RunFolder:
             return ""
 
     def refused(self) -> dict[str, str]:
-        """The reasons of the workers that did not start, by SLURM job."""
-        return {path.stem: path.read_text(encoding="utf-8") for path in sorted(self.refusals.glob("*.txt"))}
+        """The reasons of the workers that did not start, by SLURM job, as far as they can be read."""
+        reasons: dict[str, str] = {}
+        with suppress(OSError):
+            for path in sorted(self.refusals.glob("*.txt")):
+                reasons[path.stem] = path.read_text(encoding="utf-8")
+        return reasons
 
     @property
     def last_word_file(self) -> Path:

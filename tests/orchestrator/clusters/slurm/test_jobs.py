@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
@@ -28,6 +30,7 @@ from orchestrator.clusters.slurm.submit import NotSubmitted
 from orchestrator.clusters.versions import difference, versions
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.pool import PoolBroken
+from orchestrator.runs.stop_file import StopFile
 from workers.store.store import Store
 
 SPEC = SlurmClusterSpec(kind="slurm", max_workers=10)
@@ -355,6 +358,38 @@ def test_a_driver_that_drives_hears_the_wish_and_is_not_cancelled(programs: Prog
     programs.write("squeue", f"echo '3|{name_of('r', 'head')}|RUNNING|None|n|'")
     run.cancel(store)
     assert programs.calls("scancel") == []
+
+
+def test_a_file_system_that_is_away_for_a_moment_ends_neither_head_nor_worker(
+    run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder.announce(Head("h:1", "7-1", {}))
+    run_folder.refuse("9_0", "sees 8 GPUs")
+
+    def away(*words: object, **options: object) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as stale:
+        for module, name in ((os, "utime"), (os, "stat"), (os, "open"), (os, "unlink"), (io, "open")):
+            stale.setattr(module, name, away)
+        run_folder.heartbeat()
+        run_folder.dismiss("9_0")
+        run_folder.withdraw()
+        assert not run_folder.dismissed("9_0") and run_folder.head() is None and run_folder.refused() == {}
+    assert not run_folder.dismissed("9_0") and run_folder.refused() == {"9_0": "sees 8 GPUs"}
+    assert run_folder.head() is not None
+
+
+def test_a_head_that_moves_while_its_store_is_away_is_requeued_all_the_same(
+    run_folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(stop: StopFile, why: str) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    head = jobs.HeadJob(str(run_folder.folder))
+    monkeypatch.setattr(StopFile, "write", away)
+    head.save(requeued=True)
+    assert head.requeued
 
 
 def test_workers_sent_home_are_welcome_again_when_a_new_head_is_there(run_folder: RunFolder) -> None:
