@@ -29,9 +29,15 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
+            if isinstance(value, int):
+                str(value)  # Python reads hexadecimal numbers of any length, but shows none of 5,000 digits
+            return value
         except ValueError as error:  # an impossible date, a number of 5,000 digits
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+        except (AttributeError, KeyError) as error:  # the library's own slips over a tag that does not fit its value
+            problem = f"the value is not of the kind that its tag {node.tag} says"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
@@ -44,6 +50,15 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
+def yaml_value(text: str) -> Any:
+    """The value of a text, read as files are.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: it is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -51,9 +66,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadInput: the file is absent, is not YAML, gives a field twice, or holds something other than a mapping.
     """
     place = str(path)
+    if path.exists() and not path.is_file():  # a pipe or a device may be read for ever
+        raise BadInput(place, "file", "no plain file", "name a readable YAML file")
     try:
         text = path.read_text(encoding="utf-8")
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml_value(text)
     except OSError as error:
         raise BadInput(place, "file", error.strerror, "name a readable YAML file") from error
     except UnicodeDecodeError as error:

@@ -63,7 +63,11 @@ def ending_of(error: BaseException) -> Ending:
             return Ending(2, "the input is nested too deeply, or refers to itself: write it flat")
         case UnicodeError():
             return Ending(2, f"a name or text cannot be read or written in this locale ({error}): use UTF-8")
+        case RuntimeError() if "home directory" in str(error):  # as pathlib says of ~somebody
+            return Ending(2, "a path begins with ~ and the name of a user who is not known here: write the path out")
     name = type(error).__name__
+    if name == "BrokenProcessPool":
+        return Ending(3, "a helper process was ended from outside, perhaps for lack of memory: run the command again")
     if type(error).__module__.partition(".")[0] == "ray":
         return Ending(3, f"Ray: {name}: {error}: see `pdd doctor`; what is finished stays, run the same command again")
     return Ending(1, f"a bug: {name}: {error}; please report it with the lines above")

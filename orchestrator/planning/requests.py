@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from jobs.datasets import NORMALISATIONS
-from jobs.documents import set_path, validate, validate_part
+from jobs.documents import set_path, validate, validate_part, yaml_value
 from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import DatasetChoice, Experiment, Plan, load
@@ -151,7 +151,7 @@ def _set(changed: dict[str, Any], setting: str) -> None:
     if not equals or not path:
         raise BadInput("command line", "--set", setting, "write path.to.field=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml_value(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise BadInput("command line", f"--set {path}", text, "write a YAML value") from None
     assign(changed, path, value, "command line")

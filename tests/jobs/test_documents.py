@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from pathlib import Path
 from typing import Any, Literal
@@ -154,6 +155,9 @@ def test_bad_input_keeps_its_four_parts_on_the_way_between_processes(carry: Any)
     [
         ("name: x\nabout: 2001-99-99", "line 2", "month must be in 1..12"),
         (f"networks: {'9' * 5000}", "line 1", "digits"),
+        (f"networks: 0x{'f' * 5000}", "line 1", "digits"),
+        ("name: x\nabout: !!timestamp abc", "line 2", "its tag"),
+        ("name: x\nabout: !!bool abc", "line 2", "its tag"),
         ("name: x\nseeds: [1,\n  b: }", "line 3", "'b: }'"),
         ("name: x\nscale: tiny\nname: y", "line 3", "'name' is there twice"),
         ("set: {a: 1, a: 2}", "line 1", "'a' is there twice"),
@@ -192,3 +196,9 @@ def test_an_alias_that_is_used_often_is_no_cycle(tmp_path: Path) -> None:
     lines = ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
     (tmp_path / "mine.yaml").write_text("\n".join(lines))
     assert len(read_yaml(tmp_path / "mine.yaml")) == 60
+
+
+def test_a_pipe_is_refused_and_not_read_for_ever(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(BadInput, match="no plain file"):
+        read_yaml(tmp_path / "a.yaml")

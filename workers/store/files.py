@@ -38,6 +38,8 @@ class NotAPlainFile(OSError):
 def local_folder(root: str | Path) -> Path:
     """The absolute path of a folder given as a path or as a `file:` URI."""
     text = str(root)
+    if "\0" in text:
+        raise BadInput("--store", "store", text, "write it without the character NUL")
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         return Path(text).expanduser().absolute()
     uri = urlsplit(text)

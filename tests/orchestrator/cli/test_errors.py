@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ RayTaskError.__module__ = "ray.exceptions"
         (MemoryError(), 3, "memory"),
         (RecursionError(), 2, "nested too deeply"),
         (UnicodeEncodeError("ascii", "x\u00b1", 1, 2, "ordinal not in range"), 2, "UTF-8"),
+        (RuntimeError("Could not determine home directory."), 2, "write the path out"),
+        (BrokenProcessPool("terminated abruptly"), 3, "perhaps for lack of memory"),
         (RayTaskError("the head is gone"), 3, "Ray: RayTaskError: the head is gone"),
         (ZeroDivisionError("division by zero"), 1, "a bug: ZeroDivisionError"),
     ],

@@ -130,6 +130,11 @@ def test_a_setting_without_a_name_or_a_value_is_refused(setting: str) -> None:
     assert (error.place, error.field, error.value) == ("command line", "--set", setting)
 
 
+@pytest.mark.parametrize("value", [f"0x{'f' * 5000}", "!!bool abc", "2001-99-99", "{a: 1, a: 2}"])
+def test_a_setting_that_yaml_cannot_hold_is_refused(value: str) -> None:
+    assert refusal(f"networks={value}").fix == "write a YAML value"
+
+
 def test_experts_of_a_later_stage_are_counted_by_their_own_epochs() -> None:
     assert specs(asked("experts.later_epochs=3"), ExpertsSpec)
     error = refusal("experts.later_epochs=2")

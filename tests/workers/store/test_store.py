@@ -163,6 +163,11 @@ def test_stores_that_are_not_local_folders_are_refused(root: str | Path) -> None
         Store.open(root)
 
 
+def test_a_store_whose_name_no_folder_can_have_is_refused() -> None:
+    with pytest.raises(BadInput, match="NUL"):
+        Store.for_reading("a\0b")
+
+
 def test_a_folder_everybody_may_write_to_is_refused_even_if_sticky(tmp_path: Path) -> None:
     for permissions in (0o777, 0o1777):
         tmp_path.chmod(permissions)
