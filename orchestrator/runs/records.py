@@ -72,6 +72,10 @@ def _is_object(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def _is_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_whole, value.values()))
 
@@ -83,7 +87,8 @@ def _is_amounts(value: object) -> bool:
 _CHECKS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("seq", "workers", "attempt", "trial", "stage", "stages", "exit"), _is_whole),
     **dict.fromkeys(("seconds", "remaining_path", "expected_seconds", "job_seconds", "retry_after"), _is_number),
-    **dict.fromkeys(("versions", "values", "metrics"), _is_object),
+    **dict.fromkeys(("values", "metrics"), _is_object),
+    "versions": _is_texts,
     **dict.fromkeys(("jobs", "counts"), _is_count),
     **{"pid": _is_process, "key": _is_key, "experiments": _is_list, "by_kind": _is_amounts},
 }

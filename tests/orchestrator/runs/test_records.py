@@ -31,7 +31,8 @@ def test_a_record_comes_back_from_its_line(record: dict[str, Any]) -> None:
 ODD = [
     (BEGAN, {"pid": "x"}), (BEGAN, {"pid": 10**22}), (BEGAN, {"pid": 0}), (BEGAN, {"pid": True}),
     (BEGAN, {"jobs": [1]}), (BEGAN, {"jobs": {"distil": "2"}}), (BEGAN, {"experiments": 7}),
-    (BEGAN, {"experiments": [1]}), (BEGAN, {"workers": 1.5}), (BEGAN, {"versions": "2"}), (BEGAN, {"command": None}),
+    (BEGAN, {"experiments": [1]}), (BEGAN, {"workers": 1.5}), (BEGAN, {"versions": "2"}),
+    (BEGAN, {"versions": {"torch": [2]}}), (BEGAN, {"command": None}),
     (BEGAN, {"host": 1}), (BEGAN, {"seq": "0"}), (BEGAN, {"t": 5}), (BEGAN, {"event": "run_bogan", "key": 3}),
     (STARTED, {"seconds": "abc"}), (STARTED, {"seconds": float("nan")}), (STARTED, {"seconds": 10**400}),
     (STARTED, {"slot": [1]}), (STARTED, {"key": "../x"}), (STARTED, {"key": ""}), (STARTED, {"attempt": None}),
