@@ -247,6 +247,9 @@ def import_ray(token_file: Path | None = None) -> Any:
     # A signal to the group of the command, as `timeout` sends it, must not end the workers before they have saved.
     services: Any = ray._private.services
     services.ConsolePopen = partial(subprocess.Popen, process_group=0)
+    # Two processes start with a cluster that nothing here asks: they would take cores from the first workers.
+    parameter: Any = ray._private.parameter
+    parameter.RayParams = partial(parameter.RayParams, no_monitor=True, include_log_monitor=False)
     return ray
 
 

@@ -214,6 +214,14 @@ def test_a_client_without_the_token_is_turned_away(shared: Shared) -> None:
 
 
 @linux
+def test_a_local_cluster_starts_no_process_that_nobody_asks(shared: Shared) -> None:
+    assert shared.cluster.folder is not None
+    commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in reaper.processes_of(shared.cluster.folder)]
+    assert any("gcs_server" in command for command in commands)
+    assert not [command for command in commands if "monitor.py" in command]
+
+
+@linux
 def test_no_process_of_a_cluster_gets_the_signals_of_our_group(shared: Shared) -> None:
     assert shared.cluster.folder is not None
     groups = {os.getpgid(pid) for pid in reaper.processes_of(shared.cluster.folder)}
