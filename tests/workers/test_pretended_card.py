@@ -202,7 +202,7 @@ def test_the_norm_of_a_card_gives_the_gradients_of_the_cpu(engine: str) -> None:
     torch.testing.assert_close(step_size, here.step_size, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("unrolled", 205), ("adjoint", 260)])
+@pytest.mark.parametrize(("engine", "most"), [("unrolled", 201), ("adjoint", 250)])
 def test_an_inner_step_launches_few_kernels_and_never_waits(engine: str, most: int) -> None:
     """The figures of docs/performance.md; a step more costs the same again, so constant work drops out."""
     counts = {}
@@ -226,7 +226,7 @@ def test_a_training_step_launches_few_kernels_and_never_waits() -> None:
             there.reset()
             fit(trainer_for(network, training, generator), images, labels, training)
             counts[batches] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
-    _assert_few(counts, most=50)
+    _assert_few(counts, most=45)
 
 
 CLASSES = 10

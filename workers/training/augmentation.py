@@ -66,10 +66,10 @@ def crop(x: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
     height, width = x.shape[2:]
     rows = torch.arange(height, device=x.device).view(-1, 1) + _rows(dy)
     columns = torch.arange(width, device=x.device) + _rows(dx)
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    source = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
+    row, column = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    source = torch.add(column, row, alpha=width)
     taken = x.flatten(2).gather(2, source.flatten(2).expand(len(x), x.shape[1], -1)).view_as(x)
-    return torch.where(inside, taken, torch.zeros((), dtype=x.dtype, device=x.device))
+    return taken.masked_fill((rows != row) | (columns != column), 0.0)
 
 
 def cutout(x: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
@@ -80,9 +80,10 @@ def cutout(x: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
     """
     height, width = x.shape[2:]
     tall, wide = _share(height, CUTOUT), _share(width, CUTOUT)
-    down = torch.arange(height, device=x.device).view(-1, 1) - (_rows(cy) - tall // 2)
-    right = torch.arange(width, device=x.device) - (_rows(cx) - wide // 2)
-    return x.masked_fill((down >= 0) & (down < tall) & (right >= 0) & (right < wide), 0.0)
+    down = torch.arange(tall // 2, height + tall // 2, device=x.device).view(-1, 1) - _rows(cy)
+    right = torch.arange(wide // 2, width + wide // 2, device=x.device) - _rows(cx)
+    inside = (down.clamp(0, tall - 1) == down) & (right.clamp(0, wide - 1) == right)
+    return x.masked_fill(inside, 0.0)
 
 
 def flip(x: Tensor, u: Tensor) -> Tensor:

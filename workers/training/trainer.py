@@ -178,11 +178,11 @@ class Trainer:
             if reset_at_drop and epoch in schedule.drops:
                 self.reset_momentum()
             order = torch.randperm(len(images), generator=self.generator).to(images.device)
-            batches = torch.split(order, batch_size)
-            loss, right = self._epoch(images, labels, batches, augmentation, cutmix_probability)
+            batches = list(zip(torch.split(order, batch_size), torch.split(labels[order], batch_size), strict=True))
+            loss, right = self._epoch(images, batches, augmentation, cutmix_probability, correctness)
             if not math.isfinite(loss):
                 raise Diverged(f"training left the finite numbers in epoch {epoch} at learning rate {rate:g}")
-            history.append(EpochStats(rate, loss, _by_example(right, order) if correctness else None))
+            history.append(EpochStats(rate, loss, None if right is None else _by_example(right, order)))
             if on_epoch is not None:
                 on_epoch(epoch, history[-1])
         if history and not _all_finite(self.module):
@@ -192,17 +192,17 @@ class Trainer:
     def _epoch(
         self,
         images: Images,
-        labels: Tensor,
-        batches: Sequence[Tensor],
+        batches: Sequence[tuple[Tensor, Tensor]],
         augmentation: Augmentation | None,
         cutmix_probability: float,
-    ) -> tuple[float, Tensor]:
-        """One pass over batches of indices: the mean loss, and bool [N], in their order, who was right."""
+        correctness: bool,
+    ) -> tuple[float, Tensor | None]:
+        """One pass over batches of indices and labels: the mean loss and, if asked, bool [N]: who was right."""
         self.module.train()
-        losses, right = [], []
-        draws = self._draws([len(index) for index in batches], images, augmentation, cutmix_probability)
-        for index, (draw, mix) in zip(batches, draws, strict=True):
-            batch, target = images[index], labels[index]
+        losses, right, sizes = [], [], [len(index) for index, _ in batches]
+        draws = self._draws(sizes, images, augmentation, cutmix_probability)
+        for (index, target), (draw, mix) in zip(batches, draws, strict=True):
+            batch = images[index]
             if augmentation is not None and draw is not None:
                 batch = augmentation.apply(batch, draw)
             partner, weight = target, 1.0
@@ -213,9 +213,12 @@ class Trainer:
             self._sgd.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._sgd.step()
-            losses.append(loss.detach() * len(index))
-            right.append(logits.detach().argmax(1) == target)
-        return float(torch.stack(losses).sum()) / len(images), torch.cat(right)
+            losses.append(loss.detach())
+            if correctness:
+                right.append(logits.detach().argmax(1) == target)
+        by_batch = torch.stack(losses)
+        total = float((by_batch * torch.tensor(sizes).to(by_batch)).sum())
+        return total / len(images), torch.cat(right) if correctness else None
 
     def _draws(
         self, sizes: Sequence[int], images: Images, augmentation: Augmentation | None, cutmix_probability: float
