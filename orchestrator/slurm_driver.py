@@ -53,7 +53,7 @@ def drive(folder: Path, head: str, address: str) -> int:
     run = Run(
         name=order["run"],
         store=store,
-        target=Target(order["cluster_name"], spec, order["store"]),
+        target=Target(order["cluster_name"], spec, order["store"], logger=order.get("logger")),
         options=options,
         cluster=autoscaler if spec.mode == "elastic" else attached,
         queued=True,

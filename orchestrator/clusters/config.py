@@ -26,6 +26,7 @@ from jobs.fields import Count, Frozen, Index, Positive
 from workers.runtime.visible_cards import visible_cards
 
 FILE = "cluster.yaml"
+LoggerName = Literal["wandb", "mlflow", "tensorboard"]
 
 Lines = Annotated[tuple[str, ...], Field(strict=False)]
 
@@ -221,6 +222,8 @@ class ClusterFile(Frozen):
     default: str = "local"
     data: dict[str, str | None] = {}
     """Where each dataset lies, by name; null says no more than that it is missing."""
+    logger: LoggerName | None = None
+    """A library that is told of runs as they go on (`orchestrator.workloads.loggers`)."""
     clusters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"local": {"kind": "local"}}
 
 
@@ -234,6 +237,8 @@ class Target:
     data: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
     """Whether a store that is made now is for its group."""
+    logger: LoggerName | None = None
+    """A library that is told of runs as they go on."""
 
 
 def choose_target(file: Path | None, name: str | None, store: str | None, workers: int | None) -> Target:
@@ -269,8 +274,9 @@ def choose_target(file: Path | None, name: str | None, store: str | None, worker
         cluster = cluster.limited(workers)
     data = {dataset: str(Path(path).expanduser().resolve()) for dataset, path in known.data.items() if path is not None}
     if store is not None:
-        return Target(chosen, cluster, store, data)
-    return Target(chosen, cluster, known.store.folder, data, shared=known.store.shared is not None)
+        return Target(chosen, cluster, store, data, logger=known.logger)
+    shared = known.store.shared is not None
+    return Target(chosen, cluster, known.store.folder, data, shared=shared, logger=known.logger)
 
 
 def described_cluster(

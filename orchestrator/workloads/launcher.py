@@ -28,6 +28,7 @@ from orchestrator.runs.journal import Journal
 from orchestrator.runs.pool import InProcessPool, Pool
 from orchestrator.runs.status import from_records
 from orchestrator.scheduler.scheduler import State
+from orchestrator.workloads import loggers
 from orchestrator.workloads.base import LaunchOptions, Run, RunEnd, RunResult, Session, Workload, speaker
 from workers.runtime.visible_cards import visible_cards
 from workers.store.claims import Claims
@@ -52,6 +53,7 @@ def launch(workload: Workload, target: Target, store: Store, options: LaunchOpti
         HeadGone: the run ended in the queue without a last word.
         JournalLost: another process drives it.
     """
+    loggers.check(target.logger)
     if isinstance(target.cluster, SlurmClusterSpec) and target.cluster.mode != "allocation":
         return _launch_on_slurm(workload, target, store, options)
     if workload.needs_ray and _in_process(target):
@@ -65,11 +67,19 @@ def launch(workload: Workload, target: Target, store: Store, options: LaunchOpti
 
 def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda state: None) -> RunResult:
     """Drive a run of a workload in this process to its end and write its report; `watch` is called at each change."""
+    about = {"experiments": ", ".join(workload.names), "command": run.options.command, "workers": run.workers}
+    say = speaker(run.options.quiet)
     run.store.sweep()
     Claims(run.store.root).sweep(run.name)
-    with Journal.open(run.folder) as book, workload.session(run, book) as session:
+    with (
+        Journal.open(run.folder) as book,
+        loggers.logging_to(run.target.logger, run.name, run.store, about, say) as logger,
+        workload.session(run, book) as session,
+    ):
 
         def on_change(state: State) -> None:
+            if logger is not None:
+                logger.begin()
             watch(state)
             session.on_change(state)
 
@@ -91,8 +101,11 @@ def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda 
             schedule_source=session.source,
         )
     end = end_of(run.store, run.name, run.workers, run.options.command)
-    speaker(run.options.quiet)("saving the report")
-    return workload.result(_reported(session, end))
+    say("saving the report")
+    result = workload.result(_reported(session, end))
+    if logger is not None:
+        logger.end(result.results)
+    return result
 
 
 def _reported(session: Session, end: RunEnd) -> RunEnd:

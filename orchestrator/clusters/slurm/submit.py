@@ -113,6 +113,7 @@ def submit(
             "run": run,
             "workload": dict(order_of(home)),
             "cluster": spec.model_dump(mode="json"),
+            "logger": target.logger,
             "cluster_name": target.name,
             "store": str(store.root.resolve()),
             "command": command,
