@@ -212,4 +212,5 @@ class RunLogger:
 
 def _name_of(result: Result) -> str:
     """What the mean of a cell is called."""
-    return f"cells/{result.experiment}/{label(result)}/{result.ipc_total} per class/{result.architecture}"
+    images = f"{result.ipc_total} per class" if result.ipc_total else "all images"
+    return f"cells/{result.experiment}/{label(result)}/{images}/{result.architecture}"
