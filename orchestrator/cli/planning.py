@@ -20,8 +20,10 @@ def plan(
     budget: cli.Budget = None,
 ) -> None:
     """Show what a run of experiments or tables would do and take; start nothing."""
-    workers = options.target().cluster.count()
+    target = options.target()
+    from orchestrator.clusters.config import card_gigabytes
     from orchestrator.planning.budget import parse_budget
+    from orchestrator.planning.card_memory import require_room
     from orchestrator.planning.forecast import Planned, forecast
     from orchestrator.planning.requests import resolve
     from orchestrator.planning.table_requests import resolve_tables
@@ -32,7 +34,8 @@ def plan(
         planned = Planned.of(resolve_tables(request, allow_missing_data=True))
     else:
         planned = Planned.of(resolve(cli.request_of(experiments, options)))
-    document = forecast(planned, cli.readable_store(options), workers, seconds)
+    document = forecast(planned, cli.readable_store(options), target.cluster.count(), seconds)
+    require_room(document.peaks, planned.plan.graph, card_gigabytes(target.cluster), target.name)
     cli.say(document.to_json(), document.lines(), options)
 
 

@@ -34,6 +34,8 @@ Lines = Annotated[tuple[str, ...], Field(strict=False)]
 class WatchedClusterSpec(Frozen):
     """What clusters of every kind say of their workers."""
 
+    gpu_memory: Positive | None = None
+    """GB of each GPU, so that `plan` refuses what does not fit; null is unknown, on this machine it is seen."""
     hang_seconds: Positive = 120.0
     """A worker whose job gives no sign of life for so long is killed, and the job goes on in another one."""
 
@@ -197,6 +199,21 @@ class RayClusterSpec(WatchedClusterSpec):
     def limited(self, workers: int) -> RayClusterSpec:
         """This cluster with another number for forecasts."""
         return self.model_copy(update={"expected_slots": workers})
+
+
+def card_gigabytes(cluster: LocalClusterSpec | SlurmClusterSpec | RayClusterSpec) -> float | None:
+    """What a job may take of a card there, in GB: as the cluster says, else the smallest card that is seen here.
+
+    Slots that share a card share its memory. None where nobody knows.
+    """
+    cards = visible_cards(os.environ) if isinstance(cluster, LocalClusterSpec) else []
+    seen = min((card.memory / 1e9 for card in cards if card.memory), default=None)
+    size = cluster.gpu_memory or seen
+    if size is None:
+        return None
+    if isinstance(cluster, SlurmClusterSpec):
+        return size / -(-cluster.slots_per_worker // max(1, cluster.gpu_count))
+    return size / -(-cluster.count() // len(cards)) if cards else size
 
 
 KINDS: Mapping[str, type[Frozen]] = {"local": LocalClusterSpec, "slurm": SlurmClusterSpec, "ray": RayClusterSpec}

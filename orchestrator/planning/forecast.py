@@ -21,9 +21,10 @@ from rich.text import Text
 from jobs import cost
 from jobs.experiment import Cell, Plan
 from jobs.keys import kind_of
+from jobs.memory import peak_bytes
 from jobs.table import is_dash, walk
 from jobs.table_filling import DASH
-from orchestrator.planning import durations, simulate
+from orchestrator.planning import card_memory, durations, simulate
 from orchestrator.planning.budget import BudgetSelection, select_within_budget
 from orchestrator.planning.durations import Durations, DurationSource
 from orchestrator.planning.requests import ResolvedRequest
@@ -138,6 +139,8 @@ class Forecast:
     notes: tuple[str, ...]
     """What people should know of the data."""
     budget: BudgetSelection[PlannedCell] | None
+    peaks: Mapping[str, int]
+    """The most bytes of a card that each job to run keeps at once."""
     durations: Durations = field(repr=False)
 
     @property
@@ -183,6 +186,7 @@ class Forecast:
                     for source, (jobs, seconds) in self.to_run.items()
                 },
             },
+            "card_memory": card_memory.to_json(self.peaks),
             "missing_datasets": list(self.missing_datasets),
             "notes": list(self.notes),
             "out_of_scope": [{"cell": str(cell), "reason": cell.missing} for cell in self.out_of_scope],
@@ -215,6 +219,7 @@ class Forecast:
         if self.dashes:
             yield Text(f"left out: {self.dashes} cells in which the paper prints a dash; --with-dashes plans them, too")
         yield from self._source_lines()
+        yield from map(Text, card_memory.lines(self.peaks))
         yield from (Text(f"not here: {reason}") for reason in self.missing_datasets)
         yield from (Text(f"note: {note}") for note in self.notes)
         yield from (Text(f"out of scope: {cell}: {cell.missing}") for cell in self.out_of_scope)
@@ -273,6 +278,7 @@ def forecast(
         missing_datasets=planned.missing_datasets,
         notes=tuple(planned.plan.notes),
         budget=None if budget is None else work.selection(cells, budget),
+        peaks={key: peak_bytes(graph[key], graph) for key in running},
         durations=estimated,
     )
 
