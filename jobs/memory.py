@@ -266,11 +266,12 @@ def _data(job: Job, graph: Graph) -> DatasetSpec:
     return spec
 
 
-def _data_values(job: Job, graph: Graph) -> int:
-    """All images of the data set: they lie on the card as float32, each with an int64 label."""
+def _data_values(job: Job, graph: Graph) -> float:
+    """All images of the data set, as bytes or whitened as float32, each with an int64 label; in numbers of `BYTES`."""
     data = _data(job, graph)
     images = data.train_images + _validation_images(data) + _test_images(data)
-    return images * (data.channels * data.height * data.width + 2)
+    pixels = data.channels * data.height * data.width
+    return images * (pixels if data.normalise == "zca" else pixels / BYTES) + 2 * images
 
 
 def _validation_images(data: DatasetSpec) -> int:
