@@ -44,8 +44,9 @@ def test_a_job_that_preemption_cancels_is_followed_by_another(
     site.figures(f"preemption by CANCEL of the {role}", before)
     assert len(site.records("run_began")) == (2 if role == "head" else 1)
     assert any(seconds_at(record) > before.at for record in site.records("slot_left", "run_began"))
-    in_order = {"head": "PREEMPTED", "worker": "COMPLETED"}  # a worker leaves within the grace time
-    assert site.ended(done["run"], role)[0] == in_order[role]
+    # Within the grace time a worker leaves in order, and a head with 130 or, on a busy machine, not in time.
+    in_order = {"head": {"FAILED", "PREEMPTED"}, "worker": {"COMPLETED"}}
+    assert site.ended(done["run"], role)[0] in in_order[role]
     wait_until(lambda: site.left() == [], 90)  # the reaper of a head that was killed takes its time
 
 
