@@ -188,7 +188,8 @@ def log_of(store: Store, run: str, key: str | None) -> Path:
         BadInput: no log fits.
     """
     folder = store.run_folder(run) / "logs"
-    logs = sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime_ns) if folder.is_dir() else []
+    files = filter(is_plain_file, folder.glob("*.log"))  # a pipe might be read for ever
+    logs = sorted(files, key=lambda path: path.stat().st_mtime_ns)
     fitting = [path for path in logs if key is None or key in path.stem]
     if not fitting:
         known = ", ".join(path.stem for path in logs[-5:]) or "none"

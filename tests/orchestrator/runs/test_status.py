@@ -259,6 +259,16 @@ def test_a_log_is_found_by_a_part_of_its_key_and_the_latest_without(tmp_path: Pa
         log_of(store, "a", "select")
 
 
+def test_a_pipe_or_a_link_to_nothing_is_no_log(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    folder = store.run_folder("a") / "logs"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "full-1.log")
+    (folder / "full-2.log").symlink_to("nowhere")
+    with pytest.raises(BadInput, match="the latest logs: none"):
+        log_of(store, "a", "full")
+
+
 def test_a_run_without_logs_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="none"):
         log_of(Store.open(tmp_path), "a", None)
