@@ -18,9 +18,9 @@ from workers.training.networks import ConvNet, Network, ResNet
 
 
 def stands_side_by_side(network: nn.Module) -> bool:
-    """Whether a network is made of layers that have groups; batch norm keeps statistics, which copies would not."""
+    """Whether a network is made of layers that have groups, which layer norm has not; copies keep no statistics."""
     return isinstance(network, ConvNet | ResNet) and not any(
-        isinstance(layer, nn.BatchNorm2d) for layer in network.modules()
+        isinstance(layer, nn.BatchNorm2d | nn.LayerNorm) for layer in network.modules()
     )
 
 

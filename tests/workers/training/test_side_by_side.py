@@ -49,4 +49,4 @@ def test_copies_take_the_weights_as_they_are_and_leave_the_network_alone() -> No
 
 def test_batch_norm_keeps_statistics_and_does_not_stand_side_by_side() -> None:
     assert stands_side_by_side(_network("convnet")) and not stands_side_by_side(_network("convnet", "batch"))
-    assert not stands_side_by_side(torch.nn.ReLU())
+    assert not stands_side_by_side(torch.nn.ReLU()) and not stands_side_by_side(_network("convnet", "layer"))
