@@ -107,7 +107,7 @@ def test_new_images_start_from_the_representatives_under_the_first_network(works
     members = [torch.nonzero(train.labels == label).flatten() for label in range(10)]
     network = run.start_networks.network(0)
     chosen = representatives(
-        network, train.images, run.data.transform, members, 2, context.generator("images"), "torch"
+        network, train.images, run.data.transform, members, 2, context.generator("images"), run.spec.clustering
     )
     expected = run.data.transform.inverse(train.images[torch.cat(chosen)])
     assert torch.equal(run.learnable.new, expected)
