@@ -106,19 +106,22 @@ def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     if not path.is_dir():
         yield path.name, path.stat()
         return
-    yield from _files_below(str(path), "", frozenset())
+    yield from _files_below(str(path), "", set())
 
 
-def _files_below(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+def _files_below(folder: str, name: str, visited: set[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+    """The files of a folder; one that several links lead to is named again, and its files are not."""
     own = os.stat(folder)
     identity = (own.st_dev, own.st_ino)
-    if identity in above:
+    if identity in visited:
+        yield name, own
         return
+    visited.add(identity)
     with os.scandir(folder) as entries:
         children = sorted(entries, key=lambda entry: entry.name)
     for child in children:
         if child.is_dir():
-            yield from _files_below(child.path, f"{name}{child.name}/", above | {identity})
+            yield from _files_below(child.path, f"{name}{child.name}/", visited)
         else:
             yield name + child.name, _stat(child)
 

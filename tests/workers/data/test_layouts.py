@@ -136,12 +136,27 @@ def test_arrays_are_read_under_the_names_of_medmnist_and_keras(
         ({"train_images": np.zeros((4, 2, 2), np.float32)}, "save train_images as bytes"),
         ({"train_images": np.zeros((4, 2, 2, 7), np.uint8)}, "not uint8 [4, 2, 2, 7]"),
         ({"train_labels": np.zeros((4, 3), np.int64)}, "train_labels is int64 [4, 3] for 4 images"),
-        ({"train_labels": np.array([None] * 4)}, "does not unpack"),
+        ({"train_labels": np.array([None] * 4)}, "train_labels is object [4] for 4 images"),
+        ({"train_labels": np.zeros((3, 1), np.int64)}, "train_labels is int64 [3, 1] for 4 images"),
     ],
 )
 def test_arrays_that_cannot_be_used_are_named(tmp_path: Path, array: dict[str, Any], said: str) -> None:
     write_npz(tmp_path / "toy.npz", {"train": 4, "test": 2}, **array)
     assert said in refused("auto", tmp_path).fix
+
+
+def test_arrays_are_not_unpacked_before_their_headers_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_npz(tmp_path / "toy.npz", {"train": 4, "test": 2}, train_images=np.zeros((1 << 12, 1 << 9, 1 << 9), np.uint8))
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("1 GiB was unpacked"))
+    assert "for 4096 images" in refused("auto", tmp_path).fix
+    write_npz(
+        *(tmp_path / "toy.npz", {"train": 4, "test": 2}),
+        train_images=np.zeros(((1 << 12) + 1, 1 << 9, 1 << 9), np.uint8),
+        train_labels=np.arange((1 << 12) + 1),
+    )
+    assert "which no images are" in refused("auto", tmp_path).fix
 
 
 def test_one_of_several_npz_files_must_be_named(tmp_path: Path) -> None:

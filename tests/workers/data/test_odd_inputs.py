@@ -26,6 +26,7 @@ from tests.workers.data.test_sources import (
     write_folders,
     write_parquet,
 )
+from workers.data import remembered
 from workers.data.dataset import read_split, write_split
 from workers.data.layouts import share_of_class
 from workers.data.readers import array_files, pictures
@@ -72,6 +73,15 @@ def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None
     save(tmp_path / "class" / "a.png", shade(1))
     (tmp_path / "class" / "again").symlink_to(tmp_path / "class", target_is_directory=True)
     assert images_below(tmp_path / "class") == [tmp_path / "class" / "a.png"]
+
+
+def test_a_forest_of_links_is_walked_folder_by_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abcdefghijkl":  # every path through the links would be half a billion
+        save(tmp_path / name / "x.png", shade(1))
+        (tmp_path / name / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert len(images_below(tmp_path)) == 12
+    monkeypatch.setattr(remembered, "SETTLED_SECONDS", 0)
+    assert remembered.tree_state(tmp_path) is not None
 
 
 def test_classes_with_a_folder_called_images_are_not_tiny_imagenet(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from jobs.datasets import DATASETS
@@ -33,6 +34,8 @@ from workers.data.readers.splits import choose
 _IDX_MAGIC = {3: 0x00000803, 1: 0x00000801}
 LARGEST_IDX = 1 << 30
 """Bytes of data in the largest idx file that is read; the largest of the MNIST family has half as many."""
+HIGHEST_RATIO = 200
+"""Bytes of images for each packed byte of an `.npz` file above that size; photographs have up to three."""
 
 
 def open_digits(source: Source, path: Path | None = None) -> Opened:
@@ -284,22 +287,39 @@ def open_npz(source: Source, path: Path) -> Opened:
 
 
 def _npz_arrays(source: Source, file: Path, names: tuple[str, str]) -> tuple[Bytes, NDArray[Any]]:
-    """Images [N, C, H, W] and labels [N] of one split."""
+    """Images [N, C, H, W] and labels [N] of one split, unpacked after their headers were found to be right."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            (shape, dtype), (label_shape, label_dtype) = (_npy_header(archive, name) for name in names)
+            packed = archive.getinfo(f"{names[0]}.npy")
+    except Exception as error:  # a damaged archive can raise anything
+        raise source.refusal(f"fetch the file anew: it does not unpack ({error})", value=str(file)) from error
+    if dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))):
+        fix = f"save {names[0]} as bytes [n, height, width] or [n, height, width, 1 or 3]"
+        raise source.refusal(f"{fix}, not {dtype} {list(shape)}", value=str(file))
+    if not math.prod(shape):
+        raise source.refusal(f"give the images pixels: {names[0]} is {list(shape)}", value=str(file))
+    if math.prod(label_shape) != shape[0] or label_dtype.kind not in "iufbU":
+        fix = f"give every image one label: {names[1]} is {label_dtype} {list(label_shape)} for {shape[0]} images"
+        raise source.refusal(fix, value=str(file))
+    if math.prod(shape) > LARGEST_IDX and math.prod(shape) > HIGHEST_RATIO * packed.compress_size:
+        fix = f"fetch the file anew: {names[0]} is {list(shape)} in {packed.compress_size:,} bytes, which no images are"
+        raise source.refusal(fix, value=str(file))
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = (arrays[name] for name in names)
-    except Exception as error:  # a damaged archive can raise anything
+    except Exception as error:  # as above
         raise source.refusal(f"fetch the file anew: it does not unpack ({error})", value=str(file)) from error
-    if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
-        fix = f"save {names[0]} as bytes [n, height, width] or [n, height, width, 1 or 3]"
-        raise source.refusal(f"{fix}, not {images.dtype} {list(images.shape)}", value=str(file))
-    if not images.size:
-        raise source.refusal(f"give the images pixels: {names[0]} is {list(images.shape)}", value=str(file))
-    if labels.size != len(images) or labels.dtype.kind not in "iufbU":
-        fix = f"give every image one label: {names[1]} is {labels.dtype} {list(labels.shape)} for {len(images)} images"
-        raise source.refusal(fix, value=str(file))
     channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(channels_first), labels.reshape(-1)
+
+
+def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type of an array in an archive, whose numbers are not unpacked."""
+    with archive.open(f"{name}.npy") as stream:
+        major = npy.read_magic(stream)[0]
+        shape, _, dtype = (npy.read_array_header_1_0 if major == 1 else npy.read_array_header_2_0)(stream)
+    return shape, dtype
 
 
 _CIFAR10 = Cifar(

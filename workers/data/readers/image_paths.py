@@ -46,14 +46,21 @@ def images_below(path: Path) -> list[Path]:
     return sorted(pictures_below(path)) if folders_in(path) else images_in(path)  # which are sorted
 
 
-def pictures_below(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """The pictures in `path` and all folders below it, links followed, but never in a circle."""
+def pictures_below(path: Path, visited: set[Path] | None = None) -> Iterator[Path]:
+    """The pictures in `path` and all folders below it, links followed, each folder once however many links lead there.
+
+    Args:
+        path: the folder.
+        visited: folders that are left out; those that were entered are added.
+    """
+    visited = set() if visited is None else visited
     here = path.resolve()
-    if here in above:
+    if here in visited:
         return
+    visited.add(here)
     yield from images_in(path)
     for folder in folders_in(path):
-        yield from pictures_below(folder, above | {here})
+        yield from pictures_below(folder, visited)
 
 
 def special_file(path: Path) -> Path | None:
