@@ -273,7 +273,10 @@ def open_npz(source: Source, path: Path) -> Opened:
     (file,) = files
     names = _npz_splits(file)
     chosen = choose(source, names, "the arrays train_images, train_labels, test_images and test_labels")
-    arrays = {split: _npz_arrays(source, file, names[split]) for split in {chosen.train, chosen.test or chosen.train}}
+    splits = {chosen.train, chosen.test or chosen.train}
+    for split in splits:
+        _refuse_unusable(source, file, names[split])
+    arrays = {split: _npz_arrays(source, file, names[split]) for split in splits}
     parts = [arrays[chosen.train], arrays[chosen.test or chosen.train]]
     try:
         labelled = numbered(parts[0][1], parts[1][1], ())
@@ -286,8 +289,8 @@ def open_npz(source: Source, path: Path) -> Opened:
     return Opened("npz", train, test, labelled.class_names, file.parent, (file,), columns, labelled.notes)
 
 
-def _npz_arrays(source: Source, file: Path, names: tuple[str, str]) -> tuple[Bytes, NDArray[Any]]:
-    """Images [N, C, H, W] and labels [N] of one split, unpacked after their headers were found to be right."""
+def _refuse_unusable(source: Source, file: Path, names: tuple[str, str]) -> None:
+    """Judge the images and labels of one split by their headers, before anything is unpacked."""
     try:
         with zipfile.ZipFile(file) as archive:
             (shape, dtype), (label_shape, label_dtype) = (_npy_header(archive, name) for name in names)
@@ -305,10 +308,14 @@ def _npz_arrays(source: Source, file: Path, names: tuple[str, str]) -> tuple[Byt
     if math.prod(shape) > LARGEST_IDX and math.prod(shape) > HIGHEST_RATIO * packed.compress_size:
         fix = f"fetch the file anew: {names[0]} is {list(shape)} in {packed.compress_size:,} bytes, which no images are"
         raise source.refusal(fix, value=str(file))
+
+
+def _npz_arrays(source: Source, file: Path, names: tuple[str, str]) -> tuple[Bytes, NDArray[Any]]:
+    """Images [N, C, H, W] and labels [N] of one split."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             images, labels = (arrays[name] for name in names)
-    except Exception as error:  # as above
+    except Exception as error:  # as in `_refuse_unusable`
         raise source.refusal(f"fetch the file anew: it does not unpack ({error})", value=str(file)) from error
     channels_first = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(channels_first), labels.reshape(-1)
