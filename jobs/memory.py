@@ -62,7 +62,14 @@ class Footprint:
 
 
 def footprint(network: NetworkSpec, channels: int, side: int, classes: int) -> Footprint:
-    """What a network takes on an image [channels, side, side] of so many classes."""
+    """What a network takes on one image.
+
+    Args:
+        network: its architecture and sizes.
+        channels: of the image.
+        side: of the square image, in pixels.
+        classes: number of logits.
+    """
     info = architecture_named(network.architecture)
     blocks, width = network.depth or info.blocks, network.width or info.width
     layers = _convnet if network.architecture == "convnet" else _resnet

@@ -301,6 +301,11 @@ def described_cluster(
 ) -> LocalClusterSpec | SlurmClusterSpec | RayClusterSpec:
     """One entry of `clusters`, read as its `kind` says.
 
+    Args:
+        document: the fields of the entry.
+        place: the file, for messages.
+        name: of the entry.
+
     Raises:
         BadInput: an unknown kind, or a field that its kind does not have.
     """

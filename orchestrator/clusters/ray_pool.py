@@ -371,6 +371,11 @@ def gpu_share(gpus: float, slots: int, number: int) -> float:
     """The GPUs, or the part of one, that slot `number` asks of a node that is not ours.
 
     Ray fills one GPU with parts before it begins another, so the parts are such that n mod G share one and fill it.
+
+    Args:
+        gpus: those of the node.
+        slots: how many slots share them.
+        number: the slot, counted from 0.
     """
     if gpus < 1:
         return 0.0

@@ -25,9 +25,9 @@ from orchestrator.runs.pool import JobReturned, Message, Pool, PoolBroken, PoolE
 from orchestrator.runs.stop_file import STOP, StopFile, signals_held, signals_to
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
-from orchestrator.scheduler.job_status import UNFINISHED, Status
+from orchestrator.scheduler.job_status import UNFINISHED, Change, Status
 from orchestrator.scheduler.schedule import Schedule
-from orchestrator.scheduler.scheduler import Change, Scheduler, State
+from orchestrator.scheduler.scheduler import Scheduler, State
 from workers.store.store import Audit
 
 PATIENCE = 1.0

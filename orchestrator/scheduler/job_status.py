@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Status(StrEnum):
@@ -109,3 +109,19 @@ class JobState:
         copy = object.__new__(JobState)
         vars(copy).update(vars(self) | fields)
         return copy
+
+
+class Change(NamedTuple):
+    """A job whose status an event changed: the status before the event, and the job's state after it."""
+
+    key: str
+    old: Status
+    job: JobState
+
+
+GAINS = {
+    (old, new): tuple((new in group) - (old in group) for group in (UNFINISHED, UNSUCCESSFUL, WAITING, AVAILABLE))
+    for old in Status
+    for new in TRANSITIONS[old].values()
+}
+"""By two statuses, how many more jobs are unfinished, unsuccessful, waiting and available after this transition."""

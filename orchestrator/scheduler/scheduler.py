@@ -33,17 +33,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, Event, FailReason, Finish
 from orchestrator.scheduler.groups import Groups
 from orchestrator.scheduler.job_status import (
     AVAILABLE,
+    GAINS,
     TRANSITIONS,
     UNFINISHED,
     UNSUCCESSFUL,
     WAITING,
+    Change,
     IllegalTransition,
     JobState,
     Status,
@@ -53,22 +55,8 @@ from orchestrator.scheduler.ready_queue import ReadyQueue
 from orchestrator.scheduler.schedule import Schedule, behind
 from orchestrator.scheduler.slots import emptiest_first
 
-_GAINS = {
-    (old, new): tuple((new in group) - (old in group) for group in (UNFINISHED, UNSUCCESSFUL, WAITING, AVAILABLE))
-    for old in Status
-    for new in TRANSITIONS[old].values()
-}
-"""By two statuses, how many more jobs are unfinished, unsuccessful, waiting and available after this transition."""
 WAIT_FOR_WORKERS = 30.0
 """Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
-
-
-class Change(NamedTuple):
-    """A job whose status an event changed: the status before the event, and the job's state after it."""
-
-    key: str
-    old: Status
-    job: JobState
 
 
 @dataclass(frozen=True)
@@ -233,7 +221,7 @@ class Scheduler:
         moved = job.changed({"status": status, "slot": None, "since": since, **changes})
         self.jobs[key] = moved
         self.old.setdefault(key, old)
-        unfinished, unsuccessful, waiting, available = _GAINS[old, status]
+        unfinished, unsuccessful, waiting, available = GAINS[old, status]
         self.unfinished += unfinished
         self.unsuccessful += unsuccessful
         if waiting:
