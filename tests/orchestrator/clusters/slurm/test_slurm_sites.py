@@ -95,7 +95,8 @@ def test_a_node_on_which_workers_fail_is_left_out_and_the_run_goes_on(
 
 def test_a_node_on_which_one_worker_fails_is_used_by_the_next(site: Site, undisturbed: dict[str, str]) -> None:
     """A setup line that fails once, as where a module is away for a moment, on the node that is free first."""
-    once = f'case $SLURM_JOB_NAME in *-worker) [ "$(hostname)" != node2 ] || ! mkdir {site.folder}/once;; esac'
+    fails = f'[ "$(hostname)" != node2 ] || [ -e {site.folder}/once ] || {{ mkdir {site.folder}/once; false; }}'
+    once = f"case $SLURM_JOB_NAME in *-worker) {fails};; esac"
     site.cluster_file(memory=ALONE, max_workers=1, setup=[once])
     before = site.before()
     done = site.pdd("run", "LIVE", *site.on_slurm())
