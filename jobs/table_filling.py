@@ -168,8 +168,12 @@ class _Filler:
         if isinstance(cells, BadInput):
             raise cells
         stage = 0 if arm.method == "full" else request.stage or arm.stages
-        (cell,) = (cell for cell in cells if (cell.stage, cell.phase) == (stage, request.phase))
-        return replace(cell, experiment=file.name)
+        by_position = {(cell.stage, cell.phase): cell for cell in cells}
+        if (stage, request.phase) not in by_position:
+            known = ", ".join(f"stage {stage} phase {phase}" for stage, phase in by_position)
+            value = f"stage {stage} phase {request.phase}"
+            raise BadInput(f"{file.name}.yaml", "stage and phase", value, f"must be one of {known}, not {value}")
+        return replace(by_position[stage, request.phase], experiment=file.name)
 
     def experiment(self, file: TableFile, request: CellRequest, arm: Arm, data: Data) -> Experiment:
         changes: dict[str, Any] = {"modes": (request.mode,), "prefixes": "all" if request.stage else "last"}

@@ -194,6 +194,24 @@ def test_a_file_that_cannot_work_is_refused(tmp_path: Path, changes: dict[str, A
         fill([load(write(tmp_path, **changes))], Circumstances(data=papers()))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": {"Random": {"phase": 1}}}, "must be one of stage 1 phase 0, not stage 1 phase 1"),
+        ({"rows": {"Random": {"stage": 2}}}, "not stage 2 phase 0"),
+        (
+            {"rows": {"Random": {"class_incremental": {"phases": 2}}}},
+            "stage 1 phase 1, stage 1 phase 2, not stage 1 phase 0",
+        ),
+    ],
+)
+def test_a_cell_whose_stage_or_phase_there_is_not_says_which_there_are(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    plan = fill([load(write(tmp_path, **changes))], Circumstances(data=papers()))
+    assert all(said in cell.absent for _, cell in walk(plan.tables))
+
+
 def test_a_table_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
     with pytest.raises(BadInput, match="table1, table2"):
         load("table99")
