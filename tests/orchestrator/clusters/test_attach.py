@@ -54,7 +54,7 @@ def run(tmp_path: Path, address: str, token: Path, *words: str) -> subprocess.Co
 def test_the_same_graph_runs_there_with_the_same_results(tmp_path: Path, address: str, token: Path) -> None:
     there = run(tmp_path, address, token, "--cluster", "cloud", "--store", str(tmp_path / "there"))
     assert there.returncode == 0, there.stderr
-    here = run(tmp_path, address, token, "--cluster", "local", "--store", str(tmp_path / "here"))
+    here = run(tmp_path, address, token, "--cluster", "local", "--workers", "0", "--store", str(tmp_path / "here"))
     digests = [{one["key"]: one["digest"] for one in json.loads(done.stdout)["artifacts"]} for done in (there, here)]
     assert digests[0] == digests[1] and digests[0]
 

@@ -198,7 +198,7 @@ def test_what_was_damaged_is_made_again_the_same_and_the_run_says_so(copied: She
     dataset, full = artifact(copied, "dataset"), artifact(copied, "full")
     for folder in (dataset, full):
         cut(data_files(folder)[0])
-    again = copied.run(*WORDS)
+    again = copied.run(*WORDS, "--workers", "0")
     assert again.exit == 0, again.err
     assert again.document["jobs"] == {"done": 2, "cached": JOBS - 2, "unneeded": 0, "failed": 0, "skipped": 0}
     assert again.document["artifacts"] == ran.document["artifacts"]
@@ -241,7 +241,7 @@ def test_a_failing_job_takes_its_dependants_and_nothing_else_and_only_it_is_trie
     assert states == ["done", "failed", "failed", "failed", "done"]
     assert not any(key in copied.digests() for key in (one["key"] for one in first.document["failures"]))
 
-    second = copied.run(*DIVERGES)
+    second = copied.run(*DIVERGES, "--workers", "0")
     assert second.exit == 3
     failed = [one["key"] for one in first.document["failures"]]
     assert sorted(events(copied.runs()[1], "job_started")) == sorted(failed)
@@ -249,7 +249,7 @@ def test_a_failing_job_takes_its_dependants_and_nothing_else_and_only_it_is_trie
     assert all(key in second.out for key in failed)
     assert "bit for bit: change first what its message names" in " ".join(second.out.split())
 
-    third = copied.run(*DIVERGES, "--fail-fast", "--json")
+    third = copied.run(*DIVERGES, "--workers", "0", "--fail-fast", "--json")
     assert third.exit == 3 and "first failure" in third.document["why"]
     assert len(events(copied.runs()[2], "job_started")) == 1
 
