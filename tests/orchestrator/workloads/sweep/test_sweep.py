@@ -55,7 +55,7 @@ def launch(*words: str, store: Path) -> dict[str, Any]:
         out, told = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, told
     document: dict[str, Any] = json.loads(out)
-    check("sweep", document)
+    check(words[0], document)
     return document
 
 
