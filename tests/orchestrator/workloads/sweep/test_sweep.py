@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,17 @@ def file_of(folder: Path, **fields: Any) -> Path:
     return path
 
 
-def start(*words: str, store: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator.launch", *words, "--store", str(store), "--workers", "2", "--json"]
+def start(*words: str, store: Path, workers: int = 2) -> subprocess.Popen[str]:
+    where = ["--store", str(store), "--workers", str(workers)]
+    command = [sys.executable, "-m", "orchestrator.launch", *words, *where, "--json"]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def launch(*words: str, store: Path) -> dict[str, Any]:
+def launch(*words: str, store: Path, workers: int = 2) -> dict[str, Any]:
     """The document of a command that must end well."""
-    with start(*words, store=store) as process:
+    with start(*words, store=store, workers=workers) as process:
         out, told = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, told
     document: dict[str, Any] = json.loads(out)
@@ -66,6 +68,23 @@ def records(document: dict[str, Any], event: str) -> list[Record]:
 
 def states(document: dict[str, Any]) -> list[tuple[str, int]]:
     return [(trial["state"], trial["stage"]) for trial in document["trials"]]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A sweep that nobody disturbed: its file, its store, its document."""
+
+    file: Path
+    store: Path
+    document: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Three step sizes, one after another."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    path = file_of(folder, space={"step_size": STEP_SIZE | {"grid": [0.05, 0.02, 0.01]}}, at_once=1)
+    return Undisturbed(path, folder / "store", launch("sweep", str(path), store=folder / "store"))
 
 
 @pytest.mark.slow
@@ -96,7 +115,7 @@ def test_asha_ends_the_poor_trial_and_its_prefix_is_found_by_run(tmp_path: Path)
     made = {job["key"] for job in records(document, "job_done")}
     poor = ["--set", "distil.settings.step_size_init=0.000000001"]
     (tmp_path / "poor.yaml").write_text(yaml.safe_dump({"name": "poor", **BASE}))
-    rest = launch("run", str(tmp_path / "poor.yaml"), *poor, store=store)
+    rest = launch("run", str(tmp_path / "poor.yaml"), *poor, store=store, workers=0)
     redone = {job["key"] for job in records(rest, "job_done")} & made
     assert redone == set()
     assert rest["jobs"]["done"] == 2 * 3 + 1  # two experts and a set for stages 2 and 3, and the evaluation
@@ -104,10 +123,8 @@ def test_asha_ends_the_poor_trial_and_its_prefix_is_found_by_run(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT)
-def test_a_killed_sweep_goes_on_to_the_same_result(tmp_path: Path) -> None:
-    path = file_of(tmp_path, space={"step_size": STEP_SIZE | {"grid": [0.05, 0.02, 0.01]}}, at_once=1)
-    whole = launch("sweep", str(path), store=tmp_path / "whole")
-    cut = tmp_path / "cut"
+def test_a_killed_sweep_goes_on_to_the_same_result(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    path, whole, cut = undisturbed.file, undisturbed.document, tmp_path / "cut"
     process = start("sweep", str(path), store=cut)
     journal = cut / "runs" / whole["run"] / "journal.jsonl"
     while len([one for one in read(journal) if one["event"] == "trial_reported"]) < 4:
@@ -126,16 +143,17 @@ def test_a_killed_sweep_goes_on_to_the_same_result(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * LIMIT)
-def test_tunes_own_state_may_be_lost_or_damaged(tmp_path: Path) -> None:
-    path = file_of(tmp_path, space={"step_size": STEP_SIZE | {"grid": [0.05, 0.02]}})
-    whole = launch("sweep", str(path), store=tmp_path / "store")
+def test_tunes_own_state_may_be_lost_or_damaged(undisturbed: Undisturbed) -> None:
+    whole = undisturbed.document
     damages: list[Callable[[Path], object]] = [lambda state: state.write_text("{"), Path.unlink]
     for damage in damages:
-        for state in (tmp_path / "store" / "runs" / whole["run"] / "tune").glob("experiment_state-*.json"):
+        states_of_tune = list((undisturbed.store / "runs" / whole["run"] / "tune").glob("experiment_state-*.json"))
+        assert states_of_tune
+        for state in states_of_tune:
             damage(state)
-        again = launch("sweep", str(path), store=tmp_path / "store")
+        again = launch("sweep", str(undisturbed.file), store=undisturbed.store)
         assert again["jobs"]["done"] == 0
-        assert states(again) == states(whole) == [("done", 3), ("done", 3)]
+        assert states(again) == states(whole) == [("done", 3)] * 3
 
 
 @pytest.mark.slow
