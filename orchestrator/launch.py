@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,7 +22,11 @@ from orchestrator.runs.stop_file import SIGNALS, interrupt, signals_to
 
 
 def main() -> None:
-    """The entry of `pdd` and of `python -m orchestrator.launch`."""
+    """Run the command of the command line.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     early: list[int] = []
     with signals_to(early.append):  # to break an import off would leave half a module
         _import_from_here_last()
@@ -42,6 +47,23 @@ def main() -> None:
     sys.exit(code)
 
 
+def program() -> None:
+    """The entry of `pdd` and of `python -m orchestrator.launch`: `main`, and the end of the process.
+
+    Ray's library can crash while the process is taken down, when a signal came while it started. So once all is said
+    and put away the process ends without that.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        if "ray" not in sys.modules or not isinstance(end.code, int):
+            raise
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)
+
+
 def _ignore_signals() -> None:
     """Let the interpreter end by itself once all is said."""
     for number in SIGNALS:
@@ -56,4 +78,4 @@ def _import_from_here_last() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -110,7 +110,10 @@ def test_jobs_of_the_other_tables_make_the_bytes_of_the_cpu(
 
 
 @pytest.mark.parametrize("method", ["mtt", "dm"])
-def test_a_stage_goes_on_from_its_checkpoint_on_the_card(method: str, tmp_path: Path, as_on_a_cpu: None) -> None:
+def test_a_stage_goes_on_from_its_checkpoint_on_the_card(
+    method: str, tmp_path: Path, as_on_a_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.runtime.context._LOOK_SECONDS", 0.0)
     here, there = _shops(tmp_path, {"method": method, **ONE})
     job = here.job("distil")
     whole = here.make(job)

@@ -51,3 +51,24 @@ def test_what_is_not_needed_is_not_imported(program: str, tmp_path: Path) -> Non
     text = f"{program}\nbrought = {slow} & sys.modules.keys()\nassert not brought, brought"
     end = subprocess.run([sys.executable, "-c", text, str(tmp_path)], capture_output=True, text=True, check=False)
     assert end.returncode == 0, end.stderr
+
+
+LEAVES = """
+import atexit, sys, threading, time, types
+from orchestrator import launch
+
+def main():
+    print("the document")
+    atexit.register(print, "put away")
+    threading.Thread(target=time.sleep, args=(60,)).start()  # what the interpreter's own end would wait for
+    sys.exit(130)
+
+launch.main = main
+sys.modules["ray"] = types.ModuleType("ray")
+launch.program()
+"""
+
+
+def test_a_command_that_used_ray_ends_without_taking_its_library_down() -> None:
+    end = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True, check=False, timeout=30)
+    assert (end.returncode, end.stdout.split("\n")) == (130, ["the document", "put away", ""])
