@@ -31,6 +31,7 @@ from orchestrator.clusters import reaper
 from orchestrator.clusters.versions import difference
 from orchestrator.clusters.versions import versions as our_versions
 from orchestrator.runs.pool import PoolBroken
+from orchestrator.runs.stop_file import handlers_kept
 from workers.store.files import write_file
 
 SLOT = "pdd_slot"
@@ -163,7 +164,8 @@ class LocalCluster(PlainNodes):
     def close(self) -> None:
         """End the cluster's processes and remove its folder."""
         if self._ray is not None:
-            self._ray.shutdown()
+            with handlers_kept():
+                self._ray.shutdown()
         if self._reaper is not None:
             reaper.end(self._reaper, orderly=self._started)
             self._reaper = None
@@ -194,7 +196,8 @@ class AttachedCluster(PlainNodes):
     def close(self) -> None:
         """Disconnect this process; the cluster goes on."""
         if self._ray is not None:
-            self._ray.shutdown()
+            with handlers_kept():
+                self._ray.shutdown()
 
 
 class ExternalCluster(AttachedCluster):

@@ -108,6 +108,23 @@ def signals_to(act: Callable[[int], object]) -> Iterator[None]:
 
 
 @contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of SIGINT and SIGTERM back after a block in which Ray sets the default action.
+
+    A signal of that time waits until the end of the block.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if (handler := signal.getsignal(number)) is not None:  # None: it was never Python's
+                    signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextmanager
 def signals_held() -> Iterator[None]:
     """Let SIGINT and SIGTERM wait until the block is over.
 
