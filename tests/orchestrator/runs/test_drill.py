@@ -134,13 +134,20 @@ def test_ctrl_c_and_cancel_save_the_stage_say_how_to_go_on_and_lose_nothing(
     assert held.key in resumed(shell)
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    (mask,) = (line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_a_group_that_is_terminated_at_any_moment_saves_says_so_leaves_nothing_and_goes_on(
     shell: Shell, undisturbed: dict[str, str]
 ) -> None:
     words, chance = (*WORDS, "--workers", "2", "--json"), random.Random(10)
     for signals in [1, 2] * 5:  # `timeout` sends its signal twice
         command = shell.start(*words)
-        time.sleep(0.2)
+        wait_for(lambda: catches(command.pid, signal.SIGTERM))  # noqa: B023 - before that it is the interpreter's own
         until = achieved(shell) + chance.randrange(0, 12)
         begun = time.monotonic() + chance.uniform(0, 6)  # while it is imported, while Ray starts
         wait_for(lambda: achieved(shell) >= until or time.monotonic() > begun or command.poll() is not None)  # noqa: B023
