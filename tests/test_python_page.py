@@ -18,7 +18,7 @@ def blocks() -> list[str]:
 
 
 def test_the_page_has_short_blocks() -> None:
-    assert len(blocks()) == 3 and all(len(block.splitlines()) <= 12 for block in blocks())
+    assert len(blocks()) == 5 and all(len(block.splitlines()) <= 12 for block in blocks())
 
 
 @pytest.mark.slow
@@ -26,11 +26,17 @@ def test_the_blocks_run_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks():
+        if block.startswith("# mine.py"):
+            Path("mine.py").write_text(block, encoding="utf-8")
+            continue
         exec(compile(block, str(PAGE), "exec"), names)
     store, stage = names["store"], names["stage"]
     assert names["result"].exit == 0
     assert store.has(stage.key) and len(names["synthetic"]) == len(names["synthetic"].labels)
     assert store.manifest(names["test"].key).extra["accuracy"] > 10
+    jobs = names["again"].to_json()["jobs"]
+    assert names["again"].exit == 0 and jobs["cached"] > jobs["done"] > 0
     assert str(names["result"].exit) in capsys.readouterr().out
