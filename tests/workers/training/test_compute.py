@@ -53,7 +53,7 @@ def test_bfloat16_is_near_and_not_the_same_and_leaves_float32_parameters() -> No
 def test_compiled_code_is_near_and_gives_the_same_bits_again_after_other_shapes() -> None:
     exact, compiled = moved(), moved(engine="compiled")
     assert float((compiled - exact).norm() / exact.norm()) < 1e-4
-    Compute(engine="compiled").forward_of(network())(torch.randn(5, 3, 8, 8))
+    Compute(engine="compiled").forward_of(network())(torch.ones(5, 3, 8, 8))
     assert torch.equal(compiled, moved(engine="compiled"))
 
 
