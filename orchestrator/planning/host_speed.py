@@ -1,5 +1,7 @@
 """How fast this host's cores are: timed once, remembered in the user's cache folder, and timed anew after a week.
 
+What was timed while others kept the cores busy is believed for ten minutes only.
+
 A measurement takes some seconds, most of them to import torch in as many processes as there will be workers, and what
 is planned changes more often than the host. `pdd doctor` shows what is remembered.
 """
@@ -20,6 +22,8 @@ from workers.store.versions import installed_versions
 
 KEPT_SECONDS = 7 * 86_400.0
 """For how long a measurement is believed: kernels, clocks and neighbours change."""
+KEPT_BUSY_SECONDS = 600.0
+"""The same for a measurement beside other work, which says little about the next run."""
 people = Console(stderr=True)
 
 
@@ -42,11 +46,12 @@ def host_speed(workers: int) -> HostSpeed:
     name = f"speed-{hashlib.sha256(platform.node().encode()).hexdigest()[:16]}-{min(workers, cores)}"
     state = f"{platform.machine()}, {cores} cores, torch {installed_versions(('torch',)).get('torch')}"
     known = memory.recall(name, state)
-    if known is not None and 0 <= time.time() - known["at"] < KEPT_SECONDS:
+    if known is not None and 0 <= time.time() - known["at"] < known.get("kept", KEPT_SECONDS):
         return HostSpeed(known["slowness"], known["at"])
     people.print("timing the cores of this machine, as once a week", soft_wrap=True, highlight=False)
     from workers.training import speed  # takes torch along
 
+    kept = KEPT_BUSY_SECONDS if os.getloadavg()[0] > cores / 2 else KEPT_SECONDS
     timed = HostSpeed(speed.slowness(workers), time.time())
-    memory.remember(name, state, {"slowness": timed.slowness, "at": timed.at})
+    memory.remember(name, state, {"slowness": timed.slowness, "at": timed.at, "kept": kept})
     return timed

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.planning import host_speed as module
-from orchestrator.planning.host_speed import KEPT_SECONDS, host_speed
+from orchestrator.planning.host_speed import KEPT_BUSY_SECONDS, KEPT_SECONDS, host_speed
 from workers.training import speed
 
 
@@ -21,6 +21,7 @@ def timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setenv("PDD_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 0.2, 0.2))
     monkeypatch.setattr(speed, "slowness", slowness)
     return taken
 
@@ -45,6 +46,17 @@ def test_it_is_timed_anew_after_a_week_and_by_another_torch_or_host(
     assert host_speed(2).slowness == 3.0
     monkeypatch.setattr(module.platform, "node", lambda: "elsewhere")
     assert host_speed(2).slowness == 4.0
+
+
+def test_what_was_timed_beside_other_work_is_soon_timed_anew(
+    timings: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.5, 0.2, 0.2))
+    first = host_speed(2)
+    monkeypatch.setattr(module.time, "time", lambda: first.at + KEPT_BUSY_SECONDS - 1)
+    assert host_speed(2) == first
+    monkeypatch.setattr(module.time, "time", lambda: first.at + KEPT_BUSY_SECONDS + 1)
+    assert host_speed(2).slowness == 2.0
 
 
 def test_a_damaged_memory_is_no_memory(timings: list[int], tmp_path: Path) -> None:
