@@ -110,14 +110,14 @@ def test_a_slow_job_is_believed_and_one_that_goes_on_from_a_checkpoint_is_not_ta
 
 def test_idle_loaded_resumed_and_slow_runs_are_recorded() -> None:
     said = " ".join(RecordedRun.read(path).about for path in RUNS)
-    assert len(RUNS) >= 12
+    assert len(RUNS) >= 14
     assert all(word in said for word in ("idle", "loaded", "resumed", "data set", CHANGING))
 
 
 def test_at_half_time_the_time_left_is_off_by_less_than_a_fifth_in_the_median() -> None:
     runs = [RecordedRun.read(path) for path in RUNS]
+    assert median(error(run, 0.5) for run in runs) < 0.2
     assert median(error(run, 0.5) for run in runs if CHANGING not in run.about) < 0.2
-    assert median(error(run, 0.5) for run in runs) < 0.25, "nobody knows when a load will go"
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
