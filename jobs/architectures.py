@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from jobs.plugins import is_plug_in
 
@@ -33,8 +33,16 @@ class Dimensions:
     """Whether each block of a ConvNet halves the map."""
 
 
-Costs = Callable[[Dimensions], Iterator[int]]
-"""What a network of these sizes takes."""
+class Layer(NamedTuple):
+    """What a layer takes for one image: multiply-adds, the numbers that it gives, and its weights with its norm's."""
+
+    multiply_adds: int
+    outputs: int
+    weights: int
+
+
+Layers = Callable[[Dimensions], Iterator[Layer]]
+"""The convolutions and linear layers of a network of these sizes."""
 
 
 def first_map(channels: int, size: int) -> int:
@@ -47,33 +55,33 @@ def deepest_convnet(channels: int, size: int) -> int:
     return first_map(channels, size).bit_length() - 1
 
 
-def _convnet(of: Dimensions) -> Iterator[int]:
+def _convnet(of: Dimensions) -> Iterator[Layer]:
     side, incoming = first_map(of.channels, of.size), of.channels
     for _ in range(of.blocks):
         yield _convolution(side, 3, incoming, of.width)
         side, incoming = side // 2 if of.halved else side, of.width
-    yield incoming * side * side * of.classes
+    yield _linear(incoming * side * side, of.classes)
 
 
-def _resnet(of: Dimensions, *, global_pooling: bool = False) -> Iterator[int]:
+def _resnet(of: Dimensions, *, global_pooling: bool = False) -> Iterator[Layer]:
     """Maps below 4x4 are not halved any more; the MTT family pools 4x4, the IDC family the whole map."""
     side, incoming = of.size, of.width
-    yield _convolution(side, 3, of.channels, incoming)
+    yield _convolution(side, 3, of.channels, incoming, bias=False)
     for group in range(4):
         outgoing = of.width << group
         if group and side > 2:
             side = math.ceil(side / 2)
         for _ in range(of.blocks):
-            yield _convolution(side, 3, incoming, outgoing)
-            yield _convolution(side, 3, outgoing, outgoing)
+            yield _convolution(side, 3, incoming, outgoing, bias=False)
+            yield _convolution(side, 3, outgoing, outgoing, bias=False)
             if incoming != outgoing:
-                yield _convolution(side, 1, incoming, outgoing)
+                yield _convolution(side, 1, incoming, outgoing, bias=False)
             incoming = outgoing
     pooled = 1 if global_pooling or side < 4 else side // 4
-    yield incoming * pooled * pooled * of.classes
+    yield _linear(incoming * pooled * pooled, of.classes)
 
 
-def _idc_resnet(of: Dimensions) -> Iterator[int]:
+def _idc_resnet(of: Dimensions) -> Iterator[Layer]:
     return _resnet(of, global_pooling=True)
 
 
@@ -147,23 +155,29 @@ def _fitting(of: Dimensions, widths: Sequence[int], kernels: Sequence[int], pool
     return layers
 
 
-def _plain(layers_of: Callable[[Dimensions], list[PlainLayer]], hidden_of: Callable[[Dimensions], list[int]]) -> Costs:
-    """The multiply-adds of a network of plain layers."""
+def _plain(
+    layers_of: Callable[[Dimensions], list[PlainLayer]],
+    hidden_of: Callable[[Dimensions], list[int]],
+    *,
+    norm: bool = False,
+) -> Layers:
+    """The layers of a network of plain ones."""
 
-    def multiply_adds(of: Dimensions) -> Iterator[int]:
+    def layers(of: Dimensions) -> Iterator[Layer]:
         side, incoming = of.size, of.channels
         for layer in layers_of(of):
-            yield _convolution(side_after(side, replace(layer, pooled=False)), layer.kernel, incoming, layer.channels)
+            map_side = side_after(side, replace(layer, pooled=False))
+            yield _convolution(map_side, layer.kernel, incoming, layer.channels, norm=norm)
             side, incoming = side_after(side, layer), layer.channels
         units = [incoming * side * side, *hidden_of(of), of.classes]
-        yield from (a * b for a, b in pairwise(units))
+        yield from (_linear(before, after) for before, after in pairwise(units))
 
-    return multiply_adds
+    return layers
 
 
-def _mlp(of: Dimensions) -> Iterator[int]:
+def _mlp(of: Dimensions) -> Iterator[Layer]:
     units = [of.channels * of.size**2, *[of.width] * of.blocks, of.classes]
-    return (a * b for a, b in pairwise(units))
+    return (_linear(before, after) for before, after in pairwise(units))
 
 
 PATCH = 4
@@ -177,19 +191,28 @@ def patches_along(size: int) -> int:
     return -(-size // PATCH)
 
 
-def _vit(of: Dimensions) -> Iterator[int]:
-    tokens = patches_along(of.size) ** 2
-    yield tokens * of.channels * PATCH**2 * of.width
+def _vit(of: Dimensions) -> Iterator[Layer]:
+    tokens, width, norm = patches_along(of.size) ** 2, of.width, 2 * of.width
+    yield _linear(of.channels * PATCH**2, width, tokens)
     for _ in range(of.blocks):
-        yield tokens * of.width * 3 * of.width
-        yield 2 * tokens**2 * of.width
-        yield tokens * of.width**2
-        yield 2 * tokens * 4 * of.width**2
-    yield of.width * of.classes
+        yield _linear(width, 3 * width, tokens, more=norm)
+        yield Layer(2 * tokens**2 * width, tokens**2 * width // HEAD_WIDTH + tokens * width, 0)
+        yield _linear(width, width, tokens)
+        yield _linear(width, 4 * width, tokens, more=norm)
+        yield _linear(4 * width, width, tokens)
+    yield _linear(width, of.classes, more=norm)
 
 
-def _convolution(side: int, kernel: int, incoming: int, outgoing: int) -> int:
-    return side * side * kernel * kernel * incoming * outgoing
+def _convolution(
+    side: int, kernel: int, incoming: int, outgoing: int, *, bias: bool = True, norm: bool = True
+) -> Layer:
+    filters = kernel * kernel * incoming * outgoing
+    return Layer(side * side * filters, side * side * outgoing, filters + (bias + 2 * norm) * outgoing)
+
+
+def _linear(incoming: int, outgoing: int, tokens: int = 1, more: int = 0) -> Layer:
+    """A linear layer on each of some tokens, with so many weights of a norm."""
+    return Layer(tokens * incoming * outgoing, tokens * outgoing, incoming * outgoing + outgoing + more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +227,8 @@ class ArchitectureInfo:
     blocks: int
     """Published blocks of a ConvNet or ViT, hidden layers of an MLP, residual blocks of each of a ResNet's groups; 1 of
     the others, whose depth has no name."""
-    multiply_adds: Costs
-    """Multiply-adds of each convolution and of each linear layer, for one image."""
+    layers: Layers
+    """Its convolutions and linear layers, by which its jobs are priced and their memory is estimated."""
     takes_depth: bool = False
     """Whether a user may choose the number of blocks."""
     takes_norm: bool = True
@@ -240,20 +263,20 @@ _VGG11: dict[str, Any] = {"layers": vgg11_layers, "hidden": no_hidden, "has_norm
 
 ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
     "convnet": ArchitectureInfo(
-        network=_CONVNET, width=128, blocks=3, multiply_adds=_convnet, takes_depth=True, takes_variations=True
+        network=_CONVNET, width=128, blocks=3, layers=_convnet, takes_depth=True, takes_variations=True
     ),
-    "resnet10": ArchitectureInfo(network=_RESNET, width=64, blocks=1, multiply_adds=_resnet),
-    "resnet18": ArchitectureInfo(network=_RESNET, width=64, blocks=2, multiply_adds=_resnet),
-    "idc_resnet10": ArchitectureInfo(network=_RESNET, width=32, blocks=1, multiply_adds=_idc_resnet, options=_IDC),
-    "idc_resnet18": ArchitectureInfo(network=_RESNET, width=32, blocks=2, multiply_adds=_idc_resnet, options=_IDC),
+    "resnet10": ArchitectureInfo(network=_RESNET, width=64, blocks=1, layers=_resnet),
+    "resnet18": ArchitectureInfo(network=_RESNET, width=64, blocks=2, layers=_resnet),
+    "idc_resnet10": ArchitectureInfo(network=_RESNET, width=32, blocks=1, layers=_idc_resnet, options=_IDC),
+    "idc_resnet18": ArchitectureInfo(network=_RESNET, width=32, blocks=2, layers=_idc_resnet, options=_IDC),
     "vgg11": ArchitectureInfo(
-        network=_PLAIN, width=64, blocks=1, multiply_adds=_plain(vgg11_layers, no_hidden), options=_VGG11
+        network=_PLAIN, width=64, blocks=1, layers=_plain(vgg11_layers, no_hidden, norm=True), options=_VGG11
     ),
     "alexnet": ArchitectureInfo(
         network=_PLAIN,
         width=128,
         blocks=1,
-        multiply_adds=_plain(alexnet_layers, no_hidden),
+        layers=_plain(alexnet_layers, no_hidden),
         takes_norm=False,
         options=_ALEXNET,
     ),
@@ -261,7 +284,7 @@ ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
         network=_PLAIN,
         width=6,
         blocks=1,
-        multiply_adds=_plain(lenet_layers, lenet_hidden),
+        layers=_plain(lenet_layers, lenet_hidden),
         takes_norm=False,
         options=_LENET,
     ),
@@ -269,7 +292,7 @@ ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
         network="workers.training.cross_networks:Mlp",
         width=128,
         blocks=2,
-        multiply_adds=_mlp,
+        layers=_mlp,
         takes_depth=True,
         takes_norm=False,
     ),
@@ -277,7 +300,7 @@ ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
         network="workers.training.cross_networks:Vit",
         width=192,
         blocks=6,
-        multiply_adds=_vit,
+        layers=_vit,
         width_multiple=HEAD_WIDTH,
         takes_depth=True,
         takes_norm=False,
@@ -293,5 +316,5 @@ def architecture_named(name: str) -> ArchitectureInfo:
         KeyError: there is none of this name, and it is no import path.
     """
     if is_plug_in(name):
-        return ArchitectureInfo(network=name, width=64, blocks=2, multiply_adds=_resnet, takes_depth=True)
+        return ArchitectureInfo(network=name, width=64, blocks=2, layers=_resnet, takes_depth=True)
     return ARCHITECTURES[name]

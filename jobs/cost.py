@@ -13,10 +13,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from jobs.architectures import Dimensions, architecture_named
 from jobs.fields import Settings
 from jobs.graph import Graph, Job
 from jobs.specs import (
@@ -214,7 +213,7 @@ def _matching(spec: DistilSpec, job: Job, graph: Graph, declared: Mapping[str, I
     """The iterations of a stage, by its base method's own settings."""
     data = _data(job, graph)
     new = data.classes * spec.ipc_per_stage * spec.factor**2
-    layers = list(_multiply_adds(spec.network, data))
+    layers = _multiply_adds(spec.network, data)
     match = Match(
         forward=2.0 * sum(layers),
         layers=len(layers),
@@ -392,7 +391,7 @@ def _trained_on(spec: EvaluateSpec, job: Job, graph: Graph) -> list[int]:
 
 
 def _fit(network: NetworkSpec, training: SgdSpec, images: int, job: Job, graph: Graph) -> Effort:
-    layers = list(_multiply_adds(network, _data(job, graph)))
+    layers = _multiply_adds(network, _data(job, graph))
     epochs = training.epochs + training.extra_epoch
     steps = epochs * math.ceil(images / training.batch_size)
     return Effort(3 * 2.0 * sum(layers) * images * epochs, calls=len(layers) * steps)
@@ -419,8 +418,6 @@ def _set_sizes(job: Job, graph: Graph) -> list[int]:
     return sizes
 
 
-def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> Iterator[int]:
-    """Multiply-adds of each convolution and of the classifier, for one image."""
-    sizes = (data.channels, data.height, data.classes, network.channels, network.blocks)
-    dimensions = Dimensions(*sizes, halved=network.pooling != "none")
-    return architecture_named(network.architecture).multiply_adds(dimensions)
+def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> list[int]:
+    """Multiply-adds of each convolution and linear layer, for one image."""
+    return [layer.multiply_adds for layer in network.layers(data.channels, data.height, data.classes)]

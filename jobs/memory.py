@@ -2,18 +2,18 @@
 
 Counted are the data set, the weights with their gradients and momenta, and the maps that a backward pass needs: every
 convolution's output costs some copies of itself, by what is differentiated how often. The copies were counted on the
-pretended card of the tests with ConvNets (`tests/workers/test_memory.py` holds them to 20 %); of other networks only
-the maps are known, and nothing here was measured on a GPU, whose allocator and cuDNN take some more (`SPARE`).
+pretended card of the tests with ConvNets (`tests/workers/test_memory.py` holds them to 20 %); of other networks the
+sizes of the layers are exact and the copies are a ConvNet's. Nothing here was measured on a GPU, whose allocator and
+cuDNN take some more (`SPARE`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.architectures import architecture_named, first_map
 from jobs.graph import Graph, Job
 from jobs.methods import Engine
 from jobs.specs import (
@@ -70,35 +70,13 @@ def footprint(network: NetworkSpec, channels: int, side: int, classes: int) -> F
         side: of the square image, in pixels.
         classes: number of logits.
     """
-    info = architecture_named(network.architecture)
-    blocks, width = network.depth or info.blocks, network.width or info.width
-    layers = _convnet if network.architecture == "convnet" else _resnet
-    maps, weights = zip(*layers(channels, first_map(channels, side), width, blocks, classes), strict=True)
-    return Footprint(channels * side * side, sum(maps), max(maps), sum(weights))
+    layers = network.layers(channels, side, classes)
+    outputs = [layer.outputs for layer in layers]
+    return Footprint(channels * side * side, sum(outputs), max(outputs), sum(layer.weights for layer in layers))
 
 
 def _footprint(network: NetworkSpec, data: DatasetSpec) -> Footprint:
     return footprint(network, data.channels, data.height, data.classes)
-
-
-def _convnet(channels: int, side: int, width: int, blocks: int, classes: int) -> Iterator[tuple[int, int]]:
-    """The numbers in the map and in the weights of each layer."""
-    for _ in range(blocks):
-        yield width * side * side, 9 * channels * width + 3 * width
-        side, channels = side // 2, width
-    yield classes, width * side * side * classes + classes
-
-
-def _resnet(channels: int, side: int, width: int, blocks: int, classes: int) -> Iterator[tuple[int, int]]:
-    """The same; a network of another family counts as a ResNet of its width."""
-    incoming = channels
-    for group in range(4):
-        outgoing = width << group
-        side = side if group == 0 else max(1, side // 2)
-        for _ in range(2 * blocks):
-            yield outgoing * side * side, 9 * incoming * outgoing + 3 * outgoing
-            incoming = outgoing
-    yield classes, incoming * classes + classes
 
 
 def peak_bytes(job: Job, graph: Graph, engine: Engine | None = None) -> int:

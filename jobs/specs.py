@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from jobs.architectures import ARCHITECTURES, architecture_named
+from jobs.architectures import ARCHITECTURES, Dimensions, Layer, architecture_named
 from jobs.documents import matching
 from jobs.fields import Classes, Count, Counts, Fraction, Frozen, Index, NonNegative, Positive, Settings, stored_as
 from jobs.plugins import FORM, is_plug_in
@@ -96,6 +96,18 @@ class NetworkSpec(Frozen):
     def blocks(self) -> int:
         """Blocks of a ConvNet, or residual blocks of each of a ResNet's four groups."""
         return self.depth or architecture_named(self.architecture).blocks
+
+    def layers(self, channels: int, size: int, classes: int) -> list[Layer]:
+        """What each layer takes for one image.
+
+        Args:
+            channels: of the image.
+            size: side of the square image in pixels.
+            classes: number of logits.
+        """
+        halved = self.pooling != "none"
+        dimensions = Dimensions(channels, size, classes, self.channels, self.blocks, halved=halved)
+        return list(architecture_named(self.architecture).layers(dimensions))
 
     @field_validator("width", "depth", "norm", "pooling", "activation")
     @classmethod

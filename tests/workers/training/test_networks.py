@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from jobs.architectures import ARCHITECTURES
 from jobs.errors import BadInput
+from jobs.specs import NetworkSpec
 from workers.training.networks import (
     ConvNet,
     Network,
@@ -107,14 +108,27 @@ def test_parameter_counts_of_networks_without_a_norm_to_choose(
     assert parameter_count(_net(architecture, channels=channels, size=size)) == published
 
 
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28), (1, 8)])
+def test_the_weights_and_outputs_that_are_counted_for_memory_are_those_of_the_network(
+    architecture: str, channels: int, size: int
+) -> None:
+    net = _net(architecture, channels=channels, size=size, width=64)
+    layers = NetworkSpec.model_validate({"architecture": architecture, "width": 64}).layers(channels, size, 10)
+    outputs = [x.numel() for x in _outputs(net, (nn.Conv2d, nn.Linear), _images(1, size, channels))]
+    assert sum(layer.weights for layer in layers) == parameter_count(net)
+    attention = 0 if architecture != "vit" else 6 * ((tokens := (-(-size // 4)) ** 2) ** 2 + tokens * 64)
+    assert sum(layer.outputs for layer in layers) == sum(outputs) + attention
+
+
 def test_vgg_is_the_one_of_eight_convolutions_with_a_pooling_behind_five_of_them() -> None:
     net = _net("vgg11", size=32, width=2, norm="none")
     sides = [x.shape[1:] for x in _outputs(net, nn.MaxPool2d, _images(1, 32))]
     assert sides == [(2, 16, 16), (4, 8, 8), (8, 4, 4), (16, 2, 2), (16, 1, 1)]
 
 
-def _outputs(net: nn.Module, kind: type[nn.Module], x: Tensor) -> list[Tensor]:
-    """What the layers of a kind give for images, in their order."""
+def _outputs(net: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...], x: Tensor) -> list[Tensor]:
+    """What the layers of a kind, or of several, give for images, in their order."""
     outputs: list[Tensor] = []
     for layer in net.modules():
         if isinstance(layer, kind):
