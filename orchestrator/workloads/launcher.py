@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadInput, Damaged
-from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target
+from jobs.memory import peak_bytes
+from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target, card_gigabytes
 from orchestrator.clusters.ray_cluster import Cluster, ExternalCluster, LocalCluster
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
 from orchestrator.clusters.slurm.follow import follow as follow_to_end
 from orchestrator.clusters.slurm.jobs import AllocationCluster
 from orchestrator.clusters.versions import package_versions
+from orchestrator.planning.card_memory import require_room
 from orchestrator.planning.durations import uninterrupted
 from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal
@@ -48,12 +50,13 @@ def launch(workload: Workload, target: Target, store: Store, options: LaunchOpti
         What came of it; of a run that a queue has and that is not followed to its end, only its name.
 
     Raises:
-        BadInput: the workload cannot run there, or a queue has it already.
+        BadInput: the workload cannot run there, a job fits no card, or a queue has it already.
         NotSubmitted: the queue refuses.
         HeadGone: the run ended in the queue without a last word.
         JournalLost: another process drives it.
     """
     loggers.check(target.logger)
+    _require_room(workload, target, store)
     if isinstance(target.cluster, SlurmClusterSpec) and target.cluster.mode != "allocation":
         return _launch_on_slurm(workload, target, store, options)
     if workload.needs_ray and _in_process(target):
@@ -63,6 +66,15 @@ def launch(workload: Workload, target: Target, store: Store, options: LaunchOpti
     _take_back(store, name)
     cluster = cluster_of(target, store.run_folder(name))
     return drive(workload, Run(name=name, store=store, target=target, options=options, cluster=cluster))
+
+
+def _require_room(workload: Workload, target: Target, store: Store) -> None:
+    """Refuse a run with a job that is still to be done and fits no card, as `plan` does; nobody may know the cards."""
+    gigabytes = card_gigabytes(target.cluster)
+    if gigabytes is not None:
+        graph = workload.graph
+        peaks = {job.key: peak_bytes(job, graph) for job in graph if not store.has(job.key)}
+        require_room(peaks, graph, gigabytes, target.name)
 
 
 def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda state: None) -> RunResult:

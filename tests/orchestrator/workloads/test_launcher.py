@@ -84,6 +84,19 @@ def test_a_run_in_this_process_starts_nothing_and_ends_with_its_results(
     assert again.to_json()["artifacts"] == document["artifacts"]
 
 
+@pytest.mark.parametrize("kind", ["local", "slurm"])
+def test_a_job_that_fits_no_card_of_the_cluster_is_refused_before_anything_starts(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    partition = ", partition: p" if kind == "slurm" else ""
+    file.write_text(f"clusters: {{small: {{kind: {kind}, gpu_memory: 0.0001{partition}}}}}\n")
+    target = choose_target(file, "small", str(store.root), None)
+    with pytest.raises(BadInput, match="memory of a card"):
+        launcher.launch(ExperimentWorkload.of(TINY), target, store, OPTIONS)
+    assert not list((store.root / "runs").glob("*"))
+
+
 def test_whoever_drives_for_a_queue_hears_of_every_change(store: Store) -> None:
     seen: list[State] = []
     launcher.launch(ExperimentWorkload.of(TINY), here(store), store, OPTIONS)
