@@ -91,12 +91,13 @@ def report(
 def doctor(
     options: cli.Options,
     nodes: Annotated[int, typer.Option("--nodes", min=1, help="On SLURM: look at so many nodes at once.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Also time this machine's card, for prices: ten seconds.")] = False,
 ) -> None:
     """Check what would stop a run here, with the fix of each finding."""
-    from orchestrator.clusters.doctor import examine
+    from orchestrator.clusters.doctor import examine, time_card
 
     target = options.target()
-    findings = examine(target)
+    findings = examine(target) + ([time_card()] if gpu else [])
     if target.cluster.kind == "slurm":
         from orchestrator.clusters.slurm import doctor as slurm_doctor  # only where it is asked for
 

@@ -8,15 +8,19 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.errors import BadInput
 from orchestrator.clusters.config import Target, usable_cores
 from orchestrator.clusters.finding import Finding
 from orchestrator.clusters.ray_cluster import LONGEST_FOLDER
 from orchestrator.clusters.versions import PACKAGES, package_versions
-from orchestrator.planning.host_speed import host_speed
+from orchestrator.planning.host_speed import host_speed, remember_card
 from workers.runtime.visible_cards import visible_cards
 from workers.store.store import Store
+
+if TYPE_CHECKING:
+    from workers.runtime.card_speed import CardSpeed
 
 _FREE_GIB = 5
 _SHM_GIB = 0.5
@@ -77,6 +81,24 @@ def _speed(place: Target) -> Finding:
     timed = host_speed(place.cluster.count())
     text = f"a core takes {timed.slowness:.2f} times as long as at the calibration, timed on {timed.date}"
     return Finding("speed", True, text)
+
+
+def time_card() -> Finding:
+    """Time the first card of this machine and keep it for prices; ten seconds."""
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        return Finding("GPU speed", False, "no CUDA device", "type it on a node with one; `pdd doctor` shows the cards")
+    from workers.runtime import card_speed
+
+    timed = card_speed.time_card(torch.device("cuda"))  # not run on a GPU
+    remember_card(timed)
+    return Finding("GPU speed", True, sentence_of(timed))
+
+
+def sentence_of(speed: CardSpeed) -> str:
+    """What was timed, for people."""
+    parts = (f"{speed.convolution / 1e12:.2f} TFLOP/s in convolutions", f"{speed.bandwidth / 1e9:.0f} GB/s in memory")
+    return f"{parts[0]}, {parts[1]}, {speed.launch * 1e6:.1f} us to start a kernel"
 
 
 def _temporary_folder() -> Finding:

@@ -14,7 +14,7 @@ from jobs.experiment import Plan
 from jobs.graph import Graph, Job
 from jobs.keys import kind_of
 from jobs.specs import DistilSpec, ExpertsSpec
-from orchestrator.planning.host_speed import host_speed
+from orchestrator.planning.host_speed import host_speed, machine_of_card
 from orchestrator.scheduler.schedule import Row, Schedule, rank_rows
 from workers.store.store import Manifest, Store
 
@@ -106,10 +106,10 @@ def stored_manifests(graph: Graph, store: Store) -> Iterator[tuple[str, Manifest
 def machine_of(scale: str, workers: int) -> cost.Machine:
     """What a worker is assumed to be.
 
-    The published scale is for GPUs; other scales are for cores of this machine, as fast as one was when it was timed
-    with as many workers at once.
+    The published scale is for GPUs, as fast as this host's when `pdd doctor --gpu` timed it; other scales are for cores
+    of this machine, as fast as one was when it was timed with as many workers at once.
     """
-    return cost.GPU if scale == "paper" else cost.CORE.slower(host_speed(workers).slowness)
+    return machine_of_card() if scale == "paper" else cost.CORE.slower(host_speed(workers).slowness)
 
 
 def uninterrupted(job: Job, seconds: float) -> float:

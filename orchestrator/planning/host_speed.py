@@ -1,6 +1,7 @@
 """How fast this host's cores are: timed once, remembered in the user's cache folder, and timed anew after a week.
 
-What was timed while others kept the cores busy is believed for ten minutes only.
+What was timed while others kept the cores busy is believed for ten minutes only. A card is timed by `pdd doctor --gpu`
+alone, and what it found is remembered for good.
 
 A measurement takes some seconds, most of them to import torch in as many processes as there will be workers, and what
 is planned changes more often than the host. `pdd doctor` shows what is remembered.
@@ -12,18 +13,25 @@ import hashlib
 import os
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from jobs import cost
 from workers.data.remembered import Memory
 from workers.store.versions import installed_versions
+
+if TYPE_CHECKING:
+    from workers.runtime.card_speed import CardSpeed
 
 KEPT_SECONDS = 7 * 86_400.0
 """For how long a measurement is believed: kernels, clocks and neighbours change."""
 KEPT_BUSY_SECONDS = 600.0
 """The same for a measurement beside other work, which says little about the next run."""
+KERNELS_OF_LAYER, KERNELS_OF_INNER_LAYER = 11, 50
+"""Kernels that a layer starts in an SGD step, and in a differentiated inner step."""
 people = Console(stderr=True)
 
 
@@ -55,3 +63,24 @@ def host_speed(workers: int) -> HostSpeed:
     timed = HostSpeed(speed.slowness(workers), time.time())
     memory.remember(name, state, {"slowness": timed.slowness, "at": timed.at, "kept": kept})
     return timed
+
+
+def machine_of_card() -> cost.Machine:
+    """A worker with a card: as fast as a card of this host was when `pdd doctor --gpu` timed it, else as assumed.
+
+    A layer of an SGD step starts some 11 kernels, one of a differentiated inner step some 50 (docs/performance.md).
+    """
+    known = Memory.beside(None).recall(_card_name(), "1")
+    if known is None:
+        return cost.GPU
+    call, inner_call = KERNELS_OF_LAYER * known["launch"], KERNELS_OF_INNER_LAYER * known["launch"]
+    return replace(cost.GPU, rate=known["convolution"], call=call, inner_call=inner_call)
+
+
+def remember_card(speed: CardSpeed) -> None:
+    """Keep what was timed of this host's card for prices."""
+    Memory.beside(None).remember(_card_name(), "1", vars(speed))
+
+
+def _card_name() -> str:
+    return f"card-{hashlib.sha256(platform.node().encode()).hexdigest()[:16]}"

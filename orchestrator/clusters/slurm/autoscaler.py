@@ -52,6 +52,9 @@ FAILURES, FAILING_NODES = 5, 3
 """Workers in a row, and nodes, that may fail before a run on which nobody works gives up."""
 LEAVE_SECONDS = 30.0
 """Seconds that workers get to leave the queue before they are cancelled."""
+KEPT_FOR_WORK_SECONDS = 90.0
+"""For how much longer an idle worker is kept that a job could use: a job that waits for a dead worker's claim asks every
+two seconds, and a worker must see the claim for a lease (30 s) before it counts as dead."""
 CLOSE_SECONDS = 20.0
 """Seconds that a last exchange with SLURM may take when the run ends."""
 
@@ -366,12 +369,15 @@ class SlurmAutoscaler(PlainNodes):
         yield "waiting for SLURM: " + ", ".join(job.sentence() for job in living[:4]) + (" …" if living[4:] else "")
 
     def _idle(self, nodes: Sequence[NodeUsage]) -> Iterator[str]:
-        """The nodes that had nothing to do for long enough, as far as `min_workers` lets them go."""
+        """The nodes that had nothing to do for long enough, as far as `min_workers` and jobs that wait let them go."""
         now, idle = self.clock(), {node.id for node in nodes if node.busy == 0}
         self._idle_since = {name: self._idle_since.get(name, now) for name in idle}
-        overdue = [node.id for node in nodes if node.id in idle]
-        overdue = [name for name in overdue if now - self._idle_since[name] >= self.spec.idle_seconds]
-        yield from overdue[: max(0, len(nodes) - self.spec.min_workers)]
+        since = {node.id: now - self._idle_since[node.id] for node in nodes if node.id in idle}
+        overdue = [name for name, seconds in since.items() if seconds >= self.spec.idle_seconds]
+        surplus = max(0, len(nodes) - workers_missing(self.open_jobs(), self.spec, 0))
+        stuck = [name for name in overdue if since[name] >= self.spec.idle_seconds + KEPT_FOR_WORK_SECONDS]
+        leaving = stuck + [name for name in overdue if name not in stuck][: max(0, surplus - len(stuck))]
+        yield from leaving[: max(0, len(nodes) - self.spec.min_workers)]
 
 
 class OpenJobs:

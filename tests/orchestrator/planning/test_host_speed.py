@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs import cost
 from orchestrator.planning import host_speed as module
-from orchestrator.planning.host_speed import KEPT_BUSY_SECONDS, KEPT_SECONDS, host_speed
+from orchestrator.planning.durations import machine_of
+from orchestrator.planning.host_speed import KEPT_BUSY_SECONDS, KEPT_SECONDS, host_speed, remember_card
+from workers.runtime.card_speed import CardSpeed
 from workers.training import speed
 
 
@@ -64,3 +67,12 @@ def test_a_damaged_memory_is_no_memory(timings: list[int], tmp_path: Path) -> No
     (file,) = tmp_path.rglob("speed-*.json")
     file.write_text(file.read_text().replace("1.0", "9.0"))
     assert host_speed(2).slowness == 2.0
+
+
+def test_a_card_that_was_timed_prices_the_published_scale(timings: list[int]) -> None:
+    assert machine_of("paper", 4) == cost.GPU
+    remember_card(CardSpeed(convolution=1e13, bandwidth=1e12, launch=1e-5))
+    machine = machine_of("paper", 4)
+    assert (machine.name, machine.rate, machine.start) == (cost.GPU.name, 1e13, cost.GPU.start)
+    assert (machine.call, machine.inner_call) == pytest.approx((1.1e-4, 5e-4))
+    assert timings == []

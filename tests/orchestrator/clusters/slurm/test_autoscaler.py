@@ -200,9 +200,24 @@ def test_so_many_workers_as_a_run_keeps_stay_without_work(tmp_path: Path) -> Non
     site.open_jobs = 3
     site.reconcile()
     nodes = [node(f"9_{number}", 0) for number in range(3)]
+    site.open_jobs = 0
     site.reconcile(*nodes)
     site.reconcile(*nodes, after=31.0)
     assert [site.run_folder.dismissed(f"9_{number}") for number in range(3)].count(True) == 1
+
+
+def test_a_worker_that_a_job_is_asked_of_again_and_again_stays_longer_than_a_lease(tmp_path: Path) -> None:
+    """The job's claim is a dead worker's: a new worker would have to see it for a lease (30 s) again."""
+    site = Site(tmp_path)
+    site.open_jobs = 1
+    site.reconcile()
+    site.start("9_0", "9_1")
+    for _ in range(11):
+        site.reconcile(node("9_0", 0), node("9_1", 0), after=10.0)
+    assert [site.run_folder.dismissed(job) for job in ("9_0", "9_1")].count(True) == 1
+    for _ in range(3):
+        site.reconcile(node("9_0", 0), after=10.0)
+    assert site.run_folder.dismissed("9_0"), "it takes no job, whatever the reason"
 
 
 def test_a_worker_that_worked_meanwhile_is_idle_anew(tmp_path: Path) -> None:
