@@ -53,7 +53,7 @@ FAILURES, FAILING_NODES = 5, 3
 LEAVE_SECONDS = 30.0
 """Seconds that workers get to leave the queue before they are cancelled."""
 KEPT_FOR_WORK_SECONDS = 90.0
-"""For how much longer an idle worker is kept that a job could use: a job that waits for a dead worker's claim asks every
+"""How much longer an idle worker is kept that a job could use: a job that waits for a dead worker's claim asks every
 two seconds, and a worker must see the claim for a lease (30 s) before it counts as dead."""
 CLOSE_SECONDS = 20.0
 """Seconds that a last exchange with SLURM may take when the run ends."""
