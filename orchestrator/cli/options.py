@@ -259,7 +259,13 @@ def existing_store(options: Options) -> Store:
 
 
 def say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> None:
-    """Print a result: a document of this schema for a script, or lines for a person."""
+    """Print a result.
+
+    Args:
+        document: for a script, without its schema's number.
+        lines: for a person; what `rich` can print.
+        options: which of the two is asked for.
+    """
     if options.as_json:
         print(json.dumps({"schema": SCHEMA} | document, allow_nan=False))
         return
