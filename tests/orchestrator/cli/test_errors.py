@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jobs.errors import BadInput, Damaged
 from orchestrator import launch
 from orchestrator.cli.errors import ending_of, show_any_letter, writing_to
 from orchestrator.runs.journal import JournalLost
-from tests.orchestrator.shell import shell_in
+from tests.orchestrator.shell import shell_in, wait_for
 from workers.store.store import Store
 
 
@@ -180,6 +181,15 @@ def test_an_interrupt_while_ray_starts_ends_soon_and_with_a_document(tmp_path: P
     assert "Traceback" not in err and seconds < 30
 
 
+def open_files(pid: int) -> list[Path]:
+    """The files that a process has open now."""
+    paths = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            paths.append(link.readlink())
+    return paths
+
+
 @pytest.mark.slow
 def test_an_interrupt_while_the_store_is_verified_ends_with_a_document(tmp_path: Path) -> None:
     with shell_in(tmp_path) as shell:
@@ -187,9 +197,9 @@ def test_an_interrupt_while_the_store_is_verified_ends_with_a_document(tmp_path:
             Store.open(shell.store).put("distil-x", "distil", {}, {}, device="cpu") as folder,
             open(folder / "data", "wb") as file,
         ):
-            file.truncate(64 * 2**30)  # sparse; half a minute of reading on the fastest machine
+            file.truncate(6 * 2**30)  # sparse; seconds of reading on the fastest machine
         command = shell.start("verify", "--json")
-        time.sleep(4)
+        wait_for(lambda: any(opened.name == "data" for opened in open_files(command.pid)))
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=60)
     assert command.returncode == 130 and json.loads(out)["exit"] == 130, err
