@@ -33,15 +33,15 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "LIVE": EXPERIMENT | {"set": {"distil.iterations": 300}},
     "LONG": EXPERIMENT | {"set": {"distil.iterations": 12_000}},
     "SLOW": EXPERIMENT | {"arms": [{"method": "mtt", "ipc_per_stage": 1}]},
-    "WIDE": WIDE_EXPERIMENT | {"networks": 8, "set": {"evaluate.epochs": 200}},
-    "FLOW": WIDE_EXPERIMENT | {"networks": 600, "set": {"evaluate.epochs": 100}},
-    "FLOWN": WIDE_EXPERIMENT | {"networks": 2, "set": {"evaluate.epochs": 100}},
+    "WIDE": WIDE_EXPERIMENT | {"networks": 8, "set": {"evaluate.epochs": 1_500}},
+    "FLOW": WIDE_EXPERIMENT | {"networks": 1_000, "set": {"evaluate.epochs": 500}},
+    "FLOWN": WIDE_EXPERIMENT | {"networks": 2, "set": {"evaluate.epochs": 500}},
 }
 """The experiments that these words stand for, each sized where a core does a hundred iterations a second.
 
 A stage of LIVE takes three seconds, one of LONG two minutes: an idle worker is given back meanwhile. SLOW has one
-stage, as long as a test makes it. WIDE has eight jobs that could run at once, FLOW hundreds of half a second each, of
-which FLOWN has a few.
+stage, as long as a test makes it. WIDE has eight jobs of some two seconds that could run at once, FLOW hundreds of half a second each,
+of which FLOWN has a few.
 """
 
 
