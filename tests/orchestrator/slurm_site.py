@@ -40,8 +40,8 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 """The experiments that these words stand for, each sized where a core does a hundred iterations a second.
 
 A stage of LIVE takes three seconds, one of LONG two minutes: an idle worker is given back meanwhile. SLOW has one
-stage, as long as a test makes it. WIDE has eight jobs of some two seconds that could run at once, FLOW hundreds of half a second each,
-of which FLOWN has a few.
+stage, as long as a test makes it. WIDE has eight jobs of some two seconds that could run at once, FLOW hundreds of half
+a second each, of which FLOWN has a few.
 """
 
 
