@@ -159,7 +159,7 @@ def _plain(
     layers_of: Callable[[Dimensions], list[PlainLayer]],
     hidden_of: Callable[[Dimensions], list[int]],
     *,
-    norm: bool = False,
+    norm: bool,
 ) -> Layers:
     """The layers of a network of plain ones."""
 
@@ -255,11 +255,26 @@ class ArchitectureInfo:
 
 _CONVNET = "workers.training.networks:ConvNet"
 _RESNET = "workers.training.networks:ResNet"
-_PLAIN = "workers.training.cross_networks:PlainConvNet"
 _IDC: dict[str, Any] = {"fan_out_init": True}
-_LENET: dict[str, Any] = {"layers": lenet_layers, "hidden": lenet_hidden, "has_norm": False}
-_ALEXNET: dict[str, Any] = {"layers": alexnet_layers, "hidden": no_hidden, "has_norm": False}
-_VGG11: dict[str, Any] = {"layers": vgg11_layers, "hidden": no_hidden, "has_norm": True}
+
+
+def _plain_network(
+    width: int,
+    layers: Callable[[Dimensions], list[PlainLayer]],
+    hidden: Callable[[Dimensions], list[int]] = no_hidden,
+    *,
+    norm: bool = False,
+) -> ArchitectureInfo:
+    """A network of plain layers; `width` is that of its first convolution."""
+    return ArchitectureInfo(
+        network="workers.training.cross_networks:PlainConvNet",
+        width=width,
+        blocks=1,
+        layers=_plain(layers, hidden, norm=norm),
+        takes_norm=norm,
+        options={"layers": layers, "hidden": hidden, "has_norm": norm},
+    )
+
 
 ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
     "convnet": ArchitectureInfo(
@@ -269,25 +284,9 @@ ARCHITECTURES: Mapping[str, ArchitectureInfo] = {
     "resnet18": ArchitectureInfo(network=_RESNET, width=64, blocks=2, layers=_resnet),
     "idc_resnet10": ArchitectureInfo(network=_RESNET, width=32, blocks=1, layers=_idc_resnet, options=_IDC),
     "idc_resnet18": ArchitectureInfo(network=_RESNET, width=32, blocks=2, layers=_idc_resnet, options=_IDC),
-    "vgg11": ArchitectureInfo(
-        network=_PLAIN, width=64, blocks=1, layers=_plain(vgg11_layers, no_hidden, norm=True), options=_VGG11
-    ),
-    "alexnet": ArchitectureInfo(
-        network=_PLAIN,
-        width=128,
-        blocks=1,
-        layers=_plain(alexnet_layers, no_hidden),
-        takes_norm=False,
-        options=_ALEXNET,
-    ),
-    "lenet": ArchitectureInfo(
-        network=_PLAIN,
-        width=6,
-        blocks=1,
-        layers=_plain(lenet_layers, lenet_hidden),
-        takes_norm=False,
-        options=_LENET,
-    ),
+    "vgg11": _plain_network(64, vgg11_layers, norm=True),
+    "alexnet": _plain_network(128, alexnet_layers),
+    "lenet": _plain_network(6, lenet_layers, lenet_hidden),
     "mlp": ArchitectureInfo(
         network="workers.training.cross_networks:Mlp",
         width=128,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from jobs.fields import Settings
 from jobs.graph import Graph, Job
+from jobs.inputs import dataset_of, set_sizes
 from jobs.specs import (
     Clustering,
     DatasetSpec,
@@ -175,7 +176,7 @@ def effort(job: Job, graph: Graph, declared: Mapping[str, IterationCost] | None 
             return _experts(spec, job, graph)
         case ForgettingSpec() as spec:
             counted = bool(job.parents.get("experts"))
-            images = _data(job, graph).train_images
+            images = dataset_of(job, graph).train_images
             return Effort(LIGHT) if counted else _fit(spec.network, spec.training, images, job, graph).times(spec.runs)
         case DistilSpec() as spec:
             return _matching(spec, job, graph, declared or {}) + _judging(spec, job, graph)
@@ -184,10 +185,10 @@ def effort(job: Job, graph: Graph, declared: Mapping[str, IterationCost] | None 
         case SelectSpec(rule="herding" | "k_center"):
             expert = graph[job.parents["experts"][0]].spec
             assert isinstance(expert, ExpertsSpec)
-            data = _data(job, graph)
+            data = dataset_of(job, graph)
             return Effort(LIGHT + forward_flops(expert.network, data) * data.train_images)
         case FullSpec() as spec:
-            return _fit(spec.network, spec.training, _data(job, graph).train_images, job, graph)
+            return _fit(spec.network, spec.training, dataset_of(job, graph).train_images, job, graph)
         case DatasetSpec(subset=()) as spec:
             return _reading(spec)
         case _:
@@ -203,7 +204,7 @@ def _reading(spec: DatasetSpec) -> Effort:
 
 def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:
     """The training of each expert on real images, and on the sets before that."""
-    expert = _fit(spec.network, spec.real, _data(job, graph).train_images, job, graph)
+    expert = _fit(spec.network, spec.real, dataset_of(job, graph).train_images, job, graph)
     if spec.transition is not None:
         expert += _fit(spec.network, spec.transition, _links_of(spec.transition, job, graph)[-1], job, graph)
     return expert.times(spec.count)
@@ -211,7 +212,7 @@ def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:
 
 def _matching(spec: DistilSpec, job: Job, graph: Graph, declared: Mapping[str, IterationCost]) -> Effort:
     """The iterations of a stage, by its base method's own settings."""
-    data = _data(job, graph)
+    data = dataset_of(job, graph)
     new = data.classes * spec.ipc_per_stage * spec.factor**2
     layers = _multiply_adds(spec.network, data)
     match = Match(
@@ -221,7 +222,7 @@ def _matching(spec: DistilSpec, job: Job, graph: Graph, declared: Mapping[str, I
         classes=data.classes,
         real=data.train_images,
         new=new,
-        union=new + (sum(_set_sizes(job, graph)) if spec.conditioning else 0),
+        union=new + (sum(set_sizes(job, graph)) if spec.conditioning else 0),
         clustering=spec.clustering,
     )
     iteration = ITERATIONS.get(spec.method) or declared.get(spec.method, _trajectory)
@@ -238,7 +239,7 @@ def _transition(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
 
 def _links_of(transition: TransitionSpec, job: Job, graph: Graph) -> list[int]:
     """Training images of each link of a chain: the growing unions, or each set by itself."""
-    sizes = _set_sizes(job, graph)
+    sizes = set_sizes(job, graph)
     return sizes if transition.on == "newest" else list(itertools.accumulate(sizes))
 
 
@@ -360,7 +361,7 @@ def _judging(spec: DistilSpec, job: Job, graph: Graph) -> Effort:
     """The networks that judge the candidates, trained on the union of the stage's images and the earlier sets."""
     if spec.choice.by == "last" or spec.choice.training is None:
         return Effort(0.0)
-    union = sum(_set_sizes(job, graph)) + _data(job, graph).classes * spec.ipc_per_stage * spec.factor**2
+    union = sum(set_sizes(job, graph)) + dataset_of(job, graph).classes * spec.ipc_per_stage * spec.factor**2
     candidates = math.ceil(spec.iterations / spec.choice.every)
     return _fit(spec.network, spec.choice.training, union, job, graph).times(candidates * spec.choice.networks)
 
@@ -380,7 +381,7 @@ def _links(spec: EvaluateSpec, job: Job, graph: Graph) -> Effort:
 
 def _trained_on(spec: EvaluateSpec, job: Job, graph: Graph) -> list[int]:
     """Training images of each link; in class-incremental learning a stage has its sets from every phase."""
-    by_set, phases = _set_sizes(job, graph), max(1, len(spec.phases))
+    by_set, phases = set_sizes(job, graph), max(1, len(spec.phases))
     stages = len(by_set) // phases
     sizes = [sum(by_set[stage::stages]) for stage in range(stages)]
     return {
@@ -391,31 +392,10 @@ def _trained_on(spec: EvaluateSpec, job: Job, graph: Graph) -> list[int]:
 
 
 def _fit(network: NetworkSpec, training: SgdSpec, images: int, job: Job, graph: Graph) -> Effort:
-    layers = _multiply_adds(network, _data(job, graph))
+    layers = _multiply_adds(network, dataset_of(job, graph))
     epochs = training.epochs + training.extra_epoch
     steps = epochs * math.ceil(images / training.batch_size)
     return Effort(3 * 2.0 * sum(layers) * images * epochs, calls=len(layers) * steps)
-
-
-def _data(job: Job, graph: Graph) -> DatasetSpec:
-    (key,) = job.parents["dataset"]
-    spec = graph[key].spec
-    assert isinstance(spec, DatasetSpec)
-    return spec
-
-
-def _set_sizes(job: Job, graph: Graph) -> list[int]:
-    """Training images in each of the synthetic sets among the parents, as they are decoded."""
-    sizes = []
-    for parent in (graph[key] for key in job.parents.get("sets", ())):
-        assert isinstance(parent.spec, DistilSpec | SelectSpec)
-        per_class = (
-            parent.spec.ipc_per_stage * parent.spec.factor**2
-            if isinstance(parent.spec, DistilSpec)
-            else parent.spec.ipc_total
-        )
-        sizes.append(_data(parent, graph).classes * per_class)
-    return sizes
 
 
 def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> list[int]:

@@ -132,8 +132,8 @@ class MttSettings(Frozen):
     image_order: Literal["carried", "anew"] = "carried"
     candidates_start: Literal["experts", "random"] = "experts"
     engine: Engine | None = None
-    """None: the whole graph, but the adjoint where that graph would take more than
-    `workers.methods.trajectory_matching.GRAPH_LIMIT` bytes, a rule that knows nothing of the host."""
+    """None: the whole graph, but the adjoint where that graph would take more than `jobs.memory.GRAPH_LIMIT` bytes, a
+    rule that knows nothing of the host."""
 
     @model_validator(mode="after")
     def _some_epoch_to_start_from(self) -> MttSettings:

@@ -22,7 +22,7 @@ from jobs.errors import BadInput
 from jobs.keys import kind_of
 from orchestrator.runs import journal
 from orchestrator.runs.records import Record
-from orchestrator.runs.time_left import Running, Story
+from orchestrator.runs.time_left import Running, WorkLeft
 from orchestrator.runs.timeline import clock_time
 from workers.store.claims import Claim, Claims
 from workers.store.files import is_plain, is_plain_file, names_in
@@ -222,13 +222,13 @@ def _eta(current: Sequence[Record], working: Sequence[Mapping[str, Any]], now: f
         working: the running jobs, as `status` describes them.
         now: unix seconds.
     """
-    story = Story()
+    work = WorkLeft()
     for record in current:
-        story.follow(record)
+        work.follow(record)
     if not current or not current[0].get("jobs"):
         return None
     running = [Running(job["key"], job["progress"], job["note"], job["seconds"]) for job in working]
-    left = story.time_left(running, _seconds_of_driver(current, now))
+    left = work.time_left(running, _seconds_of_driver(current, now))
     return None if left is None else round(left, 1)
 
 

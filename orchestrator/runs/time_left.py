@@ -250,8 +250,8 @@ _ENDS = ("job_done", "job_found", "job_failed", "job_skipped")
 _RETURNS = ("job_busy", "job_yielded")
 
 
-class Story:
-    """What a journal tells of the work that is left; `follow` takes its records one after another."""
+class WorkLeft:
+    """The work that is left of a run, as its journal tells; `follow` takes its records one after another."""
 
     def __init__(self) -> None:
         self.slots = 0

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.memory import BYTES, GRAPH_COPIES, GRAPH_LIMIT, footprint, peak_bytes
+from jobs import memory
+from jobs.memory import GRAPH_COPIES, footprint, peak_bytes
+from jobs.methods import Engine
 from jobs.specs import NetworkSpec
 from tests.pretended import card
 from tests.workers.workshop import Workshop
 from workers.data import dataset
 from workers.execute import perform
-from workers.methods import trajectory_matching
+from workers.methods import mtt
+from workers.methods.trajectory_matching import ENGINES
 from workers.runtime.context import JobContext
 from workers.training.networks import build
 
@@ -50,14 +53,29 @@ def _counted(tmp_path: Path, method: str, width: int, ipc: int, numbers: dict[st
 
 
 @pytest.mark.parametrize(("width", "side", "depth"), [(128, 32, 3), (128, 64, 4), (16, 8, 2)])
-def test_the_graph_is_counted_as_the_method_counts_it(width: int, side: int, depth: int) -> None:
-    """Where the method takes the adjoint by itself, the estimate must know it."""
+def test_the_graph_is_counted_by_the_outputs_of_all_layers(width: int, side: int, depth: int) -> None:
     sizes = {"channels": 3, "size": side, "classes": 10, "width": width, "depth": depth}
     network = build("convnet", **sizes, norm="instance", generator=torch.Generator())
     maps = footprint(NetworkSpec(architecture="convnet", width=width, depth=depth), 3, side, 10).maps
-    counted = trajectory_matching.graph_bytes(network, (3, side, side), 7, 5)
-    assert BYTES * GRAPH_COPIES * maps * 7 * 5 == pytest.approx(counted, rel=0.05)
-    assert GRAPH_LIMIT == trajectory_matching.GRAPH_LIMIT
+    outputs: list[int] = []
+    for layer in network.modules():
+        if next(layer.children(), None) is None:
+            layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output.numel()))
+    network(torch.zeros(1, 3, side, side))
+    assert GRAPH_COPIES * maps == pytest.approx(1.9 * sum(outputs), rel=0.05)
+
+
+@pytest.mark.parametrize(("limit", "engine"), [(1e12, "unrolled"), (1.0, "adjoint")])
+def test_trajectory_matching_takes_the_engine_that_is_chosen_by_the_spec(
+    limit: float, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Engine] = []
+    monkeypatch.setattr(memory, "GRAPH_LIMIT", limit)
+    engines = {name: lambda *args, name=name: taken.append(name) or ENGINES[name](*args) for name in ENGINES}
+    monkeypatch.setattr(mtt, "ENGINES", engines)
+    shop = Workshop.open(tmp_path, {"method": "mtt", "ipc_per_stage": 1}, networks=1)
+    shop.make(shop.job("distil"))
+    assert set(taken) == {engine}
 
 
 @pytest.mark.slow

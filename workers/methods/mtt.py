@@ -25,9 +25,10 @@ from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
 from jobs.fields import Frozen
+from jobs.memory import chosen_engine
 from jobs.methods import MttSettings
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
-from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on, engine_of
+from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
 from workers.training.students import augmentation_of
 
 
@@ -64,9 +65,9 @@ class TrajectoryMatching(Method):
         self._expert_order: list[int] = []
         self._image_order: list[int] = []
         self._student = Student(stage.network, augmentation_of(settings.augmentation))
-        size = settings.batch_syn or stage.classes * stage.spec.ipc_per_stage
-        engine = engine_of(settings.engine, stage.network, stage.train.images.shape[1:], size, settings.syn_steps)
-        self._match = ENGINES["adjoint" if stage.memory_level else engine]
+        channels, side = stage.train.images.shape[1:3]
+        engine = "adjoint" if stage.memory_level else chosen_engine(stage.spec, channels, side, stage.classes)
+        self._match = ENGINES[engine]
         _require_epochs(settings, stage)
 
     @classmethod

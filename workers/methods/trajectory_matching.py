@@ -10,15 +10,13 @@ and the loss is  || theta_N - theta* ||^2 / || theta_0 - theta* ||^2,  theta* be
 Two engines compute the loss and its exact gradient with respect to X and a. `unrolled` keeps all N steps
 in one autograd graph: fastest, memory grows with N. `adjoint` keeps only the N parameter vectors and walks
 back one step at a time:  lambda <- lambda - a H_t lambda,  dX -= a d/dX (g_t . lambda),  da -= g_t . lambda.
-Same mathematics in the memory of one step for about a third more time. What the graph takes is known before
-anything runs (`graph_bytes`), and by it alone `engine_of` chooses where a recipe names none. Everything is eager and
-in native operations, whose double backward was measured fastest on a CPU; a compiled engine would be a third
-function of this signature.
+Same mathematics in the memory of one step for about a third more time. Which one a spec means is said by
+`jobs.memory.chosen_engine`. Everything is eager and in native operations, whose double backward was measured fastest on
+a CPU; a compiled engine would be a third function of this signature.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,11 +29,6 @@ from jobs.methods import Engine
 from workers.runtime.transfer import moved_together
 from workers.training.augmentation import Augmentation, Draw, draws_on
 from workers.training.networks import unflatten
-
-GRAPH_LIMIT = 64 * 2**30
-"""Bytes of graph above which the adjoint is taken if nothing else is asked for: what is left on a card of 80 GB."""
-GRAPH_COPIES = 1.9
-"""Bytes of an inner step's graph by those of the layers' outputs: 1.87 measured at width 32, 1.48 at 128 (float32)."""
 
 
 @dataclass(frozen=True)
@@ -161,44 +154,3 @@ def _step_products(
 
 
 ENGINES: dict[Engine, Callable[..., Matched]] = {"unrolled": unrolled, "adjoint": adjoint}
-
-
-def engine_of(wanted: Engine | None, module: nn.Module, shape: Sequence[int], batch: int, steps: int) -> Engine:
-    """The engine that a spec means: the one it names, else the whole graph if that stays within `GRAPH_LIMIT`.
-
-    Args:
-        wanted: the engine that the recipe names.
-        module: the network.
-        shape: channels, height and width of an image.
-        batch: images of an inner step.
-        steps: inner steps.
-    """
-    if wanted is not None:
-        return wanted
-    return "unrolled" if graph_bytes(module, shape, batch, steps) <= GRAPH_LIMIT else "adjoint"
-
-
-def graph_bytes(module: nn.Module, shape: Sequence[int], batch: int, steps: int) -> float:
-    """About what the graph of `unrolled` takes; arguments as of `engine_of`.
-
-    The adjoint takes 2.5 times the graph of one step, whatever the number of steps, and `steps` parameter vectors;
-    `make bench ONLY=loops` measures both.
-    """
-    return GRAPH_COPIES * 4 * output_numbers(module, shape) * batch * steps
-
-
-def output_numbers(module: nn.Module, shape: Sequence[int]) -> int:
-    """How many numbers all layers put out for one image [C, H, W]."""
-    counted = 0
-
-    def count(layer: nn.Module, inputs: object, output: Tensor) -> None:
-        nonlocal counted
-        counted += output.numel()
-
-    twin = copy.deepcopy(module)
-    for layer in twin.modules():
-        if next(layer.children(), None) is None:
-            layer.register_forward_hook(count)
-    with torch.no_grad():
-        twin(next(twin.parameters()).new_zeros(1, *shape))
-    return counted

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workers.methods import trajectory_matching
 from workers.methods.trajectory_matching import ENGINES, Engine, InnerBatch, Matched, Student, normalised_distance
 from workers.training.augmentation import OPERATIONS, Augmentation
 from workers.training.networks import build, flatten
@@ -185,26 +184,3 @@ def test_the_student_is_run_at_the_parameters_it_is_given_not_at_its_modules_own
     elsewhere = case.student.loss(case.start, case.images, case.labels, InnerBatch(index, None))
     assert float(loss) == pytest.approx(float(own), rel=1e-14)
     assert float(elsewhere) != pytest.approx(float(own), rel=1e-3)
-
-
-# Which engine is taken
-
-
-def test_the_layers_outputs_are_counted_and_nothing_is_moved() -> None:
-    network = convnet()
-    before = flatten(network)
-    blocks = 3 * 2 * 64 + 2 * 16 + 3 * 2 * 16 + 2 * 4  # convolution, norm, ReLU and then the pooled map, twice
-    assert trajectory_matching.output_numbers(network, (1, 8, 8)) == blocks + 3
-    assert torch.equal(flatten(network), before)
-    assert not any(layer._forward_hooks for layer in network.modules())
-
-
-def test_the_whole_graph_is_taken_as_far_as_it_fits_and_a_named_engine_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(wanted: Engine | None, steps: int) -> Engine:
-        return trajectory_matching.engine_of(wanted, network, (1, 8, 8), 10, steps)
-
-    network = convnet()
-    limit = trajectory_matching.graph_bytes(network, (1, 8, 8), 10, 3)
-    monkeypatch.setattr(trajectory_matching, "GRAPH_LIMIT", limit)
-    assert (chosen(None, 3), chosen(None, 4)) == ("unrolled", "adjoint")
-    assert (chosen("unrolled", 4), chosen("adjoint", 1)) == ("unrolled", "adjoint")
