@@ -9,7 +9,6 @@ else needs it. Whoever does not want that removes it from here.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
@@ -65,23 +64,12 @@ def losses(root: Path, keys: Collection[str]) -> dict[str, str]:
 def misplaced(folder: Path) -> str:
     """Why no artifact can lie in a folder of the store; empty if one can, or if nothing is there yet."""
     try:
-        return "" if folder.is_dir() or not _is_there(folder) else f"{folder}: {_what_it_is(folder)}"
-    except OSError as error:
-        if error.errno == errno.ENOTDIR:  # its own parent is the odd one
-            return ""
-        raise
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _what_it_is(path: Path) -> str:
-    return "a link to no folder" if path.is_symlink() else "not a folder"
+        mode = folder.lstat().st_mode  # asked once: another process may make the folder between two questions
+        if stat.S_ISLNK(mode):
+            return "" if folder.is_dir() else f"{folder}: a link to no folder"
+    except (FileNotFoundError, NotADirectoryError):  # nothing is there, or its own parent is the odd one
+        return ""
+    return "" if stat.S_ISDIR(mode) else f"{folder}: not a folder"
 
 
 def _reason(kept: Path) -> str:

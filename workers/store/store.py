@@ -384,7 +384,8 @@ class Store:
                 raise BadInput("cluster.yaml", "store.shared", "group", f"{self.root}: {fix}")
             self.root.chmod(0o2770)
         if complaint := misplaced(self.root / "objects"):
-            self.quarantine("objects", complaint)
+            with suppress(FileNotFoundError):  # another process moved it first
+                self.quarantine("objects", complaint)
         for name in _FOLDERS:
             make_folder(self.root / name)
         probe = temporary_path(self.root)
@@ -422,7 +423,8 @@ class Store:
         """Move a finished folder into place; the rename fails where a folder with files stands."""
         final = self._object(manifest.key)
         if complaint := misplaced(final.parent):
-            self.quarantine(manifest.key, complaint)
+            with suppress(FileNotFoundError):  # another process moved it first
+                self.quarantine(manifest.key, complaint)
         for folder in (final.parent.parent, final.parent):
             make_folder(folder)
         while True:

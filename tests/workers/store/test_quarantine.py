@@ -110,3 +110,19 @@ def test_a_folder_that_is_not_made_yet_is_not_misplaced(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert misplaced(tmp_path) == misplaced(tmp_path / "none") == misplaced(tmp_path / "file" / "x") == ""
     assert misplaced(tmp_path / "file").endswith("file: not a folder")
+
+
+@pytest.mark.parametrize("question", ["is_dir", "lstat"])
+def test_a_folder_that_another_process_makes_between_two_questions_is_not_misplaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    folder, ask = tmp_path / "distil", getattr(Path, question)
+
+    def then_make_it(path: Path) -> object:
+        try:
+            return ask(path)
+        finally:
+            os.makedirs(folder, exist_ok=True)
+
+    monkeypatch.setattr(Path, question, then_make_it)
+    assert misplaced(folder) == ""
