@@ -11,13 +11,13 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypedDict
 
 from jobs.errors import BadInput, Damaged, Diverged, Yielded
-from jobs.graph import Job
+from jobs.graph import Graph, Job
 from jobs.outcomes import Outcome
 from jobs.specs import DistilSpec, Kind
 from workers.methods import method_named, settings_for
@@ -145,6 +145,20 @@ def perform(context: JobContext) -> None:
     context.checkpoints.drop(job.key)
     if job.kind == "experts":
         experts.drop_checkpoints(context)
+
+
+def perform_missing(graph: Graph, store: Store, keys: Iterable[str] | None = None) -> None:
+    """Do jobs in this process with all they need, parents first; what is in the store already is left alone.
+
+    Args:
+        graph: a job needs its parents in it or in the store.
+        store: where the artifacts go.
+        keys: of the jobs that are wanted; all of the graph by default.
+    """
+    wanted = graph.jobs if keys is None else graph.ancestors(keys)
+    for job in graph:
+        if job.key in wanted and not store.has(job.key):
+            perform(JobContext.alone(job, store))
 
 
 def _saves(job: Job, memory_level: int) -> bool:

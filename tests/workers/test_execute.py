@@ -21,7 +21,7 @@ from jobs.specs import SPECS
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers import execute as module
 from workers.data.synthetic_set import EXACT
-from workers.execute import JobResult, execute
+from workers.execute import JobResult, execute, perform_missing
 from workers.runtime.context import JobContext
 from workers.store.claims import Claims
 from workers.store.files import full_disk_explained
@@ -406,3 +406,14 @@ def test_a_log_that_cannot_be_written_says_nothing(capsys: pytest.CaptureFixture
     log.handle(logging.makeLogRecord({"msg": "a line", "levelno": logging.INFO, "levelname": "INFO"}))
     log.close()
     assert capsys.readouterr().err == ""
+
+
+def test_missing_jobs_are_done_parents_first_and_others_left_alone(tmp_path: Path) -> None:
+    workshop = Workshop.open(tmp_path, {"method": "random", "ipc_per_stage": 1}, {"method": "full"}, networks=1)
+    job = workshop.job("evaluate")
+    perform_missing(workshop.plan.graph, workshop.store, [job.key])
+    done = {each.key for each in workshop.plan.graph if workshop.store.has(each.key)}
+    assert done == workshop.plan.graph.ancestors([job.key]) < workshop.plan.graph.jobs.keys()
+    before = workshop.store.manifest(job.key)
+    perform_missing(workshop.plan.graph, workshop.store, [job.key])
+    assert workshop.store.manifest(job.key) == before

@@ -18,6 +18,7 @@ from jobs.errors import Yielded
 from jobs.graph import Job
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
 from tests.pretended import DEVICE, Card, card
+from tests.workers.short_jobs import ARMS, GRADIENTS, ONE, TWO, matched, trained
 from tests.workers.workshop import Workshop
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
@@ -25,37 +26,11 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
 from workers.methods import method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
-from workers.methods.trajectory_matching import ENGINES, InnerBatch, Student, batches_on
 from workers.runtime.context import JobContext
-from workers.training.augmentation import Augmentation
 from workers.training.instance_norm import InstanceNorm
-from workers.training.networks import ConvNet, Network, build, flatten
+from workers.training.networks import ConvNet, Network, flatten
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.transition import StartNetworks
-
-TWO = {"stages": 2, "ipc_per_stage": 1}
-ONE = {"ipc_per_stage": 1}
-ARMS = {
-    "random": ONE,
-    "herding": ONE,
-    "k_center": ONE,
-    "forgetting": ONE,
-    "full": {},
-    "mtt": TWO,
-    "dm": TWO,
-    "cafe": TWO,
-    "dc": TWO,
-    "dsa": TWO,
-    "idc": TWO,
-    "dream": TWO,
-}
-GRADIENTS: dict[str, dict[str, Any]] = {
-    "dc": {"distil.iterations": 2, "distil.settings.outer": 2},
-    "dsa": {"distil.iterations": 2, "distil.settings.outer": 2},
-    "idc": {"distil.iterations": 2, "distil.settings.rounds": 2},
-    "dream": {"distil.iterations": 2, "distil.settings.rounds": 2},
-}
-"""Methods whose iterations are long, with the numbers that make them short."""
 
 
 @pytest.fixture
@@ -172,34 +147,11 @@ def test_a_card_refuses_what_a_real_one_refuses() -> None:
             torch.rand(3, device=torch.device("cuda"), generator=torch.Generator())
 
 
-def _student(module: nn.Module) -> Student:
-    return Student(module, Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True))
-
-
-def _matched(device: torch.device, engine: str, steps: int = 6) -> Any:
-    """One iteration of trajectory matching on 8 images, its tensors moved as the method moves them."""
-    generator = torch.Generator().manual_seed(2)
-    network = build("convnet", channels=3, size=16, classes=4, width=8, depth=3, norm="instance", generator=generator)
-    start = flatten(network)
-    target = start + 0.01 * torch.randn(start.shape, generator=generator)
-    images, labels = torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 4
-    student = _student(network.to(device))
-    assert student.augmentation is not None
-    drawn = [
-        InnerBatch(
-            torch.randperm(8, generator=generator), student.augmentation.draw(8, (16, 16), generator, siamese=False)
-        )
-        for _ in range(steps)
-    ]
-    there = (tensor.to(device) for tensor in (start, target, images, labels, torch.tensor(0.02)))
-    return ENGINES[engine](student, *there, batches_on(device, drawn))  # type: ignore[index]
-
-
 @pytest.mark.parametrize("engine", ["unrolled", "adjoint"])
 def test_the_norm_of_a_card_gives_the_gradients_of_the_cpu(engine: str) -> None:
-    here = _matched(torch.device("cpu"), engine)
+    here = matched(torch.device("cpu"), engine)
     with card():
-        there = _matched(DEVICE, engine)
+        there = matched(DEVICE, engine)
         images, step_size = there.images.cpu(), there.step_size.cpu()
     torch.testing.assert_close(images, here.images, rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(step_size, here.step_size, rtol=1e-3, atol=1e-6)
@@ -211,23 +163,18 @@ def test_an_inner_step_launches_few_kernels_and_never_waits(engine: str, most: i
     counts = {}
     for steps in (2, 12):
         with card() as there:
-            _matched(DEVICE, engine, steps)
+            matched(DEVICE, engine, steps)
             counts[steps] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
     _assert_few(counts, most)
 
 
 def test_a_training_step_launches_few_kernels_and_never_waits() -> None:
-    training = SgdSpec(epochs=1, batch_size=4, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate")
-    spec = NetworkSpec(architecture="convnet", width=8, depth=3)
     counts = {}
     for batches in (2, 12):
         with card() as there:
-            generator = torch.Generator().manual_seed(5)
-            images = torch.randn(4 * batches, 3, 16, 16, generator=generator).to(DEVICE)
-            labels = (torch.arange(4 * batches) % 4).to(DEVICE)
-            network = build_network(spec, (3, 16, 16), 4, generator, DEVICE)
+            train = trained(DEVICE, batches)
             there.reset()
-            fit(trainer_for(network, training, generator), images, labels, training)
+            train()
             counts[batches] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
     _assert_few(counts, most=45)
 

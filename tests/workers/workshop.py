@@ -15,7 +15,7 @@ from jobs.graph import Job
 from workers.data import dataset, sources, synthetic_set
 from workers.data.dataset import Dataset
 from workers.data.synthetic_set import SyntheticSet
-from workers.execute import perform
+from workers.execute import perform, perform_missing
 from workers.runtime.context import JobContext
 from workers.store.store import Manifest, Store
 from workers.store.trajectories import TRAJECTORIES, Trajectories
@@ -85,10 +85,7 @@ class Workshop:
 
     def context(self, job: Job) -> JobContext:
         """A context for the job, its ancestors being made as far as they are in the plan."""
-        ready = self.plan.graph.ancestors(key for key in job.parent_keys() if key in self.plan.graph.jobs)
-        for one in self.plan.graph:
-            if one.key in ready and not self.store.has(one.key):
-                perform(JobContext.alone(one, self.store))
+        perform_missing(self.plan.graph, self.store, (key for key in job.parent_keys() if key in self.plan.graph.jobs))
         return JobContext.alone(job, self.store)
 
     def make(self, job: Job) -> Manifest:

@@ -1,0 +1,74 @@
+"""Jobs and steps of seconds, by which every method and loop is sent through a card, a real one or a pretended one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from jobs.methods import Engine
+from jobs.specs import NetworkSpec, SgdSpec
+from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
+from workers.training.augmentation import Augmentation
+from workers.training.networks import build, flatten
+from workers.training.students import build_network, fit, trainer_for
+
+TWO = {"stages": 2, "ipc_per_stage": 1}
+ONE = {"ipc_per_stage": 1}
+ARMS = {
+    "random": ONE,
+    "herding": ONE,
+    "k_center": ONE,
+    "forgetting": ONE,
+    "full": {},
+    "mtt": TWO,
+    "dm": TWO,
+    "cafe": TWO,
+    "dc": TWO,
+    "dsa": TWO,
+    "idc": TWO,
+    "dream": TWO,
+}
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "dc": {"distil.iterations": 2, "distil.settings.outer": 2},
+    "dsa": {"distil.iterations": 2, "distil.settings.outer": 2},
+    "idc": {"distil.iterations": 2, "distil.settings.rounds": 2},
+    "dream": {"distil.iterations": 2, "distil.settings.rounds": 2},
+}
+"""Methods whose iterations are long, with the numbers that make them short."""
+
+
+def _student(module: nn.Module) -> Student:
+    return Student(module, Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True))
+
+
+def matched(device: torch.device, engine: Engine, steps: int = 6) -> Matched:
+    """One iteration of trajectory matching on 8 images, its tensors moved as the method moves them."""
+    generator = torch.Generator().manual_seed(2)
+    network = build("convnet", channels=3, size=16, classes=4, width=8, depth=3, norm="instance", generator=generator)
+    start = flatten(network)
+    target = start + 0.01 * torch.randn(start.shape, generator=generator)
+    images, labels = torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 4
+    student = _student(network.to(device))
+    assert student.augmentation is not None
+    drawn = [
+        InnerBatch(
+            torch.randperm(8, generator=generator), student.augmentation.draw(8, (16, 16), generator, siamese=False)
+        )
+        for _ in range(steps)
+    ]
+    there = (tensor.to(device) for tensor in (start, target, images, labels, torch.tensor(0.02)))
+    return ENGINES[engine](student, *there, batches_on(device, drawn))
+
+
+def trained(device: torch.device, batches: int) -> Callable[[], None]:
+    """A pass over so many batches of 4 images that are on the device already, with DSA's augmentation."""
+    training = SgdSpec(epochs=1, batch_size=4, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate")
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(4 * batches, 3, 16, 16, generator=generator).to(device)
+    labels = (torch.arange(4 * batches) % 4).to(device)
+    spec = NetworkSpec(architecture="convnet", width=8, depth=3)
+    network = build_network(spec, (3, 16, 16), 4, generator, device)
+    return lambda: fit(trainer_for(network, training, generator), images, labels, training)
