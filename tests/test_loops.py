@@ -13,7 +13,7 @@ from tests.benchmarks import loops
 from tests.benchmarks.cases import classwise, files, matching, training
 from tests.benchmarks.cases.case import EXACT, PLAIN, Case, Sides, distance
 from tests.benchmarks.limits import operations
-from workers.methods.trajectory_matching import ENGINES
+from workers.methods.trajectory.trajectory_matching import ENGINES
 from workers.training.trainer import Trainer
 
 ALLOWED = 1.25

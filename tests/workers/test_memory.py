@@ -17,8 +17,8 @@ from tests.pretended import card
 from tests.workers.workshop import Workshop
 from workers.data import dataset
 from workers.execute import perform
-from workers.methods import mtt
-from workers.methods.trajectory_matching import ENGINES
+from workers.methods.trajectory import mtt
+from workers.methods.trajectory.trajectory_matching import ENGINES
 from workers.runtime.context import JobContext
 from workers.training.networks import build
 

@@ -1,4 +1,4 @@
-"""The base methods around which progressive distillation is written, one module each.
+"""The base methods around which progressive distillation is written, one module each, by family.
 
 `method_named` finds the class by the name a recipe uses. A method outside this package is named by its import
 path, `package.module:Class`.
@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # takes torch along
     from workers.methods.base import Method
 
 _BUILT_IN = {
-    "cafe": "workers.methods.cafe:FeatureAlignment",
-    "cafe_dsa": "workers.methods.cafe:FeatureAlignment",
-    "dc": "workers.methods.gradient:GradientMatching",
-    "dm": "workers.methods.dm:DistributionMatching",
-    "dream": "workers.methods.dream:RepresentativeMatching",
-    "dsa": "workers.methods.gradient:GradientMatching",
-    "idc": "workers.methods.idc:FormationMatching",
-    "mtt": "workers.methods.mtt:TrajectoryMatching",
+    "cafe": "workers.methods.matching.cafe:FeatureAlignment",
+    "cafe_dsa": "workers.methods.matching.cafe:FeatureAlignment",
+    "dc": "workers.methods.matching.gradient:GradientMatching",
+    "dm": "workers.methods.matching.dm:DistributionMatching",
+    "dream": "workers.methods.matching.dream:RepresentativeMatching",
+    "dsa": "workers.methods.matching.gradient:GradientMatching",
+    "idc": "workers.methods.matching.idc:FormationMatching",
+    "mtt": "workers.methods.trajectory.mtt:TrajectoryMatching",
 }
 
 

@@ -34,7 +34,7 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, LearnableImages, Method, Stage
 from workers.methods.by_class import rows_by_class
-from workers.methods.kmeans import representatives
+from workers.methods.matching.kmeans import representatives
 from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import forgetting

@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.benchmarks.cases.case import DSA, EXACT, PLAIN, Case, Sides, generator, images, load, network
 from tests.benchmarks.plain.matching import trajectory_matching
 from tests.benchmarks.plain.training import convnet
-from workers.methods.trajectory_matching import ENGINES, InnerBatch, Student
+from workers.methods.trajectory.trajectory_matching import ENGINES, InnerBatch, Student
 from workers.training.networks import flatten
 from workers.training.students import augmentation_of
 

@@ -20,8 +20,8 @@ from tests.workers.workshop import PUBLISHED, THREE_STAGES, TWO_STAGES, Workshop
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.execute import perform
-from workers.methods import mtt
-from workers.methods.trajectory_matching import ENGINES
+from workers.methods.trajectory import mtt
+from workers.methods.trajectory.trajectory_matching import ENGINES
 from workers.runtime.context import JobContext
 from workers.store.store import Store
 from workers.tasks import distil

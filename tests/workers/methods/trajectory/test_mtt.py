@@ -19,10 +19,11 @@ from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, 
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
-from workers.methods import base, method_named, settings_for, trajectory_matching
+from workers.methods import base, method_named, settings_for
 from workers.methods.base import LearnableImages, Stage, draw_without_replacement
-from workers.methods.mtt import MttSettings, StepSize, TrajectoryMatching
-from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, unrolled
+from workers.methods.trajectory import trajectory_matching
+from workers.methods.trajectory.mtt import MttSettings, StepSize, TrajectoryMatching
+from workers.methods.trajectory.trajectory_matching import ENGINES, InnerBatch, Matched, unrolled
 from workers.store import trajectories
 from workers.store.trajectories import Trajectories
 from workers.training.networks import build, parameter_count
@@ -443,7 +444,7 @@ def test_a_method_is_found_by_its_name_or_by_its_import_path() -> None:
     assert method_named(f"{__name__}:LearnableImages") is base.LearnableImages
 
 
-@pytest.mark.parametrize("name", ["mttt", "no.such.module:Class", "workers.methods.mtt:Nothing", ""])
+@pytest.mark.parametrize("name", ["mttt", "no.such.module:Class", "workers.methods.trajectory.mtt:Nothing", ""])
 def test_an_unknown_method_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(BadInput, match=r"method is .*: must be one of .*mtt, or package\.module:Class"):
         method_named(name)

@@ -1,9 +1,9 @@
 """IDC, efficient data parameterisation with gradient matching (Kim et al., ICML 2022; facts 6.1).
 
-Three changes to `workers.methods.gradient`. A stored image holds factor * factor training images, and the match goes
-through their decoding (`workers.data.multi_formation`). The matching network trains on real images, so that it goes on
-learning while the images are poor. And each class takes an image step of its own: matched are the convolutions' weights
-alone, by plain distance and not by angle.
+Three changes to `workers.methods.matching.gradient`. A stored image holds factor * factor training images, and the
+match goes through their decoding (`workers.data.multi_formation`). The matching network trains on real images, so that
+it goes on learning while the images are poor. And each class takes an image step of its own: matched are the
+convolutions' weights alone, by plain distance and not by angle.
 
 One iteration takes a new network through `rounds` rounds of an image step for every class and some hundred real images
 of training. Pixels live in [0, 1]; the new ones are clamped when an iteration begins. Under PDD the class's frozen
@@ -39,7 +39,7 @@ from workers.methods.by_class import (
     siamese_draw,
     taken_together,
 )
-from workers.methods.gradient import Distance, gradient_distance, joint_gradient_distance
+from workers.methods.matching.gradient import Distance, gradient_distance, joint_gradient_distance
 from workers.training.augmentation import Draw
 from workers.training.networks import Network
 from workers.training.side_by_side import SideBySide

@@ -1,10 +1,10 @@
 """MTT, matching training trajectories (Cazenavette et al., CVPR 2022; facts 4).
 
 Each iteration takes the next expert of a random order, an epoch t uniform in [0, max_start_epoch) (without transition
-stages start later: from min_start_epoch, facts 5.6), and pulls
-the student that starts at the expert's epoch t towards the expert's epoch t + expert_epochs
-(`workers.methods.trajectory_matching`). Images and step size learn together. Under PDD the experts of stage i are those
-whose chains went through S_1..S_{i-1}, and inner batches are drawn from the whole union.
+stages start later: from min_start_epoch, facts 5.6), and pulls the student that starts at the expert's epoch t towards
+the expert's epoch t + expert_epochs (`workers.methods.trajectory.trajectory_matching`). Images and step size learn
+together. Under PDD the experts of stage i are those whose chains went through S_1..S_{i-1}, and inner batches are drawn
+from the whole union.
 
 The step size can be learned in two forms. `linear` is the published one: SGD with momentum on the number
 itself, which can turn negative or explode (at least six threads report it), so it is guarded. `log` is ours:
@@ -28,7 +28,7 @@ from jobs.fields import Frozen
 from jobs.memory import chosen_engine
 from jobs.methods import MttSettings
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
-from workers.methods.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
+from workers.methods.trajectory.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
 from workers.training.students import augmentation_of
 
 

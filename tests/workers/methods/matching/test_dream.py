@@ -10,13 +10,13 @@ import torch
 
 from tests.workers.matched import AFFINE, CLASSES, SGD, after, generator, images, pixels, resumed
 from tests.workers.matched import stage as any_stage
-from tests.workers.methods.test_idc import NUMBERS as IDC_NUMBERS
+from tests.workers.methods.matching.test_idc import NUMBERS as IDC_NUMBERS
 from tests.workers.workshop import Workshop, changed
 from workers.methods import method_named
 from workers.methods.base import LearnableImages, Stage
-from workers.methods.dream import DreamSettings, RepresentativeMatching
-from workers.methods.idc import FormationMatching
-from workers.methods.kmeans import representatives
+from workers.methods.matching.dream import DreamSettings, RepresentativeMatching
+from workers.methods.matching.idc import FormationMatching
+from workers.methods.matching.kmeans import representatives
 from workers.tasks.distil import StageRun
 
 NUMBERS: dict[str, Any] = {**IDC_NUMBERS, "recluster_every": 2, "rounds": 3}
@@ -53,7 +53,7 @@ def test_clusters_are_kept_for_some_rounds_and_then_made_anew_for_the_network_as
         asked.append(network.classifier.weight.detach().clone())
         return [own[:2] for own in MEMBERS]
 
-    monkeypatch.setattr("workers.methods.dream.representatives", fake)
+    monkeypatch.setattr("workers.methods.matching.dream.representatives", fake)
     after(method(rounds=5), canvas(), iterations=2)
     assert len(asked) == 2 * 3  # rounds 0, 2 and 4 of each network
     assert not torch.equal(asked[0], asked[1]) and not torch.equal(asked[0], asked[3])

@@ -15,9 +15,10 @@ from tests.workers.matched import AFFINE, CLASSES, SGD, SIDE, after, generator, 
 from tests.workers.matched import stage as any_stage
 from workers.data import preprocess
 from workers.data.multi_formation import decode
-from workers.methods import idc, method_named
+from workers.methods import method_named
 from workers.methods.base import LearnableImages, Stage
-from workers.methods.idc import DISTANCES, Endless, FormationMatching, IdcSettings
+from workers.methods.matching import idc
+from workers.methods.matching.idc import DISTANCES, Endless, FormationMatching, IdcSettings
 from workers.training.augmentation import Augmentation
 from workers.training.networks import Network, flatten
 from workers.training.students import fit, trainer_for

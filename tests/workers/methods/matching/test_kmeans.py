@@ -8,8 +8,8 @@ import torch
 
 from jobs.specs import Clustering
 from tests.workers.matched import AFFINE, generator, images, random_network
-from workers.methods import kmeans
-from workers.methods.kmeans import embeddings, lloyd, nearest_to_centroids, representatives
+from workers.methods.matching import kmeans
+from workers.methods.matching.kmeans import embeddings, lloyd, nearest_to_centroids, representatives
 
 BOTH = pytest.mark.parametrize("clustering", ["sklearn", "torch"])
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from jobs.fields import Frozen
 from jobs.methods import DreamSettings
 from workers.methods.base import Stage
-from workers.methods.idc import FormationMatching
-from workers.methods.kmeans import representatives
+from workers.methods.matching.idc import FormationMatching
+from workers.methods.matching.kmeans import representatives
 from workers.training.networks import Network
 
 

@@ -16,9 +16,10 @@ from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, 
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
-from workers.methods import cafe, method_named, settings_for
+from workers.methods import method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
-from workers.methods.cafe import CafeSettings, FeatureAlignment, Pair, Watch, Weights, cafe_loss
+from workers.methods.matching import cafe
+from workers.methods.matching.cafe import CafeSettings, FeatureAlignment, Pair, Watch, Weights, cafe_loss
 from workers.training.networks import ConvNet, build
 from workers.training.transition import StartNetworks
 

@@ -8,7 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workers.methods.trajectory_matching import ENGINES, Engine, InnerBatch, Matched, Student, normalised_distance
+from workers.methods.trajectory.trajectory_matching import (
+    ENGINES,
+    Engine,
+    InnerBatch,
+    Matched,
+    Student,
+    normalised_distance,
+)
 from workers.training.augmentation import OPERATIONS, Augmentation
 from workers.training.networks import build, flatten
 

@@ -16,10 +16,11 @@ from workers.data.dataset import Split
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
-from workers.methods import dm, method_named
+from workers.methods import method_named
 from workers.methods.base import LearnableImages, Stage
 from workers.methods.by_class import random_rows
-from workers.methods.dm import DistributionMatching, DmSettings, mean_distance
+from workers.methods.matching import dm
+from workers.methods.matching.dm import DistributionMatching, DmSettings, mean_distance
 from workers.training.networks import Network, build
 from workers.training.transition import StartNetworks
 

@@ -1,0 +1,1 @@
+"""Base methods that match what real and synthetic images do in a network: gradients, features, their means."""

@@ -1,0 +1,1 @@
+"""Base methods that match the trajectories of experts: networks trained on real images."""
