@@ -1,9 +1,9 @@
 """The queue of ready jobs, the most urgent first.
 
-A job is due when the chain of work behind it is long beside what each slot still has before it (`DUE`): then the end of
+A job is due when the chain of work behind it is long beside what each slot still has before it (`due`): then the end of
 the run may wait for it. Due jobs go first, the longest chain first. Of the others those go first that complete a row of
 a table soonest, so that whoever stops the run has answers. With many slots nearly every job is due, with few nearly
-none is until the tail of the run.
+none is until the tail of the run. Under `FIRST_COME` all that is left out: jobs go in the order in which they came.
 
 Every ready job is in two heaps, by its chain and by the row that it serves; another one keeps the jobs that may not
 start before a certain time. Entries of jobs that left are passed over when they come up. The jobs of the same groups
@@ -19,10 +19,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from orchestrator.scheduler.groups import Groups
+from orchestrator.scheduler.schedule import FIRST_COME, Schedule
 
-DUE = 0.4
-"""A job is due when its chain takes this share of the work that each slot has before it. At 1 answers come a little
-sooner and the makespan grows; at 0 the longest chain always goes first (docs/performance.md)."""
 UNRANKED = 1 << 30
 """The rank of a job that no row needs."""
 
@@ -44,22 +42,21 @@ class ReadyQueue:
     """The ready jobs of a run, by urgency.
 
     Args:
-        remaining_path: seconds of the longest chain that begins with each key.
+        schedule: the chain that begins with each key, the first row that needs it, and from when on a chain is due.
         positions: each key's position in the schedule.
         groups: the groups of the jobs, and how many of each run.
-        rank: by key, the number of the first row that needs it, the row that is complete soonest first.
         ready: the jobs that are ready from the start, as the arguments of `add`.
     """
 
     def __init__(
         self,
-        remaining_path: Mapping[str, float],
+        schedule: Schedule,
         positions: Mapping[str, int],
         groups: Groups,
-        rank: Mapping[str, int] | None = None,
         ready: Iterable[tuple[str, float]] = (),
     ) -> None:
-        self.path, self.positions, self.groups, self.rank = remaining_path, positions, groups, rank or {}
+        self.path, self.rank, self.due = schedule.remaining_path, schedule.rank, schedule.due
+        self.positions, self.groups = positions, groups
         self.entered: dict[str, int] = {}
         self.entries = 0
         self.resting: list[_Entry] = []
@@ -119,7 +116,7 @@ class ReadyQueue:
         groups = self.groups.of.get(key, ())
         by_chain, by_row = self.lanes.setdefault(groups, _Lane()).heaps if groups else self.heaps
         heappush(by_chain, entry)
-        heappush(by_row, (self.rank.get(key, UNRANKED), *entry))
+        heappush(by_row, (number if self.due == FIRST_COME else self.rank.get(key, UNRANKED), *entry))
         self._show(groups)
 
     def _show(self, groups: tuple[str, ...]) -> None:
@@ -155,6 +152,6 @@ class ReadyQueue:
                 _, groups = self._take(order)
                 self._show(groups)
         by_chain, by_row = self.heaps
-        if by_chain and -by_chain[0][0] >= DUE * share:
+        if self.due < FIRST_COME and by_chain and -by_chain[0][0] >= self.due * share:
             return _BY_CHAIN
         return _BY_ROW if by_row else None

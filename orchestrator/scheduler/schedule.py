@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from jobs.graph import Graph, Job
+
+DUE = 0.4
+"""A job is due when its chain takes this share of the work that each slot has before it. At 1 answers come a little
+sooner and the makespan grows; at 0 the longest chain always goes first (docs/performance.md)."""
+FIRST_COME = inf
+"""With this in its place, jobs go in the order in which they become ready, whatever their chains and rows."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,9 @@ class Schedule:
     """The jobs of a graph with their parents and children, the targets, and the limits.
 
     `remaining_path` is in seconds, the job itself included and those of its group that come after it (`chain_paths`),
-    `seconds` of the job alone; `rank` says which rows come
-    first (`rank_rows`). Of the keys that `exclusive` puts into a group,
-    at most `limits[group]` run at once. An `open` schedule will be replaced by another one (`events.Replanned`), so the
+    `seconds` of the job alone; `rank` says which rows come first (`rank_rows`), and `due` from which share on a long
+    chain goes before them. Of the keys that `exclusive` puts into a group, at most `limits[group]` run at once. An
+    `open` schedule will be replaced by another one (`events.Replanned`), so the
     run does not end when all its targets are there.
     """
 
@@ -54,6 +61,7 @@ class Schedule:
     open: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     rank: Mapping[str, int] = field(default_factory=dict)
+    due: float = DUE
 
     def __post_init__(self) -> None:
         """Check what the decisions rely on: parents first, known targets, a limit for every group."""

@@ -163,7 +163,7 @@ class Scheduler:
         positions = {key: position for position, key in enumerate(self.jobs)}
         self._position = positions.__getitem__
         groups = Groups(self.schedule, filter(None, self.slots.values()))
-        self.ready = ReadyQueue(self.schedule.remaining_path, positions, groups, self.schedule.rank, ready)
+        self.ready = ReadyQueue(self.schedule, positions, groups, ready)
         self.milliseconds = {key: round(1000 * seconds) for key, seconds in self.schedule.seconds.items()}
         self.waiting = sum(self.milliseconds.get(key, 0) for key, job in self.jobs.items() if job.status in WAITING)
         self.idle = {slot for slot, key in self.slots.items() if key is None and slot not in self.leaving}
@@ -341,7 +341,7 @@ class Scheduler:
 
     def _settle(self, keys: Iterable[str]) -> None:
         """Unblock, block or skip each of these jobs as its parents now stand; what is skipped skips its children."""
-        waiting = list(keys)
+        waiting = [*keys][::-1]
         while waiting:
             key = waiting.pop()
             if self.jobs[key].status not in (Status.BLOCKED, Status.READY):

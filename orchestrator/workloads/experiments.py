@@ -15,6 +15,7 @@ from jobs.graph import Graph
 from orchestrator.clusters.slurm.follow import uses_of
 from orchestrator.planning.durations import estimate_durations, schedule_of
 from orchestrator.planning.requests import Request, ResolvedRequest, resolve
+from orchestrator.planning.simulate import in_order
 from orchestrator.reports import experiment_report
 from orchestrator.reports.sections import RunFacts
 from orchestrator.runs import journal
@@ -94,6 +95,8 @@ def plan_session(plan: Plan, run: Run, report: Callable[[RunEnd], object]) -> It
             progress.update(state, _claims_when_read(claims))
 
         schedule = schedule_of(plan, durations, retry_limits=run.retry_limits)
+        if not schedule.wanted <= durations.stored:
+            schedule, _ = in_order(schedule, durations.stored, durations.seconds.__getitem__, run.workers)
         yield Session(schedule, plan.graph, durations.of, report, on_change)
 
 

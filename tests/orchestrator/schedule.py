@@ -19,7 +19,8 @@ from jobs.experiment import Plan
 from jobs.keys import kind_of
 from orchestrator.planning.durations import estimate_durations, schedule_of
 from orchestrator.runs.records import Record
-from orchestrator.scheduler.ready_queue import DUE, UNRANKED
+from orchestrator.scheduler.ready_queue import UNRANKED
+from orchestrator.scheduler.schedule import DUE
 from workers.store.store import Store
 
 Keys = Sequence[str]

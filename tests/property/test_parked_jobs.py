@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from orchestrator.scheduler import scheduler
-from orchestrator.scheduler.ready_queue import DUE, UNRANKED, ReadyQueue
-from orchestrator.scheduler.schedule import Schedule
+from orchestrator.scheduler.ready_queue import UNRANKED, ReadyQueue
+from orchestrator.scheduler.schedule import DUE, Schedule
 from tests.property.stories import Luck, Story, random_schedule
 
 STORIES = int(os.environ.get("PDD_STORIES", "300"))

@@ -23,7 +23,7 @@ from jobs.expansion import expand
 from jobs.experiment import Plan, load
 from orchestrator.planning import simulate
 from orchestrator.planning.durations import Durations, estimate_durations, schedule_of
-from orchestrator.scheduler.schedule import Row, Schedule, chain_paths, rank_rows
+from orchestrator.scheduler.schedule import DUE, FIRST_COME, Row, Schedule, chain_paths, rank_rows
 from workers.store.store import Store
 
 DATA = Path(__file__).parents[2] / "data"
@@ -163,18 +163,20 @@ def simulated() -> list[tuple[Workload, int, tuple[float, ...], tuple[float, ...
     for seed in range(200):
         work, slots = random_workload(seed)
         schedule = work.schedule()
-        orders = (schedule, longest_first(schedule))
+        chosen, makespan = simulate.in_order(schedule, (), work.seconds.__getitem__, slots)
+        orders = (chosen, longest_first(schedule))
         runs.append((work, slots, *(answers(order, work.seconds, work.rows, slots) for order in orders)))
+        assert runs[-1][2][0] == makespan
     return runs
 
 
 @pytest.mark.slow
 def test_schedules_of_random_workloads_are_nearly_as_short_as_they_can_be() -> None:
-    """Within 5 % of the bound on the mean; shorter than first come first served, but for 14 of 200 by chance."""
+    """Within 5 % of the bound on the mean, and never longer than first come first served."""
     shares = [now[0] / work.bound(slots) for work, slots, now, _ in simulated()]
     assert fmean(shares) <= 1.05
     against = [now[0] / first_come(work, slots) for work, slots, now, _ in simulated()]
-    assert fmean(against) < 0.97 and sum(share > 1 + 1e-9 for share in against) <= 14 and max(against) < 1.06
+    assert fmean(against) < 0.97 and max(against) <= 1 + 1e-9
 
 
 @pytest.mark.slow
@@ -183,6 +185,25 @@ def test_answers_come_early_where_slots_are_few_and_the_makespan_hardly_grows() 
     assert fmean(now[1] for now, _ in few) < 0.15 < 0.5 < fmean(before[1] for _, before in few)
     assert fmean(now[2] for now, _ in few) < 0.45 < 0.8 < fmean(before[2] for _, before in few)
     assert fmean(now[0] / before[0] for *_, now, before in simulated()) < 1.005
+
+
+@pytest.mark.parametrize(("seed", "due"), [(0, DUE), (68, 0.0), (115, 0.35), (159, FIRST_COME)])
+def test_a_run_goes_in_the_first_order_that_is_no_longer_than_first_come_first_served(seed: int, due: float) -> None:
+    work, slots = random_workload(seed)
+    schedule = work.schedule()
+    chosen, makespan = simulate.in_order(schedule, (), work.seconds.__getitem__, slots)
+    in_turn = replace(schedule, due=FIRST_COME)
+    as_they_come = max(simulate.ends(in_turn, (), work.seconds.__getitem__, slots).values())
+    assert chosen == replace(schedule, due=due) and makespan <= as_they_come
+    assert as_they_come == pytest.approx(first_come(work, slots))
+    every = max(simulate.ends(schedule, (), work.seconds.__getitem__, slots).values())
+    assert (every > as_they_come) == (due != DUE)
+
+
+def test_nothing_is_left_to_order_where_all_is_there() -> None:
+    work, slots = random_workload(1)
+    schedule = work.schedule()
+    assert simulate.in_order(schedule, schedule.keys, work.seconds.__getitem__, slots) == (schedule, 0.0)
 
 
 def rows_of(plan: Plan) -> list[Row]:
@@ -208,6 +229,7 @@ def cases(folder: Path) -> Iterator[tuple[Plan, dict[str, float]]]:
 def test_the_quickstart_on_two_workers_has_rows_long_before_its_end(tmp_path: Path) -> None:
     for plan, seconds in cases(tmp_path):
         schedule = schedule_of(plan, Durations(seconds, {}))
+        schedule, _ = simulate.in_order(schedule, (), seconds.__getitem__, 2)
         makespan, first, half = answers(schedule, seconds, rows_of(plan), 2)
         before, *_ = answers(longest_first(schedule), seconds, rows_of(plan), 2)
         assert first < 1 / 5 and half < 3 / 5 and makespan < 1.02 * before

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from orchestrator.scheduler.groups import Groups
-from orchestrator.scheduler.ready_queue import DUE, UNRANKED, ReadyQueue
-from orchestrator.scheduler.schedule import Schedule
+from orchestrator.scheduler.ready_queue import UNRANKED, ReadyQueue
+from orchestrator.scheduler.schedule import DUE, FIRST_COME, Schedule
 
 FEW_LEFT, MUCH_LEFT = 0.0, 1e9
 """Seconds of work for each slot: with few left every job is due, with much none is."""
@@ -19,12 +19,14 @@ def queue(
     ready: str = "",
     exclusive: dict[str, tuple[str, ...]] | None = None,
     limits: dict[str, int] | None = None,
+    due: float = DUE,
 ) -> ReadyQueue:
     """Ready jobs, named by letters, in the order of the plan that `path` has."""
     places = {key: place for place, key in enumerate(path)}
     none = dict.fromkeys(path, ())
-    schedule = Schedule(tuple(path), none, none, path, frozenset(), exclusive or {}, limits or {})
-    return ReadyQueue(path, places, Groups(schedule, ()), rank, [(key, 0.0) for key in ready or path])
+    groups = {"exclusive": exclusive or {}, "limits": limits or {}}
+    schedule = Schedule(tuple(path), none, none, path, frozenset(), rank=rank or {}, due=due, **groups)
+    return ReadyQueue(schedule, places, Groups(schedule, ()), [(key, 0.0) for key in ready or path])
 
 
 def everything(queue: ReadyQueue, at: float = 0.0, share: float = FEW_LEFT) -> list[str]:
@@ -46,6 +48,15 @@ def test_a_chain_is_due_when_it_is_long_beside_the_work_of_each_slot() -> None:
     path, rank = {"long": 30.0, "row": 1.0}, {"row": 0, "long": 1}
     assert queue(path, rank).pick(0, 1, 30.1 / DUE) == ["row"]
     assert queue(path, rank).pick(0, 1, 29.9 / DUE) == ["long"]
+
+
+def test_first_come_first_served_looks_at_neither_chains_nor_rows() -> None:
+    jobs = queue({"a": 1, "b": 3, "c": 2, "d": 4}, {"a": 0}, "c", {"c": ("g",), "b": ("g",)}, {"g": 1}, FIRST_COME)
+    for key in "dab":
+        jobs.add(key)
+    assert everything(jobs) == ["c", "d", "a"]
+    jobs.release("c")
+    assert everything(jobs, share=MUCH_LEFT) == ["b"]
 
 
 def test_only_as_many_are_taken_out_as_are_asked_for() -> None:
