@@ -71,7 +71,7 @@ def in_order(
 
 
 def _shortest(schedule: Schedule, keys: Collection[str], seconds: Callable[[str], float], workers: int) -> float:
-    """What no order can beat: the longest chain of these jobs, parents first, and their work by the number of workers."""
+    """What no order can beat: the longest chain of jobs, parents first, and their work by the number of workers."""
     chain: dict[str, float] = {}
     for key in keys:
         chain[key] = seconds(key) + max((chain.get(parent, 0.0) for parent in schedule.parents[key]), default=0.0)
