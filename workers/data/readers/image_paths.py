@@ -12,7 +12,7 @@ from workers.data.readers import splits
 
 MOST_LOOKED_AT = 10_000
 """Files that are counted to say what lies in a folder."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def is_class_tree(path: Path) -> bool:
@@ -38,7 +38,7 @@ def folders_in(path: Path) -> list[Path]:
 
 def images_in(path: Path) -> list[Path]:
     """The pictures directly in `path` by name; none if `path` is no folder."""
-    return _visible(path, lambda entry: os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)
+    return _visible(path, lambda entry: entry.name.lower().endswith(IMAGE_SUFFIXES))
 
 
 def images_below(path: Path) -> list[Path]:
@@ -75,8 +75,8 @@ def special_file(path: Path) -> Path | None:
 
 def name_below(root: Path, path: Path) -> str:
     """The name of a file relative to a folder above it; `relative_to` takes ten times as long."""
-    text, above = str(path), os.path.join(root, "")
-    return text.removeprefix(above) if text.startswith(above) else path.relative_to(root).as_posix()
+    text, above = str(path), f"{root}{os.sep}"
+    return text[len(above) :] if text.startswith(above) else path.relative_to(root).as_posix()
 
 
 def passed_over(root: Path, used: Collection[Path]) -> tuple[str, ...]:

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -44,6 +46,10 @@ LARGEST_PICTURE = 4096 * 4096
 """Pixels of the largest picture that is read."""
 _BATCH = 64
 """Images that a thread takes at a time, or handing out the work would cost more than a small image does."""
+_READ = 1 << 16
+"""Bytes that are read at a time."""
+_QUICK = 50e-6
+"""Seconds of an item below which several threads compute longer than one, since they wait for the interpreter."""
 _ORIENTATION = 0x0112
 _EXIF_FIELDS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 """Where Pillow keeps the EXIF data of a picture, or what it takes the orientation from in their absence."""
@@ -54,6 +60,8 @@ _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """Of the sequential and the progressive JPEG."""
 _JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xE0, 0xFE})
 """Huffman and quantisation tables, restarts, JFIF's segment, and comments: they say nothing of how a picture looks."""
+_JPEG_REST = 8
+"""Bytes that stand behind the name of a segment at least: those of a frame that are read here."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -75,6 +83,8 @@ def cores() -> int:
 def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int = 0) -> Iterator[_Out]:
     """`map` in threads, in order; for work that waits for a disk or lets go of the interpreter.
 
+    As long as an item takes no time, as a small file does that lies in memory, this thread does all.
+
     Args:
         work: what is done with each item.
         items: taken as they are needed, so that only a few wait in memory.
@@ -82,6 +92,7 @@ def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int =
     """
     threads = threads or min(16, 4 * cores())
     rest = iter(items)
+    yield from _while_quick(work, rest)
     batches = iter(lambda: list(islice(rest, _BATCH)), [])
     with ThreadPoolExecutor(max_workers=threads) as pool:
         waiting: deque[Future[list[_Out]]] = deque()
@@ -97,6 +108,24 @@ def in_threads(work: Callable[[_In], _Out], items: Iterable[_In], threads: int =
                 future.cancel()
 
 
+def _while_quick(work: Callable[[_In], _Out], items: Iterator[_In]) -> Iterator[_Out]:
+    """The work on the first items, up to those that took longer; the very first may load code and is not judged."""
+    size = 1
+    while batch := list(islice(items, size)):
+        computed, waited = time.thread_time(), _waits()
+        results = [work(item) for item in batch]
+        slow = time.thread_time() - computed > size * _QUICK or _waits() - waited > size // 8
+        yield from results
+        if size > 1 and slow:
+            return
+        size = min(2 * size, _BATCH)
+
+
+def _waits() -> int:
+    """How many times this thread has waited, as for a disk; what is in memory is read without."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+
 @dataclass(frozen=True)
 class EncodedPictures:
     """`count` compressed images.
@@ -108,6 +137,7 @@ class EncodedPictures:
     count: int
     encoded: Callable[[Labels | None], Iterable[Encoded]]
     colour: bool = False
+    _headers: _JpegHeaders = field(default_factory=lambda: _JpegHeaders(), init=False, repr=False, compare=False)
 
     def shape(self) -> Shape:
         """Read every header; see `workers.data.layouts.Pictures`."""
@@ -171,7 +201,7 @@ class EncodedPictures:
     def _header(self, encoded: Encoded) -> _Header:
         name, content = encoded
         data = self._bytes(encoded)
-        size, mode, turn = _plain_jpeg(data) or self._open(name, data, _checked)
+        size, mode, turn = self._headers.look(data) or self._open(name, data, _checked)
         if mode not in _MODES:
             raise self.source.refusal(f"save the images with 8 bits per channel: {name} has mode {mode}")
         self._require_size(name, size)
@@ -183,10 +213,7 @@ class EncodedPictures:
         if content is None:
             raise self.source.refusal(f"store the image's bytes in the Parquet file: {name} has none")
         try:
-            if isinstance(content, bytes):
-                return content
-            with content.open("rb", buffering=0) as file:
-                return file.read()
+            return content if isinstance(content, bytes) else _whole(content)
         except OSError as error:
             raise self.source.refusal(f"make {name} readable: {error}") from error
 
@@ -273,8 +300,7 @@ def digests_of(*parts: Split) -> Callable[[], Mapping[Path, str]]:
     return lambda: {path: digest for each in pictures for path, digest in each.digests().items()}
 
 
-@dataclass(frozen=True)
-class _Header:
+class _Header(NamedTuple):
     """What the header of a picture says: its size as people see it, whether it has colour and is to be turned."""
 
     name: str
@@ -299,23 +325,45 @@ _Look = tuple[tuple[int, int], str, Image.Transpose | None]
 """Width and height of the upright picture, its mode, and how it must be turned."""
 
 
-def _plain_jpeg(data: bytes) -> _Look | None:
-    """What the segments of a JPEG file say; None for all that only Pillow can judge, such as one with EXIF data.
+class _JpegHeaders:
+    """What the segments of JPEG files say, without Pillow, which takes ten times as long to say the same.
 
-    Most pictures are plain, and Pillow takes ten times as long to say the same.
+    Most files of a data set have the same header, byte for byte: what one said is known of the next.
     """
-    look, at = None, 2
-    while data[:2] == b"\xff\xd8" and data[at : at + 1] == b"\xff" and at + 10 < len(data):
-        marker = data[at + 1]
-        if marker == _JPEG_SCAN:
-            return look
-        if marker in _JPEG_FRAMES and data[at + 4] == 8 and data[at + 9] in (1, 3):
-            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-            look = ((width, height), "L" if data[at + 9] == 1 else "RGB", None)
-        elif marker not in _JPEG_TABLES:
-            return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None
+
+    def __init__(self) -> None:
+        self._last: tuple[bytes, _Look] | None = None
+
+    def look(self, data: bytes) -> _Look | None:
+        """The look of a plain picture; None for all that only Pillow can judge, such as one with EXIF data."""
+        last = self._last
+        if last is not None and data.startswith(last[0]) and len(data) > len(last[0]) + _JPEG_REST:
+            return last[1]
+        look, at = None, 2
+        while data[:2] == b"\xff\xd8" and data[at : at + 1] == b"\xff" and len(data) > at + 2 + _JPEG_REST:
+            marker = data[at + 1]
+            if marker == _JPEG_SCAN:
+                self._last = (data[: at + 2], look) if look else None
+                return look
+            if marker in _JPEG_FRAMES and data[at + 4] == 8 and data[at + 9] in (1, 3):
+                height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+                look = ((width, height), "L" if data[at + 9] == 1 else "RGB", None)
+            elif marker not in _JPEG_TABLES:
+                return None
+            at += 2 + int.from_bytes(data[at + 2 : at + 4])
+        return None
+
+
+def _whole(path: Path) -> bytes:
+    """The content of a file; a small one takes three calls of the system."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(handle, _READ)]
+        while len(parts[-1]) == _READ:
+            parts.append(os.read(handle, _READ))
+    finally:
+        os.close(handle)
+    return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
 def _checked(picture: Image.Image) -> _Look:
