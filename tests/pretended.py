@@ -8,7 +8,8 @@ Refused, as PyTorch does for a real card: tensors of two devices in one operatio
 indices into the card's tensors are allowed there too), a CPU generator for an operation on the card, an index on the
 card into a tensor of the CPU, `numpy()`, and an operator for which this build of PyTorch has no CUDA kernel.
 
-Counted is what costs time or memory on a card: kernels, copies to it and from it, waits for it, and live bytes.
+Counted is what costs time or memory on a card: kernels, copies to it and from it, waits for it, and live bytes. A copy
+is a wait too, unless it goes to the card and was asked not to block.
 
 Not seen here is what only a card does: wrong kernels, another rounding, out of memory, time, streams, device-side
 asserts, and branches of PyTorch's C++ that look at the device.
@@ -147,7 +148,7 @@ class Card(TorchDispatchMode):
         if function is _ops._to_copy.default:
             return self._converted(name, args[0], kwargs, target)
         if function is _ops.copy_.default:
-            return self._filled(name, args[0], args[1])
+            return self._filled(name, *args, **kwargs)
         others = [tensor for tensor in tensors if not isinstance(tensor, CardTensor)]
         _refuse(function, name, args, on_card, others, leaves)
         self._count(function, name, others)
@@ -179,21 +180,25 @@ class Card(TorchDispatchMode):
         from_card = isinstance(source, CardTensor)
         to_card = target == "cuda" or (target is None and from_card)
         values: torch.Tensor = _ops._to_copy.default(_lowered(source), **tree_map(_lowered, kwargs))
-        self._note_copy(name, from_card, to_card, values)
+        self._note_copy(name, from_card, to_card, values, bool(kwargs.get("non_blocking")))
         return self._lifted(values, {}) if to_card else values
 
-    def _filled(self, name: str, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    def _filled(
+        self, name: str, target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
+    ) -> torch.Tensor:
         """What `target.copy_(source)` does."""
-        self._note_copy(name, isinstance(source, CardTensor), isinstance(target, CardTensor), source)
+        self._note_copy(name, isinstance(source, CardTensor), isinstance(target, CardTensor), source, non_blocking)
         _lowered(target).copy_(_lowered(source))
         return target
 
-    def _note_copy(self, name: str, from_card: bool, to_card: bool, values: torch.Tensor) -> None:
+    def _note_copy(self, name: str, from_card: bool, to_card: bool, values: torch.Tensor, non_blocking: bool) -> None:
         size = values.numel() * values.element_size()
         if from_card and to_card:
             self.note("kernel", name)
-        else:
-            self.note("upload" if to_card else "download", name, size)
+            return
+        self.note("upload" if to_card else "download", name, size)
+        if not (to_card and non_blocking):  # what comes from the card is looked at, so it has to be there
+            self.note("wait", name)
 
     def _count(self, function: Any, name: str, others: list[torch.Tensor]) -> None:
         if function in _READS_A_VALUE | _SIZE_FROM_VALUES:
@@ -202,6 +207,7 @@ class Card(TorchDispatchMode):
             return
         if function in _INDEX | _INDEX_PUT and any(tensor.dim() for tensor in others):
             self.note("upload", f"{name}, index of the CPU")
+            self.note("wait", f"{name}, index of the CPU")
         if not _has_cuda_kernel(function):
             raise NotImplementedError(f"{name}: this build of PyTorch has no CUDA kernel for it")
         self.note("kernel", name)
@@ -242,7 +248,8 @@ def _move(function: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     device, layout = torch.device(wanted["device"]), kwargs.get("memory_format")
     if device.type == tensor.device.type and wanted["dtype"] == tensor.dtype and not kwargs.get("copy"):
         return tensor if layout is None else tensor.contiguous(memory_format=layout)
-    options = {} if layout is None else {"memory_format": layout}
+    options: dict[str, Any] = {} if layout is None else {"memory_format": layout}
+    options["non_blocking"] = bool(kwargs.get("non_blocking"))
     goal = DEVICE if device.type == "cuda" else CPU
     converted: torch.Tensor = _ops._to_copy.default(tensor, dtype=wanted["dtype"], device=goal, **options)
     return converted

@@ -63,9 +63,9 @@ def matched(device: torch.device, engine: Engine, steps: int = 6) -> Matched:
     return ENGINES[engine](student, *there, batches_on(device, drawn))
 
 
-def trained(device: torch.device, batches: int) -> Callable[[], None]:
-    """A pass over so many batches of 4 images that are on the device already, with DSA's augmentation."""
-    training = SgdSpec(epochs=1, batch_size=4, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate")
+def trained(device: torch.device, batches: int, epochs: int = 1) -> Callable[[], None]:
+    """Passes over so many batches of 4 images that are on the device already, with DSA's augmentation."""
+    training = SgdSpec(epochs=epochs, batch_size=4, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate")
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(4 * batches, 3, 16, 16, generator=generator).to(device)
     labels = (torch.arange(4 * batches) % 4).to(device)

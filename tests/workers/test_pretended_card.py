@@ -17,7 +17,7 @@ from torch import nn
 from jobs.errors import Yielded
 from jobs.graph import Job
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
-from tests.pretended import DEVICE, Card, card
+from tests.pretended import DEVICE, Card, Event, card
 from tests.workers.short_jobs import ARMS, GRADIENTS, ONE, TWO, matched, trained
 from tests.workers.workshop import Workshop
 from workers.data.dataset import Split
@@ -31,6 +31,8 @@ from workers.training.instance_norm import InstanceNorm
 from workers.training.networks import ConvNet, Network, flatten
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.transition import StartNetworks
+
+EVENTS: tuple[Event, ...] = ("kernel", "upload", "download", "wait")
 
 
 @pytest.fixture
@@ -157,26 +159,35 @@ def test_the_norm_of_a_card_gives_the_gradients_of_the_cpu(engine: str) -> None:
     torch.testing.assert_close(step_size, here.step_size, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("unrolled", 201), ("adjoint", 250)])
+@pytest.mark.parametrize(("engine", "most"), [("unrolled", 197), ("adjoint", 238)])
 def test_an_inner_step_launches_few_kernels_and_never_waits(engine: str, most: int) -> None:
     """The figures of docs/performance.md; a step more costs the same again, so constant work drops out."""
     counts = {}
     for steps in (2, 12):
         with card() as there:
             matched(DEVICE, engine, steps)
-            counts[steps] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
+            counts[steps] = {event: there.total(event) for event in EVENTS}
     _assert_few(counts, most)
 
 
+def _pass_counts(epochs: int, batches: int) -> dict[str, int]:
+    """What a training with DSA's augmentation costs in so many passes over so many batches."""
+    with card() as there:
+        run = trained(DEVICE, batches, epochs)
+        there.reset()
+        run()
+        return {event: there.total(event) for event in EVENTS}
+
+
 def test_a_training_step_launches_few_kernels_and_never_waits() -> None:
-    counts = {}
-    for batches in (2, 12):
-        with card() as there:
-            train = trained(DEVICE, batches)
-            there.reset()
-            train()
-            counts[batches] = {event: there.total(event) for event in ("kernel", "upload", "download", "wait")}
-    _assert_few(counts, most=45)
+    _assert_few({batches: _pass_counts(1, batches) for batches in (2, 12)}, most=40)
+
+
+def test_a_pass_of_a_single_step_waits_for_nothing_either() -> None:
+    """As evaluations of small sets have them: the random numbers come along, the losses are read later."""
+    few, many = _pass_counts(2, 1), _pass_counts(22, 1)
+    assert many["wait"] == few["wait"] and many["download"] == few["download"]
+    assert (many["kernel"] - few["kernel"]) / 20 <= 45
 
 
 CLASSES = 10
@@ -229,10 +240,10 @@ def test_a_class_match_launches_few_kernels_with_ten_classes_at_once(name: str) 
 
 
 def _assert_few(counts: dict[int, dict[str, int]], most: int) -> None:
-    """At most `most` kernels a step; waits and copies as many for 12 steps as for 2, one dtype of numbers apart."""
+    """At most `most` kernels a step; waits and copies as many for 12 steps as for 2, two dtypes of numbers apart."""
     more = {event: counts[12][event] - counts[2][event] for event in counts[2]}
     assert more["kernel"] / 10 <= most
-    assert more["download"] == more["wait"] == 0 and more["upload"] <= 1
+    assert more["download"] == more["wait"] == 0 and more["upload"] <= 2
 
 
 def _leaves_a_tensor_behind(x: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,9 @@ class SiameseDraws:
         augmented: dict[int, Tensor] = {}
         for group, draw in zip(self._groups.values(), self._draws, strict=True):
             assert draw is not None
-            rows = {name: tuple(one.repeat_interleave(n) for one in numbers) for name, numbers in draw.numbers.items()}
+            rows = {
+                name: tuple(one.repeat_interleave(n, 0) for one in numbers) for name, numbers in draw.numbers.items()
+            }
             together = self._augmentation.apply(torch.cat([by_class[position] for position in group]), Draw(rows))
             augmented |= dict(zip(group, together.view(len(group), *images.shape[1:]).unbind(), strict=True))
         return torch.stack([augmented[position] for position in range(len(by_class))])

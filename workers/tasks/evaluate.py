@@ -68,14 +68,14 @@ def evaluate(context: JobContext, folder: Path) -> NetworkOutcome:
     best, tested = -math.inf, _tested_epochs(spec)
     for number, (link, rate) in enumerate(zip(chain, rates, strict=True)):
 
-        def beat(epoch: int, seen: EpochStats, number: int = number) -> None:
+        def beat(epoch: int, number: int = number) -> None:
             nonlocal best
             context.report_progress((number + (epoch + 1) / spec.training.epochs) / len(chain), f"link {number + 1}")
             if number + 1 == len(chain) and epoch + 1 in tested:
                 best = max(best, accuracy(network, test.images, test.labels))
 
         images, labels = link.expanded()
-        fit(trainer, images.to(context.device), labels.to(context.device), spec.training, lr=rate, on_epoch=beat)
+        fit(trainer, images.to(context.device), labels.to(context.device), spec.training, lr=rate, progress=beat)
         curve.append(accuracy(network, test.images, test.labels))
     balanced = _balanced(network, test) if curve[-1] >= best else None
     curve[-1] = max(best, curve[-1])

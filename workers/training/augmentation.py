@@ -15,7 +15,9 @@ whatever space the images are in, normalised as a rule: brightness moves by half
 Sources: DSA, Zhao & Bilen, ICML 2021; the combination rule "idc" of Kim et al., ICML 2022; CutMix, Yun et
 al., ICCV 2019.
 
-In every operation images are [n, C, H, W], and numbers have one row per image, [n], or one for all, [1].
+In every operation images are [n, C, H, W], and its arguments have one row per image, [n, ..], or one for all, [1, ..].
+Whatever can be worked out from the numbers alone is worked out on the CPU when they are drawn: on a card each of those
+small steps would cost as much as one over all images.
 """
 
 from __future__ import annotations
@@ -44,71 +46,78 @@ ROTATE = 15.0  # degrees to either side
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
-def brightness(x: Tensor, u: Tensor) -> Tensor:
-    """Result: x + (u - 0.5) * 1.0, u in [0, 1)."""
-    return x + (_rows(u) - 0.5) * BRIGHTNESS
+def brightness(x: Tensor, shift: Tensor) -> Tensor:
+    """Result: x + shift."""
+    return x + _rows(shift)
 
 
-def saturation(x: Tensor, u: Tensor) -> Tensor:
-    """Result: (x - m) * 2u + m, with m the mean over the channels at each pixel."""
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Result: (x - m) * factor + m, with m the mean over the channels at each pixel."""
     mean = x.mean(1, keepdim=True)
-    return (x - mean) * (_rows(u) * SATURATION) + mean
+    return (x - mean) * _rows(factor) + mean
 
 
-def contrast(x: Tensor, u: Tensor) -> Tensor:
-    """Result: (x - m) * (u + 0.5) + m, with m the mean over the whole image."""
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Result: (x - m) * factor + m, with m the mean over the whole image."""
     mean = x.mean((1, 2, 3), keepdim=True)
-    return (x - mean) * (_rows(u) + CONTRAST) + mean
+    return (x - mean) * _rows(factor) + mean
 
 
 def crop(x: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """out[r, c] = x[r + dy, c + dx], zero where that lies outside; whole pixels, int64."""
+    """out[r, c] = x[r + dy, c + dx], zero where that lies outside; whole pixels, int64, at most `CROP` of the side."""
     height, width = x.shape[2:]
-    rows = torch.arange(height, device=x.device).view(-1, 1) + _rows(dy)
-    columns = torch.arange(width, device=x.device) + _rows(dx)
-    row, column = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-    source = torch.add(column, row, alpha=width)
-    taken = x.flatten(2).gather(2, source.flatten(2).expand(len(x), x.shape[1], -1)).view_as(x)
-    return taken.masked_fill((rows != row) | (columns != column), 0.0)
+    down, across = _share(height, CROP), _share(width, CROP)
+    framed = F.pad(x, (across, across, down, down))
+    tall, wide = framed.shape[2:]
+    place = torch.arange(tall * wide, device=x.device).view(tall, wide)[down : down + height, across : across + width]
+    source = place + torch.add(dx, dy, alpha=wide).view(-1, 1, 1)
+    return framed.flatten(2).gather(2, source.flatten(1)[:, None].expand(len(x), x.shape[1], -1)).view_as(x)
 
 
-def cutout(x: Tensor, cx: Tensor, cy: Tensor) -> Tensor:
-    """Zero in the square of side s = int(0.5 * side + 0.5) whose centre is column cx, row cy.
+def cutout(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Zero where both the row, bool [.., H], and the column, bool [.., W], are in the square of `square_at`."""
+    return x.masked_fill(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
-    It covers rows cy - s//2 up to, not including, cy - s//2 + s, and columns likewise; what lies beyond the
-    border is lost, so that less than a quarter of the image may go.
+
+def flip(x: Tensor, mirrored: Tensor) -> Tensor:
+    """Left and right change sides where `mirrored`, bool, says so."""
+    return torch.where(_rows(mirrored), x.flip(3), x)
+
+
+def warp(x: Tensor, theta: Tensor, *, align_corners: bool) -> Tensor:
+    """out(v) = x(theta v) for v = (p, q, 1) and theta [.., 2, 3], bilinear, zero outside.
+
+    p runs right and q down from the centre, both in units of half the side.
     """
-    height, width = x.shape[2:]
-    tall, wide = _share(height, CUTOUT), _share(width, CUTOUT)
-    down = torch.arange(tall // 2, height + tall // 2, device=x.device).view(-1, 1) - _rows(cy)
-    right = torch.arange(wide // 2, width + wide // 2, device=x.device) - _rows(cx)
-    inside = (down.clamp(0, tall - 1) == down) & (right.clamp(0, wide - 1) == right)
-    return x.masked_fill(inside, 0.0)
-
-
-def flip(x: Tensor, u: Tensor) -> Tensor:
-    """Mirror left and right where u < 0.5."""
-    return torch.where(_rows(u) < FLIP, x.flip(3), x)
-
-
-def scale(x: Tensor, sx: Tensor, sy: Tensor, *, align_corners: bool) -> Tensor:
-    """out(p, q) = x(sx * p, sy * q) about the centre, bilinear, zero outside; a factor above 1 shrinks."""
-    zero = torch.zeros_like(sx)
-    return _resample(x, torch.stack([sx, zero, zero, zero, sy, zero], 1), align_corners)
-
-
-def rotate(x: Tensor, angle: Tensor, *, align_corners: bool) -> Tensor:
-    """out(p, q) = x(p cos a - q sin a, p sin a + q cos a) about the centre, bilinear, zero outside.
-
-    The angle is in radians; p runs right and q down, both in units of half the side.
-    """
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    return _resample(x, torch.stack([cos, -sin, zero, sin, cos, zero], 1), align_corners)
-
-
-def _resample(x: Tensor, theta: Tensor, align_corners: bool) -> Tensor:
-    grid = F.affine_grid(theta.view(-1, 2, 3), [len(theta), *x.shape[1:]], align_corners=align_corners)
+    grid = F.affine_grid(theta, [len(theta), *x.shape[1:]], align_corners=align_corners)
     return F.grid_sample(x, grid.expand(len(x), -1, -1, -1), align_corners=align_corners)
+
+
+def square_at(cx: Tensor, cy: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Which rows, bool [n, H], and columns, bool [n, W], the square about column cx and row cy has, int64 [n].
+
+    Its side is s = int(0.5 * side + 0.5). It has rows cy - s//2 up to, not including, cy - s//2 + s, and columns
+    likewise; what lies beyond the border is lost, so that less than a quarter of the image may go.
+    """
+    return _strip(cy, size[0]), _strip(cx, size[1])
+
+
+def _strip(centre: Tensor, side: int) -> Tensor:
+    length = _share(side, CUTOUT)
+    position = torch.arange(length // 2, side + length // 2) - centre.view(-1, 1)
+    return (position >= 0) & (position < length)
+
+
+def scaling(sx: Tensor, sy: Tensor) -> Tensor:
+    """The theta [n, 2, 3] of (p, q) -> (sx * p, sy * q), factors [n]; a factor above 1 shrinks."""
+    zero = torch.zeros_like(sx)
+    return torch.stack([sx, zero, zero, zero, sy, zero], 1).view(-1, 2, 3)
+
+
+def rotation(angle: Tensor) -> Tensor:
+    """The theta [n, 2, 3] of (p, q) -> (p cos a - q sin a, p sin a + q cos a), angles [n] in radians."""
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
 
 
 def _rows(numbers: Tensor) -> Tensor:
@@ -125,7 +134,7 @@ class Draw:
 
     Attributes:
         numbers: for each operation, in the order of application, its arguments after the images: tensors
-            of one row per image, or of a single row that all images share; drawn on the CPU.
+            of one row per image, or of a single row that all images share.
     """
 
     numbers: dict[str, tuple[Tensor, ...]]
@@ -226,10 +235,8 @@ class Augmentation:
                 return cutout(x, *numbers)
             case "flip":
                 return flip(x, *numbers)
-            case "scale":
-                return scale(x, *numbers, align_corners=self.align_corners)
             case _:
-                return rotate(x, *numbers, align_corners=self.align_corners)
+                return warp(x, *numbers, align_corners=self.align_corners)
 
     def __call__(self, images: Tensor, generator: torch.Generator, *, siamese: bool = False) -> Tensor:
         """Draw for these images [n, C, H, W] and apply at once."""
@@ -253,18 +260,19 @@ def _numbers(name: str, rows: int, size: tuple[int, int], generator: torch.Gener
 
     match name:
         case "color":
-            return uniform(), uniform(), uniform()
+            return (uniform() - 0.5) * BRIGHTNESS, uniform() * SATURATION, uniform() + CONTRAST
         case "crop":
             across, down = _share(width, CROP), _share(height, CROP)
             return whole(-across, across), whole(-down, down)
         case "cutout":  # a square of even side has its centre between pixels: one place more
-            return tuple(whole(0, side - _share(side, CUTOUT) % 2) for side in (width, height))
+            cx, cy = (whole(0, side - _share(side, CUTOUT) % 2) for side in (width, height))
+            return square_at(cx, cy, size)
         case "flip":
-            return (uniform(),)
+            return (uniform() < FLIP,)
         case "scale":
-            return uniform(1 / SCALE, SCALE), uniform(1 / SCALE, SCALE)
+            return (scaling(uniform(1 / SCALE, SCALE), uniform(1 / SCALE, SCALE)),)
         case _:
-            return (uniform(-math.radians(ROTATE), math.radians(ROTATE)),)
+            return (rotation(uniform(-math.radians(ROTATE), math.radians(ROTATE))),)
 
 
 def _beside(images: Tensor, number: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from workers.data.stored_images import Images
 from workers.training.augmentation import Augmentation
 from workers.training.compute import Compute
 from workers.training.networks import Network, build
-from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer
+from workers.training.trainer import EpochStats, Optimiser, Progress, Schedule, Trainer
 
 
 def build_network(
@@ -78,6 +78,7 @@ def fit(
     *,
     lr: float | None = None,
     on_epoch: Callable[[int, EpochStats], None] | None = None,
+    progress: Progress | None = None,
     correctness: bool = False,
 ) -> None:
     """Train through the spec's schedule from its first epoch; momentum of earlier calls is carried on.
@@ -89,6 +90,7 @@ def fit(
         spec: epochs, batches, augmentation and drops.
         lr: takes the place of the trainer's learning rate.
         on_epoch: called after each epoch with its index and what was seen.
+        progress: called after each epoch with its index.
         correctness: whether `on_epoch` is told which images were right.
     """
     trainer.run(
@@ -100,6 +102,7 @@ def fit(
         cutmix_probability=spec.cutmix,
         lr=lr,
         on_epoch=on_epoch,
+        progress=progress,
         correctness=correctness,
         reset_at_drop=spec.momentum_at_drop == "reset",
     )

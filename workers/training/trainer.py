@@ -93,6 +93,37 @@ class EpochStats:
     correct: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """The batches of a pass: their size, that of each, and the same as float [batches] on the device."""
+
+    size: int
+    sizes: tuple[int, ...]
+    weights: Tensor
+
+    @classmethod
+    def of(cls, examples: int, size: int, device: torch.device) -> _Parts:
+        sizes = tuple(min(size, examples - start) for start in range(0, examples, size))
+        (weights,) = moved_together([torch.tensor(sizes, dtype=torch.float32)], device)
+        return cls(size, sizes, weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """A pass whose numbers are still on the device: the sum of its losses, and bool [N]: who was right."""
+
+    epoch: int
+    lr: float
+    loss: Tensor
+    right: Tensor | None
+
+
+Progress = Callable[[int], None]
+"""Called after every pass with its index; what it raises ends the run."""
+UNREAD_BATCHES = 64
+"""Batches after which the losses of passes are read, if nobody asks sooner: on a card to read is to wait."""
+
+
 class Trainer:
     """A module, its SGD state and its source of randomness, across any number of runs.
 
@@ -138,6 +169,7 @@ class Trainer:
         cutmix_probability: float = 0.0,
         lr: float | None = None,
         on_epoch: Callable[[int, EpochStats], None] | None = None,
+        progress: Progress | None = None,
         correctness: bool = False,
         first_epoch: int = 0,
         reset_at_drop: bool = False,
@@ -154,6 +186,7 @@ class Trainer:
             lr: initial learning rate, e.g. a learned step size; that of the optimiser by default.
             on_epoch: called after every pass with its index and stats, the weights being those after the
                 pass. What it keeps of them it must clone. What it raises ends the run.
+            progress: the same for those who need not know what a pass showed; a card is not waited for.
             correctness: fill `EpochStats.correct`.
             first_epoch: index of the first pass to make: e + 1, with the state saved in `on_epoch(e, …)`.
             reset_at_drop: forget the momentum before every pass at which the learning rate drops.
@@ -172,19 +205,22 @@ class Trainer:
             raise ValueError("Trainer: correctness is True: switch CutMix off, a mixed image has two labels")
         if not (math.isfinite(lr) and lr > 0):
             raise Diverged(f"training cannot start at learning rate {lr:g}: it must be positive and finite")
-        history = []
+        history, unread = list[EpochStats](), list[_Pass]()
+        parts = _Parts.of(len(images), batch_size, labels.device)
         for epoch in range(first_epoch, schedule.epochs):
-            rate = self._sgd.param_groups[0]["lr"] = schedule.rate(lr, epoch)
+            self._sgd.param_groups[0]["lr"] = schedule.rate(lr, epoch)
             if reset_at_drop and epoch in schedule.drops:
                 self.reset_momentum()
-            order = torch.randperm(len(images), generator=self.generator).to(images.device)
-            batches = list(zip(torch.split(order, batch_size), torch.split(labels[order], batch_size), strict=True))
-            loss, right = self._epoch(images, batches, augmentation, cutmix_probability, correctness)
-            if not math.isfinite(loss):
-                raise Diverged(f"training left the finite numbers in epoch {epoch} at learning rate {rate:g}")
-            history.append(EpochStats(rate, loss, None if right is None else _by_example(right, order)))
+            loss, right = self._epoch(images, labels, parts, augmentation, cutmix_probability, correctness)
+            unread.append(_Pass(epoch, schedule.rate(lr, epoch), loss, right))
+            last = epoch + 1 == schedule.epochs
+            if on_epoch is not None or last or len(unread) * len(parts.sizes) >= UNREAD_BATCHES:
+                history += _read(unread, len(images))
+                unread.clear()
             if on_epoch is not None:
                 on_epoch(epoch, history[-1])
+            if progress is not None:
+                progress(epoch)
         if history and not _all_finite(self.module):
             raise Diverged(f"training left the finite numbers at its end at learning rate {history[-1].lr:g}")
         return history
@@ -192,16 +228,18 @@ class Trainer:
     def _epoch(
         self,
         images: Images,
-        batches: Sequence[tuple[Tensor, Tensor]],
+        labels: Tensor,
+        parts: _Parts,
         augmentation: Augmentation | None,
         cutmix_probability: float,
         correctness: bool,
-    ) -> tuple[float, Tensor | None]:
-        """One pass over batches of indices and labels: the mean loss and, if asked, bool [N]: who was right."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """One pass: the sum of the losses over the examples and, if asked, bool [N] by example: who was right."""
         self.module.train()
-        losses, right, sizes = [], [], [len(index) for index, _ in batches]
-        draws = self._draws(sizes, images, augmentation, cutmix_probability)
-        for (index, target), (draw, mix) in zip(batches, draws, strict=True):
+        losses, right = list[Tensor](), list[Tensor]()
+        order, draws = self._drawn(parts, images, augmentation, cutmix_probability)
+        batches = zip(torch.split(order, parts.size), torch.split(labels[order], parts.size), draws, strict=True)
+        for index, target, (draw, mix) in batches:
             batch = images[index]
             if augmentation is not None and draw is not None:
                 batch = augmentation.apply(batch, draw)
@@ -216,25 +254,26 @@ class Trainer:
             losses.append(loss.detach())
             if correctness:
                 right.append(logits.detach().argmax(1) == target)
-        by_batch = torch.stack(losses)
-        total = float((by_batch * torch.tensor(sizes).to(by_batch)).sum())
-        return total / len(images), torch.cat(right) if correctness else None
+        total = (torch.stack(losses) * parts.weights.to(losses[0])).sum()
+        return total, _by_example(torch.cat(right), order) if correctness else None
 
-    def _draws(
-        self, sizes: Sequence[int], images: Images, augmentation: Augmentation | None, cutmix_probability: float
-    ) -> list[tuple[Draw | None, Mix | None]]:
-        """The random numbers of a pass, batch after batch, on the images' device."""
+    def _drawn(
+        self, parts: _Parts, images: Images, augmentation: Augmentation | None, cutmix_probability: float
+    ) -> tuple[Tensor, list[tuple[Draw | None, Mix | None]]]:
+        """The random numbers of a pass on the images' device: the order int64 [N], and those of batch after batch."""
         height, width = images.shape[2:]
+        order = torch.randperm(len(images), generator=self.generator)
         draws, mixes = list[Draw | None](), list[Mix | None]()
-        for n in sizes:
+        for n in parts.sizes:
             drawn = None
             if augmentation is not None:
                 drawn = augmentation.draw(n, (height, width), self.generator, siamese=False)
             draws.append(drawn)
             mixes.append(draw_cutmix(n, (height, width), cutmix_probability, self.generator))
-        partners = iter(moved_together([mix.partner for mix in mixes if mix], images.device))
-        moved = [mix and Mix(next(partners), mix.box) for mix in mixes]
-        return list(zip(draws_on(images.device, draws), moved, strict=True))
+        order, *partners = moved_together([order, *(mix.partner for mix in mixes if mix)], images.device)
+        rest = iter(partners)
+        moved = [mix and Mix(next(rest), mix.box) for mix in mixes]
+        return order, list(zip(draws_on(images.device, draws), moved, strict=True))
 
     def reset_momentum(self) -> None:
         """Forget the momentum buffers, as a new optimiser would."""
@@ -329,8 +368,22 @@ def _all_finite(module: nn.Module) -> bool:
 
 
 def _by_example(values: Tensor, order: Tensor) -> Tensor:
-    """On the CPU: `values` [N] given in the order of examples `order` [N], put back by example."""
-    return torch.empty_like(values).scatter_(0, order, values).cpu()
+    """`values` [N] given in the order of examples `order` [N], put back by example."""
+    return torch.empty_like(values).scatter_(0, order, values)
+
+
+def _read(passes: Sequence[_Pass], examples: int) -> list[EpochStats]:
+    """What passes over so many examples showed; the device is waited for once, and once for who was right.
+
+    Raises:
+        Diverged: the loss of one is not a finite number.
+    """
+    stats = list[EpochStats]()
+    for one, total in zip(passes, torch.stack([one.loss for one in passes]).tolist(), strict=True):
+        if not math.isfinite(total):
+            raise Diverged(f"training left the finite numbers in epoch {one.epoch} at learning rate {one.lr:g}")
+        stats.append(EpochStats(one.lr, total / examples, None if one.right is None else one.right.cpu()))
+    return stats
 
 
 def _mixed_loss(logits: Tensor, target: Tensor, partner: Tensor, weight: float) -> Tensor:

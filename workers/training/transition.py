@@ -43,7 +43,7 @@ def link(
     device = next(network.parameters()).device
     images, labels = union.expanded()
     trainer = trainer_for(network, spec, generator, lr=union.step_size)
-    fit(trainer, images.to(device), labels.to(device), spec, on_epoch=lambda epoch, seen: beat())
+    fit(trainer, images.to(device), labels.to(device), spec, progress=lambda epoch: beat())
 
 
 class StartNetworks:

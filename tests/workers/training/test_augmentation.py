@@ -18,9 +18,11 @@ from workers.training.augmentation import (
     cutout,
     draw_cutmix,
     flip,
-    rotate,
+    rotation,
     saturation,
-    scale,
+    scaling,
+    square_at,
+    warp,
 )
 
 FULL = "color_crop_cutout_flip_scale_rotate"
@@ -38,38 +40,39 @@ def _numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_brightness_shifts_by_u_minus_a_half() -> None:
+def test_brightness_shifts() -> None:
     x = _images(2)
-    out = brightness(x, _numbers(0.0, 0.75))
+    out = brightness(x, _numbers(-0.5, 0.25))
     torch.testing.assert_close(out, torch.stack([x[0] - 0.5, x[1] + 0.25]))
 
 
 def test_saturation_stretches_each_pixel_about_its_channel_mean() -> None:
     x = _numbers(1, 2, 6).view(1, 3, 1, 1)
-    assert saturation(x, _numbers(0.25)).flatten().tolist() == [2, 2.5, 4.5]
+    assert saturation(x, _numbers(0.5)).flatten().tolist() == [2, 2.5, 4.5]
     assert saturation(x, _numbers(0.0)).flatten().tolist() == [3, 3, 3]
 
 
 def test_contrast_stretches_the_image_about_its_mean() -> None:
     x = _numbers(1, 2, 3, 6).view(1, 2, 1, 2)
-    assert contrast(x, _numbers(1.0)).flatten().tolist() == [0, 1.5, 3, 7.5]
-    assert contrast(x, _numbers(0.0)).flatten().tolist() == [2, 2.5, 3, 4.5]
+    assert contrast(x, _numbers(1.5)).flatten().tolist() == [0, 1.5, 3, 7.5]
+    assert contrast(x, _numbers(0.5)).flatten().tolist() == [2, 2.5, 3, 4.5]
 
 
-def test_flip_mirrors_below_a_half() -> None:
+def test_flip_mirrors_the_images_that_it_is_told_to() -> None:
     x = _images(2)
-    out = flip(x, _numbers(0.4999, 0.5))
+    out = flip(x, torch.tensor([True, False]))
     assert torch.equal(out[0], x[0, :, :, [7, 6, 5, 4, 3, 2, 1, 0]])
     assert torch.equal(out[1], x[1])
 
 
 def test_crop_moves_whole_pixels_and_zeros_come_in() -> None:
-    x, dx, dy = _images(5, size=6), [0, 1, -2, 3, -3], [0, -1, 2, 0, 3]
+    side = 24  # an eighth is 3
+    x, dx, dy = _images(5, size=side), [0, 1, -2, 3, -3], [0, -1, 2, 0, 3]
     expected = torch.zeros_like(x)
     for i in range(5):
-        for row in range(6):
-            for column in range(6):
-                if 0 <= row + dy[i] < 6 and 0 <= column + dx[i] < 6:
+        for row in range(side):
+            for column in range(side):
+                if 0 <= row + dy[i] < side and 0 <= column + dx[i] < side:
                     expected[i, :, row, column] = x[i, :, row + dy[i], column + dx[i]]
     assert torch.equal(crop(x, torch.tensor(dx), torch.tensor(dy)), expected)
 
@@ -82,7 +85,12 @@ def test_cutout_zeroes_a_square_of_half_the_side_clipped_at_the_border(size: int
     for i in range(4):
         top, left = cy[i] - side // 2, cx[i] - side // 2
         expected[i, :, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
-    assert torch.equal(cutout(x, torch.tensor(cx), torch.tensor(cy)), expected)
+    assert torch.equal(cutout(x, *square_at(torch.tensor(cx), torch.tensor(cy), (size, size))), expected)
+
+
+def test_a_square_has_the_rows_of_its_height_and_the_columns_of_its_width() -> None:
+    rows, columns = square_at(torch.tensor([0]), torch.tensor([8]), (8, 6))
+    assert rows.int().tolist() == [[0] * 6 + [1] * 2] and columns.int().tolist() == [[1, 1, 0, 0, 0, 0]]
 
 
 def _bilinear(image: Tensor, row: float, column: float) -> Tensor:
@@ -111,7 +119,7 @@ def _warped(x: Tensor, source: Callable[[int, float, float], tuple[float, float]
 def test_scale_samples_bilinearly_about_the_centre(aligned: bool) -> None:
     x, sx, sy = _images(3, size=6), [1.2, 0.9, 1.0], [0.85, 1.1, 1.0]
     expected = _warped(x, lambda i, p, q: (sx[i] * p, sy[i] * q), aligned)
-    out = scale(x, _numbers(*sx), _numbers(*sy), align_corners=aligned)
+    out = warp(x, scaling(_numbers(*sx), _numbers(*sy)), align_corners=aligned)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(out[2], x[2])
 
@@ -124,32 +132,34 @@ def test_rotate_samples_bilinearly_about_the_centre(aligned: bool) -> None:
         cos, sin = math.cos(angles[i]), math.sin(angles[i])
         return p * cos - q * sin, p * sin + q * cos
 
-    torch.testing.assert_close(rotate(x, _numbers(*angles), align_corners=aligned), _warped(x, source, aligned))
+    out = warp(x, rotation(_numbers(*angles)), align_corners=aligned)
+    torch.testing.assert_close(out, _warped(x, source, aligned))
 
 
 def test_a_quarter_turn_is_the_librarys_quarter_turn() -> None:
     x = _images(1)
-    out = rotate(x, _numbers(math.pi / 2), align_corners=True)
+    out = warp(x, rotation(_numbers(math.pi / 2)), align_corners=True)
     torch.testing.assert_close(out, x.rot90(1, (2, 3)))
 
 
+SCALED, TURNED = scaling(_numbers(0.9, 1.2), _numbers(1.1, 0.85)), rotation(_numbers(0.2, -0.1))
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "brightness": lambda x: brightness(x, _numbers(0.2, 0.9)),
     "saturation": lambda x: saturation(x, _numbers(0.2, 0.9)),
     "contrast": lambda x: contrast(x, _numbers(0.2, 0.9)),
-    "crop": lambda x: crop(x, torch.tensor([1, -1]), torch.tensor([0, 2])),
-    "cutout": lambda x: cutout(x, torch.tensor([1, 3]), torch.tensor([0, 2])),
-    "flip": lambda x: flip(x, _numbers(0.2, 0.9)),
-    "scale, corners aligned": lambda x: scale(x, _numbers(0.9, 1.2), _numbers(1.1, 0.85), align_corners=True),
-    "scale": lambda x: scale(x, _numbers(0.9, 1.2), _numbers(1.1, 0.85), align_corners=False),
-    "rotate, corners aligned": lambda x: rotate(x, _numbers(0.2, -0.1), align_corners=True),
-    "rotate": lambda x: rotate(x, _numbers(0.2, -0.1), align_corners=False),
+    "crop": lambda x: crop(x, torch.tensor([1, -1]), torch.tensor([0, 1])),
+    "cutout": lambda x: cutout(x, *square_at(torch.tensor([1, 3]), torch.tensor([0, 2]), (4, 4))),
+    "flip": lambda x: flip(x, torch.tensor([True, False])),
+    "scale, corners aligned": lambda x: warp(x, SCALED, align_corners=True),
+    "scale": lambda x: warp(x, SCALED, align_corners=False),
+    "rotate, corners aligned": lambda x: warp(x, TURNED, align_corners=True),
+    "rotate": lambda x: warp(x, TURNED, align_corners=False),
 }
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_gradients_pass_through_every_operation_to_second_order(name: str) -> None:
-    x = _images(2, channels=2, size=3).requires_grad_()
+    x = _images(2, channels=2, size=4).requires_grad_()
     with torch.random.fork_rng():  # the checks draw from the global generator
         assert torch.autograd.gradcheck(OPERATIONS[name], (x,))
         assert torch.autograd.gradgradcheck(lambda x: OPERATIONS[name](x).square(), (x,))
@@ -159,7 +169,7 @@ def test_gradients_pass_through_every_operation_to_second_order(name: str) -> No
 def test_a_shared_row_means_the_same_row_for_every_image(name: str) -> None:
     augmentation, x = Augmentation.parse(name), _images()
     shared = augmentation.draw(1, (8, 8), _generator(1), siamese=True)
-    repeated = Draw({name: tuple(number.expand(4) for number in shared.numbers[name])})
+    repeated = Draw({name: tuple(number.expand(4, *number.shape[1:]) for number in shared.numbers[name])})
     torch.testing.assert_close(augmentation.apply(x, shared), augmentation.apply(x, repeated))
 
 
@@ -211,24 +221,40 @@ def test_crop_shifts_reach_an_eighth_of_the_side_rounded(size: int, shift: int) 
         assert (int(moves.min()), int(moves.max())) == (-shift, shift)
 
 
-@pytest.mark.parametrize(("size", "last"), [(32, 32), (29, 28)])  # squares of 16 and of 15
-def test_cutout_centres_cover_the_image(size: int, last: int) -> None:
+@pytest.mark.parametrize(("size", "square", "places"), [(32, 16, 33), (29, 15, 29)])
+def test_cutout_centres_cover_the_image(size: int, square: int, places: int) -> None:
+    """Rows and columns begin at every place from half a square before the border to half a square behind it."""
     draw = Augmentation.parse("cutout").draw(5000, (size, size), _generator(), siamese=False)
-    for centres in draw.numbers["cutout"]:
-        assert (int(centres.min()), int(centres.max())) == (0, last)
+    for lines in draw.numbers["cutout"]:
+        inside = lines.int()
+        assert (int(inside.sum(1).min()), int(inside.sum(1).max())) == ((square + 1) // 2, square)
+        assert len(inside.unique(dim=0)) == places
+        assert bool((inside.diff(dim=1).abs().sum(1) <= 2).all())  # neighbours
+
+
+def test_color_and_flip_have_the_numbers_of_the_published_code() -> None:
+    shift, saturated, contrasted = (
+        Augmentation.parse("color").draw(9000, (8, 8), _generator(), siamese=False).numbers["color"]
+    )
+    for numbers, low, high in ((shift, -0.5, 0.5), (saturated, 0.0, 2.0), (contrasted, 0.5, 1.5)):
+        assert numbers.min().item() == pytest.approx(low, abs=1e-3) and numbers.min() >= low
+        assert numbers.max().item() == pytest.approx(high, abs=1e-3) and numbers.max() <= high
+    (mirrored,) = Augmentation.parse("flip").draw(9000, (8, 8), _generator(), siamese=False).numbers["flip"]
+    assert abs(int(mirrored.sum()) - 4500) < 4 * math.sqrt(9000 / 4)
 
 
 def test_scale_and_rotate_stay_in_their_ranges_and_fill_them() -> None:
-    factors = Augmentation.parse("scale").draw(9000, (8, 8), _generator(), siamese=False).numbers["scale"]
-    (angle,) = Augmentation.parse("rotate").draw(9000, (8, 8), _generator(), siamese=False).numbers["rotate"]
+    (scaled,) = Augmentation.parse("scale").draw(9000, (8, 8), _generator(), siamese=False).numbers["scale"]
+    (turned,) = Augmentation.parse("rotate").draw(9000, (8, 8), _generator(), siamese=False).numbers["rotate"]
+    angle = torch.atan2(turned[:, 1, 0], turned[:, 0, 0])
     for numbers, low, high in (
-        (factors[0], 1 / 1.2, 1.2),
-        (factors[1], 1 / 1.2, 1.2),
+        (scaled[:, 0, 0], 1 / 1.2, 1.2),
+        (scaled[:, 1, 1], 1 / 1.2, 1.2),
         (angle, -0.2618, 0.2618),
     ):
         assert numbers.min().item() == pytest.approx(low, abs=1e-3) and numbers.min() >= low - 1e-4
         assert numbers.max().item() == pytest.approx(high, abs=1e-3) and numbers.max() <= high + 1e-4
-    assert not torch.equal(factors[0], factors[1])
+    assert not torch.equal(scaled[:, 0, 0], scaled[:, 1, 1])
 
 
 def test_no_strategy_is_the_identity_and_draws_nothing() -> None:

@@ -254,7 +254,7 @@ def test_every_inner_batch_has_a_draw_of_its_own_when_there_is_augmentation(stag
     (draws,) = record(stage, 1, augmentation="scale").draws
     numbers = [draw.numbers["scale"][0] for draw in draws]
     assert [len(one) for one in numbers] == [3] * 3  # per image
-    assert len({tuple(one.tolist()) for one in numbers}) == 3
+    assert len({tuple(one.flatten().tolist()) for one in numbers}) == 3
 
 
 def test_an_iteration_is_one_step_of_images_and_step_size_along_the_matching_gradient(stage: Stage) -> None:
