@@ -159,7 +159,8 @@ def _stage(spec: DistilSpec, job: Job, graph: Graph, size: Footprint, engine: En
         phases += [_fit(size, min(spec.choice.training.batch_size, union)), 3 * size.weights + _look(size, judged)]
     if spec.transition is not None and job.parents.get("sets"):
         phases.append(_fit(size, min(spec.transition.batch_size, union)))
-    return 5 * union // spec.factor**2 * size.pixels + max(phases)
+    stays = spec.settings.get("engine") == "graphs" and engine is None  # recordings keep their memory to the end
+    return 5 * union // spec.factor**2 * size.pixels + (sum(phases) if stays else max(phases))
 
 
 Phase = Callable[[DistilSpec, DatasetSpec, Footprint, int, Engine | None], float]
@@ -174,7 +175,7 @@ def _mtt(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engin
 
 def _trajectory(size: Footprint, batch: int, steps: int, engine: Engine) -> float:
     kept = INNER * (steps if engine == "unrolled" else 1) + LAST
-    vectors = 3 * steps + 2 if engine == "unrolled" else steps + 7
+    vectors = 3 * steps + 2 if engine == "unrolled" else steps + (9 if engine == "graphs" else 7)
     return kept * batch * size.maps + vectors * size.weights
 
 

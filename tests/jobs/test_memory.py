@@ -63,3 +63,12 @@ def test_the_largest_job_that_fits_each_card() -> None:
 def test_jobs_that_use_no_card_take_none_of_it() -> None:
     job, graph = stage_of("cifar10", 1)
     assert peak_bytes(graph[job.parents["dataset"][0]], graph) == 0
+
+
+def test_recorded_steps_keep_the_memory_of_the_adjoint_while_candidates_are_judged() -> None:
+    """Beside two more vectors of weights."""
+    job, graph = stage_of("cifar10", 10, {"distil.settings.engine": "graphs"})
+    adjoint, graphs = (peak_bytes(job, graph, engine) for engine in ("adjoint", "graphs"))
+    weights = 4 * 320_010
+    assert graphs - adjoint == pytest.approx(2 * weights, abs=8)
+    assert peak_bytes(job, graph) > graphs + 10 * weights

@@ -10,7 +10,8 @@ from torch import nn
 
 from jobs.methods import Engine
 from jobs.specs import NetworkSpec, SgdSpec
-from workers.methods.trajectory.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
+from workers.methods.trajectory.engines import ENGINES
+from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, Student, batches_on
 from workers.training.augmentation import Augmentation
 from workers.training.networks import build, flatten
 from workers.training.students import build_network, fit, trainer_for

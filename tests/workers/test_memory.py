@@ -18,7 +18,7 @@ from tests.workers.workshop import Workshop
 from workers.data import dataset
 from workers.execute import perform
 from workers.methods.trajectory import mtt
-from workers.methods.trajectory.trajectory_matching import ENGINES
+from workers.methods.trajectory.engines import ENGINES
 from workers.runtime.context import JobContext
 from workers.training.networks import build
 

@@ -21,7 +21,7 @@ from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.execute import perform
 from workers.methods.trajectory import mtt
-from workers.methods.trajectory.trajectory_matching import ENGINES
+from workers.methods.trajectory.engines import ENGINES
 from workers.runtime.context import JobContext
 from workers.store.store import Store
 from workers.tasks import distil

@@ -28,7 +28,8 @@ from jobs.fields import Frozen
 from jobs.memory import chosen_engine
 from jobs.methods import MttSettings
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
-from workers.methods.trajectory.trajectory_matching import ENGINES, InnerBatch, Matched, Student, batches_on
+from workers.methods.trajectory.engines import ENGINES
+from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, Student, batches_on
 from workers.training.students import augmentation_of
 
 

@@ -7,25 +7,25 @@ plain gradient steps with a learnable step size a on batches b_t of augmented sy
 
 and the loss is  || theta_N - theta* ||^2 / || theta_0 - theta* ||^2,  theta* being the expert M epochs later.
 
-Two engines compute the loss and its exact gradient with respect to X and a. `unrolled` keeps all N steps
+Two engines here compute the loss and its exact gradient with respect to X and a. `unrolled` keeps all N steps
 in one autograd graph: fastest, memory grows with N. `adjoint` keeps only the N parameter vectors and walks
 back one step at a time:  lambda <- lambda - a H_t lambda,  dX -= a d/dX (g_t . lambda),  da -= g_t . lambda.
-Same mathematics in the memory of one step for about a third more time. Which one a spec means is said by
-`jobs.memory.chosen_engine`. Everything is eager and in native operations, whose double backward was measured fastest on
-a CPU; a compiled engine would be a third function of this signature.
+Same mathematics in the memory of one step for about a third more time. Both are eager and in native operations, whose
+double backward was measured fastest on a CPU. `graphs` launches the adjoint's steps as a whole on a card. Which engine
+a spec means is said by `jobs.memory.chosen_engine`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from jobs.methods import Engine
 from workers.runtime.transfer import moved_together
 from workers.training.augmentation import Augmentation, Draw, draws_on
 from workers.training.networks import unflatten
@@ -52,14 +52,19 @@ class Student:
 
     module: nn.Module
     augmentation: Augmentation | None
+    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What an engine keeps from one iteration to the next."""
 
     def loss(self, theta: Tensor, images: Tensor, labels: Tensor, batch: InnerBatch) -> Tensor:
         """Mean cross-entropy of the augmented batch; differentiable in parameters theta [P] and images."""
-        chosen = images[batch.index]
-        if self.augmentation is not None and batch.draw is not None:
-            chosen = self.augmentation.apply(chosen, batch.draw)
-        logits = functional_call(self.module, unflatten(theta, self.module), (chosen,))
-        return F.cross_entropy(logits, labels[batch.index])
+        return self.loss_of_rows(theta, images[batch.index], labels[batch.index], batch.draw)
+
+    def loss_of_rows(self, theta: Tensor, rows: Tensor, labels: Tensor, draw: Draw | None) -> Tensor:
+        """The same of a batch's own images [b, C, H, W] and labels [b]."""
+        if self.augmentation is not None and draw is not None:
+            rows = self.augmentation.apply(rows, draw)
+        logits = functional_call(self.module, unflatten(theta, self.module), (rows,))
+        return F.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True)
@@ -118,39 +123,63 @@ def adjoint(
     batches: Sequence[InnerBatch],
 ) -> Matched:
     """The same as `unrolled` in the memory of one inner step; arguments and result alike."""
-    start, images, step_size = start.detach(), images.detach(), step_size.detach()
+    return walked(AdjointSteps(student, images.detach(), labels, step_size.detach()), start.detach(), target, batches)
+
+
+class AdjointSteps:
+    """The inner steps on one synthetic set, forward and back; the way back adds up the gradients.
+
+    Attributes:
+        costate: lambda, the gradient of the loss with respect to the parameters where the way back has come to, [P].
+        to_images: the gradient with respect to X so far, [n, C, H, W].
+        to_step_size: that with respect to a, [].
+    """
+
+    costate: Tensor
+
+    def __init__(self, student: Student, images: Tensor, labels: Tensor, step_size: Tensor) -> None:
+        self._student, self._images, self._labels, self._step_size = student, images, labels, step_size
+        self.to_images, self.to_step_size = torch.zeros_like(images), torch.zeros_like(step_size)
+
+    def start_back(self, costate: Tensor) -> None:
+        """Turn round at the end of the student's way."""
+        self.costate = costate
+
+    def forward(self, theta: Tensor, batch: InnerBatch) -> Tensor:
+        """The parameters after a step from theta [P]."""
+        rows, labels = self._images[batch.index], self._labels[batch.index]
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._student.loss_of_rows(theta, rows, labels, batch.draw), theta)
+        return theta.detach() - self._step_size * gradient
+
+    def back(self, theta: Tensor, batch: InnerBatch) -> None:
+        """Go back over the step that began at theta [P], by H lambda, d/dX (g . lambda) and g, its loss's gradient."""
+        rows, labels = self._images[batch.index], self._labels[batch.index]
+        with torch.enable_grad():
+            theta, rows = theta.detach().requires_grad_(), rows.requires_grad_()
+            loss = self._student.loss_of_rows(theta, rows, labels, batch.draw)
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            curved, pulled = torch.autograd.grad(gradient, (theta, rows), grad_outputs=self.costate)
+        self.to_images.index_add_(0, batch.index, self._step_size * pulled, alpha=-1)
+        self.to_step_size -= gradient.detach() @ self.costate
+        self.costate -= self._step_size * curved
+
+
+def walked(steps: AdjointSteps, start: Tensor, target: Tensor, batches: Sequence[InnerBatch]) -> Matched:
+    """The matching loss and its gradients by going the student's way forward, then back.
+
+    Args:
+        steps: over whose images and step size; their gradients are zero so far.
+        start: theta_0, float [P].
+        target: theta*, float [P].
+        batches: one entry for each of the N inner steps.
+    """
     path = [start]
     for batch in batches:
-        path.append(path[-1] - step_size * _gradient(student, path[-1], images, labels, batch))
+        path.append(steps.forward(path[-1], batch))
     loss = normalised_distance(path[-1], start, target)
-    costate = 2 * (path[-1] - target) / (start - target).square().sum()
-    to_images, to_step_size = torch.zeros_like(images), torch.zeros_like(step_size)
+    steps.start_back(2 * (path[-1] - target) / (start - target).square().sum())
     for theta, batch in zip(reversed(path[:-1]), reversed(batches), strict=True):
-        gradient, curved, pulled = _step_products(student, theta, images, labels, batch, costate)
-        to_images -= step_size * pulled
-        to_step_size -= gradient @ costate
-        costate = costate - step_size * curved
-    return Matched(loss, to_images, to_step_size)
-
-
-def _gradient(student: Student, theta: Tensor, images: Tensor, labels: Tensor, batch: InnerBatch) -> Tensor:
-    """The gradient of one inner step's loss, without a graph."""
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta)
-    return gradient
-
-
-def _step_products(
-    student: Student, theta: Tensor, images: Tensor, labels: Tensor, batch: InnerBatch, costate: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """g, H lambda and d/dX (g . lambda) of one inner step, g being the gradient of its loss."""
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta, create_graph=True)
-        curved, pulled = torch.autograd.grad(gradient @ costate, (theta, images))
-    return gradient.detach(), curved, pulled
-
-
-ENGINES: dict[Engine, Callable[..., Matched]] = {"unrolled": unrolled, "adjoint": adjoint}
+        steps.back(theta, batch)
+    return Matched(loss, steps.to_images, steps.to_step_size)

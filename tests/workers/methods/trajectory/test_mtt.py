@@ -16,14 +16,16 @@ from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
+from tests.workers.methods.trajectory.tape import TapeRecorder
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import base, method_named, settings_for
 from workers.methods.base import LearnableImages, Stage, draw_without_replacement
-from workers.methods.trajectory import trajectory_matching
+from workers.methods.trajectory import graphs, trajectory_matching
+from workers.methods.trajectory.engines import ENGINES
 from workers.methods.trajectory.mtt import MttSettings, StepSize, TrajectoryMatching
-from workers.methods.trajectory.trajectory_matching import ENGINES, InnerBatch, Matched, unrolled
+from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, unrolled
 from workers.store import trajectories
 from workers.store.trajectories import Trajectories
 from workers.training.networks import build, parameter_count
@@ -290,6 +292,22 @@ def test_a_raised_memory_level_takes_the_adjoint_with_the_same_result(stage: Sta
         results.append((losses, canvas.new))
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_recorded_steps_give_the_bits_of_the_adjoint_over_iterations(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "recorder_for", lambda device: TapeRecorder())
+    numbers = settings(augmentation="color_crop_cutout_flip_scale_rotate", batch_syn=4)
+    results: list[tuple[list[float], Tensor, float]] = []
+    for engine in ("adjoint", "graphs"):
+        spec = stage.spec.model_copy(update={"settings": {"engine": engine}})
+        method, canvas = TrajectoryMatching(_with(stage, spec=spec), numbers), pixels()
+        losses = [method.iterate(canvas, i, draws) for draws in [generator(2)] for i in range(6)]
+        results.append((losses, canvas.new, method.step_size))
+    (losses, new, step_size), recorded = results
+    assert recorded[0] == losses and torch.equal(recorded[1], new) and recorded[2] == step_size
+    assert method._student.kept.keys() == {graphs.RECORDED}
 
 
 def test_candidates_start_where_the_trajectories_do_and_go_round(stage: Stage) -> None:

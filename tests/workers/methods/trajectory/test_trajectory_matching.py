@@ -8,20 +8,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workers.methods.trajectory.trajectory_matching import (
-    ENGINES,
-    Engine,
-    InnerBatch,
-    Matched,
-    Student,
-    normalised_distance,
-)
+from jobs.methods import Engine
+from workers.methods.trajectory.engines import ENGINES
+from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, Student, normalised_distance
 from workers.training.augmentation import OPERATIONS, Augmentation
 from workers.training.networks import build, flatten
 
 Array = NDArray[np.float64]
 EVERYTHING = Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True)
-ENGINE_NAMES: list[Engine] = ["unrolled", "adjoint"]
+ENGINE_NAMES: list[Engine] = ["unrolled", "adjoint", "graphs"]
 
 
 def generator(seed: int) -> torch.Generator:
