@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from jobs.datasets import Facts, split
 from jobs.experiment import Arm, Experiment, Plan
+from jobs.kinds import ImportedSpec
 from jobs.recipe import Resolved, class_of
 from jobs.recipe_numbers import Recipe
 from jobs.specs import (
@@ -51,6 +52,8 @@ class Lineage:
     stages: tuple[Resolved, ...]
     """The recipe of each stage."""
     plan: Plan
+    imports: Mapping[str, ImportedSpec] = field(default_factory=dict)
+    """What others have computed, by key."""
     trainings: dict[tuple[int, Mode], SgdSpec] = field(default_factory=dict)
     """The numbers of evaluations, by prefix and mode, as far as they were asked for."""
 
@@ -81,9 +84,9 @@ class Lineage:
 
     def chain(self, data: str, seed: int) -> list[str]:
         """Distil the sets S_1..S_P of one seed; the experts of stage i have been through S_1..S_{i-1}."""
-        sets: list[str] = []
-        experts: list[str] = []
-        for stage in range(1, self.arm.stages + 1):
+        sets = [] if self.arm.imported_set is None else [self._imported_set(data, self.arm.imported_set)]
+        experts = self._experts(data, 1, [], [], seed) if sets and self.arm.stages > 1 else []
+        for stage in range(len(sets) + 1, self.arm.stages + 1):
             if stage == 1 or self.arm.transition:
                 experts = self._experts(data, stage, sets, experts, seed)
             sets.append(self._distil(data, stage, sets, experts, seed))
@@ -94,25 +97,37 @@ class Lineage:
         numbers = resolved.recipe.experts
         if numbers is None:
             return []
+        imported = self.arm.imported_experts
+        if stage == 1 and imported is not None:
+            return [self._add(self.imports[imported], {})]
+        number_of_experts = min(numbers.number, self.imports[imported].count) if imported else numbers.number
         real = numbers.real
         if stage > 1 and numbers.later_epochs is not None:
             real = real.model_copy(update={"epochs": numbers.later_epochs})
         batches: list[str] = []
-        for number, first in enumerate(range(0, numbers.number, numbers.expert_batch)):
+        for number, first in enumerate(range(0, number_of_experts, numbers.expert_batch)):
             spec = ExpertsSpec(
                 stage=stage,
                 first=first,
-                count=min(numbers.expert_batch, numbers.number - first),
+                count=min(numbers.expert_batch, number_of_experts - first),
                 network=self.recipe.network,
                 real=real,
                 transition=self._transition(stage),
                 partition=self._partition(stage),
                 seed=seed,
             )
-            parents = {"dataset": [data], "chain": before[number : number + 1], "sets": sets}
+            chain = before if imported and stage == 2 else before[number : number + 1]
+            parents = {"dataset": [data], "chain": chain, "sets": sets}
             parents["forgetting"] = self._partition_scores(data, seed)
             batches.append(self._add(spec, parents, resolved))
         return batches
+
+    def _imported_set(self, data: str, key: str) -> str:
+        """The set of others as a stage of this dataset; it is the same for all seeds."""
+        source = self._add(self.imports[key], {})
+        return self._add(
+            SelectSpec(rule="imported", ipc_total=self.arm.ipc_per_stage or 0), {"dataset": [data], "source": [source]}
+        )
 
     def _partition_scores(self, data: str, seed: int) -> list[str]:
         return self._scores(data, seed) if self.arm.partition is not None else []

@@ -8,7 +8,7 @@ are an arm's `jobs.arm_jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -21,12 +21,20 @@ from jobs.arm_jobs import Lineage, Phases
 from jobs.datasets import FEW_HELD_OUT, Facts
 from jobs.errors import BadInput
 from jobs.experiment import SELECTIONS, Arm, Cell, ClassIncremental, Experiment, Plan
+from jobs.imported import require_fitting
+from jobs.kinds import ImportedSpec
 from jobs.recipe import Resolved, Setting, flat, resolve, varies_by_stage
 from jobs.recipe_numbers import Recipe
 from jobs.specs import Architecture, Mode
 
 
-def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None = None) -> Plan:
+def expand(
+    experiment: Experiment,
+    facts: Facts,
+    place: str,
+    plan: Plan | None = None,
+    imports: Mapping[str, ImportedSpec] | None = None,
+) -> Plan:
     """Add the experiment's jobs and cells to a plan.
 
     Args:
@@ -34,6 +42,7 @@ def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None =
         facts: the dataset.
         place: where the experiment stands, for complaints.
         plan: what is added to; a new one by default.
+        imports: what others have computed and the store has, by key.
 
     Returns:
         The plan.
@@ -45,7 +54,7 @@ def expand(experiment: Experiment, facts: Facts, place: str, plan: Plan | None =
     if facts.height != facts.width:
         raise BadInput(place, "dataset", f"{facts.height}x{facts.width}", "crop or pad the images to squares")
     lineages = [
-        Lineage(experiment, arm, facts, _stages(experiment, arm, f"arms.{number}", facts, place), plan)
+        Lineage(experiment, arm, facts, _stages(experiment, arm, f"arms.{number}", facts, place), plan, imports or {})
         for number, arm in enumerate(experiment.arms)
     ]
     for number, lineage in enumerate(lineages):
@@ -144,6 +153,8 @@ class _ArmExpansion:
     def run(self) -> None:
         self._networks_fit()
         self._some_images()
+        lineage = self.lineage
+        require_fitting(self.arm, lineage.imports, lineage.recipe, lineage.facts, self.place, self.path)
         if self.arm.method == "full":
             return self._full()
         if self.arm.ipc_per_stage is None:

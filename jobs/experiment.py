@@ -28,7 +28,7 @@ SELECTIONS = {"random": "Random", "herding": "Herding", "k_center": "K-Center", 
 """Baselines that take real images, with their names in tables."""
 OWN_IMAGES = "images"
 """The name of images that have none."""
-ABLATIONS = ("transition", "conditioning", "earlier_rate", "partition")
+ABLATIONS = ("transition", "conditioning", "earlier_rate", "partition", "imported_experts", "imported_set")
 """Fields of an arm that change how a set is distilled."""
 MOST_NETWORKS = 1000
 """Networks of a cell above which an experiment is refused: each is a job, and all are listed before anything runs."""
@@ -129,6 +129,10 @@ class Arm(Frozen):
     """Share of the image learning rate at which earlier sets go on learning."""
     partition: Partition | None = None
     class_incremental: ClassIncremental | None = None
+    imported_experts: str | None = None
+    """The key of trajectories of others, from which the first stage starts (`pdd import`)."""
+    imported_set: str | None = None
+    """The key of a set of others, which is the first stage (`pdd import`)."""
     set: dict[str, Any] = {}
 
     @property
@@ -165,6 +169,8 @@ class Arm(Frozen):
             "w/o conditioning": not self.conditioning,
             "updating earlier sets": self.earlier_rate > 0,
             "by forgetting score": self.partition is not None,
+            "from imported experts": self.imported_experts is not None,
+            "from an imported set": self.imported_set is not None,
         }
         return [words for words, true in departures.items() if true]
 
@@ -180,6 +186,9 @@ class Arm(Frozen):
             raise PydanticCustomError("ablation", "a partition's experts come from the transition; drop one")
         if self.class_incremental is not None and (self.method == "full" or self.partition is not None):
             raise PydanticCustomError("class_incremental", "not for full data, nor with a partition; leave one out")
+        if self.imported_experts or self.imported_set:
+            if self.partition is not None or self.class_incremental is not None:
+                raise PydanticCustomError("imported", "others knew no partition and no phases; leave one out")
         return self
 
 

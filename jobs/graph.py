@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import Any
 
 from jobs.keys import Parents, canonical, key_of
-from jobs.specs import SPECS, Kind, Spec
+from jobs.kinds import SPECS
+from jobs.specs import Kind, Spec
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,13 @@ class NetworkOutcome(Outcome):
     """The mean over classes of the accuracy in each, where the classes of the test split are uneven."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportedOutcome(Outcome):
+    """How many experts or images were read from the files of others."""
+
+    count: int
+
+
 OUTCOMES: Mapping[str, type[Outcome]] = {
     "dataset": DatasetOutcome,
     "experts": ExpertsOutcome,
@@ -132,6 +139,7 @@ OUTCOMES: Mapping[str, type[Outcome]] = {
     "distil": DistilOutcome,
     "evaluate": NetworkOutcome,
     "full": NetworkOutcome,
+    "imported": ImportedOutcome,
 }
 """The class of outcome by the kind of job."""
 

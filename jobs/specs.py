@@ -27,7 +27,7 @@ from jobs.documents import matching
 from jobs.fields import Classes, Count, Counts, Fraction, Frozen, Index, NonNegative, Positive, Settings, stored_as
 from jobs.plugins import FORM, is_plug_in
 
-Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full"]
+Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate", "full", "imported"]
 Mode = Literal["progressive", "union", "sequential"]
 Choice = Literal["validation", "test", "last"]
 
@@ -42,7 +42,7 @@ as in that of DC, DSA, DM, CAFE and MTT (facts 4.3)."""
 Norm = Literal["instance", "batch", "layer", "group", "none"]
 Pooling = Literal["average", "max", "none"]
 Activation = Literal["relu", "leaky_relu", "sigmoid", "swish"]
-Rule = Literal["random", "herding", "k_center", "forgetting"]
+Rule = Literal["random", "herding", "k_center", "forgetting", "imported"]
 TrainingEngine = Literal["eager", "compiled"]
 """PyTorch's own operators, or code compiled for the batch's shape, whose last digits are others."""
 Precision = Literal["float32", "bfloat16"]
@@ -276,7 +276,7 @@ class SelectSpec(Spec):
     """A synthetic set made of real images: the selection baselines (paper section 5.1; facts 8).
 
     `herding` and `k_center` look at the features of the first of their parents in `experts`, `forgetting` at the scores
-    of its parent.
+    of its parent. `imported` takes no real image: the set is that of its parent in `source`.
     """
 
     kind: ClassVar[Kind] = "select"
@@ -423,9 +423,3 @@ class FullSpec(Spec):
     def title(self) -> str:
         """The network, and which one of a table's cell."""
         return f"{self.network.architecture}-net{self.index}-seed{self.seed}"
-
-
-SPECS: dict[Kind, type[Spec]] = {
-    spec.kind: spec
-    for spec in (DatasetSpec, ExpertsSpec, ForgettingSpec, SelectSpec, DistilSpec, EvaluateSpec, FullSpec)
-}

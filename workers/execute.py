@@ -29,7 +29,7 @@ from workers.store.checkpoints import Checkpoints
 from workers.store.claims import Claims, Held
 from workers.store.files import make_folder, share
 from workers.store.store import Store
-from workers.tasks import dataset, distil, evaluate, experts, forgetting, select
+from workers.tasks import dataset, distil, evaluate, experts, forgetting, imported, select
 
 Work = Callable[[JobContext, Path], Outcome]
 
@@ -41,6 +41,7 @@ WORK: dict[Kind, Work] = {
     "distil": distil.distil,
     "evaluate": evaluate.evaluate,
     "full": evaluate.train_full,
+    "imported": imported.convert,
 }
 """What each kind of job does."""
 

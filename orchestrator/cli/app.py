@@ -57,6 +57,7 @@ EXAMPLES = {
     monitor.logs: "pdd logs RUN",
     monitor.cancel: "pdd cancel RUN",
     monitor.report: "pdd report RUN",
+    store.import_: "pdd import buffers/replay_buffer_*.pt",
     store.export: "pdd export tiny --arm PDD+MTT --out my-set",
     store.verify: "pdd verify --quarantine",
     store.gc: "pdd gc --delete",
@@ -68,4 +69,4 @@ EXAMPLES = {
 """The commands in the order of `--help`, each with an example."""
 
 for command, example in EXAMPLES.items():
-    app.command(epilog=f"Example: {example}")(command)
+    app.command(command.__name__.strip("_"), epilog=f"Example: {example}")(command)

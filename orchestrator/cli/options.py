@@ -154,7 +154,8 @@ def with_options(*groups: Group) -> Callable[[Callable[..., None]], Callable[...
             except KeyboardInterrupt:  # Typer would end the process without a document
                 raise typer.Abort from None
 
-        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__name__ = function.__name__
+        command.__doc__ = (function.__doc__ or "").partition("\n    Args:")[0]  # which options tell of themselves
         command.__annotations__ = {each.name: each.annotation for each in parameters}
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command

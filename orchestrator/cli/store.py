@@ -1,4 +1,4 @@
-"""The commands on what a store holds: `export`, `verify`, `gc`. They start no job."""
+"""The commands on what a store holds: `import`, `export`, `verify`, `gc`. They start no run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,39 @@ from rich.text import Text
 from jobs.errors import BadInput
 from orchestrator.cli import options as cli
 from orchestrator.cli.errors import writing_to
+
+
+@cli.with_options(cli.STORE, cli.JSON)
+def import_(
+    options: cli.Options,
+    files: Annotated[list[Path], typer.Argument(help="replay_buffer_*.pt, or images_best.pt labels_best.pt.")],
+    step_size: Annotated[float | None, typer.Option("--step-size", help="That was learned with the set.")] = None,
+    normalise: Annotated[
+        str, typer.Option("--normalise", help="What the set's images were normalised with: zca, cifar10, ...")
+    ] = "",
+) -> None:
+    """Take expert trajectories or a synthetic set of others into the store; print the key that experiments name.
+
+    Args:
+        options: the common options.
+        files: of the published code.
+        step_size: that was learned with the set; None if it is not known or there is no set.
+        normalise: what the set's images were normalised with; '' if it is not said.
+    """
+    from jobs.graph import Job
+    from workers.data import published
+    from workers.execute import perform
+    from workers.runtime.context import JobContext
+
+    job = Job.make(published.inspect(files, step_size, normalise), {})
+    store = cli.open_store(options)
+    if not (known := store.has(job.key)):
+        perform(JobContext.alone(job, store))
+    content = job.spec.model_dump(mode="json", exclude={"files"})
+    field = f"imported_{content['what']}"
+    state = "is in the store already" if known else "in the store"
+    lines = [Text(f"{job.key}: {state}"), Text(f"in an arm of an experiment: {field}: {job.key}")]
+    cli.say({"exit": 0, "key": job.key, "found": known, **content}, lines, options)
 
 
 @cli.with_options(cli.STORE, cli.REQUEST, cli.JSON)

@@ -18,9 +18,10 @@ from typing import Any
 from jobs.errors import BadInput, Damaged
 from jobs.experiment import Cell, Plan
 from jobs.keys import kind_of
+from jobs.kinds import SPECS
 from jobs.outcomes import DistilOutcome, NetworkOutcome
 from jobs.recipe import flat
-from jobs.specs import SPECS, DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
+from jobs.specs import DatasetSpec, DistilSpec, EvaluateSpec, Kind, Spec
 from orchestrator.planning.explain import sources_of
 from orchestrator.results.cells import manifest_of, outcome_of
 from orchestrator.results.stages import arm_label

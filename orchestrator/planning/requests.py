@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import DatasetChoice, Experiment, Plan, load
 from jobs.graph import Job
+from jobs.inputs import dataset_of
+from jobs.kinds import ImportedSpec
 from jobs.plugins import FORM, is_plug_in
 from jobs.recipe import flat
 from jobs.recipe_numbers import Recipe
@@ -28,6 +31,7 @@ from orchestrator.planning.reading import reading
 from workers.data import sources
 from workers.data.remembered import Memory
 from workers.methods import expert_epochs_needed, settings_for
+from workers.store.store import Store
 
 QUICKSTART = "quickstart"
 
@@ -74,7 +78,7 @@ def resolve(request: Request) -> ResolvedRequest:
         check_words(experiment, place)
     for experiment, place in named:
         facts = inspect_dataset(experiment.source, place, request.store)
-        expand(experiment, facts, place, plan)
+        expand(experiment, facts, place, plan, _imports(experiment, request.store))
         for note in facts.notes:
             plan.note(f"{experiment.dataset_title(facts)}: {note}")
         methods_fit(plan, place)
@@ -94,7 +98,8 @@ def resolve_experiment(experiment: Experiment, place: str, store: str | None = N
         BadInput: it cannot work.
     """
     check_words(experiment, place)
-    plan = expand(experiment, inspect_dataset(experiment.source, place, store), place)
+    facts = inspect_dataset(experiment.source, place, store)
+    plan = expand(experiment, facts, place, imports=_imports(experiment, store))
     methods_fit(plan, place)
     return plan
 
@@ -207,6 +212,17 @@ def inspect_dataset(chosen: DatasetChoice, place: str, store: str | None = None)
         raise BadInput(error.place, error.field.removesuffix("_field"), error.value, error.fix) from error
 
 
+def _imports(experiment: Experiment, store: str | None) -> dict[str, ImportedSpec]:
+    """What the store has of the imports that an experiment names, by key."""
+    named = {key for arm in experiment.arms for key in (arm.imported_experts, arm.imported_set) if key is not None}
+    if not named or store is None:
+        return {}
+    from workers.tasks.imported import spec_of  # takes torch along
+
+    opened = Store.for_reading(store)
+    return {key: spec for key in named if (spec := spec_of(opened, key)) is not None}
+
+
 def methods_fit(plan: Plan, place: str) -> None:
     """The base methods' own numbers and the names of normalisations, which `jobs` cannot know."""
     known = {"measured", "unit", "zca", *NORMALISATIONS}
@@ -216,6 +232,7 @@ def methods_fit(plan: Plan, place: str) -> None:
             from workers.training.networks import network_class  # takes torch along
 
             network_class(network.architecture, place)
+        _imported_parameters_fit(job, plan, place)
         match job.spec:
             case DistilSpec() as spec:
                 needed = expert_epochs_needed(spec.method, settings_for(spec.method, spec.settings, place))
@@ -228,11 +245,32 @@ def methods_fit(plan: Plan, place: str) -> None:
 def _experts_reach(needed: int, job: Job, plan: Plan, place: str) -> None:
     """The experts of a stage must be trained up to the last epoch that its method may read."""
     parents = [plan.graph[key].spec for key in job.parents.get("experts", ())]
-    trained = min(
-        (spec.real.epochs + spec.real.extra_epoch for spec in parents if isinstance(spec, ExpertsSpec)), default=0
-    )
+    trained = min((_epochs(spec) for spec in parents if isinstance(spec, ExpertsSpec | ImportedSpec)), default=0)
     if trained < needed:
         assert isinstance(job.spec, DistilSpec)
         field = "experts.real.epochs" if job.spec.stage == 1 else "experts.later_epochs"
         fix = f"must be at least {needed} for the last target of {job.spec.method}; or lower its distil.settings"
         raise BadInput(place, field, trained, fix)
+
+
+def _epochs(spec: ExpertsSpec | ImportedSpec) -> int:
+    """Epochs of trajectories after their start."""
+    return spec.epochs if isinstance(spec, ImportedSpec) else spec.real.epochs + spec.real.extra_epoch
+
+
+def _imported_parameters_fit(job: Job, plan: Plan, place: str) -> None:
+    """Trajectories of others must have the parameters of the network that starts from them, one by one."""
+    parents = (plan.graph[key].spec for role in ("experts", "chain") for key in job.parents.get(role, ()))
+    imported = next((spec for spec in parents if isinstance(spec, ImportedSpec)), None)
+    if imported is None or not isinstance(job.spec, DistilSpec | ExpertsSpec):
+        return
+    from workers.training.students import parameter_shapes  # takes torch along
+
+    data = dataset_of(job, plan.graph)
+    network = job.spec.network
+    shapes = parameter_shapes(network, (data.channels, data.height, data.width), data.classes)
+    if shapes != imported.shapes:
+        differ = [(own, other) for own, other in zip_longest(shapes, imported.shapes) if own != other]
+        fix = f"must be {differ[0][0]} as in {network.architecture} (width {network.channels}, {network.norm} norm); "
+        fix += "name the network that the experts have under set.network, or import others"
+        raise BadInput(place, "imported_experts, shape of a parameter", differ[0][1], fix)

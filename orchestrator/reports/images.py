@@ -28,6 +28,7 @@ from orchestrator.runs.timeline import Span
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 KIND_COLOURS = {
     "dataset": "#7F7F7F",
+    "imported": "#56B4E9",
     "forgetting": "#CC79A7",
     "select": "#B8B8B8",
     "experts": "#0072B2",

@@ -14,7 +14,7 @@ from statistics import fmean
 from jobs.errors import Damaged
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from jobs.specs import SPECS
+from jobs.kinds import SPECS
 from orchestrator.reports.page import (
     Block,
     Command,

@@ -38,7 +38,7 @@ from orchestrator.scheduler.scheduler import State
 from workers.store.claims import Claim
 from workers.store.store import Manifest
 
-BEFORE_STAGES = ("dataset", "forgetting", "select")
+BEFORE_STAGES = ("dataset", "imported", "forgetting", "select")
 STAGED = ("experts", "distil")
 AFTER_STAGES = ("evaluate", "full")
 

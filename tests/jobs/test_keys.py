@@ -13,8 +13,8 @@ from jobs.datasets import DATASETS
 from jobs.expansion import expand
 from jobs.experiment import FOLDER, load
 from jobs.keys import canonical, canonical_text, differences, key_of, kind_of, seed_from
+from jobs.kinds import SPECS
 from jobs.specs import (
-    SPECS,
     DatasetSpec,
     DistilSpec,
     FullSpec,
@@ -53,6 +53,7 @@ EXAMPLES: dict[Kind, dict[str, Any]] = {
     },
     "evaluate": {"network": {}, "training": SGD, "index": 0},
     "full": {"network": {}, "training": SGD, "index": 0},
+    "imported": {"what": "experts", "source": "d", "count": 2, "shapes": [[3, 3], [3]], "epochs": 5},
 }
 NETWORKS: list[Any] = [
     {"architecture": "resnet10"},
@@ -112,7 +113,7 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
         "levels": [5],
         "seed": [1],
     },
-    "select": {"rule": ["forgetting", "herding", "k_center"], "ipc_total": [2], "draw": [1], "seed": [1]},
+    "select": {"rule": ["forgetting", "herding", "k_center", "imported"], "ipc_total": [2], "draw": [1], "seed": [1]},
     "distil": {
         "method": ["dm"],
         "stage": [2],
@@ -155,6 +156,16 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
         "seed": [1],
     },
     "full": {"network": NETWORKS, "training": TRAININGS, "index": [1], "seed": [1]},
+    "imported": {
+        "what": ["set"],
+        "source": ["e"],
+        "count": [3],
+        "shapes": [[[3, 4], [3]], [[3, 3]]],
+        "epochs": [6],
+        "classes": [10],
+        "step_size": [0.01, 0.02],
+        "normalise": ["zca"],
+    },
 }
 PLACEMENT: dict[Kind, dict[str, Any]] = {
     "dataset": {
@@ -169,6 +180,7 @@ PLACEMENT: dict[Kind, dict[str, Any]] = {
         "url": "https://example.org",
     },
     "distil": {"checkpoint_every": 7},
+    "imported": {"files": ("/elsewhere/replay_buffer_0.pt",)},
 }
 
 

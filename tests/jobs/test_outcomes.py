@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from jobs.errors import Damaged
+from jobs.kinds import SPECS
 from jobs.outcomes import OUTCOMES, DistilOutcome, ExpertsOutcome, NetworkOutcome, of
-from jobs.specs import SPECS
 
 DISTIL = {"iteration": 40, "step_size": 0.02, "loss": 0.5, "first_loss": 0.9}
 

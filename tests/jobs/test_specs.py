@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.fields import Frozen
+from jobs.kinds import SPECS
 from jobs.specs import (
-    SPECS,
     ChoiceSpec,
     DatasetSpec,
     DistilSpec,

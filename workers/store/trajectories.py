@@ -9,8 +9,8 @@ every epoch of the trajectory would be the last one (facts 4.1).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,23 @@ def write(folder: Path, snapshots: Sequence[NDArray[np.float32]], correctness: S
         snapshots: one float32 array [epochs + 1, parameters] per expert; row 0 is its start.
         correctness: one bool array [epochs, images] per expert: was the training prediction right.
     """
-    size = snapshots[0].shape[1]
-    rows = [[pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), size)] for block in snapshots]
-    _write(folder / TRAJECTORIES, "parameters", pa.list_(pa.float32(), size), rows)
+    write_trajectories(folder / TRAJECTORIES, snapshots)
     packed = [np.packbits(stream, axis=1) for stream in correctness]
     kind = pa.binary(packed[0].shape[1])
-    bits = [
+    bits = (
         [pa.FixedSizeBinaryArray.from_buffers(kind, len(block), [None, pa.py_buffer(block.tobytes())])]
         for block in packed
-    ]
+    )
     _write(folder / CORRECTNESS, "right", kind, bits, images=correctness[0].shape[1])
+
+
+def write_trajectories(path: Path, snapshots: Iterable[NDArray[np.float32]]) -> None:
+    """Write trajectories, one in memory at a time: float32 [epochs + 1, parameters] of one or more experts."""
+    blocks = iter(snapshots)
+    first = next(blocks)
+    size = first.shape[1]
+    rows = ([pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), size)] for block in chain([first], blocks))
+    _write(path, "parameters", pa.list_(pa.float32(), size), rows)
 
 
 def read_correctness(path: Path) -> list[NDArray[np.bool_]]:
@@ -89,7 +96,7 @@ class Trajectories:
         return torch.from_numpy(values[start : start + size].copy())
 
 
-def _write(path: Path, name: str, kind: Any, batches: Sequence[list[Any]], **metadata: int) -> None:
+def _write(path: Path, name: str, kind: Any, batches: Iterator[list[Any]], **metadata: int) -> None:
     schema = pa.schema([pa.field(name, kind)], metadata={key: str(value) for key, value in metadata.items()})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for columns in batches:

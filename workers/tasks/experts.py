@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jobs.keys import kind_of
 from jobs.outcomes import ExpertsOutcome
 from jobs.specs import ExpertsSpec
 from workers.data import dataset as datasets
@@ -59,8 +60,10 @@ def start_of(context: JobContext, data: Dataset, number: int) -> Network:
     if spec.stage == 1:
         return network
     assert spec.transition is not None
-    chain = trajectories.Trajectories([context.store.path(context.parent("chain"), trajectories.TRAJECTORIES)])
-    load_flat(network, chain.parameters(number, 0).to(context.device))
+    before = context.parent("chain")
+    chain = trajectories.Trajectories([context.store.path(before, trajectories.TRAJECTORIES)])
+    row = name if kind_of(before) == "imported" else number  # an import is one artifact of all experts, not a batch
+    load_flat(network, chain.parameters(row, 0).to(context.device))
     earlier = learned_from(synthetic_set.newest(context.store, context.parents("sets")), spec.transition)
     generator = context.generator("transition", name)
     link(network, earlier, spec.transition, generator, lambda: context.yield_if_asked("during a transition"))

@@ -127,10 +127,14 @@ def k_center(features: Tensor, count: int) -> Tensor:
 
 
 def select(context: JobContext, folder: Path) -> SelectOutcome:
-    """Choose the images by the spec's rule and write them as a synthetic set."""
+    """Choose the images by the spec's rule and write them as a synthetic set; an imported one is taken as it is."""
     spec = context.job.spec
     assert isinstance(spec, SelectSpec)
     data = datasets.load(context.store, context.parent("dataset"), context.device)
+    if spec.rule == "imported":
+        found = synthetic_set.read(context.store.path(context.parent("source"), synthetic_set.EXACT))
+        synthetic_set.write(folder, found, data.transform, data.class_names)
+        return SelectOutcome(images=len(found))
     index = _chosen(context, spec, data)
     where = index.to(context.device)
     chosen = SyntheticSet(data.train.images[where].cpu(), data.train.labels[where].cpu(), None)
@@ -151,6 +155,7 @@ def _chosen(context: JobContext, spec: SelectSpec, data: Dataset) -> Tensor:
             return by_features(herding, expert_features(context, data), labels, spec.ipc_total)
         case "k_center":
             return by_features(k_center, expert_features(context, data), labels, spec.ipc_total)
+    raise ValueError(f"no real images are chosen by the rule {spec.rule}")
 
 
 def expert_features(context: JobContext, data: Dataset) -> Tensor:

@@ -55,6 +55,18 @@ def build_network(
     return network.to(device)
 
 
+def parameter_shapes(spec: NetworkSpec, shape: tuple[int, int, int], classes: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a network's parameters in the order in which trajectories have them.
+
+    Args:
+        spec: the architecture and its sizes.
+        shape: channels, height and width of the images.
+        classes: number of logits.
+    """
+    network = build_network(spec, shape, classes, torch.Generator(), torch.device("cpu"))
+    return tuple(tuple(parameter.shape) for parameter in network.parameters())
+
+
 def trainer_for(network: Network, spec: SgdSpec, generator: torch.Generator, lr: float | None = None) -> Trainer:
     """Make a trainer that has no momentum yet.
 

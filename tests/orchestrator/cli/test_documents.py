@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
 
 from orchestrator import launch
@@ -57,7 +58,7 @@ def test_the_schema_is_one() -> None:
 
 
 def test_every_command_has_a_document() -> None:
-    assert {command.__name__ for command in EXAMPLES} <= set(DOCUMENTS)
+    assert {command.__name__.strip("_") for command in EXAMPLES} <= set(DOCUMENTS)
 
 
 @pytest.mark.slow
@@ -126,6 +127,16 @@ def test_one_job_is_shown_and_done_here(say: Say, folder: Path, ran: Document) -
     check("job_here", say("job", key, "tiny", "--here"))
     Store(folder / "pdd-store").quarantine(key, "for this test")
     check("job_here", say("job", key, "tiny", "--here"))
+
+
+def test_an_import_has_its_document(say: Say, folder: Path) -> None:
+    images, labels = folder / "images_best.pt", folder / "labels_best.pt"
+    torch.save(torch.zeros(2, 1, 8, 8), images)
+    torch.save(torch.arange(2), labels)
+    for found in (False, True):
+        document = say("import", str(images), str(labels), "--store", "imports")
+        check("import", document)
+        assert document["found"] is found
 
 
 @pytest.mark.slow
