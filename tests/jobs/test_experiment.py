@@ -374,8 +374,8 @@ def test_an_arm_has_the_name_the_paper_s_tables_give_it(arm: dict[str, Any], lab
 # ---------------------------------------------------------------------------------------- bad input
 
 ARM_FIELDS = (
-    "class_incremental, conditioning, earlier_rate, imported_experts, imported_set, ipc_per_stage, method, modes, name, "
-    "partition, prefixes, protocol, set, stages, transition"
+    "class_incremental, conditioning, earlier_rate, imported_experts, imported_set, ipc_per_stage, method, modes, "
+    "name, partition, prefixes, protocol, set, stages, transition"
 )
 DIGITS_KNOWN = "known here: about, architectures, arms, dataset, distil_at_once, name, networks, scale, seeds, set"
 
