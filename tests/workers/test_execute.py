@@ -16,8 +16,8 @@ import torch
 
 from jobs.errors import BadInput, Damaged, Diverged
 from jobs.graph import Job
+from jobs.kinds import SPECS
 from jobs.outcomes import Outcome
-from jobs.specs import SPECS
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers import execute as module
 from workers.data.synthetic_set import EXACT
