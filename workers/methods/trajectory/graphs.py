@@ -70,6 +70,7 @@ def _steps_for(student: Student, given: tuple[Tensor, ...], batches: Sequence[In
     except RuntimeError as error:
         student.kept.clear()
         student.kept[REFUSED] = str(error)
+        logging.getLogger(__name__).debug("the recording failed", exc_info=True)
         logging.warning("engine graphs: %s: the stage goes on with engine adjoint, which gives the same", error)
         return None
     return steps

@@ -56,11 +56,23 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 work()
         except RuntimeError as error:
-            # PyTorch leaves its allocator in the pool when a capture fails, which would break an out-of-memory ending
-            with suppress(RuntimeError, AttributeError):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            self._recover()
             raise RuntimeError(f"not recorded: {_cause(error)}") from error
         return graph
+
+    def _recover(self) -> None:
+        """Put right what PyTorch leaves behind when a capture breaks.
+
+        Its allocator goes on counting a capture, at which it would fail when memory runs out; its generator of random
+        numbers refuses to draw, until a capture succeeds.
+        """
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), self._pool)
+        with suppress(RuntimeError):
+            nothing = torch.zeros(1, device=self._device)
+            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+                nothing.zero_()
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
