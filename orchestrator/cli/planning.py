@@ -25,11 +25,15 @@ def plan(
     from orchestrator.planning.budget import parse_budget
     from orchestrator.planning.card_memory import require_room
     from orchestrator.planning.forecast import Planned, forecast
+    from orchestrator.planning.host_speed import begin_timing
     from orchestrator.planning.requests import resolve
     from orchestrator.planning.table_requests import resolve_tables
 
     seconds = None if budget is None else parse_budget(budget)
-    if cli.are_tables(experiments, all_tables):
+    tables = cli.are_tables(experiments, all_tables)
+    if (options.scale or ("paper" if tables else "")) != "paper":
+        begin_timing(target.cluster.count())
+    if tables:
         request = cli.table_request_of(experiments, all_tables, budget, options, with_dashes)
         planned = Planned.of(resolve_tables(request, allow_missing_data=True))
     else:

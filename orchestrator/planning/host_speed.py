@@ -3,8 +3,9 @@
 What was timed while others kept the cores busy is believed for ten minutes only. A card is timed by `pdd doctor --gpu`
 alone, and what it found is remembered for good.
 
-A measurement takes some seconds, most of them to import torch in as many processes as there will be workers, and what
-is planned changes more often than the host. `pdd doctor` shows what is remembered.
+A measurement takes some seconds, most of them to import torch in as many processes as there will be workers; `plan` has
+them do that while it reads the data set. What is planned changes more often than the host. `pdd doctor` shows what is
+remembered.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from workers.store.versions import installed_versions
 
 if TYPE_CHECKING:
     from workers.runtime.card_speed import CardSpeed
+    from workers.training.speed import Timing
 
 KEPT_SECONDS = 7 * 86_400.0
 """For how long a measurement is believed: kernels, clocks and neighbours change."""
@@ -48,21 +50,44 @@ class HostSpeed:
         return datetime.fromtimestamp(self.at, UTC).date().isoformat()
 
 
+_begun: dict[int, Timing] = {}
+"""By the number of workers: processes that wait to time the host."""
+
+
+def begin_timing(workers: int) -> None:
+    """Load in processes of their own what timing the host needs, unless its speed is known."""
+    if _known(workers) is None:
+        from workers.training.speed import Timing  # starts processes
+
+        _begun[workers] = Timing(workers)
+
+
 def host_speed(workers: int) -> HostSpeed:
     """The speed of a core of this host when so many workers are busy."""
-    cores, memory = len(os.sched_getaffinity(0)), Memory.beside(None)
-    name = f"speed-{hashlib.sha256(platform.node().encode()).hexdigest()[:16]}-{min(workers, cores)}"
-    state = f"{platform.machine()}, {cores} cores, torch {installed_versions(('torch',)).get('torch')}"
-    known = memory.recall(name, state)
-    if known is not None and 0 <= time.time() - known["at"] < known.get("kept", KEPT_SECONDS):
-        return HostSpeed(known["slowness"], known["at"])
+    if (known := _known(workers)) is not None:
+        return known
     people.print("timing the cores of this machine, as once a week", soft_wrap=True, highlight=False)
-    from workers.training import speed  # takes torch along
-
-    kept = KEPT_BUSY_SECONDS if os.getloadavg()[0] > cores / 2 else KEPT_SECONDS
-    timed = HostSpeed(speed.slowness(workers), time.time())
-    memory.remember(name, state, {"slowness": timed.slowness, "at": timed.at, "kept": kept})
+    kept = KEPT_BUSY_SECONDS if os.getloadavg()[0] > len(os.sched_getaffinity(0)) / 2 else KEPT_SECONDS
+    if workers not in _begun:
+        begin_timing(workers)
+    timed = HostSpeed(_begun.pop(workers).slowness(), time.time())
+    Memory.beside(None).remember(*_named(workers), {"slowness": timed.slowness, "at": timed.at, "kept": kept})
     return timed
+
+
+def _known(workers: int) -> HostSpeed | None:
+    """What is remembered and still believed."""
+    known = Memory.beside(None).recall(*_named(workers))
+    if known is None or not 0 <= time.time() - known["at"] < known.get("kept", KEPT_SECONDS):
+        return None
+    return HostSpeed(known["slowness"], known["at"])
+
+
+def _named(workers: int) -> tuple[str, str]:
+    """The name under which this host's speed is remembered, and the state that it is true of."""
+    cores = len(os.sched_getaffinity(0))
+    name = f"speed-{hashlib.sha256(platform.node().encode()).hexdigest()[:16]}-{min(workers, cores)}"
+    return name, f"{platform.machine()}, {cores} cores, torch {installed_versions(('torch',)).get('torch')}"
 
 
 def machine_of_card() -> cost.Machine:

@@ -241,7 +241,8 @@ def main() -> None:
     from orchestrator.reports import images
     from workers.training import speed
 
-    speed.slowness = lambda *_, **__: 1.0
+    speed.Timing.__init__ = lambda *_, **__: None
+    speed.Timing.slowness = lambda _: 1.0
     point = images.png(images.Image.new("RGB", (1, 1)))
     images.png = lambda _: point
     answers = os.dup(1)

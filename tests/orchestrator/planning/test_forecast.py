@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,7 +226,7 @@ def test_the_papers_scale_is_estimated_for_a_gpu_and_reduced_ones_for_a_core_as_
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     assert machine_of("paper", 256) == cost.GPU
-    monkeypatch.setattr(speed, "slowness", lambda workers: float(workers))
+    monkeypatch.setattr(speed, "Timing", lambda workers: SimpleNamespace(slowness=lambda: float(workers)))
     assert machine_of("tiny", 1) == cost.CORE
     half = machine_of("tiny", 2)
     assert (half.rate, half.call, half.start) == (cost.RATE / 2, 2 * cost.CALL, 2 * cost.START)
@@ -235,7 +236,7 @@ def test_the_papers_scale_is_estimated_for_a_gpu_and_reduced_ones_for_a_core_as_
 def test_experiments_are_estimated_for_the_machine_of_their_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "slowness", lambda workers: 2.0)
+    monkeypatch.setattr(speed, "Timing", lambda workers: SimpleNamespace(slowness=lambda: 2.0))
     slow = forecast(tiny(), Store.open(tmp_path), 1, machine=None)
     assert slow.shared == pytest.approx(2 * forecast(tiny(), Store.open(tmp_path), 1).shared)
 

@@ -8,7 +8,7 @@ import pytest
 from jobs import cost
 from orchestrator.planning import host_speed as module
 from orchestrator.planning.durations import machine_of
-from orchestrator.planning.host_speed import KEPT_BUSY_SECONDS, KEPT_SECONDS, host_speed, remember_card
+from orchestrator.planning.host_speed import KEPT_BUSY_SECONDS, KEPT_SECONDS, begin_timing, host_speed, remember_card
 from workers.runtime.card_speed import CardSpeed
 from workers.training import speed
 
@@ -18,14 +18,18 @@ def timings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of workers for which the host was timed; each measurement is slower than the last by one."""
     taken: list[int] = []
 
-    def slowness(workers: int) -> float:
-        taken.append(workers)
-        return float(len(taken))
+    class Timing:
+        def __init__(self, workers: int) -> None:
+            self.workers = workers
+
+        def slowness(self) -> float:
+            taken.append(self.workers)
+            return float(len(taken))
 
     monkeypatch.setenv("PDD_CACHE", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     monkeypatch.setattr(os, "getloadavg", lambda: (0.2, 0.2, 0.2))
-    monkeypatch.setattr(speed, "slowness", slowness)
+    monkeypatch.setattr(speed, "Timing", Timing)
     return taken
 
 
@@ -35,6 +39,14 @@ def test_a_host_is_timed_once_for_as_many_workers_as_it_has_cores(
     assert [host_speed(workers).slowness for workers in (1, 2, 1, 2, 3, 256)] == [1.0, 2.0, 1.0, 2.0, 2.0, 2.0]
     assert timings == [1, 2]
     assert capsys.readouterr().err.count("timing the cores of this machine") == 2
+
+
+def test_processes_that_loaded_the_code_meanwhile_time_the_host(timings: list[int]) -> None:
+    begin_timing(2)
+    assert list(module._begun) == [2] and timings == []
+    assert host_speed(2).slowness == 1.0 and timings == [2] and module._begun == {}
+    begin_timing(2)
+    assert module._begun == {}  # since it is known
 
 
 def test_it_is_timed_anew_after_a_week_and_by_another_torch_or_host(

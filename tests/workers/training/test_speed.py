@@ -14,4 +14,4 @@ def test_an_epoch_takes_time_and_no_random_number_of_others() -> None:
 
 @pytest.mark.slow
 def test_workers_at_once_are_measured_in_processes_of_their_own() -> None:
-    assert 0.02 < speed.slowness(2, seconds=0.05) < 1000
+    assert 0.02 < speed.Timing(2, seconds=0.05).slowness() < 1000
