@@ -344,6 +344,13 @@ def _alignment(match: Match, settings: Settings) -> Effort:
     return (_distribution(match, settings) + probe).times(steps) + inner.times(steps - 1)
 
 
+def _feature_regression(match: Match, settings: Settings) -> Effort:
+    """FRePo: a look at real images, a gradient of the synthetic ones, and a training step on them."""
+    trained = min(match.union, settings.get("batch_train", match.union))
+    look = match.seen(min(match.real, settings.get("batch", match.real)))
+    return look + match.step(match.union) + match.step(trained)
+
+
 ITERATIONS: dict[str, IterationCost] = {
     "mtt": _trajectory,
     "dc": _gradient,
@@ -353,6 +360,7 @@ ITERATIONS: dict[str, IterationCost] = {
     "dm": _distribution,
     "cafe": _alignment,
     "cafe_dsa": _alignment,
+    "frepo": _feature_regression,
 }
 """What one iteration of a base method costs."""
 

@@ -55,11 +55,12 @@ ALIGNED, ALIGNED_REAL = 2.2, 1.66
 
 @dataclass(frozen=True)
 class Footprint:
-    """The sizes of a network on one image: numbers in its input, its maps, its largest map, and its weights."""
+    """The sizes of a network on one image: input, maps, the largest map, the classifier's input, and its weights."""
 
     pixels: int
     maps: int
     largest: int
+    features: int
     weights: int
 
 
@@ -74,7 +75,13 @@ def footprint(network: NetworkSpec, channels: int, side: int, classes: int) -> F
     """
     layers = network.layers(channels, side, classes)
     outputs = [layer.outputs for layer in layers]
-    return Footprint(channels * side * side, sum(outputs), max(outputs), sum(layer.weights for layer in layers))
+    return Footprint(
+        pixels=channels * side * side,
+        maps=sum(outputs),
+        largest=max(outputs),
+        features=layers[-1].multiply_adds // classes,
+        weights=sum(layer.weights for layer in layers),
+    )
 
 
 def _footprint(network: NetworkSpec, data: DatasetSpec) -> Footprint:
@@ -210,6 +217,16 @@ def _alignment(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int,
     return 2 * size.weights + (ALIGNED * union + ALIGNED_REAL * real) * size.maps
 
 
+def _feature_regression(
+    spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None
+) -> float:
+    """FRePo: the pool with its moments, and a look at real images or the synthetic ones' maps beside features."""
+    real = min(data.train_images, _number(spec, "batch", 1024))
+    features = 3 * (real + union) * size.features
+    phase = max(_look(size, real), SGD * union * size.maps + features)
+    return 3 * (_number(spec, "pool", 10) + 1) * size.weights + real * size.pixels + phase
+
+
 _METHODS: dict[str, Phase] = {
     "mtt": _mtt,
     "dc": _gradient,
@@ -219,6 +236,7 @@ _METHODS: dict[str, Phase] = {
     "dm": _distribution,
     "cafe": _alignment,
     "cafe_dsa": _alignment,
+    "frepo": _feature_regression,
 }
 
 

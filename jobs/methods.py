@@ -110,6 +110,23 @@ class CafeSettings(Frozen):
     """Of both sides of a match, by one draw for each class, and of the inner loop image by image; `none` is CAFE."""
 
 
+class FrepoSettings(Frozen):
+    """FRePo's own numbers."""
+
+    batch: Count
+    """Real images that are predicted in an iteration, of all classes together."""
+    pool: Count
+    """Networks that train on the synthetic images at the same time."""
+    most_updates: Count
+    """Training steps after which a network of the pool gives way to a new one."""
+    lr_network: Positive
+    """Of Adam, in the pool."""
+    batch_train: Count = 500
+    """Synthetic images of a training step at most; of more a random part."""
+    ridge: Positive = 1e-6
+    """What is added to the kernel's diagonal, as a share of its mean."""
+
+
 class MttSettings(Frozen):
     """MTT's own numbers. `batch_syn` of None is classes * ipc_per_stage, fixed for all stages (facts 5.3).
 
@@ -155,6 +172,7 @@ SETTINGS: dict[str, type[Frozen]] = {
     "dm": DmSettings,
     "dream": DreamSettings,
     "dsa": GradientSettings,
+    "frepo": FrepoSettings,
     "idc": IdcSettings,
     "mtt": MttSettings,
 }

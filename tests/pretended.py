@@ -176,9 +176,9 @@ class Card(TorchDispatchMode):
         self.live -= self._storages.pop(identity, 0)
 
     def _converted(self, name: str, source: torch.Tensor, kwargs: dict[str, Any], target: str | None) -> torch.Tensor:
-        """What `to` makes: another dtype, layout or device."""
-        from_card = isinstance(source, CardTensor)
-        to_card = target == "cuda" or (target is None and from_card)
+        """What `to` makes: another dtype, layout or device; a backward pass converts dtypes only, on the card."""
+        from_card, backward = isinstance(source, CardTensor), torch._C._current_graph_task_id() != -1
+        to_card = target == "cuda" or (from_card and (target is None or backward))
         values: torch.Tensor = _ops._to_copy.default(_lowered(source), **tree_map(_lowered, kwargs))
         self._note_copy(name, from_card, to_card, values, bool(kwargs.get("non_blocking")))
         return self._lifted(values, {}) if to_card else values

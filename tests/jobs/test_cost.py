@@ -337,6 +337,8 @@ TRAINING = {"epochs": 3, "batch_size": 4}
             4 * 5 + 3 * 2 * 2,
             0,
         ),
+        # a look at 40 real images, a gradient of all 10 synthetic ones, a training step on 6 of them
+        ("frepo", {"batch": 40, "batch_train": 6}, 40 + 3 * 10 + 3 * 6, 2, 0),
     ],
 )
 def test_an_iteration_of_each_method_counted_by_hand(

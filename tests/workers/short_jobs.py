@@ -31,6 +31,7 @@ ARMS = {
     "dsa": TWO,
     "idc": TWO,
     "dream": TWO,
+    "frepo": TWO,
 }
 GRADIENTS: dict[str, dict[str, Any]] = {
     "dc": {"distil.iterations": 2, "distil.settings.outer": 2},

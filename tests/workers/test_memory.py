@@ -80,7 +80,9 @@ def test_trajectory_matching_takes_the_engine_that_is_chosen_by_the_spec(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "ipc", "steps"), SIZES)
-@pytest.mark.parametrize("method", ["mtt", "adjoint", "dm", "cafe", "cafe_dsa", "dc", "dsa", "idc", "dream", "full"])
+@pytest.mark.parametrize(
+    "method", ["mtt", "adjoint", "dm", "cafe", "cafe_dsa", "dc", "dsa", "idc", "dream", "frepo", "full"]
+)
 def test_the_estimate_is_what_is_counted(method: str, width: int, ipc: int, steps: int, tmp_path: Path) -> None:
     numbers: dict[str, Any] = {f"distil.settings.{STEPS[method]}": min(steps, 3)} if method in STEPS else {}
     if method in ("mtt", "adjoint"):

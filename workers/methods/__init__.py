@@ -24,6 +24,7 @@ _BUILT_IN = {
     "dm": "workers.methods.matching.dm:DistributionMatching",
     "dream": "workers.methods.matching.dream:RepresentativeMatching",
     "dsa": "workers.methods.matching.gradient:GradientMatching",
+    "frepo": "workers.methods.ridge.frepo:FeatureRegression",
     "idc": "workers.methods.matching.idc:FormationMatching",
     "mtt": "workers.methods.trajectory.mtt:TrajectoryMatching",
 }

@@ -20,6 +20,7 @@ LABELS = {
     "dm": "DM",
     "dream": "DREAM",
     "dsa": "DSA",
+    "frepo": "FRePo",
     "idc": "IDC",
     "mtt": "MTT",
 }

@@ -21,7 +21,7 @@ from workers.tasks import experts
 from workers.tasks.distil import StageRun
 from workers.training import transition
 
-METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa")
+METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa", "frepo")
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,60 @@
+"""Recipes of the methods that are in no table of the paper, against the published numbers of their papers and codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.recipe import Setting, resolve
+from jobs.recipe_numbers import DistilNumbers, Recipe
+
+METHODS = ("frepo",)
+SIDES = {"cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "fashion-mnist": 28, "mnist": 28, "digits": 8}
+
+
+def recipe(method: str, dataset: str = "cifar10", stages: int = 1, scale: Any = "paper", ipc: int = 10) -> Recipe:
+    setting = Setting(scale=scale, dataset=dataset, size=SIDES[dataset], stages=stages, ipc_per_stage=ipc)
+    return resolve(method, setting, {}, "x").recipe
+
+
+def distil(method: str, dataset: str = "cifar10", **more: Any) -> DistilNumbers:
+    numbers = recipe(method, dataset, **more).distil
+    assert numbers is not None
+    return numbers
+
+
+def test_frepo_has_its_published_numbers(facts: dict[str, Any]) -> None:
+    published, numbers = facts["FRePo"], distil("frepo")
+    assert (numbers.iterations, numbers.init) == (published["iterations"], published["init"])
+    assert numbers.settings == published["settings"]
+    assert numbers.image.model_dump(include=set(published["optimiser"])) == published["optimiser"]
+    for dataset, strategy in (("cifar10", "CIFAR-10"), ("mnist", "MNIST")):
+        assert recipe("frepo", dataset).evaluate.augmentation == published["strategy"][strategy]
+    assert recipe("frepo").evaluate.training(1).epochs == published["epochs"][10]
+    assert recipe("frepo").dataset.normalise == recipe("frepo", "cifar100").dataset.normalise == "zca"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_networks_of_later_stages_are_trained_as_those_of_evaluation_but_a_fifth_as_long(method: str) -> None:
+    numbers = recipe(method, stages=5)
+    assert numbers.transition is not None
+    once = numbers.evaluate.training(1)
+    assert numbers.transition.epochs * 5 == once.epochs
+    different = {"epochs", "extra_epoch", "on"}
+    assert numbers.transition.model_dump(exclude=different) == once.model_dump(exclude=different)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dataset", SIDES)
+def test_small_rows_share_the_data_and_the_evaluation_of_random_s_row(method: str, dataset: str) -> None:
+    ours, random = recipe(method, dataset, scale="small"), recipe("random", dataset, scale="small")
+    assert (ours.dataset, ours.network) == (random.dataset, random.network)
+    assert ours.evaluate.training(1) == random.evaluate.training(1)
+    assert distil(method, dataset, scale="small").choice.by == "last"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_digits_are_not_mirrored(method: str) -> None:
+    for scale in ("paper", "small", "tiny"):
+        assert "flip" not in recipe(method, "digits", scale=scale).evaluate.augmentation
