@@ -55,9 +55,12 @@ class DistributionMatching(Method):
 
 
 def mean_distance(network: Network, real: Tensor, synthetic: Tensor) -> Tensor:
-    """Squared distance of the mean embeddings of a class's real [m, C, H, W] and synthetic images [n, C, H, W].
+    """Squared distance of the mean embeddings of a class, the paper's equation 5 for one network; [].
 
-    The paper's equation 5 for one network and one class; differentiable with respect to the synthetic images.
+    Args:
+        network: its features are the embedding.
+        real: [m, C, H, W]; not differentiated.
+        synthetic: [n, C, H, W].
     """
     with torch.no_grad():
         target = network.embed(real).mean(0)

@@ -44,7 +44,13 @@ class PooledNetwork:
         self._optimiser = Adam([weights], lr=lr, foreach=False)
 
     def train(self, network: Network, images: Tensor, targets: Tensor) -> None:
-        """One step on the squared error of the logits; `network` must hold the weights."""
+        """Make one step on the squared error of the logits.
+
+        Args:
+            network: it must hold the weights.
+            images: float32 [n, C, H, W].
+            targets: of their logits, [n, classes].
+        """
         loss = F.mse_loss(network(images), targets.to(images.dtype))
         gradients = torch.autograd.grad(loss, list(network.parameters()))
         self.weights.grad = torch.cat([gradient.flatten() for gradient in gradients])
@@ -79,7 +85,13 @@ class FeatureRegression(Method):
         self._pool: list[PooledNetwork] = []
 
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
-        """An image step by the features of one network of the pool, and a training step of that network."""
+        """Make an image step by the features of one network of the pool, then a training step of that network.
+
+        Args:
+            learnable: the images of the stage, and the earlier ones.
+            iteration: counted from 0.
+            generator: of the network, the real images, and the images it is trained on.
+        """
         settings = self._settings
         if not self._pool:
             spread = (settings.most_updates * slot // settings.pool for slot in range(settings.pool))
