@@ -88,6 +88,18 @@ def _footprint(network: NetworkSpec, data: DatasetSpec) -> Footprint:
     return footprint(network, data.channels, data.height, data.classes)
 
 
+def needs_card(job: Job) -> bool:
+    """Whether the job computes with a network: on a CPU core beside cards the others are done as soon."""
+    match job.spec:
+        case DatasetSpec():
+            return False
+        case SelectSpec():
+            return bool(job.parents.get("experts"))
+        case ForgettingSpec():
+            return not job.parents.get("experts")
+    return True
+
+
 def peak_bytes(job: Job, graph: Graph, engine: Engine | None = None) -> int:
     """The most that a job keeps on a card at once; 0 for jobs that use none.
 
@@ -97,13 +109,13 @@ def peak_bytes(job: Job, graph: Graph, engine: Engine | None = None) -> int:
         engine: of trajectory matching, instead of the one that the spec leads to.
     """
     spec = job.spec
-    if isinstance(spec, SelectSpec) and spec.rule in ("herding", "k_center"):
+    if isinstance(spec, DatasetSpec) or not needs_card(job):
+        return 0
+    if isinstance(spec, SelectSpec):
         expert = graph[job.parents["experts"][0]].spec
         assert isinstance(expert, ExpertsSpec)
         size = _footprint(expert.network, dataset_of(job, graph))
         return BYTES * math.ceil(_data_values(job, graph) + size.weights + _look(size, TEST_BATCH))
-    if not isinstance(spec, DistilSpec | ExpertsSpec | EvaluateSpec | FullSpec | ForgettingSpec):
-        return 0
     size = _footprint(spec.network, dataset_of(job, graph))
     return BYTES * math.ceil(_data_values(job, graph) + _working(job, graph, size, engine))
 

@@ -36,6 +36,8 @@ from workers.store.files import write_file
 
 SLOT = "pdd_slot"
 """The resource a node offers once for each job it may run at a time."""
+CPU_SLOT = "pdd_cpu_slot"
+"""The resource a node with cards offers for each job beside them that needs none."""
 LONGEST_FOLDER = 40
 """Ray adds up to 64 characters to its folder, and the path of a Unix socket may have 107 bytes."""
 START_ATTEMPTS = 2
@@ -110,7 +112,10 @@ class PlainNodes:
 
 
 class LocalCluster(PlainNodes):
-    """A Ray cluster on this machine that offers `workers` slots on its `cards` and leaves nothing behind."""
+    """A Ray cluster on this machine that offers `workers` slots on its `cards` and leaves nothing behind.
+
+    Beside cards it has one more slot, for the jobs that need none.
+    """
 
     def __init__(self, workers: int, cards: int = 0) -> None:
         self.workers, self.cards = workers, cards
@@ -145,12 +150,13 @@ class LocalCluster(PlainNodes):
         with _environment(_settings(self.folder / "token")):
             self._ray = import_ray()
             write_file(self.folder / "token", (_token or "").encode())
+            beside = 1 if self.cards else 0
             self._ray.init(
                 address="local",
                 job_config=_with_our_imports(self._ray.job_config.JobConfig()),
-                num_cpus=self.workers,
+                num_cpus=self.workers + beside,
                 num_gpus=self.cards,
-                resources={SLOT: self.workers},
+                resources={SLOT: self.workers, CPU_SLOT: beside} if beside else {SLOT: self.workers},
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
                 log_to_driver=False,

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.graph import Job
 from orchestrator.clusters.config import usable_cores
-from orchestrator.clusters.ray_cluster import SLOT, Cluster, NodeUsage, brief
+from orchestrator.clusters.ray_cluster import CPU_SLOT, SLOT, Cluster, NodeUsage, brief
 from orchestrator.clusters.versions import versions as our_versions
 from orchestrator.runs.pool import (
     EXECUTE,
@@ -61,8 +61,8 @@ class _Slot:
     host: str
     number: int
     """Its number on the node."""
-    card: int | None = None
-    """The number of the node's card that it keeps to; None where Ray gives it one, or none."""
+    card: int | Literal["none"] | None = None
+    """The number of the node's card that it keeps to, or that it has none beside cards; None where Ray decides."""
     joined: bool = False
     key: str = ""
     """The job that it was given last."""
@@ -184,7 +184,7 @@ class RayPool:
         retired = [slot for slot in self._retired if slot.node == node["NodeID"]]
         taken = {slot.number for slot in (*self._slots.values(), *retired) if slot.node == node["NodeID"]}
         left_alone = {slot.card for slot in retired} - {None}
-        numbers = range(self._cluster.offers(node["Resources"]))
+        numbers = range(self._cluster.offers(node["Resources"]) + int(node["Resources"].get(CPU_SLOT, 0)))
         return [number for number in numbers if number not in taken and _own_card(node, number) not in left_alone]
 
     def _end_hung_workers(self) -> Iterator[PoolEvent]:
@@ -235,7 +235,7 @@ class RayPool:
         actor = self._actor_class.options(
             num_cpus=1,
             num_gpus=0 if ours else gpu_share(gpus, offered, number),
-            resources={SLOT: 1} if ours else {},
+            resources={CPU_SLOT if card == "none" else SLOT: 1} if ours else {},
             scheduling_strategy=place,
         ).remote(*self._job_place, card, offered)
         host = node["NodeManagerHostname"]
@@ -272,7 +272,8 @@ class RayPool:
             else:
                 slot.joined = True
                 self._failed_starts[slot.node] = 0
-                yield WorkerJoined(name, slot.host, "" if slot.card is None else f"{slot.host}/{slot.card}")
+                card = f"{slot.host}/{slot.card}" if isinstance(slot.card, int) else ""
+                yield WorkerJoined(name, slot.host, card, cpu_only=slot.card == "none")
 
     def _lose_card(self, name: str, slot: _Slot, result: Mapping[str, Any]) -> Iterator[PoolEvent]:
         """End a worker after a sticky error of its card; its job is tried again by another one.
@@ -292,7 +293,9 @@ class RayPool:
     def _require_a_card(self) -> None:
         """Refuse to go on when all slots of all nodes are on cards that are left alone."""
         nodes = self._living_nodes().values()
-        if self._slots or not nodes or any(self._free_slots(node) for node in nodes):
+        with_card = [slot for slot in self._slots.values() if slot.card != "none"]
+        free = [_own_card(node, number) for node in nodes for number in self._free_slots(node)]
+        if with_card or not nodes or any(card != "none" for card in free):
             return
         raise PoolBroken(f"every card of {', '.join(node['NodeManagerHostname'] for node in nodes)} is left alone")
 
@@ -323,9 +326,11 @@ class RayPool:
 class SlotWorker:
     """The process of one slot: settles on the machine once, then does one job after the other."""
 
-    def __init__(self, execute: str, store_root: str, run: str, card: int | None = None, slots: int = 1) -> None:
+    def __init__(
+        self, execute: str, store_root: str, run: str, card: int | Literal["none"] | None = None, slots: int = 1
+    ) -> None:
         """Keep to the node's card of this number, and take one thread, with a card the node's cores by its slots."""
-        prepare_worker(1 if card is None else max(1, usable_cores() // slots), card)
+        prepare_worker(max(1, usable_cores() // slots) if isinstance(card, int) else 1, card)
         self._execute, self._store_root, self._run = resolve(execute), store_root, run
 
     def greet(self) -> dict[str, str]:
@@ -361,10 +366,15 @@ def _look_for_gcs(address: str) -> None:
             time.sleep(0.5)
 
 
-def _own_card(node: Mapping[str, Any], number: int) -> int | None:
-    """The card of a slot on a node of ours, all of whose cards are ours too; None on other nodes and without cards."""
-    cards = int(node["Resources"].get("GPU", 0))
-    return number % cards if cards and SLOT in node["Resources"] else None
+def _own_card(node: Mapping[str, Any], number: int) -> int | Literal["none"] | None:
+    """The card of a slot on a node of ours, all of whose cards are ours too; None on other nodes and without cards.
+
+    The last slots of such a node have none where it offers slots beside its cards.
+    """
+    cards, slots = int(node["Resources"].get("GPU", 0)), node["Resources"].get(SLOT)
+    if not cards or slots is None:
+        return None
+    return number % cards if number < slots else "none"
 
 
 def gpu_share(gpus: float, slots: int, number: int) -> float:

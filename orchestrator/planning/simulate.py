@@ -18,7 +18,8 @@ from functools import cache
 from orchestrator.scheduler import events
 from orchestrator.scheduler.job_status import UNFINISHED
 from orchestrator.scheduler.schedule import DUE, FIRST_COME, Schedule
-from orchestrator.scheduler.scheduler import Scheduler, State
+from orchestrator.scheduler.scheduler import Scheduler
+from orchestrator.scheduler.state import State
 
 ORDERS = (DUE, 0.45, 0.35, 0.5, 0.3, 0.2, 0.1, 0.0)
 """The orders (`Schedule.due`) that are tried before first come first served, those with early answers first."""

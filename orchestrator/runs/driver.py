@@ -27,7 +27,8 @@ from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Action, AskYield, Event, Finish, Note, Start
 from orchestrator.scheduler.job_status import UNFINISHED, Change, Status
 from orchestrator.scheduler.schedule import Schedule
-from orchestrator.scheduler.scheduler import Scheduler, State
+from orchestrator.scheduler.scheduler import Scheduler
+from orchestrator.scheduler.state import State
 from workers.store.store import Audit
 
 PATIENCE = 1.0
@@ -246,10 +247,11 @@ class Loop:
     def take(self, event: PoolEvent) -> None:
         """Note what the pool reports, then let the scheduler decide; after the end it is only noted."""
         match event:
-            case WorkerJoined(slot, host, card):
+            case WorkerJoined(slot, host, card, cpu_only):
                 self.hosts[slot] = host
-                self.note("slot_joined", slot=slot, host=host, **({"card": card} if card else {}))
-                self.feed(events.SlotJoined(self.now(), slot, card))
+                where = {"cpu_only": True} if cpu_only else {"card": card} if card else {}
+                self.note("slot_joined", slot=slot, host=host, **where)
+                self.feed(events.SlotJoined(self.now(), slot, card, cpu_only))
             case WorkerLeft(slot, reason, message):
                 self.note("slot_left", slot=slot, reason=reason, message=message)
                 self.feed(events.SlotLeft(self.now(), slot, reason, message))

@@ -36,6 +36,8 @@ class WorkerJoined:
     host: str
     card: str = ""
     """What it shares with other slots of the same name: a card; empty for a core of its own."""
+    cpu_only: bool = False
+    """Whether it stands without a card beside slots with one, and takes the jobs that need none."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +143,12 @@ def resolve(dotted: str) -> Any:
         raise ImportError(f"{module} has no {name}") from error
 
 
-def prepare_worker(threads: int = 1, card: int | None = None) -> None:
+def prepare_worker(threads: int = 1, card: int | Literal["none"] | None = None) -> None:
     """Settle this process on its machine before its first job; a program without our workers, as in tests, has none.
 
     Args:
         threads: of its operators on the CPU.
-        card: the number of the card that it keeps to; None leaves it all that it sees.
+        card: the number of the card that it keeps to, or that it sees none; None leaves it all that it sees.
     """
     try:
         prepare = resolve("workers.runtime.process.prepare_process")

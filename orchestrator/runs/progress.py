@@ -34,7 +34,7 @@ from orchestrator.results.cells import Reader, label, manifest_of
 from orchestrator.runs.time_left import Pace, Running, time_left
 from orchestrator.runs.timeline import clock_time
 from orchestrator.scheduler.job_status import AVAILABLE, UNFINISHED, UNSUCCESSFUL, Status
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from workers.store.claims import Claim
 from workers.store.store import Manifest
 
@@ -270,7 +270,7 @@ class Progress:
             claims,
             elapsed=self._clock() - self._began,
             now=self._wall(),
-            slots=len(state.slots),
+            slots=len(state.slots.keys() - state.cpu_slots),
             seconds=self._seconds,
             pace=self._pace,
             best=best_so_far(self._plan.cells, self._accuracies),

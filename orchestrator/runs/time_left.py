@@ -255,6 +255,8 @@ class WorkLeft:
 
     def __init__(self) -> None:
         self.slots = 0
+        self.beside: set[str] = set()
+        """Slots beside cards, which take only what needs none."""
         self.pace = Pace()
         self.waiting: dict[str, float] = {}
         """The expected seconds of all open jobs by kind."""
@@ -267,9 +269,10 @@ class WorkLeft:
         """Take a record into account; one of an earlier version, which does not say what was expected, tells less."""
         match record["event"]:
             case "slot_joined":
-                self.slots += 1
+                self.beside |= {record["slot"]} if record.get("cpu_only") else set()
+                self.slots += record["slot"] not in self.beside
             case "slot_left":
-                self.slots -= 1
+                self.slots -= record["slot"] not in self.beside
             case "work_left":
                 self.waiting = dict(record["by_kind"])
             case "job_ready":

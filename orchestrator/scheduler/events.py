@@ -31,10 +31,14 @@ class Began(Event):
 
 @dataclass(frozen=True)
 class SlotJoined(Event):
-    """A worker can take jobs; of slots on the same card, those on the emptiest one get them first."""
+    """A worker can take jobs; of slots on the same card, those on the emptiest one get them first.
+
+    A `cpu_only` slot stands beside cards and takes the jobs that need none.
+    """
 
     slot: str
     card: str = ""
+    cpu_only: bool = False
 
 
 @dataclass(frozen=True)

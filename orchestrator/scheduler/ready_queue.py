@@ -13,7 +13,7 @@ groups is full: so a release costs no more than the logarithm of the number of j
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
@@ -155,3 +155,62 @@ class ReadyQueue:
         if self.due < FIRST_COME and by_chain and -by_chain[0][0] >= self.due * share:
             return _BY_CHAIN
         return _BY_ROW if by_row else None
+
+
+class ReadyJobs:
+    """The ready jobs of a run, those that need no card `apart` from the others where slots without a card take them.
+
+    Args:
+        schedule, positions, groups, ready: as of `ReadyQueue`; the jobs that need no card are in no group.
+        apart: whether there is such a slot.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        positions: Mapping[str, int],
+        groups: Groups,
+        ready: Iterable[tuple[str, float]] = (),
+        apart: bool = False,
+    ) -> None:
+        self.cpu_jobs = schedule.cpu_jobs if apart else frozenset()
+        self.main, self.cpu = (ReadyQueue(schedule, positions, groups) for _ in range(2))
+        for key, not_before in ready:
+            self.add(key, not_before)
+
+    def __bool__(self) -> bool:
+        return bool(self.main.entered or self.cpu.entered)
+
+    def add(self, key: str, not_before: float = 0.0) -> None:
+        """Add a ready job; it may start at `not_before`."""
+        (self.cpu if key in self.cpu_jobs else self.main).add(key, not_before)
+
+    def discard(self, key: str) -> None:
+        """Remove a job that is not ready any more."""
+        (self.cpu if key in self.cpu_jobs else self.main).discard(key)
+
+    def release(self, key: str) -> None:
+        """Take a job that runs no more out of its groups."""
+        self.main.release(key)
+
+    def assign(
+        self, idle: Sequence[str], cpu_slots: Collection[str], at: float, share: float
+    ) -> Iterator[tuple[str, str]]:
+        """Take out the most urgent jobs for idle slots; a card takes what needs none only if nothing else waits for it.
+
+        Args:
+            idle: the slots, the first to be used first.
+            cpu_slots: those without a card beside others with one.
+            at: seconds since the run began.
+            share: as of `ReadyQueue.pick`.
+
+        Returns:
+            Pairs of slot and key.
+        """
+        spare = [slot for slot in idle if slot in cpu_slots]
+        yield from zip(spare, self.cpu.pick(at, len(spare), share), strict=False)
+        cards = [slot for slot in idle if slot not in cpu_slots]
+        keys = self.main.pick(at, len(cards), share)
+        if len(keys) < len(cards):
+            keys += self.cpu.pick(at, len(cards) - len(keys), share)
+        yield from zip(cards, keys, strict=False)

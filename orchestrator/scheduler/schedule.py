@@ -9,6 +9,7 @@ from math import inf
 from typing import Any
 
 from jobs.graph import Graph, Job
+from jobs.memory import needs_card
 
 DUE = 0.4
 """A job is due when its chain takes this share of the work that each slot has before it. At 1 answers come a little
@@ -62,6 +63,8 @@ class Schedule:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rank: Mapping[str, int] = field(default_factory=dict)
     due: float = DUE
+    cpu_jobs: frozenset[str] = frozenset()
+    """The jobs that need no card: where a slot without one stands beside cards, it takes them."""
 
     def __post_init__(self) -> None:
         """Check what the decisions rely on: parents first, known targets, a limit for every group."""
@@ -70,6 +73,7 @@ class Schedule:
             assert seen.issuperset(self.parents[key]), f"{key} stands before one of its parents"
             seen.add(key)
         assert self.wanted <= seen, f"targets outside the graph: {sorted(self.wanted - seen)}"
+        assert not self.cpu_jobs & self.exclusive.keys(), "a job that needs no card is in no group"
         assert all(self.limits.get(group, 0) >= 1 for groups in self.exclusive.values() for group in groups)
 
     @classmethod
@@ -87,7 +91,8 @@ class Schedule:
         one_by_one = {group for group, limit in more.get("limits", {}).items() if limit == 1}
         groups = {key: one_by_one.intersection(names) for key, names in more.get("exclusive", {}).items()}
         path = chain_paths(graph.remaining_path(seconds), children, times, groups)
-        return cls(tuple(graph.jobs), parents, children, path, frozenset(wanted), seconds=times, **more)
+        more = {"seconds": times, "cpu_jobs": frozenset(job.key for job in graph if not needs_card(job)), **more}
+        return cls(tuple(graph.jobs), parents, children, path, frozenset(wanted), **more)
 
 
 def chain_paths(

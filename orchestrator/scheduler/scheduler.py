@@ -1,12 +1,11 @@
 """The scheduler: what runs next, and what becomes of a job when something happens to it.
 
-Two rules keep this file honest. It does no I/O: no clock, file, Ray or randomness, so the same events always lead to
-the same decisions, and a test tells a run in a few lines. And the legal transitions of a job are data
-(`orchestrator.scheduler.job_status`); the code below only looks them up.
+It does no I/O: no clock, file, Ray or randomness, so the same events always lead to the same decisions, and a test
+tells a run in a few lines. The legal transitions of a job are data (`orchestrator.scheduler.job_status`).
 
 Theory of operation
-    A `Scheduler` moves from event to event: `feed(event)` returns the actions that the caller must carry out, and
-    whatever comes of them is fed back as another event. `decide(state, event)` is the same as a pure function.
+    A `Scheduler` moves from event to event: `feed(event)` returns the actions that the caller must carry out, whose
+    results are fed back as further events. `decide(state, event)` is the same as a pure function.
 
     A job runs only if it is needed: it is a target that is not in the store, or a parent without which such a job
     cannot run. The rest is `unneeded`, so an experiment stays finished after its trajectories were deleted. A job that
@@ -14,23 +13,20 @@ Theory of operation
     are available is asked anew; so a damaged parent needs no special case.
 
     An idle slot takes the ready job with the longest chain of work behind it where the end of the run may wait for that
-    chain, else the one that completes a row of a table soonest (`orchestrator.scheduler.ready_queue`).
+    chain, else the one that completes a row of a table soonest (`orchestrator.scheduler.ready_queue`). One slot runs
+    one job, and those on the emptiest card go first (`orchestrator.scheduler.slots`).
 
     Each way to fail has its own limit (`orchestrator.scheduler.schedule.RetryLimits`). Losing a worker to preemption or
     a dead node is free; a job that keeps killing its worker fails; a bug or a divergence would only be repeated and
     fails at once. The descendants of a failed job are skipped, its siblings go on.
 
-    An event costs the logarithm of the number of jobs: which jobs are ready, which slots are idle and how many parents
-    each job misses is kept up to date, and what an event changed is collected in `State.changes`.
-
-What it leaves out: which slot suits which job. One slot runs one job, and those on the emptiest card go first.
+    An event costs the logarithm of the number of jobs: what is ready, idle or missing is kept up to date.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from math import inf
 from types import MappingProxyType
 from typing import Any
@@ -51,43 +47,13 @@ from orchestrator.scheduler.job_status import (
     Status,
     Transition,
 )
-from orchestrator.scheduler.ready_queue import ReadyQueue
+from orchestrator.scheduler.ready_queue import ReadyJobs
 from orchestrator.scheduler.schedule import Schedule, behind
 from orchestrator.scheduler.slots import emptiest_first
+from orchestrator.scheduler.state import State
 
 WAIT_FOR_WORKERS = 30.0
 """Seconds without a slot before the run says that it waits; replacing a dead local worker takes about two."""
-
-
-@dataclass(frozen=True)
-class State:
-    """The whole state of a run; two states are equal if they would decide alike."""
-
-    schedule: Schedule
-    jobs: Mapping[str, JobState]
-    slots: Mapping[str, str | None] = field(default_factory=dict)
-    """The key each slot runs, None when idle."""
-    cards: Mapping[str, str] = field(default_factory=dict)
-    """By slot, the card that it keeps to."""
-    leaving: frozenset[str] = frozenset()
-    """Slots that start nothing more."""
-    no_workers_since: float | None = None
-    """Since when there has been no slot; infinite once that was reported."""
-    stopping: Finish | None = None
-    """How the run ends when the last running job is back."""
-    finished: Finish | None = None
-    changes: tuple[Change, ...] = field(default=(), compare=False)
-    """The jobs whose status the last event changed, in the schedule's order."""
-
-    @classmethod
-    def initial(cls, schedule: Schedule) -> State:
-        """The state before `Began`."""
-        return cls(schedule, dict.fromkeys(schedule.keys, JobState()))
-
-    def counts(self) -> dict[Status, int]:
-        """How many jobs have each status; every status is there."""
-        counted = Counter(job.status for job in self.jobs.values())
-        return {status: counted[status] for status in Status}
 
 
 def decide(state: State, event: Event) -> tuple[State, tuple[Action, ...]]:
@@ -118,7 +84,7 @@ class Scheduler:
     def __init__(self, state: State) -> None:
         self.schedule, self.at = state.schedule, 0.0
         self.jobs, self.slots, self.cards = dict(state.jobs), dict(state.slots), dict(state.cards)
-        self.leaving, self.no_workers_since = state.leaving, state.no_workers_since
+        self.cpu_slots, self.leaving, self.no_workers_since = state.cpu_slots, state.leaving, state.no_workers_since
         self.stopping, self.finished = state.stopping, state.finished
         self.actions: list[Action] = []
         self.old: dict[str, Status] = {}
@@ -138,8 +104,9 @@ class Scheduler:
         self._take(event)
         self._assign_slots()
         self._conclude()
-        changes = [Change(key, old, self.jobs[key]) for key, old in self.old.items()]
-        changes = [change for change in changes if change.job.status is not change.old]
+        changes = [
+            Change(key, old, self.jobs[key]) for key, old in self.old.items() if self.jobs[key].status is not old
+        ]
         if len(changes) > 1:
             changes.sort(key=lambda change: self._position(change.key))
         self.changes = tuple(changes)
@@ -154,8 +121,8 @@ class Scheduler:
         return self._state(MappingProxyType(self.jobs), MappingProxyType(self.slots))
 
     def _state(self, jobs: Mapping[str, JobState], slots: Mapping[str, str | None]) -> State:
-        others = (dict(self.cards), self.leaving, self.no_workers_since, self.stopping, self.finished)
-        return State(self.schedule, jobs, slots, *others, self.changes)
+        of_slots = (dict(self.cards), self.cpu_slots, self.leaving, self.no_workers_since)
+        return State(self.schedule, jobs, slots, *of_slots, self.stopping, self.finished, self.changes)
 
     def _index(self) -> None:
         """Build what would take too long to look for at every event."""
@@ -163,7 +130,7 @@ class Scheduler:
         positions = {key: position for position, key in enumerate(self.jobs)}
         self._position = positions.__getitem__
         groups = Groups(self.schedule, filter(None, self.slots.values()))
-        self.ready = ReadyQueue(self.schedule, positions, groups, ready)
+        self.ready = ReadyJobs(self.schedule, positions, groups, ready, apart=bool(self.cpu_slots))
         self.milliseconds = {key: round(1000 * seconds) for key, seconds in self.schedule.seconds.items()}
         self.waiting = sum(self.milliseconds.get(key, 0) for key, job in self.jobs.items() if job.status in WAITING)
         self.idle = {slot for slot, key in self.slots.items() if key is None and slot not in self.leaving}
@@ -176,7 +143,7 @@ class Scheduler:
             case events.Began():
                 self._begin(event.cached)
             case events.SlotJoined():
-                self._join(event.slot, event.card)
+                self._join(event)
             case events.SlotLeft():
                 self._leave(event)
             case events.JobEvent():
@@ -256,12 +223,12 @@ class Scheduler:
             self._give_up(event.key, event.reason, event.message, event.log)
 
     def _out_of_memory(self, key: str, message: str, log: str = "") -> None:
-        level = self.jobs[key].memory_level + 1
-        if level > self.schedule.retry_limits.memory:
+        level, allowed = self.jobs[key].memory_level + 1, self.schedule.retry_limits.memory
+        if level > allowed:
             self._give_up(key, "memory", message, log)
         else:
-            self._note(
-                f"{key} ran out of memory; tried again ({level} of {self.schedule.retry_limits.memory}), in less of it"
+            self.actions.append(
+                events.Note(f"{key} ran out of memory; tried again ({level} of {allowed}), in less of it")
             )
             self._give_back(key, memory_level=level)
 
@@ -270,14 +237,13 @@ class Scheduler:
         if crashes >= allowed:
             self._give_up(key, "crashed", f"its worker died {crashes} times in a row: {message}")
         else:
-            self._note(f"{key}: its worker died (crash {crashes} of {allowed}): {message}")
+            self.actions.append(events.Note(f"{key}: its worker died (crash {crashes} of {allowed}): {message}"))
             self._give_back(key, crashes=crashes)
 
     def _broken_parent(self, event: events.JobFailed) -> None:
         repairs = self.jobs[event.key].repairs + 1
         if repairs > self.schedule.retry_limits.repairs:
-            self._give_up(event.key, "parent", f"a parent is broken again: {event.message}", event.log)
-            return
+            return self._give_up(event.key, "parent", f"a parent is broken again: {event.message}", event.log)
         self._give_back(event.key, repairs=repairs)
         if event.parent in self.jobs:  # else the next attempt finds out which one it is
             self._lose(event.parent)
@@ -288,7 +254,9 @@ class Scheduler:
         children = self.schedule.children[key]
         needed = key in self.schedule.wanted or any(self.jobs[child].status in UNFINISHED for child in children)
         if job.status in AVAILABLE:
-            self._note(f"{key} is damaged or gone; {'it is made again' if needed else 'nothing needs it now'}")
+            self.actions.append(
+                events.Note(f"{key} is damaged or gone; {'it is made again' if needed else 'nothing needs it now'}")
+            )
             self._move(key, Transition.LOST if needed else Transition.PRUNED, repairs=0)
             self._settle([*(self._require(key) if needed else ()), key, *children])
         elif job.status is Status.UNNEEDED and needed:
@@ -331,8 +299,8 @@ class Scheduler:
         """Let the jobs that are needed wait for their turn, and no others."""
         schedule, jobs = self.schedule, self.jobs
         needed = behind(schedule.wanted, schedule.parents, lambda key: jobs[key].status in AVAILABLE)
-        for key in self.schedule.keys:
-            status = self.jobs[key].status
+        for key in schedule.keys:
+            status = jobs[key].status
             if status is Status.UNNEEDED and key in needed:
                 self._move(key, Transition.NEEDED)
             elif status in (Status.BLOCKED, Status.READY) and key not in needed:
@@ -371,13 +339,16 @@ class Scheduler:
 
     # Slots.
 
-    def _join(self, slot: str, card: str) -> None:
-        if slot in self.slots:
-            raise IllegalTransition(f"slot {slot} joined twice")
-        self.slots[slot] = None
-        self.cards |= {slot: card} if card else {}
-        self.idle.add(slot)
+    def _join(self, event: events.SlotJoined) -> None:
+        if event.slot in self.slots:
+            raise IllegalTransition(f"slot {event.slot} joined twice")
+        self.slots[event.slot] = None
+        self.cards |= {event.slot: event.card} if event.card else {}
+        self.idle.add(event.slot)
         self.no_workers_since = None
+        if event.cpu_only:
+            self.cpu_slots |= {event.slot}
+            self._index()
 
     def _release(self, key: str, slot: str) -> None:
         if self.slots.get(slot) != key:
@@ -391,6 +362,9 @@ class Scheduler:
         if event.slot not in self.slots:
             raise IllegalTransition(f"slot {event.slot} left without having joined")
         key, _ = self.slots.pop(event.slot), self.cards.pop(event.slot, None)
+        if event.slot in self.cpu_slots:
+            self.cpu_slots -= {event.slot}
+            self._index()
         self.leaving -= {event.slot}
         self.idle.discard(event.slot)
         self.no_workers_since = self.no_workers_since if self.slots else self.at
@@ -406,11 +380,11 @@ class Scheduler:
 
     def _assign_slots(self) -> None:
         """Give idle slots the most urgent ready jobs that their groups admit."""
-        if self.stopping or not self.idle or not self.ready.entered:
+        if self.stopping or not self.idle or not self.ready:
             return
+        self.share = self.waiting / 1000 / max(1, len(self.slots) - len(self.leaving | self.cpu_slots))
         idle = list(self.idle) if len(self.idle) == 1 else emptiest_first(self.idle, self.slots, self.cards)
-        self.share = self.waiting / 1000 / (len(self.slots) - len(self.leaving))
-        for slot, key in zip(idle, self.ready.pick(self.at, len(idle), self.share), strict=False):
+        for slot, key in self.ready.assign(idle, self.cpu_slots, self.at, self.share):
             self._start(key, slot)
 
     def _start(self, key: str, slot: str) -> None:
@@ -422,9 +396,6 @@ class Scheduler:
 
     # The run as a whole.
 
-    def _note(self, text: str) -> None:
-        self.actions.append(events.Note(text))
-
     def _stop(self, finish: Finish) -> None:
         self.stopping = finish
         self.actions.append(events.AskYield(finish.why))
@@ -432,7 +403,7 @@ class Scheduler:
     def _report_no_workers(self) -> None:
         if self.no_workers_since is not None and self.at - self.no_workers_since >= WAIT_FOR_WORKERS:
             self.no_workers_since = inf
-            self._note("no worker is alive; the run waits for one to join")
+            self.actions.append(events.Note("no worker is alive; the run waits for one to join"))
 
     def _conclude(self) -> None:
         """End the run if nothing runs and it is to stop or nothing is left to do."""

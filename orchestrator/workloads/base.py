@@ -30,7 +30,7 @@ from orchestrator.runs.driver import ScheduleSource
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.timeline import duration
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from workers.store.store import Store
 
 

@@ -22,7 +22,7 @@ from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.progress import Progress
 from orchestrator.runs.status import runs
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from orchestrator.workloads.base import Run, RunEnd, RunResult, Session, keep_files, new_run_name
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store

@@ -29,7 +29,7 @@ from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.pool import InProcessPool, Pool
 from orchestrator.runs.status import from_records
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from orchestrator.workloads import loggers
 from orchestrator.workloads.base import LaunchOptions, Run, RunEnd, RunResult, Session, Workload, speaker
 from workers.runtime.visible_cards import visible_cards

@@ -10,7 +10,7 @@ from jobs.datasets import DATASETS
 from jobs.expansion import expand
 from jobs.experiment import Experiment
 from jobs.graph import Graph, Job
-from jobs.memory import CARD_SIZES, chosen_engine, largest_by_card, peak_bytes, room
+from jobs.memory import CARD_SIZES, chosen_engine, largest_by_card, needs_card, peak_bytes, room
 from jobs.specs import DistilSpec
 
 
@@ -72,3 +72,15 @@ def test_recorded_steps_keep_the_memory_of_the_adjoint_while_candidates_are_judg
     weights = 4 * 320_010
     assert graphs - adjoint == pytest.approx(2 * weights, abs=8)
     assert peak_bytes(job, graph) > graphs + 10 * weights
+
+
+def test_data_sets_and_what_looks_at_no_network_need_no_card() -> None:
+    arms = [{"method": rule, "ipc_per_stage": 1} for rule in ("random", "herding", "forgetting", "mtt")]
+    document = {"name": "test", "dataset": {"name": "cifar10", "path": "/data"}, "scale": "paper", "arms": arms}
+    graph = expand(Experiment.model_validate(document), DATASETS["cifar10"], "test").graph
+    without = {f"{job.kind} {getattr(job.spec, 'rule', '')}".strip() for job in graph if not needs_card(job)}
+    assert without == {"dataset", "select random", "select forgetting"}
+    needing = {f"{job.kind} {getattr(job.spec, 'rule', '')}".strip() for job in graph if needs_card(job)}
+    assert {"select herding", "distil", "evaluate", "experts"} <= needing
+    (counted,) = [job for job in graph if job.kind == "forgetting"]
+    assert needs_card(counted) != bool(counted.parents.get("experts"))

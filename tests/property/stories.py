@@ -14,7 +14,8 @@ from orchestrator.scheduler import events
 from orchestrator.scheduler.events import Event, Finish, Start
 from orchestrator.scheduler.job_status import AVAILABLE, UNFINISHED, UNSUCCESSFUL, Status
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
-from orchestrator.scheduler.scheduler import Scheduler, State
+from orchestrator.scheduler.scheduler import Scheduler
+from orchestrator.scheduler.state import State
 
 GROUPS = {"x": 1, "y": 3}
 

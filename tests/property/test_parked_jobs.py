@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.scheduler import scheduler
+from orchestrator.scheduler import ready_queue
 from orchestrator.scheduler.ready_queue import UNRANKED, ReadyQueue
 from orchestrator.scheduler.schedule import DUE, Schedule
 from tests.property.stories import Luck, Story, random_schedule
@@ -71,7 +71,7 @@ def grouped(chance: random.Random, jobs: int) -> Schedule:
 
 @pytest.mark.timeout(3600)
 def test_every_decision_of_random_stories_is_that_of_a_plain_sort(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "ReadyQueue", PlainOrder)
+    monkeypatch.setattr(ready_queue, "ReadyQueue", PlainOrder)
     for seed in range(STORIES):
         chance = random.Random(seed)
         jobs = int(300 ** chance.random())
@@ -84,7 +84,7 @@ def test_a_queue_that_forgets_a_group_is_found(monkeypatch: pytest.MonkeyPatch) 
         def release(self, key: str) -> None:
             self.groups.release(key)
 
-    monkeypatch.setattr(scheduler, "ReadyQueue", Forgetful)
+    monkeypatch.setattr(ready_queue, "ReadyQueue", Forgetful)
     chance = random.Random(1)
     schedule = replace(random_schedule(chance, 30), exclusive={f"k{number}": ("x",) for number in range(30)})
     with pytest.raises(AssertionError, match="assert"):

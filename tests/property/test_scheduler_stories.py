@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from orchestrator.scheduler import events
 from orchestrator.scheduler.job_status import Status
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
-from orchestrator.scheduler.scheduler import Scheduler, State
+from orchestrator.scheduler.scheduler import Scheduler
+from orchestrator.scheduler.state import State
 from tests.property.stories import Luck, Story, random_schedule
 
 STORIES = int(os.environ.get("PDD_STORIES", "300"))

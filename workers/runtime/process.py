@@ -11,10 +11,11 @@ import ctypes
 import os
 import platform
 import sys
+from typing import Literal
 
 import torch
 
-from workers.runtime.visible_cards import pinned
+from workers.runtime.visible_cards import CUDA, HIP, ROCR, pinned
 
 _M_TRIM_THRESHOLD = -1  # from glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
@@ -25,7 +26,7 @@ def device_of_choice() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prepare_process(threads: int = 1, card: int | None = None) -> None:
+def prepare_process(threads: int = 1, card: int | Literal["none"] | None = None) -> None:
     """Take one card, set the thread count, TF32 and the allocator; call once, before the first large tensor.
 
     One thread is the default because a node runs several workers and oversubscribed cores slow all of
@@ -34,14 +35,17 @@ def prepare_process(threads: int = 1, card: int | None = None) -> None:
 
     Args:
         threads: of PyTorch's operators on the CPU.
-        card: which of the cards that this process sees it keeps to, counted round; None leaves it all of them.
+        card: which of the cards that this process sees it keeps to, counted round, or that it takes none; None
+            leaves it all of them.
 
     Raises:
         ValueError: if `threads` is below 1.
     """
     if threads < 1:
         raise ValueError(f"prepare_process: threads is {threads}: give 1 or more")
-    if card is not None:
+    if card == "none":
+        os.environ.update(dict.fromkeys((CUDA, HIP, ROCR), "-1"))
+    elif card is not None:
         take_card(card)
     torch.set_num_threads(threads)
     if torch.cuda.is_available():

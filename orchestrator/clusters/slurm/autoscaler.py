@@ -32,7 +32,7 @@ from orchestrator.clusters.slurm.sbatch import name_of, workers_missing
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.groups import Groups
 from orchestrator.scheduler.job_status import Status
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 
 BUSY_POLL_SECONDS = 5.0
 """Seconds between two looks at SLURM's queue while workers come and go."""

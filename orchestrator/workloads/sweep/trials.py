@@ -31,7 +31,7 @@ from orchestrator.planning.requests import assign, resolve_experiment
 from orchestrator.runs.journal import Journal
 from orchestrator.scheduler.job_status import AVAILABLE, UNSUCCESSFUL, Status
 from orchestrator.scheduler.schedule import Schedule
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialMailbox, spoken, trial_id
 from workers.store.store import Store
 

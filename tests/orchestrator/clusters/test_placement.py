@@ -14,8 +14,8 @@ import pytest
 from orchestrator.clusters import config
 from orchestrator.clusters.config import LocalClusterSpec, SlurmClusterSpec
 from orchestrator.clusters.ray_cluster import LocalCluster
-from orchestrator.clusters.ray_pool import RayPool, gpu_share
-from orchestrator.runs.pool import JobReturned, WorkerJoined
+from orchestrator.clusters.ray_pool import RayPool, _Slot, gpu_share
+from orchestrator.runs.pool import JobReturned, PoolBroken, WorkerJoined
 from tests.nvidia_smi import UUIDS, pretend_cards
 from tests.orchestrator.fakes import graph_of
 from workers.runtime.visible_cards import installed_cards, visible_cards
@@ -65,6 +65,22 @@ def test_parts_of_foreign_gpus_fill_each_of_them(gpus: int, slots: int) -> None:
     assert gpu_share(0, slots, 0) == 0.0
 
 
+def test_a_run_does_not_wait_for_cards_that_are_all_left_alone_because_a_core_beside_them_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = RayPool(LocalCluster(2, 2), str(tmp_path), "r1")
+    node = {"NodeID": "n", "NodeManagerHostname": "h", "Resources": {"GPU": 2.0, "pdd_slot": 2.0, "pdd_cpu_slot": 1.0}}
+    monkeypatch.setattr(pool, "_living_nodes", lambda: {"n": node})
+    first, second, core = _Slot(None, "n", "h", 0, 0), _Slot(None, "n", "h", 1, 1), _Slot(None, "n", "h", 2, "none")
+    pool._slots, pool._retired = {"core": core, "second": second}, [first]
+    pool._require_a_card()
+    pool._slots, pool._retired = {"core": core}, [first]
+    pool._require_a_card()
+    pool._retired = [first, second]
+    with pytest.raises(PoolBroken, match="every card of h is left alone"):
+        pool._require_a_card()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cards", "workers", "given"),
@@ -88,15 +104,20 @@ def test_no_card_is_idle_while_another_has_two_workers(
     assert count == (4 if workers == "auto" else workers)
     cluster = LocalCluster(count, len(visible_cards(os.environ)))
     pool = RayPool(cluster, str(tmp_path), "r1", "tests.orchestrator.fakes.show_card")
-    graph, keys = graph_of(range(count))
-    names, messages = list[str](), list[str]()
+    graph, keys = graph_of(range(count + 1))
+    names, messages, beside = list[str](), list[str](), dict[str, str]()
     try:
         pool.start()
         deadline = time.monotonic() + 280
-        while len(messages) < count:
+        while len(messages) < count or "" in beside.values() or not beside:
             assert time.monotonic() < deadline
             for event in pool.events(1.0):
                 match event:
+                    case WorkerJoined(slot, cpu_only=True):
+                        pool.submit(graph[keys[-1]].to_json(), slot, 1, 0)
+                        beside[slot] = ""
+                    case JobReturned(slot, message=message) if slot in beside:
+                        beside[slot] = message
                     case WorkerJoined(slot, _, card):
                         pool.submit(graph[keys[len(names)]].to_json(), slot, 1, 0)
                         names.append(card)
@@ -104,6 +125,7 @@ def test_no_card_is_idle_while_another_has_two_workers(
                         messages.append(message.split()[0])
     finally:
         pool.close(0.0)
+    assert list(beside.values()) == ["-1 1"]
     allowed = given.split(",") if given else UUIDS[:cards]
     assert set(messages) <= set(allowed)
     for used in (Counter(messages), Counter(names)):

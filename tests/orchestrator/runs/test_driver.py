@@ -19,7 +19,7 @@ from orchestrator.runs.pool import InProcessPool, JobReturned, Message, PoolBrok
 from orchestrator.runs.records import Record
 from orchestrator.scheduler.job_status import AVAILABLE
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
 from workers.store.store import Audit

@@ -22,7 +22,7 @@ from orchestrator.runs.time_left import Pace, Running, shortest, time_left
 from orchestrator.runs.timeline import clock_time
 from orchestrator.scheduler.job_status import Change, JobState, Status
 from orchestrator.scheduler.schedule import Schedule as CorePlan
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from tests.orchestrator.results.test_cells import cell_of, demo_plan, put
 from workers.store.claims import Claim
 from workers.store.store import Store

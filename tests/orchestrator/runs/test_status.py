@@ -149,6 +149,8 @@ def test_what_is_left_learns_from_the_jobs_that_are_done_and_counts_those_that_w
         *(told("job_ready", f"full-{number}", remaining_path=10.0) for number in range(4)),
     ]  # fmt: skip
     assert seen(*records).eta_seconds == 40.0
+    beside = (told("slot_joined", "full-9", cpu_only=True, slot="core"), told("slot_left", "full-9", slot="core"))
+    assert seen(*records, *beside[:1]).eta_seconds == seen(*records, *beside).eta_seconds == 40.0
     for number in range(3):
         at = {"seconds": 30.0 * number, "expected_seconds": 10.0}
         records += [told("job_started", f"full-{number}", **at)]

@@ -22,7 +22,8 @@ from orchestrator.scheduler.job_status import (
     Transition,
 )
 from orchestrator.scheduler.schedule import RetryLimits, Schedule
-from orchestrator.scheduler.scheduler import Scheduler, State, decide
+from orchestrator.scheduler.scheduler import Scheduler, decide
+from orchestrator.scheduler.state import State
 
 
 def plan_of(

@@ -21,7 +21,7 @@ from orchestrator.planning.table_requests import TableRequest, resolve_tables
 from orchestrator.runs import journal
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.pool import InProcessPool
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from orchestrator.workloads import launcher
 from orchestrator.workloads.base import LaunchOptions, Run, Workload, new_run_name
 from orchestrator.workloads.experiments import ExperimentWorkload

@@ -118,3 +118,7 @@ def test_a_worker_takes_its_card_before_it_computes(tmp_path: Path, monkeypatch:
     assert os.environ[CUDA] == UUIDS[2]
     prepare_process()
     assert os.environ[CUDA] == UUIDS[2]
+    for name in (HIP, ROCR):
+        monkeypatch.setenv(name, "0")
+    prepare_process(card="none")
+    assert visible_cards(os.environ) == [] and {os.environ[name] for name in (CUDA, HIP, ROCR)} == {"-1"}

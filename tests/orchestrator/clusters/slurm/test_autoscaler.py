@@ -22,7 +22,8 @@ from orchestrator.clusters.slurm.parsers import SQUEUE_COLUMNS, QueuedJob
 from orchestrator.clusters.slurm.run_folder import RunFolder
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.scheduler.events import Began, Event, JobDone, JobYielded, SlotJoined
-from orchestrator.scheduler.scheduler import State, decide
+from orchestrator.scheduler.scheduler import decide
+from orchestrator.scheduler.state import State
 from tests.orchestrator.fakes import WORKS, graph_of, plan_of
 
 NAME = "pdd-r-worker"

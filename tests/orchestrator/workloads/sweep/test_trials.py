@@ -23,7 +23,7 @@ from orchestrator.runs.journal import Journal, read
 from orchestrator.runs.pool import InProcessPool
 from orchestrator.runs.records import Record
 from orchestrator.scheduler.schedule import RetryLimits
-from orchestrator.scheduler.scheduler import State
+from orchestrator.scheduler.state import State
 from orchestrator.workloads.sweep.mailbox import StageMetrics, StageRequest, TrialFailed, TrialMailbox
 from orchestrator.workloads.sweep.trials import Trials, jobs_up_to, make_trial
 from workers.store.store import Audit, Store
