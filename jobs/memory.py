@@ -109,13 +109,14 @@ def peak_bytes(job: Job, graph: Graph, engine: Engine | None = None) -> int:
         engine: of trajectory matching, instead of the one that the spec leads to.
     """
     spec = job.spec
-    if isinstance(spec, DatasetSpec) or not needs_card(job):
+    if not needs_card(job):
         return 0
     if isinstance(spec, SelectSpec):
         expert = graph[job.parents["experts"][0]].spec
         assert isinstance(expert, ExpertsSpec)
         size = _footprint(expert.network, dataset_of(job, graph))
         return BYTES * math.ceil(_data_values(job, graph) + size.weights + _look(size, TEST_BATCH))
+    assert isinstance(spec, DistilSpec | ExpertsSpec | EvaluateSpec | FullSpec | ForgettingSpec)
     size = _footprint(spec.network, dataset_of(job, graph))
     return BYTES * math.ceil(_data_values(job, graph) + _working(job, graph, size, engine))
 
