@@ -11,6 +11,7 @@ from jobs.specs import (
     Family,
     ImageOptimiserSpec,
     Init,
+    LabelSpec,
     Mode,
     MomentumAtDrop,
     NetworkSpec,
@@ -71,6 +72,7 @@ class DistilNumbers(Frozen):
     earlier_rate: Fraction = 0.0
     starts: Count | None = None
     clustering: Clustering = "sklearn"
+    labels: LabelSpec | None = None
     choice: ChoiceSpec
     settings: Settings
     checkpoint_every: Count = 50
@@ -102,6 +104,7 @@ class EvaluateNumbers(Frozen):
     momentum_at_drop: MomentumAtDrop = "kept"
     engine: TrainingEngine = "eager"
     precision: Precision = "float32"
+    temperature: Positive | None = None
     best_of: Count = 1
     start: Start = "random"
     networks: dict[str, NetworkSpec] = {}

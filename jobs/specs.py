@@ -31,8 +31,9 @@ Kind = Literal["dataset", "experts", "forgetting", "select", "distil", "evaluate
 Mode = Literal["progressive", "union", "sequential"]
 Choice = Literal["validation", "test", "last"]
 
-Init = Literal["real", "noise", "centroids"]
-"""New images start as random real ones, as noise, or as the real ones nearest to the centroids of k-means (DREAM)."""
+Init = Literal["real", "noise", "centroids", "classified"]
+"""New images start as random real ones, as noise, as the real ones nearest to the centroids of k-means (DREAM), or as
+random real ones that an expert of the stage classifies rightly (DATM)."""
 Clustering = Literal["sklearn", "torch"]
 """Whose k-means finds representative images: scikit-learn's, on the CPU, or our own, on the network's device."""
 Drop = Literal["none", "half", "thirds"]
@@ -124,10 +125,13 @@ class SgdSpec(Frozen):
     `drop` says when the learning rate falls: `half` is to a tenth after epoch index E//2+1 (MTT, DC; facts 4.3),
     `thirds` to a fifth at 2/3 and at 5/6 (IDC; facts 6.1). `extra_epoch` repeats the reference's `range(E + 1)`.
     `cutmix` is the probability of mixing a batch, after the augmentation. `engine` and `precision` say how a forward
-    pass is computed (`workers.training.compute`).
+    pass is computed (`workers.training.compute`). `temperature` is that of soft labels where a synthetic set has them,
+    instead of the one it was distilled with.
     """
 
-    later: ClassVar[frozenset[str]] = frozenset({"family", "cutmix", "momentum_at_drop", "engine", "precision"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"family", "cutmix", "momentum_at_drop", "engine", "precision", "temperature"}
+    )
 
     epochs: Count
     lr: Positive | None = None
@@ -142,6 +146,7 @@ class SgdSpec(Frozen):
     momentum_at_drop: MomentumAtDrop = "kept"
     engine: TrainingEngine = "eager"
     precision: Precision = "float32"
+    temperature: Positive | None = None
 
 
 class Spec(Frozen):
@@ -306,6 +311,24 @@ class ImageOptimiserSpec(Frozen):
     """Iterations, from 0, from which on the learning rate is half of what it was before (CAFE)."""
 
 
+class LabelSpec(Frozen):
+    """The soft labels of a stage's new images: logits float32 [n, classes], read as softmax(logits / temperature).
+
+    They start from the image's class, `scale` * (one-hot - 1 / classes), or from the experts of the stage: the mean of
+    the last logits of those that classify the image rightly, or of all if none does (DATM). With `learning` they learn
+    with the images, each with an optimiser of its own; without it they stay as they start, unless the method assigns
+    others (TESLA). Sets of earlier stages keep theirs.
+    """
+
+    init: Literal["classes", "experts"] = "experts"
+    scale: Positive = 10.0
+    """Of `classes` alone: how far the logit of the image's class stands above the others."""
+    teachers: Count | None = None
+    """Of `experts` alone: how many of them are asked; None is all."""
+    learning: ImageOptimiserSpec | None = None
+    temperature: Positive = 1.0
+
+
 class ChoiceSpec(Frozen):
     """Which iterate of a stage is kept: the best on the held-out split, the last, or, by name, on test.
 
@@ -345,14 +368,14 @@ class DistilSpec(Spec):
     S_1, then S_1+S_2, and so on by `transition` first (facts 6.2). `starts` is how many such networks there are
     before they are used again; None, as published, makes a new one every time. `factor` f keeps f*f training images
     in each stored one (IDC's multi-formation, facts 3.5). `partition` limits the real images as it does for experts.
-    `clustering` is the k-means of representative images (DREAM).
+    `clustering` is the k-means of representative images (DREAM). `labels` of None are hard: the images' classes.
     """
 
     kind: ClassVar[Kind] = "distil"
     version: ClassVar[int] = 1
     placement: ClassVar[frozenset[str]] = frozenset({"checkpoint_every"})
     later: ClassVar[frozenset[str]] = frozenset(
-        {"factor", "transition", "starts", "partition", "earlier_rate", "clustering"}
+        {"factor", "transition", "starts", "partition", "earlier_rate", "clustering", "labels"}
     )
 
     method: str
@@ -369,6 +392,7 @@ class DistilSpec(Spec):
     partition: Counts | None = None
     earlier_rate: Fraction = 0.0
     clustering: Clustering = "sklearn"
+    labels: LabelSpec | None = None
     choice: ChoiceSpec
     settings: Settings
     seed: Index = 0

@@ -4,6 +4,9 @@
 size without which the set cannot be evaluated as it was meant (facts 4.3). `set.parquet` is for everybody
 else: PNG pictures in the Hugging Face image layout. Each file holds one stage's new images; a union is the
 concatenation of the stages, earlier ones first.
+
+A set may have soft labels beside its classes: logits by image, in a column of `set.arrow`, which `set.parquet` shows as
+the probabilities they mean. Files of a set without them hold the same bytes as before there were any.
 """
 
 from __future__ import annotations
@@ -36,36 +39,66 @@ class SyntheticSet:
     """Images float32 [n, C, H, W] in the training space, labels int64 [n], and their learned step size.
 
     `step_size` is None for sets of real images, which are trained at the recipe's learning rate. With a `factor` f
-    above 1 each image holds f*f training images (`workers.data.multi_formation`).
+    above 1 each image holds f*f training images (`workers.data.multi_formation`). `logits` float32 [n, classes] are the
+    soft labels, whose probabilities are softmax(logits / temperature); None for a set that has its classes alone.
     """
 
     images: Tensor
     labels: Tensor
     step_size: float | None
     factor: int = 1
+    logits: Tensor | None = None
+    temperature: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device) -> SyntheticSet:
+        """The same set with its tensors on a device."""
+        logits = None if self.logits is None else self.logits.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), logits=logits)
+
+    def probabilities(self, temperature: float | None = None) -> Tensor | None:
+        """What the soft labels mean, float32 [n, classes], at the set's temperature or another; None without any."""
+        return None if self.logits is None else torch.softmax(self.logits / (temperature or self.temperature), 1)
+
     def expanded(self) -> tuple[Tensor, Tensor]:
-        """What a network is trained on: images float32 [n * f * f, C, H, W] and labels int64 [n * f * f]."""
+        """The training images float32 [n * f * f, C, H, W] and their classes int64 [n * f * f]."""
         return multi_formation.decode(self.images, self.factor), self.labels.repeat_interleave(self.factor**2)
+
+    def training_data(self, temperature: float | None = None) -> tuple[Tensor, Tensor]:
+        """What a network is trained on.
+
+        Args:
+            temperature: of soft labels, instead of the set's own.
+
+        Returns:
+            Images float32 [n * f * f, C, H, W], and their classes int64 [n * f * f], or, where the set has soft labels,
+            probabilities float32 [n * f * f, classes].
+        """
+        images, labels = self.expanded()
+        soft = self.probabilities(temperature)
+        return images, labels if soft is None else soft.repeat_interleave(self.factor**2, 0)
 
 
 def union(sets: Sequence[SyntheticSet]) -> SyntheticSet:
     """S_1 + ... + S_p, earlier images first, with the step size of the last set.
 
     Raises:
-        ValueError: there is no set, or their factors differ.
+        ValueError: there is no set, their factors differ, or some have soft labels of another temperature or none.
     """
     if not sets:
         raise ValueError("a union needs at least one set, got none")
     factors = {one.factor for one in sets}
     if len(factors) > 1:
         raise ValueError(f"a union needs sets of one factor, got {sorted(factors)}")
+    soft = [one.logits for one in sets if one.logits is not None]
+    if len(soft) not in (0, len(sets)) or len({one.temperature for one in sets}) > 1:
+        raise ValueError("a union needs sets that all have soft labels of one temperature, or none")
     images = torch.cat([one.images for one in sets])
     labels = torch.cat([one.labels for one in sets])
-    return SyntheticSet(images, labels, sets[-1].step_size, sets[-1].factor)
+    logits = torch.cat(soft) if soft else None
+    return SyntheticSet(images, labels, sets[-1].step_size, sets[-1].factor, logits, sets[-1].temperature)
 
 
 def newest(store: Store, keys: Sequence[str]) -> list[SyntheticSet]:
@@ -87,8 +120,9 @@ def write(folder: Path, made: SyntheticSet, transform: Affine | Zca, class_names
         class_names: in the order of the labels.
     """
     write_exact(folder / EXACT, made)
-    pixels = transform.inverse(made.images.detach().cpu())
-    pq.write_table(picture_table(pixels, made.labels, class_names), folder / PICTURES)
+    made = made.to(torch.device("cpu"))
+    pixels = transform.inverse(made.images.detach())
+    pq.write_table(picture_table(pixels, made.labels, class_names, made.probabilities()), folder / PICTURES)
 
 
 def write_exact(path: Path, made: SyntheticSet) -> None:
@@ -99,10 +133,12 @@ def write_exact(path: Path, made: SyntheticSet) -> None:
         "shape": shape,
         "step_size": "" if made.step_size is None else made.step_size.hex(),
         **({} if made.factor == 1 else {"factor": str(made.factor)}),  # without tiles the bytes are as they were before
+        **({} if made.logits is None else {"temperature": made.temperature.hex()}),
     }
-    size = images[0].numel()
-    pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.numpy().ravel()), size)
-    table = pa.table({"pixels": pixels, "label": made.labels.cpu().numpy()}).replace_schema_metadata(metadata)
+    columns = {"pixels": rows_of(images), "label": made.labels.cpu().numpy()}
+    if made.logits is not None:
+        columns["logits"] = rows_of(made.logits.detach().cpu())
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
@@ -116,13 +152,29 @@ def read(folder_or_file: Path) -> SyntheticSet:
         shape = tuple(int(number) for number in metadata[b"shape"].split(b","))
         pixels = table.column("pixels").chunk(0).flatten().to_numpy().reshape(-1, *shape).copy()
         labels = table.column("label").to_numpy().copy()
+        logits = _logits(table)
     step_size = metadata[b"step_size"].decode()
     return SyntheticSet(
         torch.from_numpy(pixels),
         torch.from_numpy(labels),
         float.fromhex(step_size) if step_size else None,
         int(metadata.get(b"factor", b"1")),
+        logits,
+        float.fromhex(metadata.get(b"temperature", b"0x1p+0").decode()),
     )
+
+
+def rows_of(values: Tensor) -> pa.FixedSizeListArray:
+    """A column of lists: the numbers of each row of a tensor [n, ...] on the CPU, in their own dtype."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.contiguous().numpy().ravel()), values[0].numel())
+
+
+def _logits(table: pa.Table) -> Tensor | None:
+    """The soft labels float32 [n, classes] of a table; None if it has none."""
+    if "logits" not in table.column_names:
+        return None
+    numbers = table.column("logits").chunk(0).flatten().to_numpy().copy()
+    return torch.from_numpy(numbers).view(len(table), -1)
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -131,12 +183,28 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return levels[..., 0] if levels.shape[-1] == 1 else levels
 
 
-def picture_table(images: Tensor, labels: Tensor, class_names: Sequence[str]) -> pa.Table:
-    """Pixels [n, C, H, W] in [0, 1] (clamped here) and labels int64 [n] as PNG in the Hugging Face image layout."""
+def picture_table(
+    images: Tensor, labels: Tensor, class_names: Sequence[str], soft_labels: Tensor | None = None
+) -> pa.Table:
+    """Images as PNG pictures in the Hugging Face image layout.
+
+    Args:
+        images: pixels [n, C, H, W] in [0, 1], clamped here.
+        labels: int64 [n].
+        class_names: in the order of the labels.
+        soft_labels: probabilities float32 [n, classes], a column of their own if they are given.
+    """
     encoded = [{"bytes": _png(picture), "path": None} for picture in to_uint8(images)]
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([("image", picture), ("label", pa.int64())], metadata={"huggingface": _features(class_names)})
-    return pa.table([pa.array(encoded, picture), pa.array(labels.cpu().numpy())], schema=schema)
+    fields, columns = (
+        [("image", picture), ("label", pa.int64())],
+        [pa.array(encoded, picture), pa.array(labels.cpu().numpy())],
+    )
+    if soft_labels is not None:
+        columns.append(pa.array(soft_labels.cpu().tolist(), pa.list_(pa.float32())))
+        fields.append(("soft_label", columns[-1].type))
+    metadata = {"huggingface": _features(class_names, None if soft_labels is None else soft_labels.shape[1])}
+    return pa.table(columns, schema=pa.schema(fields, metadata=metadata))
 
 
 def _png(picture: np.ndarray) -> bytes:
@@ -145,6 +213,10 @@ def _png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _features(class_names: Sequence[str]) -> str:
-    label = {"names": list(class_names), "_type": "ClassLabel"}
-    return json.dumps({"info": {"features": {"image": {"_type": "Image"}, "label": label}}})
+def _features(class_names: Sequence[str], probabilities: int | None) -> str:
+    """What the Hugging Face reader must know of the columns; `probabilities` is the length of a soft label."""
+    features = {"image": {"_type": "Image"}, "label": {"names": list(class_names), "_type": "ClassLabel"}}
+    if probabilities is not None:
+        number = {"dtype": "float32", "_type": "Value"}
+        features["soft_label"] = {"feature": number, "length": probabilities, "_type": "Sequence"}
+    return json.dumps({"info": {"features": features}})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -30,19 +30,31 @@ from workers.training.networks import Network
 from workers.training.transition import StartNetworks
 
 Arrays = dict[str, NDArray[Any]]
-_BUFFERS = {"new": "optimiser/", "earlier": "earlier_optimiser/"}
+_BUFFERS = {"new": "optimiser/", "earlier": "earlier_optimiser/", "labels": "label_optimiser/"}
 """How the optimisers' buffers are called in a checkpoint."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Learning:
+    """Numbers that learn: the tensor, the numbers of its optimiser, and its share of their rate."""
+
+    values: Tensor
+    spec: ImageOptimiserSpec
+    share: float = 1.0
 
 
 class LearnableImages:
     """The synthetic images of a stage: the earlier ones, which are frozen, and the new ones that learn.
 
-    With an `earlier_rate` the earlier ones are not frozen but learn too, at this share of the rate (A3.2).
+    With an `earlier_rate` the earlier ones are not frozen but learn too, at this share of the rate (A3.2). Soft labels
+    of new images stay as they start, learn too (`label_optimiser`), or are assigned by the method; those of earlier
+    images are frozen.
 
     Attributes:
         new: float32 [classes * ipc_per_stage, C, H, W], the stage's own images.
         earlier: those of the stages before, if they take part in matching.
-        labels: int64 labels of the union, earlier first.
+        labels: int64 classes of the union, earlier first.
+        new_logits: soft labels float32 [classes * ipc_per_stage, classes] of the new images, if they have any.
     """
 
     def __init__(
@@ -52,27 +64,35 @@ class LearnableImages:
         optimiser: ImageOptimiserSpec,
         iterations: int,
         earlier_rate: float = 0.0,
+        label_optimiser: ImageOptimiserSpec | None = None,
     ) -> None:
         self.new = new.images.clone()
         self.earlier = None if earlier is None else earlier.images.clone()
         self.labels = new.labels if earlier is None else torch.cat([earlier.labels, new.labels])
-        self._spec, self._iterations, self._earlier_rate = optimiser, iterations, earlier_rate
-        self._learning = {"new": (self.new, 1.0)}
+        self.new_logits = None if new.logits is None else new.logits.clone()
+        self._earlier_logits = None if earlier is None else earlier.logits
+        self._iterations = iterations
+        self._learning = {"new": _Learning(self.new, optimiser)}
         if self.earlier is not None and earlier_rate:
-            self._learning["earlier"] = (self.earlier, earlier_rate)
-        self._optimisers = {name: _image_optimiser(images, optimiser) for name, (images, _) in self._learning.items()}
+            self._learning["earlier"] = _Learning(self.earlier, optimiser, earlier_rate)
+        if self.new_logits is not None and label_optimiser is not None:
+            self._learning["labels"] = _Learning(self.new_logits, label_optimiser)
+        self._optimisers = {name: _image_optimiser(part.values, part.spec) for name, part in self._learning.items()}
 
     def twin(self) -> LearnableImages:
         """The same images with the same optimisers, to be moved on their own."""
         twin = copy(self)
-        twin._learning = {name: (images.clone(), share) for name, (images, share) in self._learning.items()}
-        twin.new = twin._learning["new"][0]
+        twin._learning = {name: replace(part, values=part.values.clone()) for name, part in self._learning.items()}
+        twin.new = twin._learning["new"].values
         if "earlier" in twin._learning:
-            twin.earlier = twin._learning["earlier"][0]
-        twin._optimisers = {name: _image_optimiser(images, self._spec) for name, (images, _) in twin._learning.items()}
-        for name, (images, _) in twin._learning.items():
+            twin.earlier = twin._learning["earlier"].values
+        if self.new_logits is not None:
+            learning = twin._learning.get("labels")
+            twin.new_logits = self.new_logits.clone() if learning is None else learning.values
+        twin._optimisers = {name: _image_optimiser(part.values, part.spec) for name, part in twin._learning.items()}
+        for name, part in twin._learning.items():
             for buffers in self._optimisers[name].state.values():
-                twin._optimisers[name].state[images] = {
+                twin._optimisers[name].state[part.values] = {
                     buffer: value.clone() if isinstance(value, Tensor) else value for buffer, value in buffers.items()
                 }
         return twin
@@ -82,34 +102,57 @@ class LearnableImages:
         """All images that take part in matching, earlier first: float32 [n, C, H, W], without a graph."""
         return self.new.clone() if self.earlier is None else torch.cat([self.earlier, self.new])
 
-    def step(self, gradient: Tensor, iteration: int) -> None:
-        """One optimiser step on the images that learn; `gradient` is of the union, rows of frozen ones are ignored."""
+    @property
+    def logits(self) -> Tensor | None:
+        """The soft labels of all images that take part in matching, float32 [n, classes]; None if they are hard."""
+        if self.new_logits is None or self._earlier_logits is None:
+            return None if self.new_logits is None else self.new_logits.clone()
+        return torch.cat([self._earlier_logits, self.new_logits])
+
+    def assign_labels(self, logits: Tensor) -> None:
+        """Give the new images other soft labels, float32 [classes * ipc_per_stage, classes]."""
+        assert self.new_logits is not None, "the stage has hard labels"
+        self.new_logits.copy_(logits)
+
+    def step(self, gradient: Tensor, iteration: int, labels: Tensor | None = None) -> None:
+        """One optimiser step on all that learns; the rows of frozen images and labels are ignored.
+
+        Args:
+            gradient: with respect to the union's images.
+            iteration: counted from 0, for the learning rates.
+            labels: the gradient with respect to the union's soft labels, if they learn.
+        """
         older = len(gradient) - len(self.new)
         rows = {"new": gradient[older:], "earlier": gradient[:older]}
-        for name, (images, share) in self._learning.items():
-            images.grad = rows[name]
-            self._optimisers[name].param_groups[0]["lr"] = share * self._rate(iteration)
+        if "labels" in self._learning:
+            assert labels is not None, "soft labels learn: the method must give their gradient"
+            rows["labels"] = labels[older:]
+        for name, part in self._learning.items():
+            part.values.grad = rows[name]
+            self._optimisers[name].param_groups[0]["lr"] = part.share * self._rate(part.spec, iteration)
             self._optimisers[name].step()
 
-    def _rate(self, iteration: int) -> float:
-        lr, final = self._spec.lr, self._spec.final_lr
-        if final is not None:
-            lr += iteration / max(1, self._iterations - 1) * (final - lr)
-        return lr * 0.5 ** sum(iteration >= at for at in self._spec.halve_at)
+    def _rate(self, spec: ImageOptimiserSpec, iteration: int) -> float:
+        lr = spec.lr
+        if spec.final_lr is not None:
+            lr += iteration / max(1, self._iterations - 1) * (spec.final_lr - lr)
+        return lr * 0.5 ** sum(iteration >= at for at in spec.halve_at)
 
     def state(self) -> Arrays:
-        """The images that learn and their optimisers' buffers, as copies."""
-        arrays: Arrays = {}
-        for name, (images, _) in self._learning.items():
+        """The images and labels that learn or are assigned, and the optimisers' buffers, as copies."""
+        arrays: Arrays = {} if self.new_logits is None else {"labels": self.new_logits.cpu().numpy().copy()}
+        for name, part in self._learning.items():
             buffers = self._optimisers[name].state_dict()["state"].get(0, {})
-            arrays[name] = images.cpu().numpy().copy()
+            arrays[name] = part.values.cpu().numpy().copy()
             arrays |= {_BUFFERS[name] + buffer: value.cpu().numpy().copy() for buffer, value in buffers.items()}
         return arrays
 
     def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
         """Go back to a `state`."""
-        for name, (images, _) in self._learning.items():
-            images.copy_(torch.from_numpy(np.array(state[name])))
+        if self.new_logits is not None:
+            self.new_logits.copy_(torch.from_numpy(np.array(state["labels"])))
+        for name, part in self._learning.items():
+            part.values.copy_(torch.from_numpy(np.array(state[name])))
             buffers = {
                 path.removeprefix(_BUFFERS[name]): torch.from_numpy(np.array(value))
                 for path, value in state.items()
@@ -151,6 +194,8 @@ class Method:
     given, and networks from `Stage.start_networks`.
     """
 
+    soft_labels: ClassVar[bool] = False
+    """Whether it matches with soft labels and gives their gradient, so that a recipe may ask for them."""
     Settings: ClassVar[type[Frozen]] = Frozen
     """Its own numbers: the `settings` of a recipe's `distil` section."""
     space: ClassVar[Literal["training", "unit"]] = "training"

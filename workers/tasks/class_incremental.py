@@ -11,6 +11,7 @@ size of such a link is the mean of those its phases learned.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -23,20 +24,19 @@ from workers.data.stored_images import subset
 from workers.data.synthetic_set import SyntheticSet
 
 
-def by_stage(sets: Sequence[SyntheticSet], phases: Sequence[Sequence[int]]) -> list[SyntheticSet]:
+def by_stage(sets: Sequence[SyntheticSet], phases: Sequence[Sequence[int]], classes: int) -> list[SyntheticSet]:
     """One set per stage, of all phases.
 
     Args:
         sets: S_1..S_P of the first phase, then those of the second, and so on; labels count inside their phase.
         phases: the class ids of each phase, by the phase's own labels.
+        classes: of the whole label space.
 
     Returns:
         S_1..S_P with labels of the whole label space.
     """
     stages = len(sets) // len(phases)
-    relabelled = [
-        replace(one, labels=torch.tensor(phases[number // stages])[one.labels]) for number, one in enumerate(sets)
-    ]
+    relabelled = [_relabelled(one, phases[number // stages], classes) for number, one in enumerate(sets)]
     return [_together(relabelled[stage::stages]) for stage in range(stages)]
 
 
@@ -45,6 +45,14 @@ def of_classes(split: Split, phases: Sequence[Sequence[int]]) -> Split:
     seen = torch.tensor([label for phase in phases for label in phase], device=split.labels.device)
     own = torch.isin(split.labels, seen)
     return Split(subset(split.images, own), split.labels[own])
+
+
+def _relabelled(one: SyntheticSet, phase: Sequence[int], classes: int) -> SyntheticSet:
+    """A set of one phase under the classes' own ids; its soft labels give all other classes the probability 0."""
+    ids, logits = torch.tensor(phase), one.logits
+    if logits is not None:
+        logits = torch.full((len(one), classes), -math.inf).index_copy(1, ids, logits)
+    return replace(one, labels=ids[one.labels], logits=logits)
 
 
 def _together(parts: Sequence[SyntheticSet]) -> SyntheticSet:

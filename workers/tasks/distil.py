@@ -39,6 +39,7 @@ from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import forgetting
 from workers.tasks.select import random_per_class
+from workers.tasks.teachers import Teachers
 from workers.training.networks import Network, load_flat
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import accuracy
@@ -54,6 +55,8 @@ class BestCandidate:
     accuracy: float = -math.inf
     iteration: int = 0
     images: Tensor | None = None
+    logits: Tensor | None = None
+    """The soft labels of the images, if they have any."""
     earlier: Tensor | None = None
     """The images of earlier stages as they were then, if they learn too."""
     step_size: float | None = None
@@ -80,12 +83,17 @@ class StageRun:
             context, whole, self.spec.partition, least=self.spec.ipc_per_stage * self.spec.factor**2
         )
         self.earlier = synthetic_set.newest(context.store, context.parents("sets"))
-        self.before = _on(synthetic_set.union(self.earlier), context.device) if self.earlier else None
+        self.before = synthetic_set.union(self.earlier).to(context.device) if self.earlier else None
         self.start_networks = self._chains()
+        paths = [context.store.path(key, trajectories.TRAJECTORIES) for key in context.parents("experts")]
+        self.experts = trajectories.Trajectories(paths) if paths else None
         self.method = self._method()
         matched = self._learning(self.before) if self.before is not None and self.spec.conditioning else None
         new = self._learning(self._initial_images())
-        self.learnable = LearnableImages(new, matched, self.spec.image, self.spec.iterations, self.spec.earlier_rate)
+        labels, rate = self.spec.labels, self.spec.earlier_rate
+        self.learnable = LearnableImages(
+            new, matched, self.spec.image, self.spec.iterations, rate, labels.learning if labels else None
+        )
         self.generator = context.generator("loop")
         self.iteration = 0
         self.best, self.history = BestCandidate(), History()
@@ -105,7 +113,9 @@ class StageRun:
     def result(self) -> SyntheticSet:
         """The kept new images and the step size that was learned with them."""
         new = self.best.images if self.best.images is not None else self.learnable.new
-        return self._in_training_space(new.cpu(), self._new_labels().cpu(), self.best.step_size)
+        logits = self.best.logits if self.best.images is not None else self.learnable.new_logits
+        kept = self._in_training_space(new.cpu(), self._new_labels().cpu(), self.best.step_size)
+        return self._with_soft_labels(kept, logits)
 
     def earlier_result(self) -> SyntheticSet | None:
         """The images of the stages before as they were when the new ones were kept; None if they are frozen."""
@@ -115,12 +125,13 @@ class StageRun:
 
     def result_so_far(self) -> SyntheticSet:
         """The earlier sets and the new images as they are now, with the current step size."""
-        new = self._in_training_space(self.learnable.new, self._new_labels(), self.method.step_size)
+        hard = self._in_training_space(self.learnable.new, self._new_labels(), self.method.step_size)
+        new = self._with_soft_labels(hard, self.learnable.new_logits)
         if self.before is None:
             return new
         earlier = self.before
         if self._moving is not None:
-            earlier = self._in_training_space(self._moving, earlier.labels, None)
+            earlier = replace(earlier, images=self._in_training_space(self._moving, earlier.labels, None).images)
         return synthetic_set.union([earlier, new])
 
     @property
@@ -131,7 +142,7 @@ class StageRun:
     def save(self) -> None:
         """Write the checkpoint."""
         arrays, values = self.method.state()
-        kept_images = {"kept": self.best.images, "kept_earlier": self.best.earlier}
+        kept_images = {"kept": self.best.images, "kept_logits": self.best.logits, "kept_earlier": self.best.earlier}
         kept: Arrays = {name: images.cpu().numpy() for name, images in kept_images.items() if images is not None}
         self.context.checkpoints.save(
             self.context.job.key,
@@ -169,12 +180,12 @@ class StageRun:
             [(int(at), float(a)) for at, a in values["candidates"]],
         )
         if "kept" in arrays:
-            images, earlier = (
+            images, logits, earlier = (
                 torch.from_numpy(arrays[name]).to(self.context.device) if name in arrays else None
-                for name in ("kept", "kept_earlier")
+                for name in ("kept", "kept_logits", "kept_earlier")
             )
             self.best = BestCandidate(
-                values["kept_accuracy"], values["kept_iteration"], images, earlier, values["kept_step_size"]
+                values["kept_accuracy"], values["kept_iteration"], images, logits, earlier, values["kept_step_size"]
             )
         return True
 
@@ -191,8 +202,11 @@ class StageRun:
         score = 0.0 if choice.by == "last" else self._candidate_accuracy()
         self.history.candidates.append((self.iteration, score))
         if score >= self.best.accuracy:
-            earlier = None if self._moving is None else self._moving.clone()
-            self.best = BestCandidate(score, self.iteration, self.learnable.new.clone(), earlier, self.method.step_size)
+            images, logits, earlier = (
+                None if part is None else part.clone()
+                for part in (self.learnable.new, self.learnable.new_logits, self._moving)
+            )
+            self.best = BestCandidate(score, self.iteration, images, logits, earlier, self.method.step_size)
 
     def _candidate_accuracy(self) -> float:
         """Mean accuracy (percent) of networks trained on the union with the current step size (facts 5.4)."""
@@ -213,19 +227,19 @@ class StageRun:
         if start is not None:
             load_flat(network, start.to(self.context.device))
         try:
-            fit(trainer_for(network, training, generator, lr=union.step_size), *union.expanded(), training)
+            trainer = trainer_for(network, training, generator, lr=union.step_size)
+            fit(trainer, *union.training_data(training.temperature), training)
         except Diverged:
             return 0.0
         return accuracy(network, split.images, split.labels)
 
     def _method(self) -> Method:
-        paths = [self.context.store.path(key, trajectories.TRAJECTORIES) for key in self.context.parents("experts")]
         stage = Stage(
             spec=self.spec,
             train=self.data.train,
             classes=self.data.classes,
             transform=self.data.transform,
-            experts=trajectories.Trajectories(paths) if paths else None,
+            experts=self.experts,
             network=self._random_network("layout"),
             start_networks=self.start_networks,
             device=self.context.device,
@@ -255,7 +269,13 @@ class StageRun:
         else:
             chosen = self._first_real(self.spec.ipc_per_stage * self.spec.factor**2, generator)
             images = multi_formation.compose(self.data.train.images[chosen.to(self.context.device)], self.spec.factor)
-        return SyntheticSet(images, labels, None, self.spec.factor)
+        hard = SyntheticSet(images, labels, None, self.spec.factor)
+        if self.spec.labels is None:
+            return hard
+        return self._with_soft_labels(hard, self._teachers().first_labels(hard, self.data.classes, self.spec.labels))
+
+    def _teachers(self) -> Teachers:
+        return Teachers(self.experts, self._random_network("layout"))
 
     def _first_real(self, count: int, generator: torch.Generator) -> Tensor:
         """Indices of the real images from which new ones start, `count` of each class, class by class.
@@ -266,6 +286,8 @@ class StageRun:
         train = self.data.train
         if self.spec.init == "real":
             return random_per_class(train.labels, count, generator)
+        if self.spec.init == "classified":
+            return self._teachers().classified(train, count, generator)
         members = rows_by_class(train.labels, self.data.classes)
         if any(len(own) < count for own in members):
             raise ValueError(f"a class has {min(map(len, members))} images, fewer than {count} clusters")
@@ -282,6 +304,12 @@ class StageRun:
         """The method's pixels as a set."""
         images = self.data.transform.normalise(new) if self.method.space == "unit" else new
         return SyntheticSet(images, labels, step_size, self.spec.factor)
+
+    def _with_soft_labels(self, one: SyntheticSet, logits: Tensor | None) -> SyntheticSet:
+        """The set with soft labels on the device of its images."""
+        if logits is None or self.spec.labels is None:
+            return one
+        return replace(one, logits=logits.to(one.images.device), temperature=self.spec.labels.temperature)
 
     def _new_labels(self) -> Tensor:
         return torch.arange(self.data.classes, device=self.context.device).repeat_interleave(self.spec.ipc_per_stage)
@@ -337,10 +365,6 @@ def _write_history(path: Path, history: History) -> None:
         "candidate_accuracy": [judged.get(row) for row in rows],
     }
     pq.write_table(pa.table(table), path)
-
-
-def _on(one: SyntheticSet, device: torch.device) -> SyntheticSet:
-    return replace(one, images=one.images.to(device), labels=one.labels.to(device))
 
 
 def _under(prefix: str, arrays: Arrays) -> Arrays:

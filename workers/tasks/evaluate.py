@@ -59,7 +59,8 @@ def evaluate(context: JobContext, folder: Path) -> NetworkOutcome:
     data = datasets.load(context.store, context.parent("dataset"), context.device)
     sets, test = _sets(context, spec), data.test
     if spec.phases:
-        sets, test = class_incremental.by_stage(sets, spec.phases), class_incremental.of_classes(test, spec.phases)
+        sets = class_incremental.by_stage(sets, spec.phases, data.classes)
+        test = class_incremental.of_classes(test, spec.phases)
     chain = links(sets, spec.mode)
     network = _network(context, spec, data)
     rates = [spec.training.lr if spec.training.lr is not None else link.step_size for link in chain]
@@ -74,7 +75,7 @@ def evaluate(context: JobContext, folder: Path) -> NetworkOutcome:
             if number + 1 == len(chain) and epoch + 1 in tested:
                 best = max(best, accuracy(network, test.images, test.labels))
 
-        images, labels = link.expanded()
+        images, labels = link.training_data(spec.training.temperature)
         fit(trainer, images.to(context.device), labels.to(context.device), spec.training, lr=rate, progress=beat)
         curve.append(accuracy(network, test.images, test.labels))
     balanced = _balanced(network, test) if curve[-1] >= best else None

@@ -317,7 +317,7 @@ def cutmix(images: Tensor, labels: Tensor, mix: Mix) -> tuple[Tensor, Tensor, fl
 
     Args:
         images: [n, C, H, W]; not changed.
-        labels: int64 [n].
+        labels: int64 [n], or soft ones [n, classes].
         mix: partners, on the images' device, and box.
 
     Returns:

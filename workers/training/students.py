@@ -98,7 +98,7 @@ def fit(
     Args:
         trainer: of the network to train.
         images: float32 [N, C, H, W] in the training space.
-        labels: int64 [N].
+        labels: int64 [N], or soft ones: probabilities float32 [N, classes].
         spec: epochs, batches, augmentation and drops.
         lr: takes the place of the trainer's learning rate.
         on_epoch: called after each epoch with its index and what was seen.

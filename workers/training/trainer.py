@@ -178,7 +178,7 @@ class Trainer:
 
         Args:
             images: float [N, C, H, W] on the module's device.
-            labels: int64 [N] on the same device.
+            labels: int64 [N] on the same device, or soft ones: probabilities float32 [N, classes].
             schedule: passes and drops; starts anew with every run.
             batch_size: examples per update; the last batch of a pass may be smaller.
             augmentation: applied to every batch; `None` for none.
@@ -197,10 +197,12 @@ class Trainer:
         Raises:
             Diverged: when the learning rate is not a positive number, a pass ends with a loss that is not
                 finite, or the run with such weights.
-            ValueError: for an empty set, or for correctness of mixed images.
+            ValueError: for an empty set, or for correctness of mixed images or of soft labels.
         """
         lr = self.optimiser.lr if lr is None else lr
-        _require_examples(images, labels)
+        _require_examples(images, labels[:, 0] if labels.ndim == 2 and labels.is_floating_point() else labels)
+        if correctness and labels.ndim > 1:
+            raise ValueError("Trainer: correctness is True: give each image one class, not a soft label")
         if correctness and cutmix_probability > 0:
             raise ValueError("Trainer: correctness is True: switch CutMix off, a mixed image has two labels")
         if not (math.isfinite(lr) and lr > 0):

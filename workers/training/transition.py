@@ -41,7 +41,7 @@ def link(
         beat: called after every epoch; may raise to break off.
     """
     device = next(network.parameters()).device
-    images, labels = union.expanded()
+    images, labels = union.training_data(spec.temperature)
     trainer = trainer_for(network, spec, generator, lr=union.step_size)
     fit(trainer, images.to(device), labels.to(device), spec, progress=lambda epoch: beat())
 

@@ -28,7 +28,7 @@ def one_set(value: float, step_size: float | None) -> SyntheticSet:
 def test_sets_of_several_phases_come_together_stage_by_stage_under_the_classes_own_ids() -> None:
     # first phase: stages 1 and 2; second phase: stages 1 and 2
     sets = [one_set(1, 0.1), one_set(2, 0.2), one_set(3, 0.3), one_set(4, 0.6)]
-    first, second = by_stage(sets, PHASES)
+    first, second = by_stage(sets, PHASES, 10)
     assert first.images[:, 0, 0, 0].tolist() == 4 * [1.0] + 4 * [3.0]
     assert second.images[:, 0, 0, 0].tolist() == 4 * [2.0] + 4 * [4.0]
     assert first.labels.tolist() == second.labels.tolist() == [2, 2, 7, 7, 0, 0, 3, 3]
@@ -36,7 +36,7 @@ def test_sets_of_several_phases_come_together_stage_by_stage_under_the_classes_o
 
 
 def test_real_images_have_no_step_size_and_one_phase_stays_as_it_is() -> None:
-    (together,) = by_stage([one_set(1, None)], [(4, 5)])
+    (together,) = by_stage([one_set(1, None)], [(4, 5)], 10)
     assert (together.step_size, together.labels.tolist()) == (None, [4, 4, 5, 5])
 
 
