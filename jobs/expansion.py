@@ -81,6 +81,10 @@ def _stages(experiment: Experiment, arm: Arm, path: str, facts: Facts, place: st
     """The recipe of an arm for each of its stages; one recipe for all where it does not tell them apart."""
     differ = range(1, arm.stages + 1) if varies_by_stage(arm.method) else (1,)
     recipes = tuple(_numbers(experiment, arm, stage, path, facts, place) for stage in differ)
+    labels = [resolved.recipe.distil.labels for resolved in recipes if resolved.recipe.distil is not None]
+    if len({one and one.temperature for one in labels}) > 1:
+        fix = "stages come together in one union: give all of them soft labels of one temperature, or none"
+        raise BadInput(place, f"{path}.set.distil.labels", "differs by stage", fix)
     return recipes if len(recipes) == arm.stages else recipes * arm.stages
 
 

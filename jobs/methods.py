@@ -177,3 +177,5 @@ SETTINGS: dict[str, type[Frozen]] = {
     "mtt": MttSettings,
 }
 """By base method."""
+SOFT_LABELS = frozenset({"mtt"})
+"""The base methods that can match with soft labels."""

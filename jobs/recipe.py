@@ -320,9 +320,9 @@ def _refuse_contradictions(recipe: Recipe, place: str) -> None:
         raise BadInput(place, "set.evaluate.start", "expert", "this method has no experts; start from random weights")
     if distil is not None and experts is None and distil.init == "classified":
         raise BadInput(place, "set.distil.init", "classified", "this method has no experts; start from real images")
-    if distil is not None and experts is None and distil.labels is not None and distil.labels.init == "experts":
-        fix = "this method has no experts; start the labels from the classes"
-        raise BadInput(place, "set.distil.labels.init", "experts", fix)
+    if distil is not None and experts is None and distil.labels is not None and distil.labels.source != "classes":
+        fix = "this method has no experts; take the labels from the classes"
+        raise BadInput(place, "set.distil.labels.source", distil.labels.source, fix)
     if distil is None and evaluate.lr is None:
         raise BadInput(place, "set.evaluate.lr", None, "give a number; no stage learns a step size here")
     if distil is not None and distil.choice.by == "validation" and not recipe.dataset.validation_fraction:

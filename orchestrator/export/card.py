@@ -65,6 +65,8 @@ class Contents:
     tests: int | None
     as_files: bool = False
     """Whether the pictures are there as PNG files in class folders, too."""
+    temperature: float | None = None
+    """Of the soft labels; None for hard ones."""
 
 
 def render(source: ExportSource, contents: Contents) -> str:
@@ -135,6 +137,7 @@ def _words(source: ExportSource, contents: Contents) -> dict[str, Any]:
         "many": many,
         "data": data,
         "selected": last is None,
+        "labels": last.labels.words if last is not None and last.labels is not None else "",
         "method": source.keys.method if last is None else last.method,
         "stages": stages,
         "scale": SCALES[scale] if scale else UNKNOWN_SCALE,
@@ -170,6 +173,7 @@ def _shared(source: ExportSource, contents: Contents) -> dict[str, Any]:
         "std": transform.std.tolist() if isinstance(transform, Affine) else None,
         "mode": source.protocol.spec.mode,
         "learned": training.lr is None,
+        "temperature": contents.temperature and (training.temperature or contents.temperature),
         "faithful": _faithful(source),
         "test": "shipped" if contents.tests is not None else "torchvision" if _torchvision(data.name) else "yours",
     }

@@ -37,6 +37,7 @@ from orchestrator.export.chain import ExportSource, Measurement
 from orchestrator.reports import images
 from workers.data import dataset as datasets
 from workers.data import synthetic_set
+from workers.data.synthetic_set import SyntheticSet
 from workers.store.files import sha256_of
 from workers.store.processes import Process
 from workers.store.store import Manifest, Store
@@ -80,11 +81,26 @@ class ExportedFolder:
 
 @dataclass(frozen=True)
 class _Stage:
-    """What networks are trained on in one stage: images of the training space, labels, the learned step size."""
+    """What networks are trained on in one stage: images of the training space, labels, the learned step size.
+
+    Soft labels are logits and the probabilities that they mean, float32 [n, classes]; None for hard ones.
+    """
 
     images: Tensor
     labels: Tensor
     step_size: float | None
+    logits: Tensor | None
+    probabilities: Tensor | None
+
+    @classmethod
+    def of(cls, stored: SyntheticSet) -> _Stage:
+        """The stage of a stored set, each of its tiles an image."""
+        images, labels = stored.expanded()
+        logits, soft = (
+            None if values is None else values.repeat_interleave(stored.factor**2, 0)
+            for values in (stored.logits, stored.probabilities())
+        )
+        return cls(images, labels, stored.step_size, logits, soft)
 
 
 def write(
@@ -153,13 +169,13 @@ def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool, as_
     transform = datasets.read_transform(store.path(key, datasets.TRANSFORM))
     tested, answers, class_names = datasets.read_split(store.path(key, "test.arrow"))
     sets = synthetic_set.newest(store, [manifest.key for manifest in source.sets])
-    stages = [_Stage(*stored.expanded(), stored.step_size) for stored in sets]
-    pixels = [(transform.inverse(stage.images), stage.labels) for stage in stages]
+    stages = [_Stage.of(stored) for stored in sets]
+    pixels = [(transform.inverse(stage.images), stage.labels, stage.probabilities) for stage in stages]
     _write_pictures(folder / card.PICTURES["train"], pixels, class_names, first=1)
     _write_exact(folder / "exact" / "train.parquet", stages)
     shutil.copyfile(store.path(key, datasets.TRANSFORM), folder / "exact" / "transform.npz")
     if with_test:
-        _write_pictures(folder / card.PICTURES["test"], [(tested.float() / 255, answers)], class_names, first=0)
+        _write_pictures(folder / card.PICTURES["test"], [(tested.float() / 255, answers, None)], class_names, first=0)
         pq.write_table(_pixels(tested, answers), folder / "exact" / "test.parquet")
     contents = card.Contents(
         images=tuple(len(stage.labels) for stage in stages),
@@ -169,6 +185,7 @@ def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool, as_
         transform=transform,
         tests=len(answers) if with_test else None,
         as_files=as_files,
+        temperature=None if sets[-1].logits is None else sets[-1].temperature,
     )
     if as_files:
         for split in ("train", "test") if with_test else ("train",):
@@ -180,10 +197,10 @@ def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool, as_
 
 
 def _write_pictures(
-    path: Path, stages: Sequence[tuple[Tensor, Tensor]], class_names: Sequence[str], *, first: int
+    path: Path, stages: Sequence[tuple[Tensor, Tensor, Tensor | None]], class_names: Sequence[str], *, first: int
 ) -> None:
-    """Pixels in [0, 1] and labels, stage after stage; `stage` counts from `first`, 0 being real images."""
-    tables = [synthetic_set.picture_table(images, labels, class_names) for images, labels in stages]
+    """Pixels in [0, 1], labels, and soft ones if there are any; `stage` counts from `first`, 0 being real images."""
+    tables = [synthetic_set.picture_table(images, labels, class_names, soft) for images, labels, soft in stages]
     numbers = np.repeat(np.arange(first, first + len(tables)), [len(table) for table in tables])
     table = pa.concat_tables(tables).append_column("stage", pa.array(numbers, pa.int64()))
     described = json.loads(tables[0].schema.metadata[b"huggingface"])
@@ -204,14 +221,16 @@ def _write_files(folder: Path, pictures: Path, class_names: Sequence[str]) -> No
 def _write_exact(path: Path, stages: Sequence[_Stage]) -> None:
     images, labels = torch.cat([stage.images for stage in stages]), torch.cat([stage.labels for stage in stages])
     numbers = np.repeat(np.arange(1, len(stages) + 1), [len(stage.labels) for stage in stages])
-    pq.write_table(_pixels(images, labels).append_column("stage", pa.array(numbers, pa.int64())), path)
+    table = _pixels(images, labels)
+    soft = [stage.logits for stage in stages if stage.logits is not None]
+    if soft:
+        table = table.append_column("logits", synthetic_set.rows_of(torch.cat(soft)))
+    pq.write_table(table.append_column("stage", pa.array(numbers, pa.int64())), path)
 
 
 def _pixels(images: Tensor, labels: Tensor) -> pa.Table:
     """Images [n, C, H, W] as lists of C * H * W numbers of their own dtype, and labels."""
-    flat = pa.array(images.contiguous().numpy().ravel())
-    pixels = pa.FixedSizeListArray.from_arrays(flat, images[0].numel())
-    return pa.table({"pixels": pixels, "label": labels.numpy()})
+    return pa.table({"pixels": synthetic_set.rows_of(images), "label": labels.numpy()})
 
 
 def _grid(path: Path, source: ExportSource) -> bytes:

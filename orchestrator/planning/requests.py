@@ -30,7 +30,7 @@ from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
 from orchestrator.planning.reading import reading
 from workers.data import sources
 from workers.data.remembered import Memory
-from workers.methods import expert_epochs_needed, settings_for
+from workers.methods import expert_epochs_needed, settings_for, takes_soft_labels
 from workers.store.store import Store
 
 QUICKSTART = "quickstart"
@@ -237,6 +237,9 @@ def methods_fit(plan: Plan, place: str) -> None:
             case DistilSpec() as spec:
                 needed = expert_epochs_needed(spec.method, settings_for(spec.method, spec.settings, place))
                 _experts_reach(needed or 0, job, plan, place)
+                if spec.labels is not None and not takes_soft_labels(spec.method):
+                    fix = f"{spec.method} matches with the images' classes; leave it out"
+                    raise BadInput(place, "distil.labels", spec.labels.source, fix)
             case DatasetSpec() as spec if spec.normalise not in known:
                 fix = f"must be one of {', '.join(sorted(known))}"
                 raise BadInput(place, "dataset.normalise", spec.normalise, fix)

@@ -206,7 +206,8 @@ def _comparisons(pairs: Sequence[Comparison]) -> Iterator[Section]:
 def _stages(results: Sequence[StageResult]) -> Iterator[Section]:
     if results:
         table = Table("stages-table", STAGE_HEADER, tuple(map(_stage_row, results)), STAGE_CAPTION)
-        yield Section("stages", "Stages", (table,), "Results")
+        soft = dict.fromkeys(f"{result.arm}: soft labels, {result.labels}" for result in results if result.labels)
+        yield Section("stages", "Stages", (table, *notes(tuple(soft))), "Results")
 
 
 def _stage_row(result: StageResult) -> tuple[str, ...]:

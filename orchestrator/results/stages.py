@@ -24,6 +24,7 @@ class StageResult:
         first_loss: matching loss of the first iteration; `loss` is that of the last.
         step_size: learned with the kept images.
         held_out: mean held-out accuracy (percent) after training on the earlier sets and the kept images.
+        labels: where the soft labels come from, in words; None for hard ones.
     """
 
     experiment: str
@@ -41,6 +42,7 @@ class StageResult:
     loss: float | None = None
     step_size: float | None = None
     held_out: float | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def _stage_result(chain: Chain, plan: Plan, store: Reader, key: str) -> StageRes
         iterations=job.spec.iterations,
         expert_start=_weighted_mean([(count, batch.start_accuracy) for count, batch in batches]),
         expert_end=_weighted_mean([(count, batch.end_accuracy) for count, batch in batches]),
+        labels=job.spec.labels.words if job.spec.labels is not None else None,
         **known,
     )
 

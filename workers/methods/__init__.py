@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.documents import validate
 from jobs.errors import BadInput
 from jobs.fields import Frozen
-from jobs.methods import SETTINGS, MttSettings
+from jobs.methods import SETTINGS, SOFT_LABELS, MttSettings
 from workers.runtime.plugins import object_named
 
 if TYPE_CHECKING:  # takes torch along
@@ -52,6 +52,11 @@ def settings_for(name: str, values: dict[str, Any], place: str = "recipe") -> Fr
     """
     model = SETTINGS[name] if name in SETTINGS else method_named(name, place).Settings
     return validate(model, values, place, prefix="distil.settings")
+
+
+def takes_soft_labels(name: str) -> bool:
+    """Whether a method can match with soft labels."""
+    return name in SOFT_LABELS if name in SETTINGS else method_named(name).soft_labels
 
 
 def expert_epochs_needed(name: str, settings: Frozen) -> int | None:

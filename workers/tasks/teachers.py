@@ -43,7 +43,7 @@ class Teachers:
             classes: of the data set.
             spec: what they start from.
         """
-        if spec.init == "classes":
+        if spec.source == "classes":
             one_hot = torch.nn.functional.one_hot(one.labels, classes).float()
             return spec.scale * (one_hot - 1 / classes)
         images, _ = one.expanded()
