@@ -44,13 +44,14 @@ def graphs(
     batches: Sequence[InnerBatch],
 ) -> Matched:
     """The same as `adjoint` by recorded steps, where they can be recorded; arguments and result alike."""
-    given = (start.detach(), images.detach(), labels, step_size.detach())
+    given = (start.detach(), images.detach(), labels.detach(), step_size.detach())
     steps = _steps_for(student, given, batches)
     if steps is None:
         return adjoint(student, start, target, images, labels, step_size, batches)
     steps.load(*given)
     matched = walked(steps, given[0], target, batches)
-    return Matched(matched.loss, matched.images.clone(), matched.step_size.clone())
+    to_labels = None if matched.labels is None else matched.labels.clone()
+    return Matched(matched.loss, matched.images.clone(), matched.step_size.clone(), to_labels)
 
 
 def _steps_for(student: Student, given: tuple[Tensor, ...], batches: Sequence[InnerBatch]) -> RecordedSteps | None:
@@ -124,8 +125,9 @@ class RecordedSteps(AdjointSteps):
         """Begin an iteration: take over what it is given, and forget gradients."""
         for own, other in zip(self._state(), (theta, images, labels, step_size), strict=True):
             own.copy_(other)
-        for gradient in (self.costate, self.to_images, self.to_step_size):
-            gradient.zero_()
+        for gradient in (self.costate, self.to_images, self.to_step_size, self.to_labels):
+            if gradient is not None:
+                gradient.zero_()
 
     def start_back(self, costate: Tensor) -> None:
         """Turn round at the end of the student's way."""

@@ -57,6 +57,8 @@ class StepSize:
 class TrajectoryMatching(Method):
     """MTT in one stage; see `workers.methods.base.Method`."""
 
+    soft_labels = True
+
     Settings = MttSettings
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:
@@ -65,7 +67,9 @@ class TrajectoryMatching(Method):
         self._step_size = StepSize(settings)
         self._expert_order: list[int] = []
         self._image_order: list[int] = []
-        self._student = Student(stage.network, augmentation_of(settings.augmentation))
+        labels = stage.spec.labels
+        temperature = 1.0 if labels is None else labels.temperature
+        self._student = Student(stage.network, augmentation_of(settings.augmentation), temperature)
         channels, side = stage.train.images.shape[1:3]
         engine = "adjoint" if stage.memory_level else chosen_engine(stage.spec, channels, side, stage.classes)
         self._match = ENGINES[engine]
@@ -101,7 +105,7 @@ class TrajectoryMatching(Method):
         if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
             fix = "lower distil.image.lr or lr_step_size"
             raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {fix}")
-        learnable.step(matched.images, iteration)
+        learnable.step(matched.images, iteration, matched.labels)
         self._step_size.step(float(matched.step_size))
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             fix = "lower lr_step_size or learn its logarithm"
@@ -121,7 +125,7 @@ class TrajectoryMatching(Method):
             self._experts.parameters(expert, epoch).to(device),
             self._experts.parameters(expert, epoch + settings.expert_epochs).to(device),
             union,
-            learnable.labels,
+            learnable.labels if (soft := learnable.logits) is None else soft,
             torch.tensor(self.step_size, device=device),
             batches,
         )

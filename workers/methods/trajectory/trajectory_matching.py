@@ -52,6 +52,8 @@ class Student:
 
     module: nn.Module
     augmentation: Augmentation | None
+    temperature: float = 1.0
+    """Of soft labels."""
     kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What an engine keeps from one iteration to the next."""
 
@@ -60,20 +62,22 @@ class Student:
         return self.loss_of_rows(theta, images[batch.index], labels[batch.index], batch.draw)
 
     def loss_of_rows(self, theta: Tensor, rows: Tensor, labels: Tensor, draw: Draw | None) -> Tensor:
-        """The same of a batch's own images [b, C, H, W] and labels [b]."""
+        """The same of a batch's own images [b, C, H, W] and labels: classes int64 [b] or soft, logits [b, classes]."""
         if self.augmentation is not None and draw is not None:
             rows = self.augmentation.apply(rows, draw)
         logits = functional_call(self.module, unflatten(theta, self.module), (rows,))
-        return F.cross_entropy(logits, labels)
+        soft = labels.is_floating_point()
+        return F.cross_entropy(logits, torch.softmax(labels / self.temperature, 1) if soft else labels)
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The loss and its gradients with respect to the images [n, C, H, W] and the step size []."""
+    """The loss and its gradients with respect to the images [n, C, H, W], the step size [], and soft labels."""
 
     loss: Tensor
     images: Tensor
     step_size: Tensor
+    labels: Tensor | None = None
 
 
 def normalised_distance(end: Tensor, start: Tensor, target: Tensor) -> Tensor:
@@ -97,20 +101,21 @@ def unrolled(
         start: theta_0, float [P]; gets no gradient.
         target: theta*, float [P]; gets no gradient.
         images: X, float [n, C, H, W].
-        labels: int64 [n].
+        labels: int64 [n], or soft: logits float [n, classes].
         step_size: a, float [].
         batches: one entry for each of the N inner steps.
     """
     with torch.enable_grad():
         images = images.detach().requires_grad_()
         step_size = step_size.detach().requires_grad_()
+        soft = [labels := labels.detach().requires_grad_()] if labels.is_floating_point() else []
         theta = start.detach().requires_grad_()
         for batch in batches:
             (gradient,) = torch.autograd.grad(student.loss(theta, images, labels, batch), theta, create_graph=True)
             theta = theta - step_size * gradient
         loss = normalised_distance(theta, start, target)
-        to_images, to_step_size = torch.autograd.grad(loss, (images, step_size))
-    return Matched(loss.detach(), to_images, to_step_size)
+        gradients = torch.autograd.grad(loss, (images, step_size, *soft))
+    return Matched(loss.detach(), *gradients)
 
 
 def adjoint(
@@ -123,7 +128,8 @@ def adjoint(
     batches: Sequence[InnerBatch],
 ) -> Matched:
     """The same as `unrolled` in the memory of one inner step; arguments and result alike."""
-    return walked(AdjointSteps(student, images.detach(), labels, step_size.detach()), start.detach(), target, batches)
+    steps = AdjointSteps(student, images.detach(), labels.detach(), step_size.detach())
+    return walked(steps, start.detach(), target, batches)
 
 
 class AdjointSteps:
@@ -133,6 +139,7 @@ class AdjointSteps:
         costate: lambda, the gradient of the loss with respect to the parameters where the way back has come to, [P].
         to_images: the gradient with respect to X so far, [n, C, H, W].
         to_step_size: that with respect to a, [].
+        to_labels: that with respect to soft labels, [n, classes]; None for hard ones.
     """
 
     costate: Tensor
@@ -140,6 +147,7 @@ class AdjointSteps:
     def __init__(self, student: Student, images: Tensor, labels: Tensor, step_size: Tensor) -> None:
         self._student, self._images, self._labels, self._step_size = student, images, labels, step_size
         self.to_images, self.to_step_size = torch.zeros_like(images), torch.zeros_like(step_size)
+        self.to_labels = torch.zeros_like(labels) if labels.is_floating_point() else None
 
     def start_back(self, costate: Tensor) -> None:
         """Turn round at the end of the student's way."""
@@ -158,10 +166,13 @@ class AdjointSteps:
         rows, labels = self._images[batch.index], self._labels[batch.index]
         with torch.enable_grad():
             theta, rows = theta.detach().requires_grad_(), rows.requires_grad_()
+            soft = [labels.requires_grad_()] if self.to_labels is not None else []
             loss = self._student.loss_of_rows(theta, rows, labels, batch.draw)
             (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-            curved, pulled = torch.autograd.grad(gradient, (theta, rows), grad_outputs=self.costate)
+            curved, pulled, *relabelled = torch.autograd.grad(gradient, (theta, rows, *soft), grad_outputs=self.costate)
         self.to_images.index_add_(0, batch.index, self._step_size * pulled, alpha=-1)
+        if self.to_labels is not None:
+            self.to_labels.index_add_(0, batch.index, self._step_size * relabelled[0], alpha=-1)
         self.to_step_size -= gradient.detach() @ self.costate
         self.costate -= self._step_size * curved
 
@@ -182,4 +193,4 @@ def walked(steps: AdjointSteps, start: Tensor, target: Tensor, batches: Sequence
     steps.start_back(2 * (path[-1] - target) / (start - target).square().sum())
     for theta, batch in zip(reversed(path[:-1]), reversed(batches), strict=True):
         steps.back(theta, batch)
-    return Matched(loss, steps.to_images, steps.to_step_size)
+    return Matched(loss, steps.to_images, steps.to_step_size, steps.to_labels)
