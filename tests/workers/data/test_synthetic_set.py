@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -148,3 +150,68 @@ def test_our_own_reader_takes_the_parquet_file_for_a_dataset(tmp_path: Path) -> 
     facts = inspect(Source(layout="parquet", place="test", path=tmp_path))
     assert facts.class_names == tuple(NAMES)
     assert (facts.channels, facts.height, facts.width, facts.train_per_class) == (1, 4, 5, (2, 2, 2))
+
+
+# Soft labels.
+
+
+def soft(n: int = 6, temperature: float = 2.0, factor: int = 1) -> SyntheticSet:
+    logits = torch.randn(n, 3, generator=torch.Generator().manual_seed(n + 1))
+    return replace(made(n, channels=1), logits=logits, temperature=temperature, factor=factor)
+
+
+def test_soft_labels_and_their_temperature_come_back_bit_for_bit(tmp_path: Path) -> None:
+    one = soft(temperature=1 / 3)
+    write(tmp_path, one, IDENTITY, NAMES)
+    back = read(tmp_path)
+    assert back.logits is not None and one.logits is not None and back.logits.dtype == torch.float32
+    assert back.logits.numpy().tobytes() == one.logits.numpy().tobytes() and back.temperature == 1 / 3
+    assert torch.equal(back.labels, one.labels) and torch.equal(back.images, one.images)
+
+
+def test_a_set_with_hard_labels_is_stored_as_it_was_before_there_were_soft_ones(tmp_path: Path) -> None:
+    write(tmp_path, made(), IDENTITY, NAMES)
+    with pa.memory_map(str(tmp_path / EXACT)) as source:
+        schema = pa.ipc.open_file(source).schema
+    assert schema.names == ["pixels", "label"] and set(schema.metadata) == {b"shape", b"step_size"}
+    assert pq.read_schema(tmp_path / PICTURES).names == ["image", "label"]
+    assert read(tmp_path).logits is None
+
+
+def test_networks_are_trained_towards_the_probabilities_at_the_sets_temperature_or_another() -> None:
+    one = soft(factor=2)
+    one = replace(one, images=one.images[..., :4])
+    assert one.logits is not None
+    images, targets = one.training_data()
+    assert len(images) == len(targets) == 24
+    by_hand = np.exp(one.logits.double().numpy() / 2)
+    by_hand /= by_hand.sum(1, keepdims=True)
+    np.testing.assert_allclose(targets.numpy(), by_hand.repeat(4, axis=0), rtol=1e-5)
+    sharp = one.training_data(0.01)[1]
+    assert torch.equal(sharp.argmax(1), targets.argmax(1)) and bool((sharp.max(1).values > 0.8).all())
+    assert torch.equal(made().training_data(0.01)[1], made().labels)
+
+
+def test_a_union_keeps_the_soft_labels_of_each_set_and_refuses_to_mix_them() -> None:
+    first, second = soft(3), soft(6)
+    both = union([first, second])
+    assert both.logits is not None and first.logits is not None and second.logits is not None
+    assert torch.equal(both.logits, torch.cat([first.logits, second.logits])) and both.temperature == 2.0
+    for other in (made(6), soft(6, temperature=1.0)):
+        with pytest.raises(ValueError, match="all have soft labels of one temperature"):
+            union([first, other])
+
+
+def test_the_parquet_file_shows_soft_labels_as_probabilities_of_a_declared_length(tmp_path: Path) -> None:
+    one = soft()
+    write(tmp_path, one, IDENTITY, NAMES)
+    table = pq.read_table(tmp_path / PICTURES)
+    assert table.column_names == ["image", "label", "soft_label"]
+    shown = torch.tensor(table.column("soft_label").to_pylist())
+    assert torch.equal(shown, torch.softmax(one.logits / 2.0, 1)) if one.logits is not None else False
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["soft_label"] == {
+        "feature": {"dtype": "float32", "_type": "Value"},
+        "length": 3,
+        "_type": "Sequence",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ def test_sets_of_several_phases_come_together_stage_by_stage_under_the_classes_o
     assert second.images[:, 0, 0, 0].tolist() == 4 * [2.0] + 4 * [4.0]
     assert first.labels.tolist() == second.labels.tolist() == [2, 2, 7, 7, 0, 0, 3, 3]
     assert (first.step_size, second.step_size) == (pytest.approx(0.2), pytest.approx(0.4))
+
+
+def test_soft_labels_of_a_phase_give_the_classes_of_other_phases_no_probability() -> None:
+    logits = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    (together,) = by_stage(
+        [replace(one_set(1, 0.1), logits=logits), replace(one_set(2, 0.2), logits=logits)], PHASES, 10
+    )
+    _, targets = together.training_data()
+    assert targets.shape == (8, 10) and together.labels.tolist() == [2, 2, 7, 7, 0, 0, 3, 3]
+    for rows, phase in ((slice(4), PHASES[0]), (slice(4, 8), PHASES[1])):
+        assert torch.equal(targets[rows][:, phase], torch.softmax(logits, 1))
+        assert float(targets[rows].sum()) == pytest.approx(4.0)
+    assert torch.nn.functional.cross_entropy(torch.zeros(8, 10), targets).isfinite()
 
 
 def test_real_images_have_no_step_size_and_one_phase_stays_as_it_is() -> None:

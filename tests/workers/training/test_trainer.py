@@ -393,3 +393,57 @@ def test_balanced_accuracy_is_the_mean_over_classes_of_their_accuracies() -> Non
 def test_classes_without_an_image_do_not_count_for_the_balanced_accuracy() -> None:
     answers = torch.tensor([0.0, 2.0]).reshape(-1, 1, 1, 1)
     assert balanced_accuracy(Says(), answers, torch.tensor([0, 2])) == 100.0
+
+
+# Soft labels.
+
+
+def _soft(n: int = 10) -> Tensor:
+    return torch.softmax(torch.randn(n, 3, generator=_generator(4)), 1)
+
+
+def test_soft_labels_are_trained_towards_by_cross_entropy_as_a_loop_written_out_does() -> None:
+    images, labels = _data()[0].double(), _soft().double()
+    trained, by_hand = _net().double(), _net().double()
+    Trainer(trained, SGD, _generator(1)).run(images, labels, schedule=Schedule(epochs=2), batch_size=4)
+    order, sgd = _generator(1), torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for _ in range(2):
+        rows = torch.randperm(10, generator=order)
+        for batch in rows.split(4):
+            torch.rand((), generator=order)  # whether the batch is mixed
+            scores = by_hand(images[batch])
+            loss = -(labels[batch] * scores.log_softmax(1)).sum(1).mean()
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+    torch.testing.assert_close(flatten(trained), flatten(by_hand), rtol=1e-10, atol=1e-12)
+
+
+def test_certain_soft_labels_train_as_the_classes_do_cutmix_and_augmentation_included() -> None:
+    images, classes = _data()
+    ends = []
+    for labels in (classes, F.one_hot(classes, 3).float()):
+        net = _net()
+        Trainer(net, SGD, _generator(1)).run(
+            images,
+            labels,
+            schedule=Schedule(epochs=3),
+            batch_size=4,
+            augmentation=AUGMENTATION,
+            cutmix_probability=0.5,
+        )
+        ends.append(flatten(net))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-6)
+
+
+def test_soft_labels_of_another_number_and_correctness_of_soft_labels_are_refused() -> None:
+    trainer = Trainer(_net(), SGD, _generator())
+    images, _ = _data()
+    with pytest.raises(ValueError, match="N at least 1"):
+        trainer.run(images, _soft(9), schedule=Schedule(epochs=1), batch_size=4)
+    with pytest.raises(ValueError, match="N at least 1"):
+        trainer.run(images, torch.zeros(10, 3, dtype=torch.int64), schedule=Schedule(epochs=1), batch_size=4)
+    with pytest.raises(ValueError, match="not a soft label"):
+        trainer.run(images, _soft(), schedule=Schedule(epochs=1), batch_size=4, correctness=True)
+    with pytest.raises(ValueError, match="N at least 1"):
+        accuracy(_net(), images, _soft())

@@ -131,3 +131,14 @@ def test_the_recordings_do_not_outlive_their_student(recorder: TapeRecorder) -> 
     case.match("graphs")
     steps = case.student.kept[graphs_module.RECORDED]
     assert steps._student is not case.student and not steps._student.kept
+
+
+def test_soft_labels_and_their_gradients_go_through_the_recordings(recorder: TapeRecorder) -> None:
+    case = Case(convnet(), (1, 8, 8))
+    for iteration in range(3):
+        case.labels = normal(6, 3, seed=20 + iteration)
+        matched, expected = case.match("graphs"), case.match("adjoint")
+        assert_equal(matched, expected)
+        assert matched.labels is not None and expected.labels is not None
+        assert torch.equal(matched.labels, expected.labels) and bool(matched.labels.any())
+    assert recorder.recorded == 2 * len({len(batch.index) for batch in case.batches})

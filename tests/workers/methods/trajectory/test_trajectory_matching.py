@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,14 +73,16 @@ class Case:
         )
 
 
-def loss_written_out(case: Case, images: Array, step_size: float) -> float:
-    """Softmax regression by hand: the gradient of mean cross-entropy is (p - onehot)^T x / n."""
+def loss_written_out(case: Case, images: Array, step_size: float, labels: Array | None = None) -> float:
+    """Softmax regression by hand: the gradient of mean cross-entropy is (p - q)^T x / n, q one-hot or a soft label."""
+    temperature, given = case.student.temperature, case.labels.numpy() if labels is None else labels
     theta0, target = case.start.numpy(), case.target.numpy()
     weight, bias = theta0[:-3].reshape(3, -1).copy(), theta0[-3:].copy()
     for batch in case.batches:
-        x, y = images[batch.index.numpy()].reshape(len(batch.index), -1), case.labels[batch.index].numpy()
+        x, y = images[batch.index.numpy()].reshape(len(batch.index), -1), given[batch.index.numpy()]
         scores = np.exp(x @ weight.T + bias)
-        error = (scores / scores.sum(1, keepdims=True) - np.eye(3)[y]) / len(y)
+        wanted = np.eye(3)[y] if y.ndim == 1 else np.exp(y / temperature)
+        error = (scores / scores.sum(1, keepdims=True) - wanted / wanted.sum(1, keepdims=True)) / len(y)
         weight -= step_size * error.T @ x
         bias -= step_size * error.sum(0)
     end = np.concatenate([weight.ravel(), bias])
@@ -186,3 +190,56 @@ def test_the_student_is_run_at_the_parameters_it_is_given_not_at_its_modules_own
     elsewhere = case.student.loss(case.start, case.images, case.labels, InnerBatch(index, None))
     assert float(loss) == pytest.approx(float(own), rel=1e-14)
     assert float(elsewhere) != pytest.approx(float(own), rel=1e-3)
+
+
+# Soft labels.
+
+
+def softly(case: Case, temperature: float = 2.0) -> Case:
+    """The same problem with soft labels, as logits."""
+    case.labels = normal(6, 3, seed=6)
+    case.student = replace(case.student, temperature=temperature, kept={})
+    return case
+
+
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
+def test_the_gradients_of_soft_labels_are_the_differences_of_the_loop_written_out(engine: Engine) -> None:
+    case, tiny = softly(Case(softmax_regression(4, 3), (1, 2, 2))), 1e-5
+    images, labels, matched = case.images.numpy(), case.labels.numpy(), case.match(engine)
+    assert float(matched.loss) == pytest.approx(loss_written_out(case, images, 0.3), rel=1e-13)
+    by_logit, by_pixel = np.zeros(labels.shape), np.zeros(images.shape)
+    for place in np.ndindex(labels.shape):
+        nudge = np.zeros(labels.shape)
+        nudge[place] = tiny
+        rise = [loss_written_out(case, images, 0.3, labels + sign * nudge) for sign in (1, -1)]
+        by_logit[place] = (rise[0] - rise[1]) / (2 * tiny)
+    for place in np.ndindex(images.shape):
+        nudge = np.zeros(images.shape)
+        nudge[place] = tiny
+        rise = [loss_written_out(case, images + sign * nudge, 0.3) for sign in (1, -1)]
+        by_pixel[place] = (rise[0] - rise[1]) / (2 * tiny)
+    assert matched.labels is not None
+    np.testing.assert_allclose(matched.labels.numpy(), by_logit, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(matched.images.numpy(), by_pixel, rtol=1e-6, atol=1e-9)
+    assert np.abs(by_logit[:5]).max(axis=1).min() > 1e-4 and not by_logit[5].any()
+
+
+@pytest.mark.parametrize("strategy", [None, *OPERATIONS])
+def test_the_engines_agree_on_the_gradients_of_soft_labels(strategy: str | None) -> None:
+    case = softly(Case(convnet(), (1, 8, 8), strategy))
+    whole, adjoint = case.match("unrolled"), case.match("adjoint")
+    assert whole.labels is not None and adjoint.labels is not None
+    torch.testing.assert_close(adjoint.images, whole.images, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(adjoint.labels, whole.labels, rtol=1e-10, atol=1e-10)
+    assert not case.labels.requires_grad
+
+
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
+def test_certain_soft_labels_match_as_the_classes_do_and_classes_have_no_gradient(engine: Engine) -> None:
+    case = Case(convnet(), (1, 8, 8))
+    hard, classes = case.match(engine), case.labels
+    softly(case, temperature=0.001).labels = nn.functional.one_hot(classes, 3).double()
+    soft = case.match(engine)
+    assert hard.labels is None and soft.labels is not None
+    torch.testing.assert_close(soft.loss, hard.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(soft.images, hard.images, rtol=1e-10, atol=1e-12)
