@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 import torch
 from rich.text import Text
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from jobs.errors import BadInput
 from orchestrator.export import card
@@ -175,7 +176,11 @@ def _fill(folder: Path, source: ExportSource, store: Store, with_test: bool, as_
     _write_exact(folder / "exact" / "train.parquet", stages)
     shutil.copyfile(store.path(key, datasets.TRANSFORM), folder / "exact" / "transform.npz")
     if with_test:
-        _write_pictures(folder / card.PICTURES["test"], [(tested.float() / 255, answers, None)], class_names, first=0)
+        certain = (
+            None if sets[0].logits is None else one_hot(answers, len(class_names)).float()
+        )  # readers want one form
+        real = [(tested.float() / 255, answers, certain)]
+        _write_pictures(folder / card.PICTURES["test"], real, class_names, first=0)
         pq.write_table(_pixels(tested, answers), folder / "exact" / "test.parquet")
     contents = card.Contents(
         images=tuple(len(stage.labels) for stage in stages),

@@ -77,6 +77,7 @@ TRAININGS: list[Any] = [
         {"drop": "half"},
         {"extra_epoch": True},
         {"momentum_at_drop": "reset"},
+        {"temperature": 2.0},
     )
 ]
 CHANGES: dict[Kind, dict[str, list[Any]]] = {
@@ -127,13 +128,22 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
             {"lr": 1000.0, "final_lr": 1.0},
             {"lr": 1000.0, "halve_at": [5, 8]},
         ],
-        "init": ["noise", "centroids"],
+        "init": ["noise", "centroids", "classified"],
         "factor": [2],
         "transition": [{"epochs": 4}],
         "starts": [3],
         "partition": [(0, 3), (3, 6)],
         "earlier_rate": [0.1],
         "clustering": ["torch"],
+        "labels": [
+            {},
+            {"source": "classes"},
+            {"source": "target"},
+            {"source": "classes", "scale": 1.0},
+            {"teachers": 1},
+            {"learning": {"lr": 2.0}},
+            {"temperature": 2.0},
+        ],
         "conditioning": [False],
         "choice": [
             *({"training": training} for training in TRAININGS),

@@ -275,7 +275,7 @@ def test_an_experiment_s_override_passes_over_methods_without_that_section() -> 
 
 KNOWN_IN_DISTIL = (
     "checkpoint_every, choice, clustering, conditioning, earlier_rate, factor, image, init, iterations, "
-    "iterations_total, settings, starts"
+    "iterations_total, labels, settings, starts"
 )
 
 
@@ -355,6 +355,15 @@ def test_an_arm_s_override_of_a_section_its_method_lacks_is_refused() -> None:
         ("random", {"evaluate.epochs": None}, "evaluate.epochs", "give exactly one of evaluate.epochs and"),
         ("random", {"evaluate.lr": None}, "evaluate.lr", "give a number; no stage learns a step size"),
         ("mtt", {"experts.real.lr": None}, "experts.real.lr", "give a number; experts learn no step size"),
+        ("dm", {"distil.init": "classified"}, "distil.init", "this method has no experts; start from real"),
+        ("dm", {"distil.labels.source": "experts"}, "distil.labels.source", "this method has no experts; take the"),
+        ("dm", {"distil.labels.source": "target"}, "distil.labels.source", "this method has no experts; take the"),
+        (
+            "mtt",
+            {"distil.labels": {"source": "target", "learning": {"lr": 1.0}}},
+            "distil.labels",
+            "a target gives labels anew in each iteration",
+        ),
         (
             "mtt",
             {"dataset.validation_fraction": 0.0},

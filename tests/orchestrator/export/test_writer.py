@@ -283,6 +283,48 @@ def test_multi_formation_images_come_decoded(workshop: Workshop, tmp_path: Path)
     assert "| S_1 | 1 | convnet" in (done.folder / "README.md").read_text(), "stored images a class"
 
 
+SOFT = {"distil.labels": {"source": "experts", "learning": {"lr": 5.0, "momentum": 0.9}, "temperature": 2.0}}
+
+
+@pytest.fixture(scope="module")
+def softly(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Two stages with learned soft labels."""
+    numbers = {**SOFT, "evaluate.cutmix": 0.5, "evaluate.epochs_total": 12}
+    return evaluated(tmp_path_factory.mktemp("soft"), TWO_STAGES, set=numbers)
+
+
+@pytest.mark.slow
+def test_soft_labels_leave_as_probabilities_and_as_logits_and_the_program_trains_on_them(
+    softly: Workshop, tmp_path: Path
+) -> None:
+    done = writer.write(tmp_path / "out", made_of(softly), softly.store, with_test=True)
+    stored = [synthetic_set.read(softly.store.path(key, EXACT)) for key in done.keys]
+    logits = torch.cat([one.logits for one in stored if one.logits is not None])
+    exact, shown = pq.read_table(done.folder / "exact" / "train.parquet"), pq.read_table(done.folder / TRAIN)
+    assert exact.column_names == ["pixels", "label", "logits", "stage"]
+    assert torch.equal(torch.tensor(exact.column("logits").to_pylist()), logits)
+    assert shown.column_names == ["image", "label", "soft_label", "stage"]
+    assert torch.equal(torch.tensor(shown.column("soft_label").to_pylist()), torch.softmax(logits / 2, 1))
+    features = json.loads(shown.schema.metadata[b"huggingface"])["info"]["features"]
+    assert set(features) == set(shown.column_names) and features["soft_label"]["length"] == 10
+    real = pq.read_table(done.folder / TEST)
+    assert real.schema == shown.schema, "or load_dataset refuses the two splits"
+    certain = torch.nn.functional.one_hot(torch.tensor(real.column("label").to_pylist()), 10)
+    assert real.column("soft_label").to_pylist() == certain.tolist()
+    words = (done.folder / "README.md").read_text()
+    assert "learned with the images, from the logits of the stage's experts on" in words
+    assert "`softmax(logits / 2)`" in words and "`soft_label` (a probability for each class)" in words
+    mean, std, n = run_program(done.folder)
+    assert (mean, std, n) == pytest.approx((done.protocol.mean, done.protocol.std, 2), abs=0.006)
+
+
+def test_a_card_of_hard_labels_says_nothing_of_soft_ones(exported: writer.ExportedFolder) -> None:
+    words = (exported.folder / "README.md").read_text()
+    assert "soft" not in words.replace("softmax", "") and "logits" not in program(exported.folder).replace(
+        "logits =", ""
+    )
+
+
 # What is refused.
 
 
@@ -407,6 +449,22 @@ def test_the_hugging_face_library_reads_the_folder(with_files: writer.ExportedFo
     assert train[0]["image"].size == (8, 8)
     assert "test" not in read or len(read["test"]) == 200
     assert ("test" in read) == (how != "data_files")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["data_dir", "folder"])
+def test_the_hugging_face_library_reads_soft_labels(softly: Workshop, tmp_path: Path, how: str) -> None:
+    datasets = pytest.importorskip("datasets", reason="the datasets library is not installed")
+    folder = str(writer.write(tmp_path / "out", made_of(softly), softly.store, with_test=True).folder)
+    name, more = {"data_dir": ("parquet", {"data_dir": folder}), "folder": (folder, {})}[how]
+    read = datasets.load_dataset(name, **more, cache_dir=str(tmp_path / "cache"))
+    assert len(read["train"]) == 20 and len(read["test"]) == 200
+    for split in ("train", "test"):
+        assert len(read[split][0]["soft_label"]) == 10 and sum(read[split][0]["soft_label"]) == pytest.approx(1.0)
+    if how == "folder":
+        exact = datasets.load_dataset(folder, "exact", cache_dir=str(tmp_path / "cache"))["train"]
+        assert len(exact[0]["logits"]) == 10
 
 
 def test_pandas_reads_the_folder(exported: writer.ExportedFolder) -> None:

@@ -11,6 +11,7 @@ from jobs.errors import BadInput
 from jobs.experiment import FOLDER, Experiment
 from jobs.specs import DistilSpec, ExpertsSpec, FullSpec
 from orchestrator.planning import requests
+from orchestrator.planning.explain import sources_of
 from orchestrator.planning.requests import Request, ResolvedRequest, resolve
 from workers.data.sources import Facts
 
@@ -189,3 +190,34 @@ def test_a_wrong_word_is_refused_before_the_dataset_is_read(
 def test_all_experiments_are_read_before_any_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "inspect_dataset", lambda *words: pytest.fail("the dataset was read"))
     assert refusal(experiments=("tiny", "no_such")).value == "no_such"
+
+
+def test_soft_labels_are_refused_where_the_method_matches_with_classes(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    document = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
+    arms = [{"method": "dm", "ipc_per_stage": 1, "set": {"distil.labels": {"source": "classes"}}}]
+    mine.write_text(yaml.safe_dump(document | {"arms": arms}))
+    error = refusal(experiments=(str(mine),))
+    assert (error.field, error.value) == ("distil.labels", "classes")
+    assert error.fix == "dm matches with the images' classes; leave it out"
+
+
+def test_soft_labels_of_some_stages_only_are_refused(tmp_path: Path) -> None:
+    recipe, mine = tmp_path / "some.yaml", tmp_path / "mine.yaml"
+    layer = {"when": {"stage": {"at_least": 2}}, "set": {"distil": {"labels": {"source": ["classes", "a test"]}}}}
+    recipe.write_text(yaml.safe_dump({"method": "mtt", "base": "mtt", "layers": [layer]}))
+    document = yaml.safe_load((FOLDER / "tiny.yaml").read_text())
+    arms = [{"method": str(recipe), "stages": 2, "ipc_per_stage": 1}]
+    mine.write_text(yaml.safe_dump(document | {"arms": arms}))
+    assert refusal(experiments=(str(mine),)).fix.startswith("stages come together in one union")
+
+
+def test_the_numbers_of_soft_labels_are_in_the_spec_and_have_their_sources() -> None:
+    found = asked("distil.labels.learning.lr=2.0", "distil.labels.temperature=4.0", "evaluate.temperature=3.0")
+    (labels,) = {spec.labels for spec in specs(found, DistilSpec)}
+    assert labels is not None and labels.learning is not None
+    assert (labels.source, labels.learning.lr, labels.temperature) == ("experts", 2.0, 4.0)
+    key = next(key for key in found.plan.graph.jobs if key.startswith("distil"))
+    rows = {field: (value, source) for field, value, source in sources_of(found.plan, key)}
+    assert rows["distil.labels.learning.lr"] == ("2.0", "command line over tiny.yaml")
+    assert rows["distil.labels.temperature"][0] == "4.0"

@@ -171,6 +171,16 @@ def test_an_experiment_without_distillation_has_no_stages(store: Store, tmp_path
     assert "## Stages" not in write(tmp_path / "report", plan, store, RUN)[0].read_text()
 
 
+def test_soft_labels_are_said_in_words_under_the_stages(store: Store, tmp_path: Path) -> None:
+    soft = {"distil.labels": {"source": "experts", "learning": {"lr": 2.0}}}
+    plan = demo_plan(arms=(Arm(method="mtt", stages=2, ipc_per_stage=1, set=soft),))
+    page = write(tmp_path / "report", plan, store, RUN)[0].read_text()
+    said = "soft labels, learned with the images, from the logits of the stage's experts on"
+    assert f"PDD+MTT, 2 stages of 1 image per class: {said}" in page
+    hard = write(tmp_path / "hard", demo_plan(), store, RUN)[0].read_text()
+    assert "soft labels" not in hard
+
+
 def test_json_and_parquet_hold_the_same_cells(written: tuple[Plan, list[Path]]) -> None:
     folder = written[1][0].parent
     document = json.loads((folder / "results.json").read_text())
