@@ -195,7 +195,7 @@ class Method:
     """
 
     soft_labels: ClassVar[bool] = False
-    """Whether it matches with soft labels and gives their gradient, so that a recipe may ask for them (`distil.labels`)."""
+    """Whether it matches with soft labels and gives their gradient, so that a recipe may ask for them."""
     Settings: ClassVar[type[Frozen]] = Frozen
     """Its own numbers: the `settings` of a recipe's `distil` section."""
     space: ClassVar[Literal["training", "unit"]] = "training"
