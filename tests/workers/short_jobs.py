@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,23 +47,45 @@ def _student(module: nn.Module) -> Student:
     return Student(module, Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True))
 
 
-def matched(device: torch.device, engine: Engine, steps: int = 6) -> Matched:
-    """One iteration of trajectory matching on 8 images, its tensors moved as the method moves them."""
+@dataclass(frozen=True)
+class Problem:
+    """The sizes of an iteration of trajectory matching: all images take part in each inner step."""
+
+    images: int = 8
+    steps: int = 6
+    width: int = 8
+    side: int = 16
+    classes: int = 4
+    depth: int = 3
+
+
+def matching(device: torch.device, engine: Engine, problem: Problem) -> Callable[[], Matched]:
+    """One iteration of trajectory matching, its random numbers moved as the method moves them, the rest there before."""
     generator = torch.Generator().manual_seed(2)
-    network = build("convnet", channels=3, size=16, classes=4, width=8, depth=3, norm="instance", generator=generator)
+    shape, many = (problem.side, problem.side), problem.images
+    network = build(
+        "convnet", channels=3, size=problem.side, classes=problem.classes, width=problem.width, depth=problem.depth,
+        norm="instance", generator=generator,
+    )  # fmt: skip
     start = flatten(network)
     target = start + 0.01 * torch.randn(start.shape, generator=generator)
-    images, labels = torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8) % 4
+    images, labels = torch.randn(many, 3, *shape, generator=generator), torch.arange(many) % problem.classes
     student = _student(network.to(device))
     assert student.augmentation is not None
     drawn = [
         InnerBatch(
-            torch.randperm(8, generator=generator), student.augmentation.draw(8, (16, 16), generator, siamese=False)
+            torch.randperm(many, generator=generator),
+            student.augmentation.draw(many, shape, generator, siamese=False),
         )
-        for _ in range(steps)
+        for _ in range(problem.steps)
     ]
-    there = (tensor.to(device) for tensor in (start, target, images, labels, torch.tensor(0.02)))
-    return ENGINES[engine](student, *there, batches_on(device, drawn))
+    there = [tensor.to(device) for tensor in (start, target, images, labels, torch.tensor(0.02))]
+    return lambda: ENGINES[engine](student, *there, batches_on(device, drawn))
+
+
+def matched(device: torch.device, engine: Engine, steps: int = 6) -> Matched:
+    """One iteration on 8 images."""
+    return matching(device, engine, Problem(steps=steps))()
 
 
 def trained(device: torch.device, batches: int, epochs: int = 1) -> Callable[[], None]:
@@ -74,3 +97,16 @@ def trained(device: torch.device, batches: int, epochs: int = 1) -> Callable[[],
     spec = NetworkSpec(architecture="convnet", width=8, depth=3)
     network = build_network(spec, (3, 16, 16), 4, generator, device)
     return lambda: fit(trainer_for(network, training, generator), images, labels, training)
+
+
+def trained_weights(spec: NetworkSpec, device: torch.device, epochs: int = 2) -> torch.Tensor:
+    """The weights, on the CPU, of a network that was trained on 20 images with every kind of augmentation."""
+    training = SgdSpec(
+        epochs=epochs, batch_size=8, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate", cutmix=0.5
+    )
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randn(20, 3, 16, 16, generator=generator)
+    labels = torch.arange(20) % 4
+    network = build_network(spec, (3, 16, 16), 4, generator, device)
+    fit(trainer_for(network, training, generator), images.to(device), labels.to(device), training)
+    return flatten(network).cpu()

@@ -16,9 +16,9 @@ from torch import nn
 
 from jobs.errors import Yielded
 from jobs.graph import Job
-from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
+from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec
 from tests.pretended import DEVICE, Card, Event, card
-from tests.workers.short_jobs import ARMS, GRADIENTS, ONE, TWO, matched, trained
+from tests.workers.short_jobs import ARMS, GRADIENTS, ONE, TWO, matched, trained, trained_weights
 from tests.workers.workshop import Workshop
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
@@ -28,8 +28,8 @@ from workers.methods import method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
 from workers.runtime.context import JobContext
 from workers.training.instance_norm import InstanceNorm
-from workers.training.networks import ConvNet, Network, flatten
-from workers.training.students import build_network, fit, trainer_for
+from workers.training.networks import ConvNet, Network
+from workers.training.students import build_network
 from workers.training.transition import StartNetworks
 
 EVENTS: tuple[Event, ...] = ("kernel", "upload", "download", "wait")
@@ -119,19 +119,9 @@ def test_jobs_go_through_in_the_layout_and_with_the_norm_of_a_card(method: str, 
 @pytest.mark.parametrize("architecture", ["convnet", "resnet18", "idc_resnet18"])
 def test_networks_train_on_the_card_as_on_the_cpu(architecture: Any, norm: Any, as_on_a_cpu: None) -> None:
     spec = NetworkSpec(architecture=architecture, width=4, depth=2 if architecture == "convnet" else None, norm=norm)
-    training = SgdSpec(epochs=2, batch_size=8, lr=0.05, augmentation="color_crop_cutout_flip_scale_rotate", cutmix=0.5)
-
-    def trained(device: torch.device) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(5)
-        images = torch.randn(20, 3, 16, 16, generator=generator)
-        labels = torch.arange(20) % 4
-        network = build_network(spec, (3, 16, 16), 4, generator, device)
-        fit(trainer_for(network, training, generator), images.to(device), labels.to(device), training)
-        return flatten(network).cpu()
-
-    here = trained(torch.device("cpu"))
+    here = trained_weights(spec, torch.device("cpu"))
     with card():
-        there = trained(DEVICE)
+        there = trained_weights(spec, DEVICE)
     assert torch.equal(there, here)
 
 
