@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, the folders of real data, and no global randomness."""
+"""What all tests share: one thread a process, the folders of real data, cards, and no global randomness."""
 
 from __future__ import annotations
 
@@ -17,10 +17,30 @@ TESTS = Path(__file__).resolve().parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without pytest-timeout, which `make gpu` does not need, its line in pyproject.toml is no error."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds of a test; only pytest-timeout heeds it")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that processes that share the files end at about the same time."""
+    """Files with slow tests come first, so that processes that share the files end at about the same time.
+
+    Tests marked `gpu` say why they are left out where there is no card.
+    """
+    for item in _without_their_card(items):
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device: torch.cuda.is_available() is False"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def _without_their_card(items: list[pytest.Item]) -> list[pytest.Item]:
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return []
+    import torch  # takes a second, which only tests of a card should pay
+
+    return [] if torch.cuda.is_available() else wanting
 
 
 @pytest.fixture(scope="session")

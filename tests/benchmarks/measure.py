@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Row:
         goal: the figure, or the ratio where there is one, that is to be kept.
         share: of the limit of this host (`tests.benchmarks.limits`), where one is known.
         peak_mib: memory at its peak over what the process held before, in MiB.
+        kernels: that a card starts, for one of `per`.
         error: relative distance of the result to that in float64.
         note: the yardstick, and what else belongs to the figure.
     """
@@ -39,6 +41,7 @@ class Row:
     goal: float | None = None
     share: float | None = None
     peak_mib: float | None = None
+    kernels: float | None = None
     error: float | None = None
     note: str = ""
 
@@ -51,6 +54,14 @@ class Row:
     def met(self) -> bool | None:
         """Whether the goal is met; None without one."""
         return None if self.goal is None or self.figure is None else self.figure <= self.goal
+
+
+def record(row: Row) -> Row:
+    """The row, which is added as a line to the file that the variable `PDD_FIGURES` names, if it names one."""
+    if file := os.environ.get("PDD_FIGURES"):
+        with Path(file).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({**asdict(row), "met": row.met}) + "\n")
+    return row
 
 
 @dataclass

@@ -60,7 +60,7 @@ class Problem:
 
 
 def matching(device: torch.device, engine: Engine, problem: Problem) -> Callable[[], Matched]:
-    """One iteration of trajectory matching, its random numbers moved as the method moves them, the rest there before."""
+    """One iteration of trajectory matching: its random numbers are moved by it, the rest is on the device before."""
     generator = torch.Generator().manual_seed(2)
     shape, many = (problem.side, problem.side), problem.images
     network = build(
