@@ -7,6 +7,8 @@
 #   make quick    the tests not marked slow
 #   make slurm    the tests on a real SLURM of four nodes, started here (root and Debian's packages; minutes)
 #   make bench    what the machine and our code are worth, part by part (minutes): ONLY="driver start" for some parts
+#   make gpu      the tests and the benchmark of a CUDA card (minutes), into JSON=gpu.json; with PYTHON=... by an interpreter
+#                 that has torch, pyarrow, pydantic, PyYAML, Pillow, scikit-learn and pytest, and without .venv
 #   make check    ruff, mypy and the direction of imports
 #   make clean    remove caches and build products; .venv and stores of results stay
 #
@@ -17,7 +19,7 @@ PYTEST_WORKERS ?= 2
 PYTEST := .venv/bin/python -m pytest -q
 SHARED := -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py: slow first
 
-.PHONY: help venv demo test long quick slurm bench check lint types arrows clean
+.PHONY: help venv demo test long quick slurm bench gpu check lint types arrows clean
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
@@ -42,8 +44,8 @@ demo: venv
 	.venv/bin/pdd
 
 # Several tests at once on few cores: one thread each, or they fight.
-test long quick slurm bench arrows: export OMP_NUM_THREADS = 1
-test long quick slurm bench arrows: export MKL_NUM_THREADS = 1
+test long quick slurm bench gpu arrows: export OMP_NUM_THREADS = 1
+test long quick slurm bench gpu arrows: export MKL_NUM_THREADS = 1
 
 test: venv
 	$(PYTEST) $(SHARED) -m "not slurm and not long"
@@ -59,6 +61,9 @@ slurm: venv
 
 bench: venv
 	.venv/bin/python -m tests.benchmarks $(ONLY) --json bench.json
+
+gpu: $(if $(PYTHON),,venv)
+	$(or $(PYTHON),.venv/bin/python) -m tests.gpu --json $(or $(JSON),gpu.json)
 
 check: lint types arrows
 

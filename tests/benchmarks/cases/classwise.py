@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.fields import Frozen
 from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec
 from tests.benchmarks.cases.case import CLASSES, DSA, EXACT, PLAIN, Case, Sides, generator, images, network
 from tests.benchmarks.plain import by_class
@@ -19,6 +20,7 @@ from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
+from workers.training.networks import Network
 from workers.training.students import augmentation_of
 from workers.training.transition import StartNetworks
 
@@ -65,13 +67,12 @@ def sides(method: str, real: int, ipc: int, width: int, size: int = 32, seed: in
     ordinary, numbers = METHODS[method]
     settings: Any = settings_for(method, {**MATCH, **numbers})
     factor = 2 if method in UNIT else 1
-    transform = Affine(torch.full((3,), 0.5), torch.full((3,), 0.25))
+    transform = _transform()
     shown, labels = images(real, seed + 1, (3, size, size))
     own_labels = torch.arange(CLASSES).repeat_interleave(ipc)
     own = torch.rand(len(own_labels), 3, size, size, generator=generator(seed + 2))
     own = own if method in UNIT else transform.normalise(own)
     augmentation = augmentation_of(settings.augmentation, "idc" if method in UNIT else "dc")
-    optimiser = ImageOptimiserSpec(lr=LR)
 
     def written_out(dtype: torch.dtype) -> Tensor:
         problem = Problem(
@@ -90,20 +91,44 @@ def sides(method: str, real: int, ipc: int, width: int, size: int = 32, seed: in
         return ordinary(problem, settings, augmentation).double() - own.double()
 
     def ours() -> Tensor:
-        spec = DistilSpec(
-            method=method, stage=1, ipc_per_stage=ipc, factor=factor, network=NetworkSpec(), iterations=1,
-            image=optimiser, choice=ChoiceSpec(by="last"), settings={},
-        )  # fmt: skip
-        starts = StartNetworks(
-            lambda number: network(seed, width=width, size=size), lambda number: generator(0), (), None, None
+        learnable, iterate = iteration(
+            method,
+            Split(shown, labels),
+            SyntheticSet(own, own_labels, None, factor),
+            partial(network, seed, width=width, size=size),
+            settings,
         )
-        stage = Stage(
-            spec=spec, train=Split(shown, labels), classes=CLASSES, transform=transform, experts=None,
-            network=network(seed, width=width, size=size), start_networks=starts, device=torch.device("cpu"),
-            memory_level=0,
-        )  # fmt: skip
-        learnable = LearnableImages(SyntheticSet(own, own_labels, None, factor), None, optimiser, 1)
-        method_named(method)(stage, settings).iterate(learnable, 0, generator(seed + 3))
+        iterate(generator(seed + 3))
         return learnable.new.double() - own.double()
 
     return {PLAIN: partial(written_out, torch.float32), "by class": ours, EXACT: partial(written_out, torch.float64)}
+
+
+def _transform() -> Affine:
+    return Affine(torch.full((3,), 0.5), torch.full((3,), 0.25))
+
+
+def iteration(
+    method: str, train: Split, start: SyntheticSet, fresh: Callable[[], Network], settings: Frozen
+) -> tuple[LearnableImages, Callable[[torch.Generator], float]]:
+    """The images of a stage that begins, and one of its iterations, on the device of the real images.
+
+    Args:
+        method: its name.
+        train: the real images.
+        start: where the synthetic ones begin.
+        fresh: makes a network, on the same device.
+        settings: the method's own numbers.
+    """
+    device, optimiser = train.labels.device, ImageOptimiserSpec(lr=LR)
+    spec = DistilSpec(
+        method=method, stage=1, ipc_per_stage=len(start) // CLASSES, factor=start.factor, network=NetworkSpec(),
+        iterations=1, image=optimiser, choice=ChoiceSpec(by="last"), settings={},
+    )  # fmt: skip
+    starts = StartNetworks(lambda number: fresh(), lambda number: generator(0), (), None, None)
+    stage = Stage(
+        spec=spec, train=train, classes=CLASSES, transform=_transform().to(device), experts=None, network=fresh(),
+        start_networks=starts, device=device, memory_level=0,
+    )  # fmt: skip
+    learnable, matching = LearnableImages(start, None, optimiser, 1), method_named(method)(stage, settings)
+    return learnable, lambda draws: matching.iterate(learnable, 0, draws)

@@ -1,0 +1,153 @@
+"""The loops of jobs on a card at the paper's sizes: seconds, kernels of a step, memory, and the share of the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from jobs.specs import NetworkSpec
+from tests.benchmarks.card.limits import peak_flops, tf32
+from tests.benchmarks.card.measured import Measured, measured
+from tests.benchmarks.cases import classwise
+from tests.benchmarks.cases.case import CLASSES, DSA, generator
+from tests.benchmarks.cases.training import ENGINES as TRAINING_ENGINES
+from tests.benchmarks.cases.training import EVALUATION, EXPERT
+from tests.benchmarks.loops import operations
+from tests.benchmarks.measure import Row
+from tests.workers.short_jobs import Problem, matching
+from workers.data.dataset import Split
+from workers.data.synthetic_set import SyntheticSet
+from workers.methods import settings_for
+from workers.methods.matching.kmeans import _CLUSTERINGS
+from workers.methods.trajectory.trajectory_matching import ENGINES
+from workers.training.networks import Network
+from workers.training.students import build_network, fit, trainer_for
+from workers.training.trainer import correct
+
+CONVNET = NetworkSpec(architecture="convnet", width=128, depth=3)
+TRAIN, TEST = 50_000, 10_000
+MATCHING = {1: (50, 10), 10: (30, 100), 50: (30, 500)}
+"""By images per class: the inner steps of the published commands, and the images of each."""
+PART = 4
+"""Inner steps whose operations are counted."""
+METHODS: dict[str, dict[str, Any]] = {
+    "dm": {"batch_real": 256},
+    "dsa": {"batch_real": 256},
+    "dsa, ten classes at once": {"batch_real": 256, "classes_at_once": 10},
+    "idc": {"batch_real": 64},
+    "idc, ten classes at once": {"batch_real": 64, "classes_at_once": 10},
+    "dream": {"batch_real": 64},
+    "cafe": {"batch_real": 128},
+}
+"""Settings that differ from those of `tests.benchmarks.cases.classwise`."""
+SIDE = 32
+
+
+def matching_rows(device: torch.device) -> Iterator[Row]:
+    """An iteration of MTT by images per class and engine."""
+    sizes = {"width": 128, "side": SIDE, "classes": CLASSES}
+    for ipc, (steps, images) in MATCHING.items():
+        flops = operations(matching(device, "unrolled", Problem(images, PART, **sizes))) / PART * steps
+        for engine in ENGINES:
+            free(device)
+            taken = measured(device, matching(device, engine, Problem(images, steps, **sizes)), counted=True)
+            name = f"MTT, {ipc} a class, {steps} steps of {images} images, {engine}"
+            yield _row(device, name, taken, flops, per="iteration", steps=steps)
+
+
+def training_rows(device: torch.device) -> Iterator[Row]:
+    """An epoch of an expert in every engine and precision, of an evaluation, and a test pass."""
+    images, labels = pictures(device, TRAIN)
+    for engine, how in TRAINING_ENGINES.items():
+        for allowed in (True, False) if engine == "eager" else (True,):
+            spec = EXPERT.model_copy(update=how)
+            network = fresh(device)
+            trainer = trainer_for(network, spec, generator(1))
+            work = partial(fit, trainer, images, labels, spec, on_epoch=lambda epoch, seen: None, correctness=True)
+            with tf32(allowed):
+                taken = measured(device, work)
+                steps = -(-TRAIN // spec.batch_size)
+                few = measured(device, partial(fit, trainer, images[:2560], labels[:2560], spec), counted=True)
+            taken = Measured(taken.seconds, few.kernels and few.kernels / 10 * steps, few.peak_mib)
+            name = f"expert, an epoch of {TRAIN} images, {engine}{'' if allowed else ', float32 without TF32'}"
+            yield _row(device, name, taken, training_operations(device) * TRAIN, per="epoch", steps=steps)
+    for ipc in (1, 10, 50):
+        count, epochs = ipc * CLASSES, 20
+        spec = EVALUATION.model_copy(update={"epochs": epochs})
+        work = partial(fit, trainer_for(fresh(device), spec, generator(1)), images[:count], labels[:count], spec)
+        steps = -(-count // spec.batch_size)
+        taken = measured(device, work, counted=True)
+        per_epoch = Measured(taken.seconds / epochs, taken.kernels and taken.kernels / epochs, taken.peak_mib)
+        flops = training_operations(device) * count
+        yield _row(device, f"evaluation, {ipc} a class, an epoch", per_epoch, flops, per="epoch", steps=steps)
+    network = fresh(device)
+    taken = measured(device, partial(correct, network, images[:TEST], labels[:TEST]), counted=True)
+    yield _row(device, f"test of {TEST} images", taken, training_operations(device) / 3 * TEST, per="pass")
+
+
+def method_rows(device: torch.device) -> Iterator[Row]:
+    """An iteration of each method that matches class by class, with few image steps."""
+    images, labels = pictures(device, 5_000)
+    for name, changed in METHODS.items():
+        free(device)
+        method = name.split(",")[0]
+        settings = settings_for(method, {**classwise.MATCH, **classwise.METHODS[method][1], **changed})
+        factor = 2 if method in classwise.UNIT else 1
+        own = torch.arange(CLASSES, device=device).repeat_interleave(10)
+        start = SyntheticSet(images[: len(own)].sigmoid(), own, None, factor)
+        _, iterate = classwise.iteration(method, Split(images, labels), start, partial(fresh, device), settings)
+        draws = generator(3)
+        taken = measured(device, partial(iterate, draws), counted=True)
+        yield _row(device, f"{name}, 10 a class", taken, None, per="iteration")
+
+
+def cluster_rows(device: torch.device) -> Iterator[Row]:
+    """k-means of DREAM."""
+    features = torch.randn(4_500, 2_048, generator=generator(0)).to(device)
+    taken = measured(device, partial(_CLUSTERINGS["torch"], features, 128, 1), counted=True)
+    yield _row(device, "k-means, 4,500 x 2,048 to 128 clusters", taken, None, per="class")
+
+
+PARTS: dict[str, Callable[[torch.device], Iterator[Row]]] = {
+    "matching": matching_rows,
+    "methods": method_rows,
+    "clusters": cluster_rows,
+    "training": training_rows,
+}
+
+
+def _row(device: torch.device, name: str, taken: Measured, flops: float | None, *, per: str, steps: int = 1) -> Row:
+    share = None if flops is None else flops / taken.seconds / peak_flops(device)
+    each = "" if taken.kernels is None or steps == 1 else f"{taken.kernels / steps:.0f} kernels a step"
+    return Row(
+        part="card loops", name=name, cpu_seconds=None, wall_seconds=taken.seconds, per=per, share=share,
+        peak_mib=taken.peak_mib, kernels=taken.kernels, note=each,
+    )  # fmt: skip
+
+
+def fresh(device: torch.device, seed: int = 0) -> Network:
+    """The paper's network on the device."""
+    return build_network(CONVNET, (3, SIDE, SIDE), CLASSES, generator(seed), device)
+
+
+def pictures(device: torch.device, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images in the training space and their labels, on the device."""
+    images = torch.randn(count, 3, SIDE, SIDE, generator=generator(5))
+    return images.to(device), (torch.arange(count) % CLASSES).to(device)
+
+
+@cache
+def training_operations(device: torch.device, images: int = 64) -> float:
+    """Floating-point operations of a training step for each image."""
+    shown, labels = pictures(device, images)
+    spec = EXPERT.model_copy(update={"batch_size": images, "augmentation": DSA})
+    return operations(partial(fit, trainer_for(fresh(device), spec, generator(1)), shown, labels, spec)) / images
+
+
+def free(device: torch.device) -> None:
+    """Give what was allocated and is no longer used back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,58 @@
+"""Time, kernels and memory of some work on a card; on a CPU the time alone, so that it can be tried without one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tests.benchmarks.card.kernels import kernels_of
+
+ENOUGH, FEWEST, MOST = 0.5, 3, 30
+"""Seconds that are timed, and repetitions."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of one call, the median; kernels that it starts, and MiB over what was there before."""
+
+    seconds: float
+    kernels: float | None = None
+    peak_mib: float | None = None
+
+
+def measured(device: torch.device, work: Callable[[], object], *, counted: bool = False) -> Measured:
+    """Measure some work.
+
+    Args:
+        device: on which it is done.
+        work: what is called over and over; the first call does not count.
+        counted: whether its kernels are counted and its memory is looked at, too, in calls of their own.
+    """
+    wait(device)
+    work()
+    wait(device)
+    taken: list[float] = []
+    while len(taken) < FEWEST or (sum(taken) < ENOUGH and len(taken) < MOST):
+        began = time.perf_counter()
+        work()
+        wait(device)
+        taken.append(time.perf_counter() - began)
+    seconds = statistics.median(taken)
+    if not counted or device.type != "cuda":
+        return Measured(seconds)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    wait(device)
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+    return Measured(seconds, kernels_of(work), peak)
+
+
+def wait(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
