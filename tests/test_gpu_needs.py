@@ -43,23 +43,28 @@ def without_the_orchestrators_libraries(folder: Path, *arguments: str) -> subpro
     )
 
 
-@pytest.mark.parametrize(
-    "module", ["tests.gpu.__main__", "tests.benchmarks.card.__main__", "tests.benchmarks.card.cifar10"]
-)
-def test_the_programs_import_without_them(module: str, tmp_path: Path) -> None:
-    run = without_the_orchestrators_libraries(tmp_path, "-c", f"import {module}")
+PROGRAMS = "tests.gpu.__main__, tests.benchmarks.card.__main__, tests.benchmarks.card.cifar10"
+WITHOUT_A_CARD = """
+import sys
+import pytest, torch
+torch.cuda.is_available = lambda: False
+sys.exit(pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", "-W", "default", "tests/gpu"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_programs_import_without_them(tmp_path: Path) -> None:
+    run = without_the_orchestrators_libraries(tmp_path, "-c", f"import {PROGRAMS}")
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 def test_the_tests_are_collected_without_them_and_skip_where_there_is_no_card(tmp_path: Path) -> None:
-    run = without_the_orchestrators_libraries(
-        tmp_path, "-c", "import sys, torch, pytest; torch.cuda.is_available = lambda: False; sys.exit(pytest.main(sys.argv[1:]))",
-        "-q", "-m", "gpu", "-p", "no:cacheprovider", "-W", "default", "tests/gpu",
-    )  # fmt: skip
+    run = without_the_orchestrators_libraries(tmp_path, "-c", WITHOUT_A_CARD)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "passed" not in run.stdout and "skipped" in run.stdout and "needs a CUDA device" in run.stdout
 
 
 def test_a_refused_library_is_refused_here(tmp_path: Path) -> None:
-    run = without_the_orchestrators_libraries(tmp_path, "-c", "import orchestrator.launch")
+    run = without_the_orchestrators_libraries(tmp_path, "-c", "import orchestrator.cli.app")
     assert "ModuleNotFoundError" in run.stderr
