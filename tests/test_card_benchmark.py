@@ -33,9 +33,10 @@ def test_rows_are_kept_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_command_that_takes_too_long_is_stopped_and_what_it_kept_stays(tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     program = "import os, time; open(os.environ['PDD_FIGURES'], 'w').write('{}\\n'); time.sleep(60)"
-    ended = make_gpu.run([sys.executable, "-c", program], 2.0, lines)
-    assert ended["exit"] == 124 and ended["seconds"] < 20
-    assert make_gpu.document({"tests": ended}, lines)["rows"] == [{}]
+    commands = {"slow": [sys.executable, "-c", program], "quick": [sys.executable, "-c", "raise SystemExit(3)"]}
+    ended = make_gpu.run(commands, 2.0, lines)
+    assert ended["slow"]["exit"] == 124 and ended["slow"]["seconds"] < 20 and ended["quick"]["exit"] == 3
+    assert make_gpu.document(ended, lines)["rows"] == [{}]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`make gpu`: the tests of a card, then the benchmark on it, in one command and one JSON.
 
+The files of tests run side by side, each in a process of its own: one that spoils its process spoils no other.
 Needed are torch, numpy, pyarrow, pydantic, PyYAML, Pillow, scikit-learn and pytest, and neither Ray nor typer. Figures
 are kept line by line while they come, so a command that is stopped has lost nothing; the JSON is made of them.
 """
@@ -11,7 +12,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from tests.benchmarks.measure import machine
 
 TESTS_SECONDS, BENCHMARK_SECONDS = 240, 210
 """After which the tests and the benchmark are stopped."""
+FOLDER = Path(__file__).parent
 
 
 def main() -> int:
@@ -32,36 +36,51 @@ def main() -> int:
     lines = words.json.with_suffix(".lines")
     lines.unlink(missing_ok=True)
     python = [sys.executable, "-u", "-m"]
-    pytest = ["pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--durations=5", "tests/gpu"]
-    commands = {
-        "tests": ([*python, *pytest], TESTS_SECONDS),
-        "benchmark": ([*python, "tests.benchmarks.card"], BENCHMARK_SECONDS),
+    pytest = [*python, "pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--durations=3"]
+    steps = {
+        "tests": ({file.stem: [*pytest, str(file)] for file in sorted(FOLDER.glob("test_*.py"))}, TESTS_SECONDS),
+        "benchmark": ({"benchmark": [*python, "tests.benchmarks.card"]}, BENCHMARK_SECONDS),
     }
     ended: dict[str, Any] = {}
-    for name, (command, seconds) in commands.items():
+    for name, (commands, seconds) in steps.items():
         if words.only in (None, name):
-            ended[name] = run(command, seconds, lines)
+            ended |= run(commands, seconds, lines)
             words.json.write_text(json.dumps(document(ended, lines), indent=2) + "\n", encoding="utf-8")
     lines.unlink(missing_ok=True)
     print(json.dumps(ended))
     return max(end["exit"] for end in ended.values())
 
 
-def run(command: list[str], seconds: float, lines: Path) -> dict[str, Any]:
-    """Run a command for so many seconds at most; its exit code, and how long it took.
+def run(commands: dict[str, list[str]], seconds: float, lines: Path) -> dict[str, Any]:
+    """Run commands side by side; by name the exit code of each, and how long it took.
+
+    What they say is shown as it comes if there is one, else command after command at their ends.
 
     Args:
-        command: of a Python program.
-        seconds: after which it is ended, with exit code 124.
-        lines: the file to which it adds its figures.
+        commands: of Python programs, by name.
+        seconds: after which they are ended, with exit code 124.
+        lines: the file to which they add their figures.
     """
     environment = {**os.environ, "PDD_FIGURES": str(lines), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    with ThreadPoolExecutor(len(commands)) as threads:
+        alone = len(commands) == 1
+        waiting = {
+            name: threads.submit(_ended, command, seconds, environment, alone) for name, command in commands.items()
+        }
+        return {name: each.result() for name, each in waiting.items()}
+
+
+def _ended(command: list[str], seconds: float, environment: dict[str, str], alone: bool) -> dict[str, Any]:
+    """Run one command to its end, and say then what it said unless it could speak all along."""
     began = time.monotonic()
-    try:
-        code = subprocess.run(command, env=environment, timeout=seconds).returncode
-    except subprocess.TimeoutExpired:
-        print(f"{' '.join(command)}: stopped after {seconds:.0f} s", flush=True)
-        code = 124
+    with tempfile.TemporaryFile() as said:
+        outputs: dict[str, Any] = {} if alone else {"stdout": said, "stderr": subprocess.STDOUT}
+        try:
+            code = subprocess.run(command, env=environment, timeout=seconds, **outputs).returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+        said.seek(0)
+        print(said.read().decode(errors="replace"), f"{' '.join(command[3:])}: exit {code}", flush=True)
     return {"exit": code, "seconds": round(time.monotonic() - began, 1)}
 
 

@@ -13,7 +13,7 @@ from tests import pretended
 from tests.benchmarks.card.kernels import kernels_of
 from tests.gpu.conftest import CUDA, note
 from tests.workers.short_jobs import Problem, matching, trained
-from workers.methods.trajectory.trajectory_matching import ENGINES
+from workers.methods.trajectory.engines import ENGINES
 
 pytestmark = pytest.mark.gpu
 

@@ -22,7 +22,7 @@ from workers.data.dataset import Split
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import settings_for
 from workers.methods.matching.kmeans import _CLUSTERINGS
-from workers.methods.trajectory.trajectory_matching import ENGINES
+from workers.methods.trajectory.engines import ENGINES
 from workers.training.networks import Network
 from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import correct
@@ -112,10 +112,10 @@ def cluster_rows(device: torch.device) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[torch.device], Iterator[Row]]] = {
-    "matching": matching_rows,
-    "methods": method_rows,
-    "clusters": cluster_rows,
     "training": training_rows,
+    "clusters": cluster_rows,
+    "methods": method_rows,
+    "matching": matching_rows,  # last, since a recording that fails may spoil the process
 }
 
 
