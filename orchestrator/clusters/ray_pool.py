@@ -142,14 +142,14 @@ class RayPool:
         self._cluster.close()
 
     def _wait(self, seconds: float) -> list[Any]:
-        """The object refs that have a result; waits for the first of them."""
+        """The object refs that have a result; waits for the first of them if there is none."""
         if not self._pending:
             time.sleep(seconds)
             return []
         object_refs = list(self._pending)
-        ready, _ = self._ray.wait(object_refs, num_returns=1, timeout=seconds)
-        if ready:
-            ready, _ = self._ray.wait(object_refs, num_returns=len(object_refs), timeout=0)
+        ready, _ = self._ray.wait(object_refs, num_returns=len(object_refs), timeout=0)
+        if not ready and seconds > 0:
+            ready, _ = self._ray.wait(object_refs, num_returns=1, timeout=seconds)
         return list(ready)
 
     def _look_at_nodes(self) -> Iterator[PoolEvent]:

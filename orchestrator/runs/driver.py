@@ -3,8 +3,8 @@
 The driver holds no truth. What is done is what lies in the store; a new driver asks the store and goes on
 from there, so this process may be killed at any moment. It decides nothing either: that is
 `orchestrator.scheduler.scheduler`. All that one look at the pool brought is written to the journal in one go, before
-anything is acted on. How a run is stopped is in `orchestrator.runs.stop_file`; a second signal does not wait for
-running jobs.
+anything is acted on; the disk is waited for afterwards, while the workers work. How a run is stopped is in
+`orchestrator.runs.stop_file`; a second signal does not wait for running jobs.
 """
 
 from __future__ import annotations
@@ -239,10 +239,13 @@ class Loop:
                     self.take(event)
         finally:
             entries, self.entries = self.entries, []
-            self.journal.write_all(entries)
+            self.journal.append(entries)
         actions, self.actions = self.actions, []
-        for action in actions:
-            self.carry_out(action)
+        try:
+            for action in actions:
+                self.carry_out(action)
+        finally:
+            self.journal.sync()
 
     def take(self, event: PoolEvent) -> None:
         """Note what the pool reports, then let the scheduler decide; after the end it is only noted."""

@@ -11,9 +11,11 @@ each event are an interface (`orchestrator.runs.records`); more may come, these 
 A line that is not as it was written, because a bit flipped or somebody edited the file, is left out by readers;
 `unreadable` says so to those who must not miss a record.
 
-One driver writes; each write is on the disk before the driver acts on it. A driver that cannot write its
-journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash cut
-short is left out by readers and removed by the next writer.
+One driver writes. What happened is in the file before the driver acts on it, so no end of its process loses it; it is
+on the disk before the driver looks for more, so a host that loses its power forgets no more than the last turn, of
+which only artifacts live on. The disk is waited for while the workers work. A driver that cannot write
+its journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash cut short is
+left out by readers and removed by the next writer.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +50,8 @@ class Journal:
     def __init__(self, path: Path, descriptor: int, seq: int, clock: Callable[[], float]) -> None:
         self.path, self._descriptor, self._seq, self._clock = path, descriptor, seq, clock
         self._began = clock()
+        self._behind = False
+        """Whether something is in the file that may not be on the disk."""
 
     @classmethod
     def open(cls, folder: Path, clock: Callable[[], float] = time.monotonic) -> Self:
@@ -83,10 +87,11 @@ class Journal:
         Raises:
             JournalLost: it could not be written.
         """
-        self.write_all([(event, fields)])
+        self.append([(event, fields)])
+        self.sync()
 
-    def write_all(self, records: list[tuple[str, Mapping[str, Any]]]) -> None:
-        """Append several records in one go: what followed from one event.
+    def append(self, records: list[tuple[str, Mapping[str, Any]]]) -> None:
+        """Append several records in one go: all that one look at the pool brought.
 
         Raises:
             JournalLost: they could not be written.
@@ -94,9 +99,25 @@ class Journal:
         if not records:
             return
         text = "".join(self._line(event, fields) for event, fields in records)
-        try:
+        self._behind = True
+        with self._must_succeed():
             _write_fully(self._descriptor, text.encode())
-            os.fsync(self._descriptor)
+
+    def sync(self) -> None:
+        """Wait until all records are on the disk.
+
+        Raises:
+            JournalLost: the disk does not take them.
+        """
+        if self._behind:
+            with self._must_succeed():
+                os.fsync(self._descriptor)
+            self._behind = False
+
+    @contextmanager
+    def _must_succeed(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise JournalLost(f"{self.path}: cannot be written: {error}") from error
 

@@ -264,20 +264,49 @@ def test_what_one_look_at_the_pool_brought_is_written_in_one_go_before_anything_
 ) -> None:
     graph, keys = graph_of([fakes.WORKS] * 3)
     writes: list[tuple[int, int]] = []
-    write_all = Journal.write_all
+    append = Journal.append
 
     def counted(journal: Journal, entries: Any) -> None:
         writes.append((len(entries), len(pool.submitted)))
-        write_all(journal, entries)
+        append(journal, entries)
 
     pool = ScriptedPool(
         lambda pool: [WorkerJoined("w", "h"), WorkerJoined("v", "h")],
         lambda pool: [JobReturned("w", "done", keys[0]), JobReturned("v", "done", keys[1])],
         lambda pool: [JobReturned("w", "done", keys[2])],
     )
-    monkeypatch.setattr(Journal, "write_all", counted)
+    monkeypatch.setattr(Journal, "append", counted)
     assert drive(tmp_path, graph, pool).exit == 0
     assert writes == [(1, 0), (4, 0), (4, 0), (3, 2), (1, 3), (1, 3)]
+
+
+def test_the_disk_is_waited_for_while_the_workers_work_and_before_the_next_look_at_the_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, keys = graph_of([fakes.WORKS] * 2)
+    story, fsync = list[tuple[str, int]](), os.fsync
+
+    def synced(descriptor: int) -> None:
+        story.append(("on the disk", len(pool.submitted)))
+        fsync(descriptor)
+
+    def look(*happened: Any) -> Any:
+        def happens(pool: ScriptedPool) -> list[Any]:
+            story.append(("look", len(pool.submitted)))
+            return list(happened)
+
+        return happens
+
+    pool = ScriptedPool(
+        look(WorkerJoined("w", "h")),
+        look(JobReturned("w", "done", keys[0])),
+        look(JobReturned("w", "done", keys[1])),
+    )
+    monkeypatch.setattr(os, "fsync", synced)
+    assert drive(tmp_path, graph, pool).exit == 0
+    began = story.index(("look", 0))
+    turns = [("look", 0), ("on the disk", 1), ("look", 1), ("on the disk", 2), ("look", 2), ("on the disk", 2)]
+    assert [*story[began:], None][:6] == turns
 
 
 def test_a_job_whose_slot_left_in_the_same_turn_is_not_sent_there(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -35,8 +36,11 @@ def test_a_record_is_on_the_disk_when_write_returns(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(len(read(tmp_path / journal.NAME))))
     with Journal.open(tmp_path) as written:
         written.write("note", text="one")
-        written.write_all([("note", {"text": "two"}), ("note", {"text": "three"})])
-        written.write_all([])
+        written.append([("note", {"text": "two"}), ("note", {"text": "three"})])
+        assert synced == [1] and len(read(written.path)) == 3
+        written.sync()
+        written.append([])
+        written.sync()
     assert synced == [1, 3]
 
 
@@ -64,6 +68,20 @@ def test_a_write_that_fails_is_never_silent(tmp_path: Path) -> None:
     descriptor = os.open(full, os.O_WRONLY)
     with Journal(full, descriptor, 0, lambda: 0.0) as written, pytest.raises(JournalLost, match="No space"):
         written.write("note", text="lost")
+
+
+def test_a_disk_that_does_not_take_what_was_written_is_never_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.EDQUOT, "Quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with Journal.open(tmp_path) as written:
+        written.append([("note", {"text": "one"})])
+        for _ in range(2):
+            with pytest.raises(JournalLost, match="Quota exceeded"):
+                written.sync()
 
 
 def test_a_journal_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
