@@ -60,6 +60,8 @@ class ExportedFolder:
     protocol: Measurement
     """What the card's program should reach."""
     keys: tuple[str, ...]
+    origin: str
+    """What was exported, in words."""
     files: dict[str, str]
     """The sha256 of each file."""
 
@@ -73,6 +75,7 @@ class ExportedFolder:
         """The same for people."""
         protocol, stages = self.protocol, "1 stage" if self.stages == 1 else f"{self.stages} stages"
         yield Text(f"{self.folder}: {self.images} images in {stages}")
+        yield Text(f"it is {self.origin}")
         accuracy = f"{protocol.mean:.2f} ± {protocol.std:.2f} % test accuracy (n = {len(protocol.values)})"
         yield Text(f"{protocol.spec.network.architecture}: {accuracy}")
         if self.test is None:
@@ -148,6 +151,7 @@ def write(
         scale=source.keys.scale,
         protocol=source.protocol,
         keys=source.keys.sets,
+        origin=f"{source.keys.method}, {source.keys.origin}",
         files=files,
     )
 

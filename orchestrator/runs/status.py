@@ -193,7 +193,8 @@ def log_of(store: Store, run: str, key: str | None) -> Path:
     fitting = [path for path in logs if key is None or key in path.stem]
     if not fitting:
         known = ", ".join(path.stem for path in logs[-5:]) or "none"
-        raise BadInput(f"run {run}", "job", key, f"no log of such a job; the latest logs: {known}")
+        hint = f"that is a run: --run {key}; " if key in runs(store) else ""
+        raise BadInput(f"run {run}", "job", key, f"{hint}no log of such a job; the latest logs: {known}")
     return fitting[-1]
 
 

@@ -212,7 +212,7 @@ class RunResult:
         yield Text(f"{jobs or 'no jobs'} in {duration(end.seconds)} on {workers}; run {end.run}")
         yield from map(Text, self.remarks())
         if self.report:
-            yield Text(f"report: {self.report.with_name('report.html')}")
+            yield Text(f"report: {_from_here(self.report.with_name('report.html'))}")
         yield from map(Text, verdict.lines_of(self.verdicts))
         yield from map(Text, self.next_commands())
         for job in end.failures:
@@ -233,12 +233,18 @@ class RunResult:
     def next_commands(self) -> Iterator[str]:
         """What one may want to type next: where a set was distilled, how to take it along."""
         if any(result.n and result.stage and result.base_method not in SELECTIONS for result in self.results):
-            store = f" --store {self.end.store.root}"
+            store = f" --store {shlex.quote(_from_here(self.end.store.root))}"
             yield f"take the best set along: {self.end.program} export --run {self.end.run}{store}"
 
     def remarks(self) -> Iterator[str]:
         """What else there is to say of the run: notes on its data."""
         yield from (f"note: {note}" for note in self.plan.notes)
+
+
+def _from_here(path: Path) -> str:
+    """A path as people type it: relative to the current folder if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def split_command(command: str) -> tuple[str, list[str]]:

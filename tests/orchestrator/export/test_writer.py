@@ -276,6 +276,7 @@ def test_multi_formation_images_come_decoded(workshop: Workshop, tmp_path: Path)
     with copy.store.put(key, "distil", job.canonical()["spec"], job.parents, device="cpu") as place:
         synthetic_set.write(place, doubled, transform, tuple("0123456789"))
     done = writer.write(tmp_path / "out", made_of(copy, "MTT"), copy.store)
+    assert str(list(done.lines())[1]) == "it is MTT, the arm 'MTT, 1 image per class' of the experiment 'test'"
     table = pq.read_table(done.folder / "exact" / "train.parquet")
     pixels = torch.tensor(table.column("pixels").to_pylist()).view(-1, 1, 8, 8)
     assert torch.equal(pixels, multi_formation.decode(stored.images, 2)) and done.images == 40

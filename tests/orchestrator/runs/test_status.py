@@ -259,6 +259,10 @@ def test_a_log_is_found_by_a_part_of_its_key_and_the_latest_without(tmp_path: Pa
     assert log_of(store, "a", "full-2").stem == "full-2"
     with pytest.raises(BadInput, match="the latest logs: full-2, full-1, distil-1"):
         log_of(store, "a", "select")
+    with Journal.open(store.run_folder("b")) as journal:
+        journal.write("job_cached", key="full-1")
+    with pytest.raises(BadInput, match="that is a run: --run b; no log of such a job"):
+        log_of(store, "a", "b")
 
 
 def test_a_pipe_or_a_link_to_nothing_is_no_log(tmp_path: Path) -> None:

@@ -36,6 +36,18 @@ def test_the_last_lines_and_the_document_say_the_verdict(tmp_path: Path) -> None
     assert report == f"report: {tmp_path / 'report.html'}"
     assert [first, second] == [verdict.sentence for verdict in expected]
     assert following.startswith("take the best set along: pdd export --run ")
+    assert following.endswith(f" --store {tmp_path / 'store'}")
+
+
+def test_paths_below_the_current_folder_are_said_as_they_are_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store.open(tmp_path / "my store")
+    *_, report, _, _, following = map(
+        str, RunResult(end_of(store), measured_plan(store), tmp_path / "report.md").lines()
+    )
+    assert report == "report: report.html" and following.endswith(" --store 'my store'")
 
 
 @pytest.mark.parametrize(
