@@ -62,7 +62,7 @@ EXAMPLES = {
     store.verify: "pdd verify --quarantine",
     store.gc: "pdd gc --delete",
     monitor.doctor: "pdd doctor --cluster slurm",
-    job.job: "pdd job distil-mtt tiny --here --profile profile.out",
+    job.job: "pdd job dataset-digits tiny --here --profile profile.out",
     shipped.init: "pdd init mine",
     shipped.show: "pdd show quickstart",
 }

@@ -276,9 +276,10 @@ def say(document: dict[str, Any], lines: Iterable[Any], options: Options) -> Non
 
 
 def say_files(paths: Iterable[Path], options: Options) -> None:
-    """Print which files were written; for people only the first."""
+    """Print which files were written; for people only the page for a browser, or the first."""
     files = [str(path) for path in paths]
-    say({"files": files}, [Text(files[0])], options)
+    shown = next((file for file in files if file.endswith(".html")), files[0])
+    say({"files": files}, [Text(shown)], options)
 
 
 def command_line() -> str:

@@ -72,5 +72,7 @@ def explain(
     for job in jobs:
         lines += [Text(f"{job.key}: {job.reason}"), *[Text(f"    {change}") for change in job.changed]]
         lines += [Text(f"    {path} = {value}   [{source}]") for path, value, source in numbers.get(job.key, ())]
-    lines += [Text(f"{cell.method}, {cell.stage} stages, {cell.mode}: {cell.visits:,} image visits") for cell in visits]
+    for cell in visits:
+        stages = "1 stage" if cell.stage == 1 else f"{cell.stage} stages"
+        lines.append(Text(f"{cell.method}, {stages}, {cell.mode}: {cell.visits:,} image visits"))
     cli.say(document, lines, options)

@@ -292,7 +292,8 @@ def _path(source: Source) -> Path | None:
 def _existing_path(source: Source) -> Path:
     path = _path(source)
     if path is None or not path.exists():
-        raise source.refusal(f"{_fetch(source.layout)}, and give its path", value=path and str(path))
+        missing = "" if path is None else "nothing is there: "
+        raise source.refusal(f"{missing}{_fetch(source.layout)}, and give its path", value=path and str(path))
     if (special := special_file(path)) is not None:
         raise source.refusal("remove it: it is a pipe, a socket or a device, and no file", value=str(special))
     return path

@@ -17,6 +17,7 @@ from PIL import Image
 
 from jobs.experiment import FOLDER
 from orchestrator import launch
+from orchestrator.cli import job, planning, shipped
 from orchestrator.cli.app import EXAMPLES
 from orchestrator.cli.options import command_line
 from orchestrator.clusters.config import FILE, Target
@@ -269,6 +270,17 @@ def test_help_lists_what_is_shipped_and_gives_an_example(type_in: Type) -> None:
     assert {"quickstart", "table7", "stages_x_ipc"} <= set(re.split(r"\W+", type_in("--help").out))
     for name in (command.__name__.strip("_") for command in EXAMPLES):
         assert f"pdd {name}" in type_in(name, "--help").out
+
+
+@pytest.mark.parametrize("command", [planning.explain, job.job, shipped.init, shipped.show])
+def test_the_examples_of_help_work_as_they_stand(type_in: Type, command: Callable[..., None]) -> None:
+    said = type_in(*EXAMPLES[command].split()[1:])
+    assert said.exit == 0, said.err
+    assert command is not planning.explain or "PDD+MTT, 1 stage, progressive: " in said.out
+
+
+def test_a_report_is_named_by_its_page_for_a_browser(type_in: Type) -> None:
+    assert type_in("report", "tiny").out == f"{Path('report') / 'report.html'}\n"
 
 
 def test_init_writes_what_can_be_planned_and_overwrites_nothing(type_in: Type, tmp_path: Path) -> None:

@@ -688,7 +688,7 @@ def test_a_layout_nobody_knows_is_answered_with_the_known_ones() -> None:
 def test_a_path_that_is_not_there_is_answered_with_what_to_fetch(tmp_path: Path, layout: str) -> None:
     error = refused(layout, tmp_path / "nowhere")
     assert error.field == "dataset.path" and error.value == str(tmp_path / "nowhere")
-    assert error.fix.endswith("and give its path")
+    assert error.fix.startswith("nothing is there: ") and error.fix.endswith("and give its path")
 
 
 def test_only_fashion_mnist_and_digits_go_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
