@@ -63,7 +63,7 @@ bench: venv
 	.venv/bin/python -m tests.benchmarks $(ONLY) --json bench.json
 
 gpu: $(if $(PYTHON),,venv)
-	$(or $(PYTHON),.venv/bin/python) -m tests.gpu --json $(or $(JSON),gpu.json)
+	$(or $(PYTHON),.venv/bin/python) -m tests.gpu --json $(or $(JSON),gpu.json) $(GPU_OPTIONS)
 
 check: lint types arrows
 

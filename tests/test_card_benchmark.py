@@ -52,7 +52,7 @@ def test_every_part_has_rows_and_a_part_that_fails_stops_no_other(
     monkeypatch.setattr(loops, "TRAIN", 300)
     monkeypatch.setattr(loops, "TEST", 100)
     monkeypatch.setattr(loops, "METHODS", {"dm": {"batch_real": 4}, "idc": {"batch_real": 4, "classes_at_once": 10}})
-    monkeypatch.setattr(loops, "TRAINING_ENGINES", {"eager": {}})
+    monkeypatch.setattr(loops, "TRAINING_ENGINES", {"eager": {}, "eager bfloat16": {"precision": "bfloat16"}})
     monkeypatch.setattr(loops, "pictures", lambda device, count: pictures(device, min(count, 300)))
     monkeypatch.setattr(measured, "ENOUGH", 0.0)
     monkeypatch.setattr(measured, "FEWEST", 1)

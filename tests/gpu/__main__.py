@@ -22,8 +22,8 @@ import torch
 
 from tests.benchmarks.measure import machine
 
-TESTS_SECONDS, BENCHMARK_SECONDS = 240, 210
-"""After which the tests and the benchmark are stopped."""
+SECONDS, TESTS = 460.0, 0.5
+"""After which all is stopped, and the share of the tests in it."""
 FOLDER = Path(__file__).parent
 
 
@@ -32,19 +32,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make gpu")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="a file for all figures")
     parser.add_argument("--only", choices=("tests", "benchmark"), help="one of the two")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which all is stopped")
     words = parser.parse_args()
+    until = time.monotonic() + words.seconds
     lines = words.json.with_suffix(".lines")
     lines.unlink(missing_ok=True)
     python = [sys.executable, "-u", "-m"]
     pytest = [*python, "pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--durations=3"]
     steps = {
-        "tests": ({file.stem: [*pytest, str(file)] for file in sorted(FOLDER.glob("test_*.py"))}, TESTS_SECONDS),
-        "benchmark": ({"benchmark": [*python, "tests.benchmarks.card"]}, BENCHMARK_SECONDS),
+        "tests": ({file.stem: [*pytest, str(file)] for file in sorted(FOLDER.glob("test_*.py"))}, TESTS),
+        "benchmark": ({"benchmark": [*python, "tests.benchmarks.card"]}, 1.0),
     }
     ended: dict[str, Any] = {}
-    for name, (commands, seconds) in steps.items():
+    for name, (commands, share) in steps.items():
         if words.only in (None, name):
-            ended |= run(commands, seconds, lines)
+            ended |= run(commands, share * (until - time.monotonic()), lines)
             words.json.write_text(json.dumps(document(ended, lines), indent=2) + "\n", encoding="utf-8")
     lines.unlink(missing_ok=True)
     print(json.dumps(ended))

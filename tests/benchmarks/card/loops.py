@@ -28,7 +28,8 @@ from workers.training.students import build_network, fit, trainer_for
 from workers.training.trainer import correct
 
 CONVNET = NetworkSpec(architecture="convnet", width=128, depth=3)
-TRAIN, TEST = 50_000, 10_000
+TRAIN, TEST = 195 * 256, 10_000
+"""Images: of an epoch without a short last batch, for which compiled code would be made anew, and of a test."""
 MATCHING = {1: (50, 10), 10: (30, 100), 50: (30, 500)}
 """By images per class: the inner steps of the published commands, and the images of each."""
 PART = 4
@@ -59,33 +60,50 @@ def matching_rows(device: torch.device) -> Iterator[Row]:
 
 
 def training_rows(device: torch.device) -> Iterator[Row]:
-    """An epoch of an expert in every engine and precision, of an evaluation, and a test pass."""
+    """An epoch of an expert as it is by default and in other precisions, of an evaluation, and a test pass."""
+    yield expert_row(device, "eager", "")
+    with tf32(False):
+        yield expert_row(device, "eager", ", float32 without TF32")
+    yield expert_row(device, "eager bfloat16", "")
     images, labels = pictures(device, TRAIN)
-    for engine, how in TRAINING_ENGINES.items():
-        for allowed in (True, False) if engine == "eager" else (True,):
-            spec = EXPERT.model_copy(update=how)
-            network = fresh(device)
-            trainer = trainer_for(network, spec, generator(1))
-            work = partial(fit, trainer, images, labels, spec, on_epoch=lambda epoch, seen: None, correctness=True)
-            with tf32(allowed):
-                taken = measured(device, work)
-                steps = -(-TRAIN // spec.batch_size)
-                few = measured(device, partial(fit, trainer, images[:2560], labels[:2560], spec), counted=True)
-            taken = Measured(taken.seconds, few.kernels and few.kernels / 10 * steps, few.peak_mib)
-            name = f"expert, an epoch of {TRAIN} images, {engine}{'' if allowed else ', float32 without TF32'}"
-            yield _row(device, name, taken, training_operations(device) * TRAIN, per="epoch", steps=steps)
     for ipc in (1, 10, 50):
         count, epochs = ipc * CLASSES, 20
         spec = EVALUATION.model_copy(update={"epochs": epochs})
         work = partial(fit, trainer_for(fresh(device), spec, generator(1)), images[:count], labels[:count], spec)
-        steps = -(-count // spec.batch_size)
         taken = measured(device, work, counted=True)
         per_epoch = Measured(taken.seconds / epochs, taken.kernels and taken.kernels / epochs, taken.peak_mib)
-        flops = training_operations(device) * count
+        steps, flops = -(-count // spec.batch_size), training_operations(device) * count
         yield _row(device, f"evaluation, {ipc} a class, an epoch", per_epoch, flops, per="epoch", steps=steps)
     network = fresh(device)
     taken = measured(device, partial(correct, network, images[:TEST], labels[:TEST]), counted=True)
     yield _row(device, f"test of {TEST} images", taken, training_operations(device) / 3 * TEST, per="pass")
+
+
+def compiled_rows(device: torch.device) -> Iterator[Row]:
+    """An epoch of an expert by compiled code."""
+    for engine in TRAINING_ENGINES:
+        if "compiled" in engine:
+            yield expert_row(device, engine, "")
+
+
+def expert_row(device: torch.device, engine: str, words: str) -> Row:
+    """An epoch of an expert; its kernels and its memory are those of ten steps.
+
+    Args:
+        device: on which it trains.
+        engine: a name of `TRAINING_ENGINES`.
+        words: that the name of the row ends with.
+    """
+    images, labels = pictures(device, TRAIN)
+    spec = EXPERT.model_copy(update=TRAINING_ENGINES[engine])
+    trainer = trainer_for(fresh(device), spec, generator(1))
+    work = partial(fit, trainer, images, labels, spec, on_epoch=lambda epoch, seen: None, correctness=True)
+    seconds, some = measured(device, work).seconds, 10 * spec.batch_size
+    few = measured(device, partial(fit, trainer, images[:some], labels[:some], spec), counted=True)
+    steps = -(-TRAIN // spec.batch_size)
+    taken = Measured(seconds, few.kernels and few.kernels / 10 * steps, few.peak_mib)
+    name = f"expert, an epoch of {TRAIN} images, {engine}{words}"
+    return _row(device, name, taken, training_operations(device) * TRAIN, per="epoch", steps=steps)
 
 
 def method_rows(device: torch.device) -> Iterator[Row]:
@@ -115,6 +133,7 @@ PARTS: dict[str, Callable[[torch.device], Iterator[Row]]] = {
     "training": training_rows,
     "clusters": cluster_rows,
     "methods": method_rows,
+    "compiled": compiled_rows,
     "matching": matching_rows,  # last, since a recording that fails may spoil the process
 }
 
