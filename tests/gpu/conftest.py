@@ -30,10 +30,10 @@ def exact_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An `.npz` file of 2,000 training and 500 test images of CIFAR's size in ten classes, smooth and random."""
+    """An `.npz` file of 3,000 training and 500 test images of CIFAR's size in ten classes, smooth and random."""
     draws = np.random.default_rng(0)
     arrays = {}
-    for split, count in (("train", 2000), ("test", 500)):
+    for split, count in (("train", 3000), ("test", 500)):
         coarse = draws.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
         arrays[f"{split}_images"] = coarse.repeat(4, axis=1).repeat(4, axis=2)
         arrays[f"{split}_labels"] = np.arange(count) % 10

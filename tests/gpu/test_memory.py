@@ -52,7 +52,7 @@ def workshop_of(folder: Path, pictures: Path, arm: dict[str, Any], **numbers: An
             "scale": "tiny",
             "networks": 1,
             "arms": [arm],
-            "set": {"dataset.train_per_class": 150, "dataset.test_per_class": 50, **numbers},
+            "set": {"dataset.train_per_class": 250, "dataset.test_per_class": 50, **numbers},
         }
     )
     facts = sources.inspect(sources.Source(layout="npz", place="test", path=pictures))
