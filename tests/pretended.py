@@ -236,6 +236,8 @@ def _move(function: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> tor
     wanted: dict[str, Any] = {"device": tensor.device, "dtype": tensor.dtype}
     for arg in args:
         match arg:
+            case bool():
+                kwargs.setdefault("non_blocking", arg)
             case torch.Tensor():
                 wanted |= {"device": arg.device, "dtype": arg.dtype}
             case torch.dtype():

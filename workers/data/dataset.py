@@ -20,6 +20,7 @@ from torch import Tensor
 
 from workers.data import preprocess
 from workers.data.stored_images import Images, StoredImages
+from workers.runtime.transfer import moved_together
 from workers.store.store import Store
 
 SPLITS = ("train", "validation", "test")
@@ -57,6 +58,12 @@ class Dataset:
         """Channels, height and width of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+
+def rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
+    """For each class the indices int64 of its rows, ascending, on the labels' device, for which is waited once."""
+    seen = labels.cpu()
+    return moved_together([torch.nonzero(seen == label).flatten() for label in range(classes)], labels.device)
 
 
 def load(store: Store, key: str, device: torch.device) -> Dataset:

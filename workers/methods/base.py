@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import Tensor
 from jobs.cost import IterationCost
 from jobs.fields import Frozen
 from jobs.specs import DistilSpec, ImageOptimiserSpec
-from workers.data.dataset import Split
+from workers.data.dataset import Split, rows_by_class
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet
 from workers.store.trajectories import Trajectories
@@ -96,6 +97,11 @@ class LearnableImages:
                     buffer: value.clone() if isinstance(value, Tensor) else value for buffer, value in buffers.items()
                 }
         return twin
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """For each class the indices int64 of its images in the union, on their device."""
+        return rows_by_class(self.labels, 1 + int(self.labels.max()))
 
     @property
     def union(self) -> Tensor:

@@ -1,7 +1,7 @@
 """What methods have in common that match real and synthetic images class by class.
 
-Which rows belong to a class, a batch of its real images, one augmentation for both sides, and the end of a stage whose
-numbers leave the finite ones.
+A batch of a class's real images, one augmentation for both sides, and the end of a stage whose numbers leave the finite
+ones.
 """
 
 from __future__ import annotations
@@ -18,22 +18,17 @@ from workers.training.augmentation import Augmentation, Draw, draws_on
 from workers.training.side_by_side import stands_side_by_side
 
 
-def rows_by_class(labels: Tensor, classes: int) -> list[Tensor]:
-    """For each class the indices int64 of its rows, ascending, on the labels' device."""
-    return [torch.nonzero(labels == label).flatten() for label in range(classes)]
-
-
 def random_rows(members: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """At most `size` of a class's rows, drawn without replacement and anew every time."""
     chosen = torch.randperm(len(members), generator=generator)[:size]
-    return members[chosen.to(members.device)]
+    return members[chosen.to(members.device, non_blocking=True)]
 
 
 def siamese(
     augmentation: Augmentation | None, real: Tensor, synthetic: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Both batches [n, C, H, W] under one draw, shared by all of their images."""
-    draw = siamese_draw(augmentation, real, generator)
+    (draw,) = draws_on(real.device, [siamese_draw(augmentation, real, generator)])
     if augmentation is None or draw is None:
         return real, synthetic
     return augmentation.apply(real, draw), augmentation.apply(synthetic, draw)
@@ -116,13 +111,14 @@ def classes_at_once(stage: Stage, wanted: int) -> int:
     return 1 if stage.memory_level else wanted
 
 
-def require_finite(learnable: LearnableImages, iteration: int, loss: float) -> float:
-    """The loss, if it and the images are finite numbers.
+def require_finite(learnable: LearnableImages, iteration: int, losses: Tensor) -> list[float]:
+    """The losses [n], read from the device, if they and the images are finite numbers.
 
     Raises:
         Diverged: they are not.
     """
-    if not (math.isfinite(loss) and bool(learnable.new.isfinite().all())):
+    *read, finite = torch.cat([losses, learnable.new.isfinite().all().to(losses)[None]]).tolist()
+    if not (finite and all(map(math.isfinite, read))):
         fix = "lower distil.image.lr"
-        raise Diverged(f"iteration {iteration}: matching loss {loss:g} or the images are not finite: {fix}")
-    return loss
+        raise Diverged(f"iteration {iteration}: matching loss {sum(read):g} or the images are not finite: {fix}")
+    return read

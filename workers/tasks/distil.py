@@ -29,11 +29,10 @@ from jobs.outcomes import DistilOutcome
 from jobs.specs import DistilSpec
 from workers.data import dataset as datasets
 from workers.data import multi_formation, synthetic_set
-from workers.data.dataset import Split
+from workers.data.dataset import Split, rows_by_class
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
 from workers.methods.base import Arrays, LearnableImages, Method, Stage
-from workers.methods.by_class import rows_by_class
 from workers.methods.matching.kmeans import representatives
 from workers.runtime.context import JobContext
 from workers.store import trajectories

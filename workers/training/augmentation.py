@@ -277,7 +277,8 @@ def _numbers(name: str, rows: int, size: tuple[int, int], generator: torch.Gener
 
 def _beside(images: Tensor, number: Tensor) -> Tensor:
     """Move to the images' device and, unless whole, to their dtype."""
-    return number.to(images) if number.is_floating_point() else number.to(images.device)
+    dtype = images.dtype if number.is_floating_point() else number.dtype
+    return number.to(images.device, dtype, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)

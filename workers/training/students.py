@@ -52,7 +52,7 @@ def build_network(
     )
     if device.type == "cuda" and spec.norm in ("batch", "none"):  # other norms would convert every map back and forth
         network.to(memory_format=torch.channels_last)  # not run on a GPU
-    return network.to(device)
+    return network.to(device, non_blocking=True)
 
 
 def parameter_shapes(spec: NetworkSpec, shape: tuple[int, int, int], classes: int) -> tuple[tuple[int, ...], ...]:

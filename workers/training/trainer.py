@@ -217,14 +217,12 @@ class Trainer:
             unread.append(_Pass(epoch, schedule.rate(lr, epoch), loss, right))
             last = epoch + 1 == schedule.epochs
             if on_epoch is not None or last or len(unread) * len(parts.sizes) >= UNREAD_BATCHES:
-                history += _read(unread, len(images))
+                history += _read(unread, len(images), self.module if last else None)
                 unread.clear()
             if on_epoch is not None:
                 on_epoch(epoch, history[-1])
             if progress is not None:
                 progress(epoch)
-        if history and not _all_finite(self.module):
-            raise Diverged(f"training left the finite numbers at its end at learning rate {history[-1].lr:g}")
         return history
 
     def _epoch(
@@ -364,9 +362,9 @@ def correct(module: nn.Module, images: Images, labels: Tensor, batch: int = 512)
     return right
 
 
-def _all_finite(module: nn.Module) -> bool:
-    """Whether every parameter is a finite number, asked of the device once."""
-    return bool(torch.stack([parameter.isfinite().all() for parameter in module.parameters()]).all())
+def _all_finite(module: nn.Module) -> Tensor:
+    """Whether every parameter is a finite number: bool [1], on their device."""
+    return torch.stack([parameter.isfinite().all() for parameter in module.parameters()]).all()[None]
 
 
 def _by_example(values: Tensor, order: Tensor) -> Tensor:
@@ -374,17 +372,26 @@ def _by_example(values: Tensor, order: Tensor) -> Tensor:
     return torch.empty_like(values).scatter_(0, order, values)
 
 
-def _read(passes: Sequence[_Pass], examples: int) -> list[EpochStats]:
+def _read(passes: Sequence[_Pass], examples: int, module: nn.Module | None) -> list[EpochStats]:
     """What passes over so many examples showed; the device is waited for once, and once for who was right.
 
+    Args:
+        passes: in their order.
+        examples: of a pass.
+        module: as the last one left it, if it must be finite too.
+
     Raises:
-        Diverged: the loss of one is not a finite number.
+        Diverged: the loss of one is not a finite number, or the module.
     """
-    stats = list[EpochStats]()
-    for one, total in zip(passes, torch.stack([one.loss for one in passes]).tolist(), strict=True):
+    stats, losses = list[EpochStats](), torch.stack([one.loss for one in passes])
+    finite = torch.ones_like(losses[:1]) if module is None else _all_finite(module).to(losses)
+    *totals, whole = torch.cat([losses, finite]).tolist()
+    for one, total in zip(passes, totals, strict=True):
         if not math.isfinite(total):
             raise Diverged(f"training left the finite numbers in epoch {one.epoch} at learning rate {one.lr:g}")
         stats.append(EpochStats(one.lr, total / examples, None if one.right is None else one.right.cpu()))
+    if not whole:
+        raise Diverged(f"training left the finite numbers at its end at learning rate {stats[-1].lr:g}")
     return stats
 
 

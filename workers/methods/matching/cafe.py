@@ -29,10 +29,11 @@ from torch.nn import functional as F
 from jobs.errors import BadInput
 from jobs.fields import Frozen
 from jobs.methods import CafeSettings, Weights
+from workers.data.dataset import rows_by_class
 from workers.data.multi_formation import decode
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods.base import LearnableImages, Method, Stage
-from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
+from workers.methods.by_class import random_rows, require_finite, siamese
 from workers.training.networks import ConvNet, Network
 from workers.training.students import augmentation_of
 from workers.training.trainer import Optimiser, Schedule, Trainer, accuracy
@@ -96,14 +97,11 @@ class FeatureAlignment(Method):
     ) -> float:
         assert isinstance(network, ConvNet)
         union = learnable.union.requires_grad_()
-        pairs = [
-            self._pair(union[own], label, generator)
-            for label, own in enumerate(rows_by_class(learnable.labels, self.stage.classes))
-        ]
+        pairs = [self._pair(union[own], label, generator) for label, own in enumerate(learnable.rows)]
         loss = cafe_loss(network, pairs, self._settings.weights)
         (gradient,) = torch.autograd.grad(loss, union)
         learnable.step(gradient, iteration)
-        return require_finite(learnable, iteration, float(loss.detach()))
+        return require_finite(learnable, iteration, loss.detach()[None])[0]
 
     def _pair(self, stored: Tensor, label: int, generator: torch.Generator) -> Pair:
         real = self.stage.train.images[random_rows(self._real[label], self._settings.batch_real, generator)]

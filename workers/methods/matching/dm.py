@@ -15,9 +15,10 @@ from torch import Tensor
 
 from jobs.fields import Frozen
 from jobs.methods import DmSettings
+from workers.data.dataset import rows_by_class
 from workers.data.multi_formation import decode
 from workers.methods.base import LearnableImages, Method, Stage
-from workers.methods.by_class import random_rows, require_finite, rows_by_class, siamese
+from workers.methods.by_class import random_rows, require_finite, siamese
 from workers.training.networks import Network
 from workers.training.students import augmentation_of
 
@@ -37,21 +38,21 @@ class DistributionMatching(Method):
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One network, one image step; the loss is summed over the classes, the graph is one class's at a time."""
         network, union = self.stage.start_networks.network(iteration), learnable.union
-        gradient, loss = torch.zeros_like(union), 0.0
-        for label, own in enumerate(rows_by_class(learnable.labels, self.stage.classes)):
+        gradient, distances = torch.zeros_like(union), list[Tensor]()
+        for label, own in enumerate(learnable.rows):
             distance, gradient[own] = self._match(network, union[own], label, generator)
-            loss += distance
+            distances.append(distance)
         learnable.step(gradient, iteration)
-        return require_finite(learnable, iteration, loss)
+        return sum(require_finite(learnable, iteration, torch.stack(distances)))
 
-    def _match(self, network: Network, stored: Tensor, label: int, generator: torch.Generator) -> tuple[float, Tensor]:
+    def _match(self, network: Network, stored: Tensor, label: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The distance of one class and its gradient with respect to the class's stored images."""
         stored.requires_grad_()
         real = self.stage.train.images[random_rows(self._real[label], self._batch_real, generator)]
         pair = siamese(self._augmentation, real, decode(stored, self.stage.spec.factor), generator)
         distance = mean_distance(network, *pair)
         (gradient,) = torch.autograd.grad(distance, stored)
-        return float(distance.detach()), gradient
+        return distance.detach(), gradient
 
 
 def mean_distance(network: Network, real: Tensor, synthetic: Tensor) -> Tensor:

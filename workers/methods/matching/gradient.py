@@ -27,13 +27,13 @@ from torch.nn import functional as F
 
 from jobs.fields import Frozen
 from jobs.methods import GradientSettings
+from workers.data.dataset import rows_by_class
 from workers.methods.base import LearnableImages, Method, Stage
 from workers.methods.by_class import (
     SiameseDraws,
     classes_at_once,
     random_rows,
     require_finite,
-    rows_by_class,
     siamese,
     siamese_draw,
     taken_together,
@@ -119,24 +119,22 @@ class GradientMatching(Method):
         settings = self._settings
         network = self.stage.start_networks.network(iteration)
         trainer = trainer_for(network, settings.training, generator)
-        rows = rows_by_class(learnable.labels, self.stage.classes)
         losses = []
         for step in range(settings.outer):
             if step:
                 fit(trainer, learnable.union, learnable.labels, settings.training)
-            losses.append(self._image_step(learnable, network, rows, iteration, generator))
-        return require_finite(learnable, iteration, float(torch.stack(losses).mean()))
+            losses.append(self._image_step(learnable, network, iteration, generator))
+        return require_finite(learnable, iteration, torch.stack(losses).mean()[None])[0]
 
     def _image_step(
         self,
         learnable: LearnableImages,
         network: Network,
-        rows: Sequence[Tensor],
         iteration: int,
         generator: torch.Generator,
     ) -> Tensor:
         """One descent along the gradient of the loss summed over classes; the graph is of `classes_at_once`."""
-        union = learnable.union
+        union, rows = learnable.union, learnable.rows
         gradient, losses = torch.zeros_like(union), []
         sizes = [min(self._settings.batch_real, len(own)) for own in self._real]
         for labels in taken_together(sizes, self._at_once):

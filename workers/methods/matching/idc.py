@@ -27,6 +27,7 @@ from torch import Tensor
 from jobs.errors import BadInput
 from jobs.fields import Frozen
 from jobs.methods import IdcSettings
+from workers.data.dataset import rows_by_class
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Zca
 from workers.methods.base import Arrays, LearnableImages, Method, Stage
@@ -34,7 +35,6 @@ from workers.methods.by_class import (
     SiameseDraws,
     classes_at_once,
     require_finite,
-    rows_by_class,
     siamese,
     siamese_draw,
     taken_together,
@@ -69,7 +69,7 @@ class Endless:
         count = min(count, len(self._members))
         if len(self.rest) < count:
             order = torch.randperm(len(self._members), generator=generator)
-            self.rest = self._members[order.to(self._members.device)]
+            self.rest = self._members[order.to(self._members.device, non_blocking=True)]
         taken, self.rest = self.rest[:count], self.rest[count:]
         return taken
 
@@ -102,7 +102,7 @@ class FormationMatching(Method):
         learnable.new.clamp_(0.0, 1.0)
         network = self.stage.start_networks.network(iteration)
         trainer = trainer_for(network, self._settings.training, generator)
-        rows = rows_by_class(learnable.labels, self.stage.classes)
+        rows = learnable.rows
         losses = []
         for number in range(self._settings.rounds):
             if number:
@@ -117,7 +117,7 @@ class FormationMatching(Method):
                 losses.append(step)
         steps = self._settings.rounds * len(rows)
         mean = torch.stack(losses).mean() * (len(losses) / steps)
-        return require_finite(learnable, iteration, float(mean))
+        return require_finite(learnable, iteration, mean[None])[0]
 
     def _real_batches(self, network: Network, number: int, generator: torch.Generator) -> Sequence[Tensor]:
         """For each class the indices of the real images of round `number`."""
@@ -207,7 +207,7 @@ class FormationMatching(Method):
         images = decode(stored, self.stage.spec.factor)
         if len(images) > self._settings.max_synthetic:
             chosen = torch.randperm(len(images), generator=generator)[: self._settings.max_synthetic]
-            images = images[chosen.to(images.device)]
+            images = images[chosen.to(images.device, non_blocking=True)]
         return self.stage.transform.normalise(images)
 
     def _train(self, trainer: Trainer, generator: torch.Generator) -> None:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from jobs.errors import BadInput, Diverged
 from tests.workers.matched import CLASSES, SGD, after, generator, images, pixels, random_network, resumed, stage
+from workers.data.dataset import rows_by_class
 from workers.methods import base, method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
-from workers.methods.by_class import rows_by_class, siamese, taken_together
+from workers.methods.by_class import siamese, taken_together
 from workers.methods.matching import gradient
 from workers.methods.matching.gradient import GradientMatching, GradientSettings, cosine_distance, gradient_distance
 from workers.training.augmentation import Augmentation
