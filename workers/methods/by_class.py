@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
+from workers.data.stored_images import Images
 from workers.methods.base import LearnableImages, Stage
 from workers.training.augmentation import Augmentation, Draw, draws_on
 from workers.training.side_by_side import stands_side_by_side
@@ -29,12 +30,15 @@ def siamese(
 ) -> tuple[Tensor, Tensor]:
     """Both batches [n, C, H, W] under one draw, shared by all of their images."""
     (draw,) = draws_on(real.device, [siamese_draw(augmentation, real, generator)])
-    if augmentation is None or draw is None:
-        return real, synthetic
-    return augmentation.apply(real, draw), augmentation.apply(synthetic, draw)
+    return augmented(augmentation, real, draw), augmented(augmentation, synthetic, draw)
 
 
-def siamese_draw(augmentation: Augmentation | None, images: Tensor, generator: torch.Generator) -> Draw | None:
+def augmented(augmentation: Augmentation | None, images: Tensor, draw: Draw | None) -> Tensor:
+    """Images [n, C, H, W] under a draw, if there is one."""
+    return images if augmentation is None or draw is None else augmentation.apply(images, draw)
+
+
+def siamese_draw(augmentation: Augmentation | None, images: Images, generator: torch.Generator) -> Draw | None:
     """What `siamese` would draw for images [..., H, W]."""
     if augmentation is None:
         return None

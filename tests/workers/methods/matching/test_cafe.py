@@ -19,7 +19,15 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
 from workers.methods.matching import cafe
-from workers.methods.matching.cafe import CafeSettings, FeatureAlignment, Pair, Watch, Weights, cafe_loss
+from workers.methods.matching.cafe import (
+    CafeSettings,
+    FeatureAlignment,
+    Watch,
+    Weights,
+    alignment_loss,
+    class_means,
+    real_side,
+)
 from workers.training.networks import ConvNet, build
 from workers.training.transition import StartNetworks
 
@@ -46,7 +54,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def network(number: int = 0) -> ConvNet:
+def network(number: int = 0, norm: str = "instance") -> ConvNet:
     made = build(
         "convnet",
         channels=1,
@@ -54,7 +62,7 @@ def network(number: int = 0) -> ConvNet:
         classes=CLASSES,
         width=2,
         depth=2,
-        norm="instance",
+        norm=norm,
         generator=generator(900 + number),
     )
     assert isinstance(made, ConvNet)
@@ -66,8 +74,9 @@ def images(per_class: int, seed: int) -> SyntheticSet:
     return SyntheticSet(torch.randn(len(labels), 1, SIDE, SIDE, generator=generator(seed)), labels, None)
 
 
-def pixels(frozen: SyntheticSet | None = None) -> LearnableImages:
-    return LearnableImages(images(2, 11), frozen, SGD, 10)
+def pixels(frozen: SyntheticSet | None = None, dtype: torch.dtype = torch.float32) -> LearnableImages:
+    new = images(2, 11)
+    return LearnableImages(replace(new, images=new.images.to(dtype)), frozen, SGD, 10)
 
 
 def stage(frozen: SyntheticSet | None = None, transition: bool = True, **spec: Any) -> Stage:
@@ -104,6 +113,14 @@ def method(one: Stage, **changes: Any) -> FeatureAlignment:
 
 
 # The loss
+
+Pair = tuple[Tensor, Tensor]
+"""Real and synthetic images of one class."""
+
+
+def cafe_loss(net: ConvNet, classes: list[Pair], weights: Weights) -> Tensor:
+    real, synthetic = zip(*classes, strict=True)
+    return alignment_loss(net, real_side(net, real), class_means(net, synthetic), weights)
 
 
 def pairs(real: int = 4, synthetic: int = 2) -> list[Pair]:
@@ -316,13 +333,37 @@ def test_an_image_step_descends_along_the_gradient_of_the_loss() -> None:
     torch.testing.assert_close(canvas.new, union.detach() - 0.1 * gradient, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("norm", "augmentation"), [("instance", DSA), ("batch", "none")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_class_by_class_the_images_the_loss_and_the_network_are_the_same(
+    norm: str, augmentation: str, dtype: torch.dtype
+) -> None:
+    """With less memory, at level 1, every bit is that of one graph, running statistics included."""
+    frozen, ends = images(1, 12), []
+    for level in (0, 1):
+        one = stage(frozen, transition=False)
+        train = Split(one.train.images.to(dtype), one.train.labels)
+        nets = [network(number, norm).to(dtype) for number in range(2)]
+        starts = StartNetworks(lambda number, nets=nets: nets[number], lambda number: generator(number), [], None, None)
+        one = replace(one, train=train, memory_level=level, start_networks=starts)
+        canvas, draws = pixels(replace(frozen, images=frozen.images.to(dtype)), dtype), generator(3)
+        made = method(one, augmentation=augmentation)
+        losses = [made.iterate(canvas, iteration, draws) for iteration in range(2)]
+        statistics = [buffer for net in nets for buffer in net.state_dict().values()]
+        ends.append((losses, canvas.new, *statistics))
+    assert FeatureAlignment.memory_levels(CafeSettings(**NUMBERS)) == 1
+    assert ends[0][0] == ends[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(ends[0][1:], ends[1][1:], strict=True))
+
+
 def test_with_an_augmentation_both_sides_of_a_class_have_one_draw() -> None:
     one = stage()
     shared = one.train.images[:1]
     same = method(replace(one, train=Split(shared.expand(18, -1, -1, -1).clone(), one.train.labels)), augmentation=DSA)
     drawn = []
     for seed in range(12):
-        real, synthetic = same._pair(shared, 1, generator(seed))
+        own = same._drawn(1, generator(seed))
+        (real,), synthetic = same._real_batches([own]), same._synthetic(shared, own)
         assert all(torch.equal(row, synthetic[0]) for row in real)
         drawn.append(torch.equal(synthetic, shared))
     assert not all(drawn)
