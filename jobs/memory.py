@@ -49,8 +49,8 @@ TEST_BATCH = 512
 """Images of such a pass."""
 INNER, LAST = 4.9, 4.1
 """Copies of the maps that each differentiated inner step keeps, and those of one gradient of a gradient beside them."""
-ALIGNED, ALIGNED_REAL = 2.2, 1.66
-"""CAFE: copies of the maps of the synthetic images, and of all classes' real images."""
+ALIGNED, ALIGNED_REAL, ALIGNED_MEANS = 2.26, 1.66, 5.3
+"""CAFE: copies of the maps of the synthetic images, of one class's real images, and of the mean maps of all classes."""
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,11 @@ def _distribution(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: i
 
 
 def _alignment(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
-    """CAFE: the maps of all classes at once."""
-    real = data.classes * _real_of_class(spec, data)
-    return 2 * size.weights + (ALIGNED * union + ALIGNED_REAL * real) * size.maps
+    """CAFE: a class's real or all synthetic images, beside the mean maps of all classes and all real features."""
+    real, means = _real_of_class(spec, data), data.classes * (size.maps + size.features)
+    phases = means + ALIGNED_REAL * real * size.maps, ALIGNED_MEANS * means + ALIGNED * union * size.maps
+    trained = min(union, _number(spec, "batch_train", 256))
+    return max(2 * size.weights + data.classes * real * size.features + max(phases), _fit(size, trained))
 
 
 def _feature_regression(

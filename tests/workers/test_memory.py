@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from jobs import memory
-from jobs.memory import GRAPH_COPIES, footprint, peak_bytes
+from jobs.memory import BYTES, GRAPH_COPIES, footprint, peak_bytes
 from jobs.methods import Engine
 from jobs.specs import NetworkSpec
-from tests.pretended import card
+from tests.pretended import DEVICE, card
 from tests.workers.workshop import Workshop
 from workers.data import dataset
 from workers.execute import perform
+from workers.methods.matching.cafe import real_side
 from workers.methods.trajectory import mtt
 from workers.methods.trajectory.engines import ENGINES
 from workers.runtime.context import JobContext
-from workers.training.networks import build
+from workers.training.networks import ConvNet, build
 
 SIZES = [(16, 1, 2), (32, 2, 3), (64, 4, 6)]
 """Width, images per class, and inner steps or rounds."""
@@ -76,6 +77,23 @@ def test_trajectory_matching_takes_the_engine_that_is_chosen_by_the_spec(
     shop = Workshop.open(tmp_path, {"method": "mtt", "ipc_per_stage": 1}, networks=1)
     shop.make(shop.job("distil"))
     assert set(taken) == {engine}
+
+
+def test_cafe_keeps_the_real_maps_of_one_class() -> None:
+    """Eight classes more cost their mean maps and the features of their images, and not the maps of 8 * 20 images."""
+    sizes = {"channels": 1, "size": 16, "classes": 12, "width": 8, "depth": 2}
+    peaks = {}
+    for classes in (4, 12):
+        with card() as there:
+            network = build("convnet", **sizes, norm="instance", generator=torch.Generator()).to(DEVICE)
+            assert isinstance(network, ConvNet)
+            there.reset()
+            began = there.live
+            real_side(network, (torch.zeros(20, 1, 16, 16).to(DEVICE) for _ in range(classes)))
+            peaks[classes] = (there.peak - began) // BYTES
+    maps, features = 8 * (16**2 + 8**2), 8 * 4**2
+    kept = 8 * (maps + features + 20 * (features + 2))  # labels are int64
+    assert kept <= peaks[12] - peaks[4] <= 2 * kept < 8 * 20 * maps / 4
 
 
 @pytest.mark.slow

@@ -248,7 +248,7 @@ def test_a_class_match_never_waits(name: str, most: int, steps: str) -> None:
     assert many.total("download") == 0
     if steps:
         trained = _class_match(name, 4, **{steps: 3})
-        assert trained.total("wait") <= most + 2 * (5 if name == "cafe" else 1)
+        assert trained.total("wait") <= most + 2 * (6 if name == "cafe" else 1)
 
 
 def _assert_few(counts: dict[int, dict[str, int]], most: int) -> None:
