@@ -104,9 +104,9 @@ class FeatureRegression(Method):
         pooled.train(self._network, images, targets)
         if pooled.updates >= settings.most_updates:
             self._pool[slot] = self._new()
-        return require_finite(learnable, iteration, loss)
+        return require_finite(learnable, iteration, loss[None])[0]
 
-    def _image_step(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
+    def _image_step(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> Tensor:
         train, settings = self.stage.train, self._settings
         chosen = torch.randperm(len(train.labels), generator=generator)[: settings.batch].to(train.labels.device)
         with torch.no_grad():
@@ -117,7 +117,7 @@ class FeatureRegression(Method):
         loss = squared_error(predicted, centred_targets(train.labels[chosen], self.stage.classes))
         (gradient,) = torch.autograd.grad(loss, union)
         learnable.step(gradient, iteration)
-        return float(loss.detach())
+        return loss.detach()
 
     def _targets(self, learnable: LearnableImages) -> Tensor:
         """Of all training images of the union, float64 [n, classes]."""
