@@ -84,9 +84,21 @@ LAUNCH: Group = (
     *VERBOSE,
 )
 
-Names = Annotated[list[str] | None, typer.Argument(help="Experiment files or names.", show_default=False)]
+
+def _shipped_names(incomplete: str) -> list[str]:
+    """What the name of an experiment, a table or a sweep may become, for a shell that completes it."""
+    from orchestrator.cli.shipped import shipped
+
+    return [name for names in shipped().values() for name in names if name.startswith(incomplete)]
+
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Experiment files or names.", show_default=False, autocompletion=_shipped_names),
+]
 TableNames = Annotated[
-    list[str] | None, typer.Argument(help="Tables and figures, by name or file.", show_default=False)
+    list[str] | None,
+    typer.Argument(help="Tables and figures, by name or file.", show_default=False, autocompletion=_shipped_names),
 ]
 RunName = Annotated[str | None, typer.Argument(help="A run; the latest by default.", show_default=False)]
 AllTables = Annotated[bool, typer.Option("--all", help="All tables and figures of the paper.")]

@@ -266,6 +266,20 @@ def test_the_version_is_printed(type_in: Type) -> None:
     assert said.exit == 0 and re.fullmatch(r"pdd \d+\.\d+\.\d+\S*\n", said.out)
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("pdd expl", ["explain"]), ("pdd run --sca", ["--scale"]), ("pdd plan quicks", ["quickstart"])],
+)
+def test_a_shell_completes_commands_options_and_what_is_shipped(
+    type_in: Type, monkeypatch: pytest.MonkeyPatch, words: str, completed: list[str]
+) -> None:
+    for name, value in (("_PDD_COMPLETE", "complete_bash"), ("COMP_WORDS", words)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # so that the program is called `pdd`
+    assert type_in().out.split() == completed
+
+
 def test_help_lists_what_is_shipped_and_gives_an_example(type_in: Type) -> None:
     assert {"quickstart", "table7", "stages_x_ipc"} <= set(re.split(r"\W+", type_in("--help").out))
     for name in (command.__name__.strip("_") for command in EXAMPLES):

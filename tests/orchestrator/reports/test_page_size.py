@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -53,6 +54,12 @@ def test_the_html_of_all_tables_is_below_600_kilobytes(page: Page) -> None:
 
 def test_the_markdown_of_all_tables_is_below_60_kilobytes(page: Page) -> None:
     assert len(markdown(page).encode()) < 60_000
+
+
+def test_the_sample_of_the_docs_is_a_report_as_light_as_it_is_said_to_be() -> None:
+    folder = Path(__file__).resolve().parents[3] / "docs" / "sample"
+    assert 100_000 < (folder / "report.html").stat().st_size < 600_000
+    assert 5_000 < (folder / "report.md").stat().st_size < 60_000
 
 
 def test_every_table_that_compares_has_its_line_and_the_whole_has_one_above(page: Page) -> None:

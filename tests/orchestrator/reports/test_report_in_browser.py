@@ -22,6 +22,8 @@ from workers.store.store import Store
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 PHONE, DESK = 390, 1280
+WIDTHS = (360, PHONE, 600, 900, 1440)
+SAMPLE = Path(__file__).resolve().parents[3] / "docs" / "sample" / "report.html"
 HEIGHTS = {390: 844, 1440: 900}
 """The first screen of a phone and of a desk."""
 WIDEST = """
@@ -42,7 +44,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The report of tables, that of a half-done experiment, one with a verdict, and that of a sweep."""
+    """The report of tables, that of a half-done experiment, one with a verdict, that of a sweep, and the sample."""
     folder = tmp_path_factory.mktemp("pages")
     tables = tables_sample.write(folder / "tables", scale="paper")
     store = Store.open(folder / "store")
@@ -53,16 +55,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     trials = [row(1, 40.0, stages=1, ipc=1), row(2, 41.5, stages=2, ipc=2), row(3, 30.0, "stopped", stages=1, ipc=2)]
     sweep = sweep_report.write(folder / "sweep", sweep_of(), trials, [], Plan(), store, RUN)
     files = {"tables": tables, "run": run, "verdict": judged, "sweep": sweep}
-    return {kind: next(path for path in paths if path.suffix == ".html") for kind, paths in files.items()}
+    written = {kind: next(path for path in paths if path.suffix == ".html") for kind, paths in files.items()}
+    return {**written, "sample": SAMPLE}
 
 
-@pytest.fixture(params=["tables", "run", "verdict", "sweep"])
+@pytest.fixture(params=["tables", "run", "verdict", "sweep", "sample"])
 def page(request: pytest.FixtureRequest, pages: dict[str, Path]) -> Path:
     return pages[request.param]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("width", WIDTHS)
 def test_no_request_leaves_the_file_and_the_console_stays_empty(tab: Tab, page: Path, width: int, scheme: str) -> None:
     tab.open(page, width, media={"prefers-color-scheme": scheme})
     assert [url for url in tab.requests() if not url.startswith("data:")] == [page.as_uri()]
@@ -71,7 +74,7 @@ def test_no_request_leaves_the_file_and_the_console_stays_empty(tab: Tab, page: 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 360, PHONE, 600, 900, 1440])
+@pytest.mark.parametrize("width", [320, *WIDTHS])
 def test_nothing_runs_over_the_edge_even_with_all_folds_open(tab: Tab, page: Path, width: int, scheme: str) -> None:
     tab.open(page, width, media={"prefers-color-scheme": scheme})
     tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
@@ -86,8 +89,8 @@ def test_on_a_phone_the_column_that_stays_in_sight_leaves_room_for_the_others(ta
     assert max(tab.value(widths)) < PHONE / 2
 
 
-@pytest.mark.parametrize("width", [360, PHONE, 600])
-def test_on_a_phone_the_name_of_a_row_is_never_broken_letter_by_letter(tab: Tab, page: Path, width: int) -> None:
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_name_of_a_row_is_never_broken_letter_by_letter(tab: Tab, page: Path, width: int) -> None:
     tab.open(page, width)
     tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
     narrow = """[...document.querySelectorAll('tbody th')]

@@ -59,8 +59,11 @@ class Screen:
     out: io.StringIO = field(default_factory=io.StringIO)
     now: float = 0.0
 
-    def progress(self, plan: Plan, store: Store, *, live: bool = False, quiet: bool = False) -> Progress:
-        console = Console(file=self.out, force_terminal=live, width=120, color_system=None)
+    def progress(
+        self, plan: Plan, store: Store, *, live: bool = False, quiet: bool = False, term: str = "xterm"
+    ) -> Progress:
+        env = {"TERM": term}
+        console = Console(file=self.out, force_terminal=live, width=120, color_system=None, _environ=env)
         return Progress(
             plan, store, quiet=quiet, console=console, clock=lambda: self.now, wall=lambda: 100.0 + self.now
         )
@@ -269,6 +272,17 @@ def test_the_live_screen_shows_stages_notes_and_the_best_accuracy(store: Store) 
         "2/25 jobs",
     ):
         assert words in text
+
+
+@pytest.mark.parametrize(("term", "animated"), [("dumb", False), ("unknown", False), ("xterm", True)])
+def test_a_terminal_that_cannot_animate_gets_plain_lines(store: Store, term: str, animated: bool) -> None:
+    plan, screen = demo_plan(), Screen()
+    (data,) = keys(plan, "dataset")
+    with screen.progress(plan, store, live=True, term=term) as progress:
+        progress.update(state_of(plan, {data: Status.DONE}), [])
+        progress.say("two workers joined")
+    assert ("\x1b[" in screen.out.getvalue()) == animated
+    assert animated or screen.lines() == ["[   0 s] 1/25 jobs", "[   0 s] two workers joined"]
 
 
 def test_the_live_screen_is_drawn_at_most_four_times_a_second_unless_a_job_ended(store: Store) -> None:
