@@ -307,6 +307,12 @@ def _trajectory(match: Match, settings: Settings) -> Effort:
     return match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS)
 
 
+def _constant_memory(match: Match, settings: Settings) -> Effort:
+    """TESLA: inner steps forward, and each once more to be differentiated by its images, without a chain of weights."""
+    batch = min(match.union, settings.get("batch_syn") or match.new)
+    return (match.step(batch) + match.matched(batch)).times(settings.get("syn_steps") or SYN_STEPS)
+
+
 def _gradient(match: Match, settings: Settings) -> Effort:
     """DC, DSA: a match for every class in each of the image steps, training on the synthetic set between them."""
     training, outer = settings.get("training", {}), settings.get("outer", 1)
@@ -361,6 +367,7 @@ ITERATIONS: dict[str, IterationCost] = {
     "cafe": _alignment,
     "cafe_dsa": _alignment,
     "frepo": _feature_regression,
+    "tesla": _constant_memory,
 }
 """What one iteration of a base method costs."""
 

@@ -193,6 +193,12 @@ def _mtt(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engin
     return _trajectory(size, batch, _steps(spec), engine)
 
 
+def _constant_memory(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """TESLA: as the adjoint, which keeps the graph of one inner step."""
+    batch = min(union, spec.settings.get("batch_syn") or data.classes * spec.ipc_per_stage)
+    return _trajectory(size, batch, _steps(spec), "adjoint")
+
+
 def _trajectory(size: Footprint, batch: int, steps: int, engine: Engine) -> float:
     kept = INNER * (steps if engine == "unrolled" else 1) + LAST
     vectors = 3 * steps + 2 if engine == "unrolled" else steps + (9 if engine == "graphs" else 7)
@@ -252,6 +258,7 @@ _METHODS: dict[str, Phase] = {
     "cafe": _alignment,
     "cafe_dsa": _alignment,
     "frepo": _feature_regression,
+    "tesla": _constant_memory,
 }
 
 

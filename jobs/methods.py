@@ -6,7 +6,7 @@ done already is found, without it. A method from outside brings its own `Setting
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -127,8 +127,8 @@ class FrepoSettings(Frozen):
     """What is added to the kernel's diagonal, as a share of its mean."""
 
 
-class MttSettings(Frozen):
-    """MTT's own numbers. `batch_syn` of None is classes * ipc_per_stage, fixed for all stages (facts 5.3).
+class TrajectorySettings(Frozen):
+    """What methods that match trajectories have in common. `batch_syn` of None is classes * ipc_per_stage (facts 5.3).
 
     Inner batches are chunks of a random order of the union, which goes on from one iteration to the next (`carried`),
     or is drawn `anew` in each, as in the published code (facts 4.2). Candidates are judged by networks that start where
@@ -149,12 +149,9 @@ class MttSettings(Frozen):
     augmentation: Augmentation = "none"
     image_order: Literal["carried", "anew"] = "carried"
     candidates_start: Literal["experts", "random"] = "experts"
-    engine: Engine | None = None
-    """None: the whole graph, but the adjoint where that graph would take more than `jobs.memory.GRAPH_LIMIT` bytes, a
-    rule that knows nothing of the host."""
 
     @model_validator(mode="after")
-    def _some_epoch_to_start_from(self) -> MttSettings:
+    def _some_epoch_to_start_from(self) -> Self:
         if self.min_start_epoch >= self.max_start_epoch:
             raise PydanticCustomError("start", "min_start_epoch must be below max_start_epoch")
         return self
@@ -163,6 +160,18 @@ class MttSettings(Frozen):
     def last_target(self) -> int:
         """The last epoch that is read of the experts: `expert_epochs` after the last start epoch."""
         return self.max_start_epoch - 1 + self.expert_epochs
+
+
+class MttSettings(TrajectorySettings):
+    """MTT's own numbers."""
+
+    engine: Engine | None = None
+    """None: the whole graph, but the adjoint where that graph would take more than `jobs.memory.GRAPH_LIMIT` bytes, a
+    rule that knows nothing of the host."""
+
+
+class TeslaSettings(TrajectorySettings):
+    """TESLA's own numbers: its gradient is of one form, so there is no engine to choose."""
 
 
 SETTINGS: dict[str, type[Frozen]] = {
@@ -175,7 +184,8 @@ SETTINGS: dict[str, type[Frozen]] = {
     "frepo": FrepoSettings,
     "idc": IdcSettings,
     "mtt": MttSettings,
+    "tesla": TeslaSettings,
 }
 """By base method."""
-SOFT_LABELS = frozenset({"mtt"})
+SOFT_LABELS = frozenset({"mtt", "tesla"})
 """The base methods that can match with soft labels."""

@@ -58,3 +58,29 @@ def test_small_rows_share_the_data_and_the_evaluation_of_random_s_row(method: st
 def test_digits_are_not_mirrored(method: str) -> None:
     for scale in ("paper", "small", "tiny"):
         assert "flip" not in recipe(method, "digits", scale=scale).evaluate.augmentation
+
+
+def matching(numbers: DistilNumbers, classes: int, ipc: int) -> dict[str, Any]:
+    """The numbers of trajectory matching under the names of the collected facts."""
+    settings = numbers.settings
+    named = {"lr_lr": "lr_step_size", "lr_teacher": "step_size_init"}
+    same = ("syn_steps", "expert_epochs", "max_start_epoch")
+    return {
+        **{name: settings[name] for name in same},
+        **{name: settings[own] for name, own in named.items()},
+        "lr_img": numbers.image.lr,
+        "batch_syn": settings.get("batch_syn") or classes * ipc,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "ipc", "classes"), [("cifar10", "CIFAR-10", 1, 10), ("cifar100", "CIFAR-100", 50, 100)]
+)
+def test_tesla_has_the_numbers_of_its_commands(
+    facts: dict[str, Any], dataset: str, name: str, ipc: int, classes: int
+) -> None:
+    published, numbers = facts["TESLA"], distil("tesla", dataset, ipc=ipc)
+    assert matching(numbers, classes, ipc) == published["settings"][name][ipc]
+    assert numbers.iterations == published["iterations"] and numbers.labels is None
+    many = distil("tesla", "tiny-imagenet")
+    assert many.labels is not None and many.labels.source == "target"

@@ -33,6 +33,7 @@ ARMS = {
     "idc": TWO,
     "dream": TWO,
     "frepo": TWO,
+    "tesla": TWO,
 }
 GRADIENTS: dict[str, dict[str, Any]] = {
     "dc": {"distil.iterations": 2, "distil.settings.outer": 2},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.documents import validate
 from jobs.errors import BadInput
 from jobs.fields import Frozen
-from jobs.methods import SETTINGS, SOFT_LABELS, MttSettings
+from jobs.methods import SETTINGS, SOFT_LABELS, TrajectorySettings
 from workers.runtime.plugins import object_named
 
 if TYPE_CHECKING:  # takes torch along
@@ -27,6 +27,7 @@ _BUILT_IN = {
     "frepo": "workers.methods.ridge.frepo:FeatureRegression",
     "idc": "workers.methods.matching.idc:FormationMatching",
     "mtt": "workers.methods.trajectory.mtt:TrajectoryMatching",
+    "tesla": "workers.methods.trajectory.tesla:ConstantMemoryMatching",
 }
 
 
@@ -62,5 +63,5 @@ def takes_soft_labels(name: str) -> bool:
 def expert_epochs_needed(name: str, settings: Frozen) -> int | None:
     """The last epoch that a method may read of its experts' trajectories; None if it reads none."""
     if name in SETTINGS:
-        return settings.last_target if isinstance(settings, MttSettings) else None
+        return settings.last_target if isinstance(settings, TrajectorySettings) else None
     return method_named(name).expert_epochs_needed(settings)

@@ -23,6 +23,7 @@ LABELS = {
     "frepo": "FRePo",
     "idc": "IDC",
     "mtt": "MTT",
+    "tesla": "TESLA",
 }
 
 

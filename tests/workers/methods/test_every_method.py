@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.graph import Job
-from jobs.methods import SETTINGS, MttSettings
+from jobs.methods import SETTINGS, SOFT_LABELS, TrajectorySettings
 from tests.workers.workshop import Workshop, changed
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
@@ -21,7 +21,8 @@ from workers.tasks import experts
 from workers.tasks.distil import StageRun
 from workers.training import transition
 
-METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa", "frepo")
+METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa", "frepo", "tesla")
+TRAJECTORIES = ("mtt", "tesla")
 
 pytestmark = pytest.mark.slow
 
@@ -126,8 +127,11 @@ def test_the_second_stage_distils_as_its_recipe_says(made: Workshop) -> None:
     spec = second.canonical()["spec"]
     stored = made.synthetic(second)
     assert stored.labels.tolist() == list(range(10)) and stored.factor == spec.get("factor", 1)
-    assert (spec["choice"]["by"] == "last") == (spec["method"] != "mtt")  # as their papers do; MTT's choice is ours
-    assert (stored.step_size is not None) == (spec["method"] == "mtt")
+    assert (spec["choice"]["by"] == "last") == (
+        spec["method"] not in TRAJECTORIES
+    )  # as their papers do; MTT's choice is ours
+    assert (stored.step_size is not None) == (spec["method"] in TRAJECTORIES)
+    assert (stored.logits is not None) == ("labels" in spec)
 
 
 def test_every_method_has_its_numbers_where_torch_is_not_needed() -> None:
@@ -136,7 +140,12 @@ def test_every_method_has_its_numbers_where_torch_is_not_needed() -> None:
 
 def test_only_trajectory_matching_reads_epochs_of_its_experts() -> None:
     readers = {name for name in _BUILT_IN if method_named(name).expert_epochs_needed.__func__ is not _ours}  # type: ignore[attr-defined]
-    assert readers == {name for name, model in SETTINGS.items() if model is MttSettings}
+    assert readers == {name for name, model in SETTINGS.items() if issubclass(model, TrajectorySettings)}
+    assert readers == set(TRAJECTORIES)
+
+
+def test_a_method_says_that_it_takes_soft_labels_where_torch_is_not_needed() -> None:
+    assert {name for name in _BUILT_IN if method_named(name).soft_labels} == SOFT_LABELS
 
 
 _ours = Method.expert_epochs_needed.__func__  # type: ignore[attr-defined]

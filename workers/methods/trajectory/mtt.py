@@ -15,9 +15,9 @@ thousands.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from torch import Tensor
 from jobs.errors import BadInput, Diverged
 from jobs.fields import Frozen
 from jobs.memory import chosen_engine
-from jobs.methods import MttSettings
+from jobs.methods import MttSettings, TrajectorySettings
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
 from workers.methods.trajectory.engines import ENGINES
 from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, Student, batches_on
@@ -36,7 +36,7 @@ from workers.training.students import augmentation_of
 class StepSize:
     """The learned step size a > 0 and its own small optimiser."""
 
-    def __init__(self, settings: MttSettings) -> None:
+    def __init__(self, settings: TrajectorySettings) -> None:
         self._settings = settings
         self.value = settings.step_size_init
         self.velocity = 0.0
@@ -59,10 +59,10 @@ class TrajectoryMatching(Method):
 
     soft_labels = True
 
-    Settings = MttSettings
+    Settings: ClassVar[type[Frozen]] = MttSettings
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:
-        assert isinstance(settings, MttSettings) and stage.experts is not None
+        assert isinstance(settings, TrajectorySettings) and stage.experts is not None
         self._stage, self._settings, self._experts = stage, settings, stage.experts
         self._step_size = StepSize(settings)
         self._expert_order: list[int] = []
@@ -70,15 +70,19 @@ class TrajectoryMatching(Method):
         labels = stage.spec.labels
         temperature = 1.0 if labels is None else labels.temperature
         self._student = Student(stage.network, augmentation_of(settings.augmentation), temperature)
-        channels, side = stage.train.images.shape[1:3]
-        engine = "adjoint" if stage.memory_level else chosen_engine(stage.spec, channels, side, stage.classes)
-        self._match = ENGINES[engine]
+        self._match = self._matcher()
         _require_epochs(settings, stage)
+
+    def _matcher(self) -> Callable[..., Matched]:
+        """What gives the matching loss and its gradients: the engine of the spec."""
+        stage = self._stage
+        channels, side = stage.train.images.shape[1:3]
+        return ENGINES["adjoint" if stage.memory_level else chosen_engine(stage.spec, channels, side, stage.classes)]
 
     @classmethod
     def expert_epochs_needed(cls, settings: Frozen) -> int:
         """The last target."""
-        assert isinstance(settings, MttSettings)
+        assert isinstance(settings, TrajectorySettings)
         return settings.last_target
 
     @classmethod
@@ -116,6 +120,9 @@ class TrajectoryMatching(Method):
         settings, device = self._settings, self._stage.device
         (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
         epoch = int(torch.randint(settings.min_start_epoch, settings.max_start_epoch, (), generator=generator))
+        target = self._experts.parameters(expert, epoch + settings.expert_epochs).to(device)
+        if (spec := self._stage.spec.labels) is not None and spec.source == "target":
+            learnable.assign_labels(self._student.logits(target, learnable.new))
         union = learnable.union
         if settings.image_order == "anew":
             self._image_order.clear()
@@ -123,7 +130,7 @@ class TrajectoryMatching(Method):
         return self._match(
             self._student,
             self._experts.parameters(expert, epoch).to(device),
-            self._experts.parameters(expert, epoch + settings.expert_epochs).to(device),
+            target,
             union,
             learnable.labels if (soft := learnable.logits) is None else soft,
             torch.tensor(self.step_size, device=device),
@@ -158,7 +165,7 @@ class TrajectoryMatching(Method):
         self._image_order = list(values["image_order"])
 
 
-def _require_epochs(settings: MttSettings, stage: Stage) -> None:
+def _require_epochs(settings: TrajectorySettings, stage: Stage) -> None:
     """The last target must be on the experts' trajectories."""
     needed = settings.last_target
     if stage.experts is not None and needed > stage.experts.epochs:

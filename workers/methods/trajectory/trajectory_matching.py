@@ -30,6 +30,9 @@ from workers.runtime.transfer import moved_together
 from workers.training.augmentation import Augmentation, Draw, draws_on
 from workers.training.networks import unflatten
 
+LOOKED_AT = 512
+"""Images in a forward pass without a graph."""
+
 
 @dataclass(frozen=True)
 class InnerBatch:
@@ -68,6 +71,13 @@ class Student:
         logits = functional_call(self.module, unflatten(theta, self.module), (rows,))
         soft = labels.is_floating_point()
         return F.cross_entropy(logits, torch.softmax(labels / self.temperature, 1) if soft else labels)
+
+    def logits(self, theta: Tensor, images: Tensor) -> Tensor:
+        """What the network makes of images [n, C, H, W] at parameters theta [P]: [n, classes], without a graph."""
+        parameters = unflatten(theta, self.module)
+        with torch.no_grad():
+            parts = [functional_call(self.module, parameters, (rows,)) for rows in torch.split(images, LOOKED_AT)]
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -169,12 +179,16 @@ class AdjointSteps:
             soft = [labels.requires_grad_()] if self.to_labels is not None else []
             loss = self._student.loss_of_rows(theta, rows, labels, batch.draw)
             (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
-            curved, pulled, *relabelled = torch.autograd.grad(gradient, (theta, rows, *soft), grad_outputs=self.costate)
-        self.to_images.index_add_(0, batch.index, self._step_size * pulled, alpha=-1)
-        if self.to_labels is not None:
-            self.to_labels.index_add_(0, batch.index, self._step_size * relabelled[0], alpha=-1)
-        self.to_step_size -= gradient.detach() @ self.costate
+            curved, *pulled = torch.autograd.grad(gradient, (theta, rows, *soft), grad_outputs=self.costate)
+        self._add(batch, gradient.detach(), pulled)
         self.costate -= self._step_size * curved
+
+    def _add(self, batch: InnerBatch, gradient: Tensor, pulled: Sequence[Tensor]) -> None:
+        """Add what a step says: d/dX (g . lambda) for its images and, if they are soft, for its labels."""
+        for total, share in zip((self.to_images, self.to_labels), pulled, strict=False):
+            assert total is not None
+            total.index_add_(0, batch.index, self._step_size * share, alpha=-1)
+        self.to_step_size -= gradient @ self.costate
 
 
 def walked(steps: AdjointSteps, start: Tensor, target: Tensor, batches: Sequence[InnerBatch]) -> Matched:

@@ -1,0 +1,72 @@
+"""TESLA, the constant-memory form of MTT (Cui et al., ICML 2023; facts 4.4).
+
+The distance between the student's end  theta_N = theta_0 - a (g_0 + ... + g_{N-1})  and the expert's target is
+differentiated as if the parameters before each step were constants: the gradient g_t of a step then depends on the
+batch of that step alone, and its graph can be dropped before the next one,
+
+    d loss / dX = sum over t of  2 a (theta* - theta_0 + a G) . dg_t/dX / || theta_0 - theta* ||^2,   G = sum of g_t.
+
+The exact gradient (`adjoint`) carries  lambda <- lambda - a H_t lambda  back through the steps; TESLA is the same walk
+with H_t = 0, so lambda stays 2 (theta_N - theta*) / || theta_0 - theta* ||^2. Both keep the graph of one step and N
+parameter vectors. TESLA leaves out the Hessian-vector products and what they know of how an early batch moves the
+later steps: the first inner steps get the coarsest gradients.
+
+Its soft labels come from the target itself (`labels: {source: target}`): in each iteration the expert at the epoch that
+is matched labels the new images as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from jobs.fields import Frozen
+from jobs.methods import TeslaSettings
+from workers.methods.trajectory.mtt import TrajectoryMatching
+from workers.methods.trajectory.trajectory_matching import AdjointSteps, InnerBatch, Matched, Student, walked
+
+
+class ConstantSteps(AdjointSteps):
+    """Inner steps whose way back takes the parameters before each step for constants, so lambda does not move."""
+
+    def back(self, theta: Tensor, batch: InnerBatch) -> None:
+        """Go back over the step that began at theta [P], by d/dX (g . lambda) and g, its loss's gradient."""
+        rows, labels = self._images[batch.index], self._labels[batch.index]
+        with torch.enable_grad():
+            theta, rows = theta.detach().requires_grad_(), rows.requires_grad_()
+            soft = [labels.requires_grad_()] if self.to_labels is not None else []
+            loss = self._student.loss_of_rows(theta, rows, labels, batch.draw)
+            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            pulled = torch.autograd.grad(gradient, (rows, *soft), grad_outputs=self.costate)
+        self._add(batch, gradient.detach(), pulled)
+
+
+def constant_memory(
+    student: Student,
+    start: Tensor,
+    target: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    step_size: Tensor,
+    batches: Sequence[InnerBatch],
+) -> Matched:
+    """The matching loss and TESLA's gradients; arguments as those of `trajectory_matching.unrolled`."""
+    steps = ConstantSteps(student, images.detach(), labels.detach(), step_size.detach())
+    return walked(steps, start.detach(), target, batches)
+
+
+class ConstantMemoryMatching(TrajectoryMatching):
+    """TESLA in one stage: MTT with another gradient; see `workers.methods.base.Method`."""
+
+    Settings: ClassVar[type[Frozen]] = TeslaSettings
+
+    def _matcher(self) -> Callable[..., Matched]:
+        return constant_memory
+
+    @classmethod
+    def memory_levels(cls, settings: Frozen) -> int:
+        """None: it keeps the graph of one step as it is."""
+        return 0
