@@ -464,7 +464,7 @@ def test_a_method_is_found_by_its_name_or_by_its_import_path() -> None:
 
 @pytest.mark.parametrize("name", ["mttt", "no.such.module:Class", "workers.methods.trajectory.mtt:Nothing", ""])
 def test_an_unknown_method_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(BadInput, match=r"method is .*: must be one of .*mtt, or package\.module:Class"):
+    with pytest.raises(BadInput, match=r"method is .*: must be one of .*mtt, .*tesla, or package\.module:Class"):
         method_named(name)
 
 
