@@ -26,6 +26,9 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
 from workers.methods import method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
+from workers.methods.trajectory import graphs
+from workers.methods.trajectory.recorder import Work
+from workers.methods.trajectory.trajectory_matching import InnerBatch, Student
 from workers.runtime.context import JobContext
 from workers.training.instance_norm import InstanceNorm
 from workers.training.networks import ConvNet, Network
@@ -37,7 +40,7 @@ EVENTS: tuple[Event, ...] = ("kernel", "upload", "download", "wait")
 
 @pytest.fixture
 def as_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layout and norm of networks on the card as on a CPU."""
+    """On the card the layout, the layers and the slope of the loss of a CPU."""
     to = nn.Module.to
 
     def without_layout(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
@@ -45,6 +48,13 @@ def as_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(nn.Module, "to", without_layout)
     monkeypatch.setattr(InstanceNorm, "forward", nn.GroupNorm.forward)
+    monkeypatch.setattr(ConvNet, "embed", lambda network, x: network.blocks(x).flatten(1))
+    monkeypatch.setattr(Student, "gradient", _by_the_loss)
+
+
+def _by_the_loss(student: Student, theta: Any, rows: Any, labels: Any, draw: Any, *, create_graph: bool = False) -> Any:
+    loss = student.loss(theta, rows, labels, InnerBatch(torch.arange(len(rows), device=rows.device), draw))
+    return torch.autograd.grad(loss, theta, create_graph=create_graph)[0]
 
 
 def _both(workshop: Workshop, other: Workshop, watch: Callable[[Job, Card], None] = lambda job, card: None) -> None:
@@ -149,7 +159,7 @@ def test_the_norm_of_a_card_gives_the_gradients_of_the_cpu(engine: str) -> None:
     torch.testing.assert_close(step_size, here.step_size, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("unrolled", 197), ("adjoint", 238)])
+@pytest.mark.parametrize(("engine", "most"), [("unrolled", 163), ("adjoint", 200)])
 def test_an_inner_step_launches_few_kernels_and_never_waits(engine: str, most: int) -> None:
     """The figures of docs/performance.md; a step more costs the same again, so constant work drops out."""
     counts = {}
@@ -158,6 +168,34 @@ def test_an_inner_step_launches_few_kernels_and_never_waits(engine: str, most: i
             matched(DEVICE, engine, steps)
             counts[steps] = {event: there.total(event) for event in EVENTS}
     _assert_few(counts, most)
+
+
+class _Watched:
+    """A recorder that does the work again, and counts what of it a card could not record."""
+
+    def __init__(self, there: Card) -> None:
+        self.card, self.replays, self.outside = there, 0, 0
+
+    def record(self, work: Work) -> Work:
+        def again() -> None:
+            before = [self.card.total(event) for event in ("upload", "download", "wait")]
+            work()
+            self.replays += 1
+            self.outside += sum(self.card.total(event) for event in ("upload", "download", "wait")) - sum(before)
+
+        again()
+        return again
+
+
+def test_what_is_recorded_of_an_inner_step_neither_waits_nor_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 12
+    with card() as there:
+        adjoint = matched(DEVICE, "adjoint", steps)
+        recorder = _Watched(there)
+        monkeypatch.setattr(graphs, "recorder_for", lambda device: recorder)
+        recorded = matched(DEVICE, "graphs", steps)
+        assert torch.equal(recorded.images.cpu(), adjoint.images.cpu())
+    assert recorder.outside == 0 and recorder.replays >= 2 * steps
 
 
 def _pass_counts(epochs: int, batches: int) -> dict[str, int]:

@@ -37,7 +37,7 @@ from jobs.architectures import ARCHITECTURES, architecture_named
 from jobs.errors import BadInput
 from jobs.plugins import is_plug_in
 from workers.runtime.plugins import object_named
-from workers.training.instance_norm import InstanceNorm
+from workers.training.instance_norm import InstanceNorm, norm_relu_pool
 
 GROUPS = 4
 """Groups of group norm, as in DC's code; fewer where they would not divide the channels."""
@@ -118,10 +118,15 @@ class ConvNet(Network):
             side = side if pooling == "none" else side // 2
         self.blocks = nn.Sequential(*layers)
         self.classifier = nn.Linear(width * side * side, classes)
+        self._published = (norm, pooling, activation) == ("instance", "average", "relu")
 
     def embed(self, x: Tensor) -> Tensor:
         """Flattened last map: [n, width * side * side]."""
-        return cast(Tensor, self.blocks(x)).flatten(1)
+        if not (x.is_cuda and self._published):
+            return cast(Tensor, self.blocks(x)).flatten(1)
+        for convolution, norm in zip(self.blocks[::4], self.blocks[1::4], strict=True):
+            x = norm_relu_pool(convolution(x), cast(nn.GroupNorm, norm))
+        return x.flatten(1)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """Each block's activations, then the last ones pooled, whose flattening is `embed`: [n, width, side, side]."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.training.instance_norm import InstanceNorm, analytic_instance_norm
+from workers.training.instance_norm import InstanceNorm, analytic_instance_norm, norm_relu_pool
 
 EPS = 1e-5
 
@@ -55,3 +57,45 @@ def test_on_a_cpu_the_layer_is_group_norm_bit_for_bit() -> None:
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
     assert torch.equal(layer(x), F.group_norm(x, 3, weight, bias, EPS))
+
+
+def _norm_of(weight: Tensor, bias: Tensor) -> InstanceNorm:
+    """A layer whose weights are these very tensors."""
+    layer = InstanceNorm(len(weight)).to(weight.dtype)
+    del layer.weight, layer.bias
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    return layer
+
+
+def _block(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return norm_relu_pool(x, _norm_of(weight, bias))
+
+
+def test_both_derivatives_of_a_block_agree_with_finite_differences() -> None:
+    """Of maps with an odd side, whose last column no pooling sees."""
+    with torch.random.fork_rng():
+        assert torch.autograd.gradcheck(_block, _arguments())
+        assert torch.autograd.gradgradcheck(_block, _arguments())
+
+
+def test_a_block_is_its_three_layers_to_the_second_derivative() -> None:
+    def layers(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.avg_pool2d(F.group_norm(x, 3, weight, bias, EPS).relu(), 2)
+
+    def second(block: Callable[..., Tensor]) -> list[Tensor]:
+        arguments = _arguments()
+        out = block(*arguments)
+        gradients = torch.autograd.grad(out.tanh().square().sum(), arguments, create_graph=True)
+        distance = torch.stack([(gradient - 0.1).abs().pow(1.5).sum() for gradient in gradients]).sum()
+        return [out, *gradients, *torch.autograd.grad(distance, arguments)]
+
+    for ours, theirs in zip(second(_block), second(layers), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_maps_of_fewer_bits_are_normalised_in_the_dtype_of_the_weights() -> None:
+    x, weight, bias = _arguments(torch.float32)
+    for layer in (_ours, _block):
+        narrow = layer(x.bfloat16(), weight, bias)
+        assert narrow.dtype == torch.float32
+        torch.testing.assert_close(narrow, layer(x.bfloat16().float(), weight, bias), rtol=0, atol=0)

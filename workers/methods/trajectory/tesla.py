@@ -38,8 +38,7 @@ class ConstantSteps(AdjointSteps):
         with torch.enable_grad():
             theta, rows = theta.detach().requires_grad_(), rows.requires_grad_()
             soft = [labels.requires_grad_()] if self.to_labels is not None else []
-            loss = self._student.loss_of_rows(theta, rows, labels, batch.draw)
-            (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
+            gradient = self._student.gradient(theta, rows, labels, batch.draw, create_graph=True)
             pulled = torch.autograd.grad(gradient, (rows, *soft), grad_outputs=self.costate)
         self._add(batch, gradient.detach(), pulled)
 
