@@ -305,7 +305,7 @@ class Lineage:
             return self.recipe.evaluate.networks[architecture]
         if architecture == self.recipe.network.architecture:
             return self.recipe.network
-        return NetworkSpec(architecture=architecture)
+        return NetworkSpec(architecture=architecture, tf32=self.recipe.network.tf32)
 
     def _add(self, spec: Any, parents: Mapping[str, Iterable[str]], resolved: Resolved | None = None) -> str:
         key = self.plan.graph.add(spec, {role: tuple(keys) for role, keys in parents.items()})

@@ -50,6 +50,8 @@ TrainingEngine = Literal["eager", "compiled"]
 """PyTorch's own operators, or code compiled for the batch's shape, whose last digits are others."""
 Precision = Literal["float32", "bfloat16"]
 """Of the layers' arithmetic in training; parameters, their updates and all tests are float32."""
+Tf32 = Literal["convolutions", "all", "none"]
+"""The products of float32 in which a card may round to TF32: convolutions as PyTorch does by default, all, or none."""
 NeverLearned = Literal["zero", "epochs"]
 """How often an image that was never right counts as forgotten: never, which is the paper's own wording (no right, so no
 event), or as often as there are epochs, Toneva's convention (sorts last)."""
@@ -79,7 +81,10 @@ Augmentation = Annotated[
 
 
 class NetworkSpec(Frozen):
-    """Which network to build; `width` and `depth` of None mean the published ones of that architecture."""
+    """Which network to build; `width` and `depth` of None mean the published ones of that architecture.
+
+    `tf32` says how a card computes all of the job in which the network is.
+    """
 
     architecture: Architecture = "convnet"
     width: Count | None = None
@@ -87,8 +92,9 @@ class NetworkSpec(Frozen):
     norm: Norm = "instance"
     pooling: Pooling = "average"
     activation: Activation = "relu"
+    tf32: Tf32 = "convolutions"
 
-    later: ClassVar[frozenset[str]] = frozenset({"pooling", "activation"})
+    later: ClassVar[frozenset[str]] = frozenset({"pooling", "activation", "tf32"})
 
     @property
     def channels(self) -> int:

@@ -21,6 +21,7 @@ from jobs.graph import Graph, Job
 from jobs.outcomes import Outcome
 from jobs.specs import DistilSpec, Kind
 from workers.methods import method_named, settings_for
+from workers.runtime.arithmetic import described, tf32_of, with_tf32
 from workers.runtime.cards import card_of_process, trouble_of
 from workers.runtime.context import JobContext
 from workers.runtime.process import device_of_choice
@@ -134,14 +135,17 @@ def perform(context: JobContext) -> None:
     """Do the job at the context and put its artifact into the store; whatever goes wrong is raised."""
     job = context.job
     extra: dict[str, Any] = {}
-    with context.store.put(
+    tf32 = tf32_of(job.spec)
+    artifact = context.store.put(
         job.key,
         job.kind,
         job.canonical()["spec"],
         job.parents,
         device=str(context.device),
+        arithmetic=described(context.device, tf32),
         extra=extra,
-    ) as folder:
+    )
+    with artifact as folder, with_tf32(context.device, tf32):
         extra.update(WORK[job.kind](context, folder).to_extra())
     context.checkpoints.drop(job.key)
     if job.kind == "experts":

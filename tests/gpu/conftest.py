@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ def exact_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
+    monkeypatch.setattr("workers.execute.with_tf32", lambda device, tf32: nullcontext())  # nor when a job asks for it
     yield
     torch.set_float32_matmul_precision(precision)
     dataset._load.cache_clear()

@@ -27,11 +27,10 @@ def device_of_choice() -> torch.device:
 
 
 def prepare_process(threads: int = 1, card: int | Literal["none"] | None = None) -> None:
-    """Take one card, set the thread count, TF32 and the allocator; call once, before the first large tensor.
+    """Take one card, set the thread count and the allocator; call once, before the first large tensor.
 
     One thread is the default because a node runs several workers and oversubscribed cores slow all of
-    them. TF32 for matrix products is switched on where there is CUDA (not run on a GPU); cuDNN's
-    convolutions use it already.
+    them.
 
     Args:
         threads: of PyTorch's operators on the CPU.
@@ -48,8 +47,6 @@ def prepare_process(threads: int = 1, card: int | Literal["none"] | None = None)
     elif card is not None:
         take_card(card)
     torch.set_num_threads(threads)
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
     keep_freed_pages()
 
 

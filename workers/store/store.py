@@ -247,6 +247,7 @@ class Store:
         parents: Mapping[str, Sequence[str]],
         *,
         device: str,
+        arithmetic: str = "float32",
         seconds: float | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Iterator[Path]:
@@ -284,6 +285,7 @@ class Store:
                     versions=installed_versions(_DISTRIBUTIONS),
                     host=Process.current().host,
                     device=device,
+                    arithmetic=arithmetic,
                     seconds=time.monotonic() - began if seconds is None else seconds,
                     peak_memory_mib=peak_memory_mib(),
                     written=datetime.now(UTC).isoformat(timespec="seconds"),
