@@ -359,6 +359,7 @@ def _feature_regression(match: Match, settings: Settings) -> Effort:
 
 ITERATIONS: dict[str, IterationCost] = {
     "mtt": _trajectory,
+    "datm": _trajectory,
     "dc": _gradient,
     "dsa": _gradient,
     "idc": _formation,

@@ -250,6 +250,7 @@ def _feature_regression(
 
 _METHODS: dict[str, Phase] = {
     "mtt": _mtt,
+    "datm": _mtt,
     "dc": _gradient,
     "dsa": _gradient,
     "idc": _formation,

@@ -161,6 +161,10 @@ class TrajectorySettings(Frozen):
         """The last epoch that is read of the experts: `expert_epochs` after the last start epoch."""
         return self.max_start_epoch - 1 + self.expert_epochs
 
+    def start_epochs(self, iteration: int) -> tuple[int, int]:
+        """The first epoch at which a match may start in an iteration, counted from 0, and the one after the last."""
+        return self.min_start_epoch, self.max_start_epoch
+
 
 class MttSettings(TrajectorySettings):
     """MTT's own numbers."""
@@ -170,6 +174,36 @@ class MttSettings(TrajectorySettings):
     rule that knows nothing of the host."""
 
 
+class DatmSettings(MttSettings):
+    """DATM's own numbers. The epochs at which a match may start grow from the first ones to all.
+
+    They are [min_start_epoch, b) with b = min_start_epoch + `first_span` in the first iteration, rising on a line to
+    max_start_epoch at iteration `grown_at`.
+    """
+
+    first_span: Count | None = None
+    """None: all start epochs from the first iteration on."""
+    grown_at: Count | None = None
+    most_loss: Positive | None = None
+    """An iteration whose matching loss is higher moves nothing; None: each moves."""
+
+    @model_validator(mode="after")
+    def _a_range_that_grows(self) -> Self:
+        if (self.first_span is None) != (self.grown_at is None):
+            raise PydanticCustomError("range", "give first_span and grown_at together, or neither")
+        if self.first_span is not None and self.first_span > self.max_start_epoch - self.min_start_epoch:
+            raise PydanticCustomError("range", "first_span must be at most max_start_epoch - min_start_epoch")
+        return self
+
+    def start_epochs(self, iteration: int) -> tuple[int, int]:
+        """The first epoch at which a match may start in an iteration, counted from 0, and the one after the last."""
+        if self.first_span is None or self.grown_at is None:
+            return super().start_epochs(iteration)
+        rest = self.max_start_epoch - self.min_start_epoch - self.first_span
+        grown = self.first_span + rest * iteration // self.grown_at
+        return self.min_start_epoch, min(self.max_start_epoch, self.min_start_epoch + grown)
+
+
 class TeslaSettings(TrajectorySettings):
     """TESLA's own numbers: its gradient is of one form, so there is no engine to choose."""
 
@@ -177,6 +211,7 @@ class TeslaSettings(TrajectorySettings):
 SETTINGS: dict[str, type[Frozen]] = {
     "cafe": CafeSettings,
     "cafe_dsa": CafeSettings,
+    "datm": DatmSettings,
     "dc": GradientSettings,
     "dm": DmSettings,
     "dream": DreamSettings,
@@ -187,5 +222,5 @@ SETTINGS: dict[str, type[Frozen]] = {
     "tesla": TeslaSettings,
 }
 """By base method."""
-SOFT_LABELS = frozenset({"mtt", "tesla"})
+SOFT_LABELS = frozenset({"datm", "mtt", "tesla"})
 """The base methods that can match with soft labels."""

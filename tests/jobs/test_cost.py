@@ -340,6 +340,8 @@ TRAINING = {"epochs": 3, "batch_size": 4}
         # a look at 40 real images, a gradient of all 10 synthetic ones, a training step on 6 of them
         # 4 steps on 10 images, each once forward and once more to be differentiated by its images
         ("tesla", {"syn_steps": 4}, 4 * (3 + 9) * 10, 4, MATCHED_CALL * 4),
+        # 4 steps of which a graph is kept, on batches of 6
+        ("datm", {"syn_steps": 4, "batch_syn": 6}, 4 * 9 * 6, 0, 4),
         ("frepo", {"batch": 40, "batch_train": 6}, 40 + 3 * 10 + 3 * 6, 2, 0),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.methods import SETTINGS, DatmSettings
 from jobs.recipe import Setting, resolve
 from jobs.recipe_numbers import DistilNumbers, Recipe
 
@@ -84,3 +85,39 @@ def test_tesla_has_the_numbers_of_its_commands(
     assert numbers.iterations == published["iterations"] and numbers.labels is None
     many = distil("tesla", "tiny-imagenet")
     assert many.labels is not None and many.labels.source == "target"
+
+
+DATM = [(name, ipc) for name in ("CIFAR-10", "CIFAR-100", "Tiny-ImageNet") for ipc in (1, 10, 50)]
+
+
+@pytest.mark.parametrize(("name", "ipc"), DATM)
+def test_datm_has_the_numbers_of_its_configurations(facts: dict[str, Any], name: str, ipc: int) -> None:
+    dataset, classes = {"CIFAR-10": ("cifar10", 10), "CIFAR-100": ("cifar100", 100)}.get(name, ("tiny-imagenet", 200))
+    numbers, published = distil("datm", dataset, ipc=ipc), facts["DATM"]
+    lowest, highest, first, grown, steps, epochs, lr_img, lr_y, lr_lr, threshold, batch = published["settings"][name][
+        ipc
+    ]
+    settings = DatmSettings(**numbers.settings)
+    assert settings.start_epochs(0) == (lowest, first)
+    for iteration in (1, grown // 3, grown, 9999):
+        bound = first + int((highest - first) * iteration / grown) if grown else highest
+        assert settings.start_epochs(iteration) == (lowest, min(bound, highest))
+    assert (settings.syn_steps, settings.expert_epochs, settings.lr_step_size) == (steps, epochs, lr_lr)
+    assert min(classes * ipc, settings.batch_syn or classes * ipc) == min(classes * ipc, batch)
+    assert (settings.most_loss, settings.step_size_init) == (threshold, 0.01)
+    assert numbers.labels is not None and numbers.labels.learning is not None
+    learning = numbers.labels.learning
+    assert (learning.name, learning.lr, learning.momentum) == ("sgd", lr_y, published["momentum_y"])
+    assert (numbers.image.lr, numbers.iterations) == (lr_img, published["iterations"])
+    assert numbers.init == ("real" if (name, ipc) == ("CIFAR-100", 50) else "classified")
+
+
+@pytest.mark.parametrize("dataset", SIDES)
+@pytest.mark.parametrize("stages", [1, 5])
+@pytest.mark.parametrize("ipc", [1, 2, 10, 20, 50])
+@pytest.mark.parametrize("method", ["tesla", "datm"])
+def test_experts_are_trained_up_to_the_last_target(method: str, dataset: str, stages: int, ipc: int) -> None:
+    numbers = recipe(method, dataset, stages=stages, ipc=ipc)
+    assert numbers.distil is not None and numbers.experts is not None
+    needed = SETTINGS[method](**numbers.distil.settings).last_target  # type: ignore[attr-defined]
+    assert min(numbers.experts.real.epochs, numbers.experts.later_epochs or 100) >= needed

@@ -34,6 +34,7 @@ ARMS = {
     "dream": TWO,
     "frepo": TWO,
     "tesla": TWO,
+    "datm": TWO,
 }
 GRADIENTS: dict[str, dict[str, Any]] = {
     "dc": {"distil.iterations": 2, "distil.settings.outer": 2},

@@ -99,11 +99,12 @@ def test_cafe_keeps_the_real_maps_of_one_class() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "ipc", "steps"), SIZES)
 @pytest.mark.parametrize(
-    "method", ["mtt", "adjoint", "dm", "cafe", "cafe_dsa", "dc", "dsa", "idc", "dream", "frepo", "tesla", "full"]
+    "method",
+    ["mtt", "adjoint", "dm", "cafe", "cafe_dsa", "dc", "dsa", "idc", "dream", "frepo", "tesla", "datm", "full"],
 )
 def test_the_estimate_is_what_is_counted(method: str, width: int, ipc: int, steps: int, tmp_path: Path) -> None:
     numbers: dict[str, Any] = {f"distil.settings.{STEPS[method]}": min(steps, 3)} if method in STEPS else {}
-    if method in ("mtt", "adjoint", "tesla"):
+    if method in ("mtt", "adjoint", "tesla", "datm"):
         numbers = {"distil.settings.syn_steps": steps}
     if method == "adjoint":
         method, numbers["distil.settings.engine"] = "mtt", "adjoint"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # takes torch along
 _BUILT_IN = {
     "cafe": "workers.methods.matching.cafe:FeatureAlignment",
     "cafe_dsa": "workers.methods.matching.cafe:FeatureAlignment",
+    "datm": "workers.methods.trajectory.datm:DifficultyAlignedMatching",
     "dc": "workers.methods.matching.gradient:GradientMatching",
     "dm": "workers.methods.matching.dm:DistributionMatching",
     "dream": "workers.methods.matching.dream:RepresentativeMatching",

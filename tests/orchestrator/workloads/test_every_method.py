@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 LABELS = {
     "cafe": "CAFE",
     "cafe_dsa": "CAFE+DSA",
+    "datm": "DATM",
     "dc": "DC",
     "dm": "DM",
     "dream": "DREAM",

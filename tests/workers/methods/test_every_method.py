@@ -21,8 +21,8 @@ from workers.tasks import experts
 from workers.tasks.distil import StageRun
 from workers.training import transition
 
-METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa", "frepo", "tesla")
-TRAJECTORIES = ("mtt", "tesla")
+METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa", "frepo", "tesla", "datm")
+TRAJECTORIES = ("mtt", "tesla", "datm")
 
 pytestmark = pytest.mark.slow
 

@@ -104,22 +104,27 @@ class TrajectoryMatching(Method):
 
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One matching step, one image step, one step of the step size."""
-        matched = self._matched(learnable, generator)
+        matched = self._matched(learnable, iteration, generator)
         loss = float(matched.loss)
         if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
             fix = "lower distil.image.lr or lr_step_size"
             raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {fix}")
-        learnable.step(matched.images, iteration, matched.labels)
-        self._step_size.step(float(matched.step_size))
+        if self._moves(loss):
+            learnable.step(matched.images, iteration, matched.labels)
+            self._step_size.step(float(matched.step_size))
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             fix = "lower lr_step_size or learn its logarithm"
             raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: {fix}")
         return loss
 
-    def _matched(self, learnable: LearnableImages, generator: torch.Generator) -> Matched:
+    def _moves(self, loss: float) -> bool:
+        """Whether an iteration with this matching loss moves images, labels and step size."""
+        return True
+
+    def _matched(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> Matched:
         settings, device = self._settings, self._stage.device
         (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
-        epoch = int(torch.randint(settings.min_start_epoch, settings.max_start_epoch, (), generator=generator))
+        epoch = int(torch.randint(*settings.start_epochs(iteration), (), generator=generator))
         target = self._experts.parameters(expert, epoch + settings.expert_epochs).to(device)
         if (spec := self._stage.spec.labels) is not None and spec.source == "target":
             learnable.assign_labels(self._student.logits(target, learnable.new))
