@@ -165,6 +165,7 @@ class Arm(Frozen):
     def _departures(self) -> list[str]:
         departures = {
             "(augmented)": self.protocol == "augmented",
+            "(DD-Ranking)": self.protocol == "dd_ranking",
             "w/o transition": not self.transition,
             "w/o conditioning": not self.conditioning,
             "updating earlier sets": self.earlier_rate > 0,
@@ -180,6 +181,9 @@ class Arm(Frozen):
             ablations = {name for name in ABLATIONS if getattr(self, name) != type(self).model_fields[name].default}
             for name in sorted(ablations):
                 raise PydanticCustomError("ablation", "leave {name} out; nothing is distilled here", {"name": name})
+        if self.protocol == "dd_ranking" and self.stages > 1 and self.modes != ("union",):
+            if self.method not in SELECTIONS:
+                raise PydanticCustomError("protocol", "DD-Ranking trains on all images at once; write modes: [union]")
         if self.earlier_rate and not self.conditioning:
             raise PydanticCustomError("ablation", "without conditioning earlier sets have no gradient; drop one")
         if self.partition is not None and not self.transition:

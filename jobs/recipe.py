@@ -32,8 +32,9 @@ from jobs.fields import Frozen
 from jobs.recipe_numbers import Recipe
 
 Scale = Literal["paper", "small", "tiny"]
-Protocol = Literal["published", "augmented"]
-"""How a selection baseline is evaluated: as the printed rows were, or augmented as the distilled rows beside them."""
+Protocol = Literal["published", "augmented", "dd_ranking"]
+"""How sets are evaluated: as the printed rows were; selection baselines augmented, as the distilled rows beside them;
+or as DD-Ranking, the field's benchmark, does."""
 FOLDER = Path(__file__).parent / "recipes"
 SHARED = FOLDER / "shared"
 """Files of layers that come after those of every method."""
@@ -141,7 +142,9 @@ def resolve(
     if method not in methods() and not is_file(method):
         raise BadInput(place, "method", method, f"must be one of {', '.join(methods())}")
     layers = _layers(method)
-    if setting.protocol != "published" and not any("protocol" in layer.when for layer in layers):
+    if setting.protocol != "published" and not any(
+        layer.when.get("protocol") == setting.protocol for layer in (*layers, *_shared_layers())
+    ):
         fix = f"{method!r} is evaluated in one way only; leave it out"
         raise BadInput(place, "protocol", setting.protocol, fix)
     values: dict[str, Any] = {}

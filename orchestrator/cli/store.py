@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from jobs.errors import BadInput
+from jobs.keys import kind_of
 from orchestrator.cli import options as cli
 from orchestrator.cli.errors import writing_to
 
@@ -57,10 +58,14 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")] = Path("export"),
     as_files: Annotated[bool, typer.Option("--folders", help="Also as PNG files in class folders.")] = False,
     with_test: Annotated[bool, typer.Option("--with-test", help="Real test images too, whatever the licence.")] = False,
+    wanted: Annotated[
+        str | None,
+        typer.Option("--for", help="Instead the files of mtt (also experts, by --key), or of ddranking."),
+    ] = None,
 ) -> None:
     """Write a synthetic set as a folder that any PyTorch or Hugging Face user can use."""
     from orchestrator.export import chain as chains
-    from orchestrator.export import writer
+    from orchestrator.export import formats, writer
     from orchestrator.planning.requests import resolve
     from orchestrator.runs.status import chosen_run
 
@@ -68,7 +73,15 @@ def export(
     given = [name for name, value in ways.items() if value] or ["experiment"]
     if len(given) > 1 or (arm and given != ["experiment"]):
         raise BadInput("command line", given[-1], ways[given[-1]], "name an experiment with --arm, or --key, or --run")
+    if wanted not in (None, *formats.FORMATS):
+        raise BadInput("command line", "--for", wanted, f"must be {' or '.join(formats.FORMATS)}")
+    if wanted is not None and (as_files or with_test):
+        raise BadInput("command line", "--for", wanted, "leave --folders and --with-test out; there are no pictures")
     opened = cli.existing_store(options)
+    if wanted is not None and key and kind_of(key) == "experts":
+        with writing_to(out):
+            files = formats.write_experts(out, wanted, key, opened)
+        return cli.say(files.to_json(), files.lines(), options)
     if key:
         keys = chains.of_key(opened, key)
     elif run:
@@ -77,7 +90,11 @@ def export(
         keys = chains.of_experiment(resolve(cli.request_of(experiments, options)).plan, arm)
     with writing_to(out):
         source = chains.gather(keys.prefix(stages), opened)
-        exported = writer.write(out, source, opened, with_test=with_test, as_files=as_files)
+        exported = (
+            writer.write(out, source, opened, with_test=with_test, as_files=as_files)
+            if wanted is None
+            else formats.write_set(out, wanted, source, opened)
+        )
     cli.say(exported.to_json(), exported.lines(), options)
 
 

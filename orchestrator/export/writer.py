@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -120,7 +121,31 @@ def write(
         as_files: write every picture as a PNG file in the folder of its class, too.
 
     Raises:
-        BadInput: the folder holds something, or cannot be source.
+        BadInput: the folder holds something, or cannot be made.
+    """
+    with new_folder(folder) as beside:
+        contents = _fill(beside, source, store, with_test or card.may_travel(source.data.name), as_files)
+        files = digests(beside)
+    return ExportedFolder(
+        folder=folder.expanduser().absolute(),
+        stages=len(source.sets),
+        images=sum(contents.images),
+        factor=contents.factor,
+        test=contents.tests,
+        scale=source.keys.scale,
+        protocol=source.protocol,
+        keys=source.keys.sets,
+        origin=f"{source.keys.method}, {source.keys.origin}",
+        files=files,
+    )
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which takes its place when the block ends well; what dead writers left there goes.
+
+    Raises:
+        BadInput: the place holds something, or cannot be made.
     """
     folder = folder.expanduser().absolute()
     _refuse_taken(folder)
@@ -136,24 +161,11 @@ def write(
         fix = f"give a folder that can be made ({error.strerror})"
         raise BadInput("command line", "--out", str(folder), fix) from error
     try:
-        contents = _fill(beside, source, store, with_test or card.may_travel(source.data.name), as_files)
-        files = _digests(beside)
+        yield beside
         _refuse_taken(folder)
         os.rename(beside, folder)  # onto an empty folder at most
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return ExportedFolder(
-        folder=folder,
-        stages=len(source.sets),
-        images=sum(contents.images),
-        factor=contents.factor,
-        test=contents.tests,
-        scale=source.keys.scale,
-        protocol=source.protocol,
-        keys=source.keys.sets,
-        origin=f"{source.keys.method}, {source.keys.origin}",
-        files=files,
-    )
 
 
 def _prefix(folder: Path) -> str:
@@ -273,7 +285,7 @@ def _provenance(source: ExportSource, store: Store) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def digests(folder: Path) -> dict[str, str]:
     """The sha256 of the files by name."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
