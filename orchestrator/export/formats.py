@@ -1,10 +1,10 @@
 """A set, or experts, in the files that other programs read.
 
 `mtt`: those of the published code of MTT and PDD (`workers.data.published`), for sets and for a batch of experts.
-`ddranking`: what DD-Ranking scores, the field's benchmark (the package `ddranking`, 0.2): all images in one tensor, hard
-labels, the learning rate, a configuration with the protocol by which the set was measured here, and the program that
-scores it. DD-Ranking trains on all images at once and knows three data sets, each with constants of its own; images
-that were normalised with others are brought to those, whitened ones stay whitened.
+`ddranking`: what DD-Ranking scores, the field's benchmark (the package `ddranking`, 0.2): all images in one tensor,
+hard labels, the learning rate, a configuration with the protocol by which the set was measured here, and the program
+that scores it. DD-Ranking trains on all images at once and knows three data sets, each with constants of its own;
+images that were normalised with others are brought to those, whitened ones stay whitened.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ _PROGRAM = """\
 # The label-robust score of this set: pip install ddranking, then python score.py
 import torch
 from ddranking.config import Config
-from ddranking.metrics import LabelRobustScoreHard
+from ddranking.metrics import LabelRobustScoreHard, hard_label
+
+# 0.2.0 counts every score twice, which leaves its mean as it is, and then cannot save them beside the accuracies.
+hard_label.save_results = lambda *_: None
 
 if __name__ == "__main__":
     config = Config.from_file("config.yaml")
@@ -179,8 +182,8 @@ def _unlike_theirs(measured: Measurement) -> tuple[bool, bool, bool]:
 
 
 def _tests(measured: Measurement) -> int:
-    """How many times DD-Ranking would test."""
-    return max(1, schedule_of(measured.spec.training).epochs // _TEST_EVERY)
+    """How many times DD-Ranking would test; never in fewer epochs than ten."""
+    return schedule_of(measured.spec.training).epochs // _TEST_EVERY
 
 
 def _configuration(measured: Measurement, source: ExportSource, ipc: int, whitened: bool) -> dict[str, Any]:
@@ -228,7 +231,7 @@ def _differences(measured: Measurement, whitened: bool) -> Iterator[str]:
             f"DD-Ranking takes a ConvNet of width {_THEIR_WIDTH}"
         )
     if measured.stage > 1 and measured.spec.mode != "union":
-        yield f"measured by {measured.spec.mode} training over {measured.stage} stages; DD-Ranking has all images at once"
+        yield f"measured by {measured.spec.mode} training over {measured.stage} stages; DD-Ranking has them all at once"
     if training.augmentation not in ("none", _ALL_OPERATIONS) or training.family == "idc" or training.cutmix:
         yield f"measured with {training.augmentation} ({training.family}); DD-Ranking augments by all operations of DSA"
     if measured.spec.best_of != _tests(measured):
