@@ -125,9 +125,7 @@ def _work(job: Job, store: Store, run: str, memory_level: int, claim: Held, time
         failure, damaged = _failure(error), _damaged_parent(job, store)
         if damaged is not None:
             return _failed("parent", failure["message"], parent=damaged)
-        if failure["reason"] == "memory" and not _saves(job, memory_level):
-            return _out_of_options(failure, job)
-        return failure
+        return _out_of_memory(failure, job, memory_level) if failure["reason"] == "memory" else failure
     return JobResult(status="done")
 
 
@@ -166,16 +164,12 @@ def perform_missing(graph: Graph, store: Store, keys: Iterable[str] | None = Non
             perform(JobContext.alone(job, store))
 
 
-def _saves(job: Job, memory_level: int) -> bool:
-    """Whether the job can be done in less memory than it was at this level."""
-    if not isinstance(job.spec, DistilSpec):
-        return False
-    settings = settings_for(job.spec.method, job.spec.settings)
-    return memory_level < method_named(job.spec.method).memory_levels(settings)
-
-
-def _out_of_options(failure: JobResult, job: Job) -> JobResult:
-    """The end of a job that would only run out of memory again, with the sizes that decide."""
+def _out_of_memory(failure: JobResult, job: Job, memory_level: int) -> JobResult:
+    """The failure with what the next attempt does, or the end of a job that would only fail again, with its sizes."""
+    if isinstance(job.spec, DistilSpec):
+        method, settings = method_named(job.spec.method), settings_for(job.spec.method, job.spec.settings)
+        if memory_level < method.memory_levels(settings):
+            return _failed("memory", f"{failure['message']}; now {method.saving}")
     sizes = ", ".join(f"{name} {value}" for name, value in _sizes(job.canonical()["spec"]))
     fix = f"{job.kind} cannot do with less memory than this; use a larger card or node, or smaller numbers ({sizes})"
     return _failed("too_large", f"{failure['message']}: {fix}")

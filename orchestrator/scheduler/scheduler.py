@@ -228,7 +228,7 @@ class Scheduler:
             self._give_up(key, "memory", message, log)
         else:
             self.actions.append(
-                events.Note(f"{key} ran out of memory; tried again ({level} of {allowed}), in less of it")
+                events.Note(f"{key} ran out of memory; tried again ({level} of {allowed}): {message or 'no message'}")
             )
             self._give_back(key, memory_level=level)
 

@@ -230,7 +230,9 @@ def test_what_cannot_do_with_less_memory_is_not_tried_again_and_names_its_sizes(
     workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doing(monkeypatch, raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")))
-    assert run(workshop, job)["reason"] == "memory", "the adjoint is left to it"
+    first = run(workshop, job)
+    assert first["reason"] == "memory", "the adjoint is left to it"
+    assert first["message"].endswith("; now with the adjoint, a step's graph at a time")
     saving = {**job.canonical()["spec"]["settings"], "engine": "adjoint"}
     for ended in (run(workshop, job, memory_level=1), run(workshop, changed(job, settings=saving))):
         assert ended["reason"] == "too_large" and "Tried to allocate 2 GiB" in ended["message"]

@@ -206,6 +206,8 @@ class Method:
     """Its own numbers: the `settings` of a recipe's `distil` section."""
     space: ClassVar[Literal["training", "unit"]] = "training"
     """Where its pixels live: normalised as the dataset is, or in [0, 1], to be normalised inside the loss."""
+    saving: ClassVar[str] = "in less memory"
+    """How it does with less memory than before, where `memory_levels` says that it can: for the note on a retry."""
     iteration_cost: ClassVar[IterationCost | None] = None
     """What an iteration costs, as a `staticmethod` of (`jobs.cost.Match`, settings), of a method that `jobs.cost` does
     not know. Without it `plan` assumes the cost of MTT, and says so."""

@@ -7,6 +7,7 @@ one, so their words are recognised: CUDA's, cuBLAS's, cuDNN's and ROCm's.
 
 from __future__ import annotations
 
+import errno
 from typing import Literal
 
 import torch
@@ -14,11 +15,24 @@ import torch
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
+    "not enough memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "HIPBLAS_STATUS_ALLOC_FAILED",
 )
+_NOT_STICKY = (
+    "no kernel image is available",
+    "invalid argument",
+    "invalid configuration argument",
+    "invalid device function",
+    "operation not supported",
+    "STATUS_INVALID_VALUE",
+    "STATUS_NOT_SUPPORTED",
+    "STATUS_ARCH_MISMATCH",
+    "STATUS_BAD_PARAM",
+)
+"""What the program asked for and no card could do: the next call works, and another card would say the same."""
 _STICKY = (
     "CUDA error",
     "HIP error",
@@ -39,13 +53,15 @@ Trouble = Literal["memory", "card"]
 
 def trouble_of(error: BaseException) -> Trouble | None:
     """`memory` for too little of it, on a card or in the host; `card` for a sticky error; None for anything else."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) == errno.ENOMEM:
         return "memory"
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)
     if any(words in text for words in _OUT_OF_MEMORY):
         return "memory"
+    if any(words in text for words in _NOT_STICKY):
+        return None
     return "card" if any(words in text for words in _STICKY) else None
 
 

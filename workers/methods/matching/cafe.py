@@ -96,6 +96,7 @@ class FeatureAlignment(Method):
     """CAFE in one stage; see `workers.methods.base.Method`. It keeps no state between iterations."""
 
     Settings = CafeSettings
+    saving = "with the synthetic images of one class at a time"
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:
         super().__init__(stage, settings)

@@ -99,6 +99,7 @@ class GradientMatching(Method):
     """DC or DSA in one stage; see `workers.methods.base.Method`."""
 
     Settings = GradientSettings
+    saving = "with one class in a call"
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:
         super().__init__(stage, settings)

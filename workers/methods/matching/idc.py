@@ -78,6 +78,7 @@ class FormationMatching(Method):
     """IDC in one stage; see `workers.methods.base.Method`."""
 
     Settings: ClassVar[type[Frozen]] = IdcSettings
+    saving = "with one class in a call"
     space = "unit"
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:

@@ -60,6 +60,7 @@ class TrajectoryMatching(Method):
     soft_labels = True
 
     Settings: ClassVar[type[Frozen]] = MttSettings
+    saving = "with the adjoint, a step's graph at a time"
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:
         assert isinstance(settings, TrajectorySettings) and stage.experts is not None
