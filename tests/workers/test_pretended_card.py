@@ -135,6 +135,17 @@ def test_networks_train_on_the_card_as_on_the_cpu(architecture: Any, norm: Any, 
     assert torch.equal(there, here)
 
 
+@pytest.mark.parametrize(("norm", "kept"), [("batch", True), ("none", True), ("instance", False), ("group", False)])
+def test_weights_are_channels_last_only_where_the_norm_keeps_it(norm: Any, kept: bool) -> None:
+    spec = NetworkSpec(architecture="convnet", width=4, depth=2, norm=norm)
+    with card():
+        network = build_network(spec, (3, 8, 8), 4, torch.Generator(), DEVICE)
+        convolution = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last) == kept
+    on_cpu = build_network(spec, (3, 8, 8), 4, torch.Generator(), torch.device("cpu"))
+    assert all(parameter.is_contiguous() for parameter in on_cpu.parameters())
+
+
 def test_a_card_refuses_what_a_real_one_refuses() -> None:
     with card():
         x = torch.ones(4, 3).to(torch.device("cuda"))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jobs.errors import Diverged
+from workers.training import trainer as trainer_module
 from workers.training.augmentation import Augmentation, Draw, cutmix, draw_cutmix
 from workers.training.networks import Network, build, flatten
 from workers.training.trainer import EpochStats, Optimiser, Schedule, Trainer, accuracy, balanced_accuracy
@@ -189,6 +190,52 @@ def test_a_run_resumed_in_the_middle_ends_in_the_same_bits(tmp_path: Path, momen
     ours, theirs = whole.state(), resumed.state()
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_momentum_is_loaded_in_the_layout_of_weights_that_are_channels_last(norm: str) -> None:
+    """As on a card; the fused step goes through memory and not through indices."""
+
+    def trainer() -> Trainer:
+        net = build("convnet", channels=3, size=8, classes=3, width=4, depth=2, norm=norm, generator=_generator())
+        return Trainer(net.to(memory_format=torch.channels_last), SGD, _generator())
+
+    images, labels = torch.randn(10, 3, 8, 8, generator=_generator(9)), torch.arange(10) % 3
+    straight, resumed = trainer(), trainer()
+    straight.run(images, labels, schedule=Schedule(epochs=1), batch_size=4)
+    resumed.load_state(straight.state())
+    for parameter in resumed.module.parameters():
+        assert resumed._sgd.state[parameter]["momentum_buffer"].stride() == parameter.stride()
+    for one in (straight, resumed):
+        one.run(images, labels, schedule=Schedule(epochs=2), batch_size=4)
+    assert torch.equal(flatten(straight.module), flatten(resumed.module))
+
+
+def test_losses_are_read_now_and_then_where_only_progress_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.training.trainer.UNREAD_BATCHES", 6)
+    read, passes, (images, labels) = list[int](), list[int](), _data()
+    original = trainer_module._read
+    monkeypatch.setattr(trainer_module, "_read", lambda made, *rest: read.append(len(made)) or original(made, *rest))
+    watched, quiet = (Trainer(_net(), SGD, _generator()) for _ in range(2))
+    arguments = {"schedule": Schedule(epochs=7), "batch_size": 4}
+    history = watched.run(images, labels, progress=passes.append, **arguments)  # type: ignore[arg-type]
+    assert read == [2, 2, 2, 1] and passes == list(range(7))  # three batches a pass
+    read.clear()
+    told = quiet.run(images, labels, on_epoch=lambda epoch, stats: None, **arguments)  # type: ignore[arg-type]
+    assert read == [1] * 7
+    assert [stats.loss for stats in history] == [stats.loss for stats in told]
+    assert torch.equal(flatten(watched.module), flatten(quiet.module))
+
+
+def test_a_divergence_seen_late_still_names_its_own_epoch() -> None:
+    trainer = Trainer(_net(norm="none"), Optimiser(lr=0.1), _generator())
+
+    def poison(epoch: int) -> None:
+        if epoch == 1:
+            next(trainer.module.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(Diverged, match="epoch 2 at learning rate 0.01"):
+        trainer.run(*_data(), schedule=Schedule(epochs=9, drops=(2,)), batch_size=4, progress=poison)
 
 
 def test_a_state_without_momentum_clears_the_trainers_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from tests.workers.matched import AFFINE, CLASSES, SGD, after, generator, images
 from tests.workers.matched import stage as any_stage
 from tests.workers.methods.matching.test_idc import NUMBERS as IDC_NUMBERS
 from tests.workers.workshop import Workshop, changed
+from workers.data.dataset import rows_by_class
 from workers.methods import method_named
 from workers.methods.base import LearnableImages, Stage
+from workers.methods.matching import kmeans
 from workers.methods.matching.dream import DreamSettings, RepresentativeMatching
 from workers.methods.matching.idc import FormationMatching
-from workers.methods.matching.kmeans import representatives
+from workers.methods.matching.kmeans import embeddings, representatives
 from workers.tasks.distil import StageRun
 
+SLOW = SGD.model_copy(update={"lr": 0.01})
 NUMBERS: dict[str, Any] = {**IDC_NUMBERS, "recluster_every": 2, "rounds": 3}
 MEMBERS = [torch.arange(12 * label, 12 * label + 12) for label in range(CLASSES)]
 
@@ -32,7 +36,7 @@ def method(made: Stage | None = None, **changes: Any) -> RepresentativeMatching:
 
 
 def canvas(**more: Any) -> LearnableImages:
-    return pixels(unit=True, factor=2, optimiser=SGD.model_copy(update={"lr": 0.01}), **more)
+    return pixels(unit=True, factor=2, optimiser=SLOW, **more)
 
 
 def test_a_class_is_matched_with_the_images_nearest_to_its_centroids_under_the_current_network() -> None:
@@ -71,6 +75,18 @@ def test_a_class_smaller_than_the_batch_gives_all_its_images() -> None:
     assert [sorted(rows.tolist()) for rows in found] == [list(range(4 * c, 4 * c + 4)) for c in range(CLASSES)]
 
 
+def test_our_own_k_means_is_as_good_as_scikit_learn_s_on_what_is_clustered(workshop: Workshop) -> None:
+    """Within a percent of its objective: all classes of real images under a network of the chain, two seeds."""
+    run = StageRun(workshop.context(workshop.job("distil")))
+    train, network = run.data.train, run.start_networks.network(0)
+    sums = {"sklearn": 0.0, "torch": 0.0}
+    for own in rows_by_class(train.labels, 10):
+        features = embeddings(network, train.images, run.data.transform, own)
+        for clustering, cluster in kmeans._CLUSTERINGS.items():
+            sums[clustering] += sum(float(cluster(features, 8, seed)[1].sum()) for seed in range(2))
+    assert sums["torch"] <= 1.01 * sums["sklearn"]
+
+
 @pytest.mark.parametrize("before", [1, 2])
 def test_a_stage_goes_on_from_its_state_bit_for_bit(before: int) -> None:
     made = stage()
@@ -88,6 +104,26 @@ def test_an_earlier_set_changes_the_result_and_stays() -> None:
         results.append(after(method(stage()), one))
         assert torch.equal(one.union[:3], kept)
     assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("at_once", [2, 3])
+def test_several_classes_at_once_are_matched_as_one_by_one_in_float64(at_once: int) -> None:
+    ends, losses = [], []
+    for taken in (1, at_once):
+        one = method(stage(dtype=torch.float64), classes_at_once=taken)
+        new = replace(images(2, 2, torch.float64), factor=2)
+        learnable = LearnableImages(replace(new, images=AFFINE.inverse(new.images)), None, SLOW, 10)
+        draws = generator(5)
+        losses.append([one.iterate(learnable, iteration, draws) for iteration in range(2)])
+        ends.append(learnable.new)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-8)
+    torch.testing.assert_close(*ends, rtol=1e-7, atol=1e-9)
+
+
+def test_after_too_little_memory_classes_are_taken_one_by_one() -> None:
+    settings = DreamSettings.model_validate({**NUMBERS, "classes_at_once": 3})
+    assert RepresentativeMatching.memory_levels(settings) == 1
+    assert method(replace(stage(), memory_level=1), classes_at_once=3)._at_once == 1
 
 
 # How a stage begins
