@@ -17,6 +17,16 @@ from workers.methods.trajectory.engines import ENGINES
 from workers.training.trainer import Trainer
 
 ALLOWED = 1.25
+SHARES = {
+    "MTT": 0.15,
+    "experts": 0.19,
+    "evaluation": 0.19,
+    "test": 0.17,
+    "DSA": 0.15,
+    "DM": 0.12,
+    "IDC": 0.14,
+}
+"""Shares of the convolution limit at width 32 on a core with AVX-512; where less can be computed they are larger."""
 GUARDED = [
     matching.case(width=32, batch=20, steps=3),
     training.experts(width=32, count=512),
@@ -104,7 +114,14 @@ def test_no_default_is_a_quarter_slower_than_plain_code(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", GUARDED, ids=[case.name for case in GUARDED])
+def test_no_default_loses_a_quarter_of_its_share_of_the_limit(case: Case) -> None:
+    assert share(case) >= SHARES[case.name.split(",")[0]] / ALLOWED
+
+
+@pytest.mark.slow
 def test_a_loop_that_is_slowed_by_hand_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = share(training.experts(width=32, count=512))
     whole_pass = Trainer._epoch
 
     def slowed(self: Trainer, *arguments: Any) -> Any:
@@ -117,6 +134,12 @@ def test_a_loop_that_is_slowed_by_hand_is_seen(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Trainer, "_epoch", slowed)
     assert slowdown(training.experts(width=32, count=512)) > ALLOWED
+    assert share(training.experts(width=32, count=512)) < usual / ALLOWED
+
+
+def share(case: Case) -> float:
+    """The largest of three measurements."""
+    return max(loops.share(case) for _ in range(3))
 
 
 def slowdown(case: Case) -> float:

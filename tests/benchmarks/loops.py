@@ -22,7 +22,8 @@ from torch.utils.flop_counter import flop_registry
 
 from tests.benchmarks.cases import classwise, files, matching, training
 from tests.benchmarks.cases.case import EXACT, PLAIN, Case, Sides, distance
-from tests.benchmarks.limits import one_core, peak_gflops
+from tests.benchmarks.limits import convolution, gflops, one_core, peak_gflops, repeated
+from tests.benchmarks.limits import operations as operations_of
 from tests.benchmarks.measure import Row, Timer, medians
 from workers.runtime.process import keep_freed_pages
 
@@ -103,6 +104,17 @@ def slowdown(case: Case, repeats: int = 5) -> float:
         timed(sides, 1)
         timers = timed(sides, repeats)
     return timers[case.default].cpu / timers[PLAIN].cpu
+
+
+def share(case: Case, repeats: int = 5) -> float:
+    """The share of the convolution limit that the default engine reaches, both timed in turns."""
+    best = max(gflops(), key=lambda shape: gflops()[shape])
+    with one_core():
+        sides = case.sides()
+        work, limit = sides[case.default], repeated(convolution(*best))
+        flops = operations(sides[case.counted.get(case.default, case.default)])
+        loop, convolutions = medians(work, limit, repeats=repeats)
+    return flops / loop.cpu / (operations_of(best[0]) * limit.count / convolutions.cpu)  # type: ignore[attr-defined]
 
 
 def require_same(case: Case, results: dict[str, Tensor], exact: Tensor) -> None:

@@ -117,7 +117,12 @@ class SweepWorkload:
     @property
     def graph(self) -> Graph:
         """The jobs of the trials that are known beforehand."""
-        return _together(self.trials).graph
+        return self.plan.graph
+
+    @property
+    def plan(self) -> experiment.Plan:
+        """The plan of these trials."""
+        return _together(self.trials)
 
     def to_order(self, home: Path) -> dict[str, Any]:
         """The sweep's file as it would be with its base, and the command line's words, in it."""
