@@ -91,7 +91,8 @@ class Schedule:
         one_by_one = {group for group, limit in more.get("limits", {}).items() if limit == 1}
         groups = {key: one_by_one.intersection(names) for key, names in more.get("exclusive", {}).items()}
         path = chain_paths(graph.remaining_path(seconds), children, times, groups)
-        more = {"seconds": times, "cpu_jobs": frozenset(job.key for job in graph if not needs_card(job)), **more}
+        cardless = frozenset(job.key for job in graph if not needs_card(job)) - more.get("exclusive", {}).keys()
+        more = {"seconds": times, "cpu_jobs": cardless, **more}
         return cls(tuple(graph.jobs), parents, children, path, frozenset(wanted), **more)
 
 
