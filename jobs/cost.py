@@ -95,7 +95,7 @@ class Effort:
     def __add__(self, other: Effort) -> Effort:
         return Effort(self.flops + other.flops, self.calls + other.calls, self.inner_calls + other.inner_calls)
 
-    def times(self, count: int) -> Effort:
+    def times(self, count: float) -> Effort:
         """The effort of doing the same `count` times."""
         return Effort(self.flops * count, self.calls * count, self.inner_calls * count)
 
@@ -357,6 +357,16 @@ def _feature_regression(match: Match, settings: Settings) -> Effort:
     return look + match.step(match.union) + match.step(trained)
 
 
+def _unrolled(match: Match, settings: Settings) -> Effort:
+    """DD, RaT-BPTT: inner steps, the last of them differentiated, and a gradient on real images."""
+    steps: int = settings.get("syn_steps", SYN_STEPS)
+    window: int = settings.get("window") or steps
+    mean = (window + steps) / 2 if settings.get("ends") == "random" else steps
+    batch = min(match.union, settings.get("batch_syn") or match.union)
+    real = match.step(min(match.real, settings.get("batch", match.real)))
+    return match.twice(batch).times(window) + match.step(batch).times(mean - window) + real
+
+
 ITERATIONS: dict[str, IterationCost] = {
     "mtt": _trajectory,
     "datm": _trajectory,
@@ -369,6 +379,8 @@ ITERATIONS: dict[str, IterationCost] = {
     "cafe_dsa": _alignment,
     "frepo": _feature_regression,
     "tesla": _constant_memory,
+    "dd": _unrolled,
+    "rat_bptt": _unrolled,
 }
 """What one iteration of a base method costs."""
 

@@ -243,9 +243,18 @@ def _feature_regression(
 ) -> float:
     """FRePo: the pool with its moments, and a look at real images or the synthetic ones' maps beside features."""
     real = min(data.train_images, _number(spec, "batch", 1024))
-    features = 3 * (real + union) * size.features
+    features = 2 * (real + union) * size.features
     phase = max(_look(size, real), SGD * union * size.maps + features)
     return 3 * (_number(spec, "pool", 10) + 1) * size.weights + real * size.pixels + phase
+
+
+def _unrolled(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """DD, RaT-BPTT: the graph of the steps that are differentiated, and of the real images behind them."""
+    window = _number(spec, "window", 0) or _steps(spec)
+    batch = min(union, _number(spec, "batch_syn", union))
+    real = min(data.train_images, _number(spec, "batch", data.train_images))
+    vectors = (6 if spec.settings.get("optimiser") == "adam" else 3) * window + 5
+    return (INNER * window * batch + SGD * real) * size.maps + real * size.pixels + vectors * size.weights
 
 
 _METHODS: dict[str, Phase] = {
@@ -260,6 +269,8 @@ _METHODS: dict[str, Phase] = {
     "cafe_dsa": _alignment,
     "frepo": _feature_regression,
     "tesla": _constant_memory,
+    "dd": _unrolled,
+    "rat_bptt": _unrolled,
 }
 
 

@@ -208,11 +208,42 @@ class TeslaSettings(TrajectorySettings):
     """TESLA's own numbers: its gradient is of one form, so there is no engine to choose."""
 
 
+class UnrolledSettings(Frozen):
+    """DD's and RaT-BPTT's own numbers; `window` None differentiates all inner steps, which is DD."""
+
+    syn_steps: Count
+    """Training steps on the synthetic images at most."""
+    window: Count | None = None
+    """How many of the last of them are differentiated."""
+    ends: Literal["fixed", "random"] = "fixed"
+    """Whether training always makes `syn_steps` steps, or a random number from `window` to there."""
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    """Of the inner steps; `sgd` has no momentum."""
+    batch_syn: Count | None = None
+    """Synthetic images of an inner step; None takes the whole union."""
+    batch: Count
+    """Real images of the loss, of all classes together."""
+    step_size_init: Positive
+    lr_step_size: NonNegative = 0.0
+    """Of Adam on the step sizes, one for each inner step, behind a softplus; 0 leaves them as they are."""
+    augmentation: Augmentation = "none"
+    """Of the inner steps."""
+
+    @model_validator(mode="after")
+    def _the_window_lies_in_the_steps(self) -> UnrolledSettings:
+        if self.window is not None and self.window > self.syn_steps:
+            raise PydanticCustomError("window", "window must be at most syn_steps")
+        if self.ends == "random" and self.window is None:
+            raise PydanticCustomError("window", "with ends: random give a window below syn_steps")
+        return self
+
+
 SETTINGS: dict[str, type[Frozen]] = {
     "cafe": CafeSettings,
     "cafe_dsa": CafeSettings,
     "datm": DatmSettings,
     "dc": GradientSettings,
+    "dd": UnrolledSettings,
     "dm": DmSettings,
     "dream": DreamSettings,
     "dsa": GradientSettings,
@@ -220,6 +251,7 @@ SETTINGS: dict[str, type[Frozen]] = {
     "idc": IdcSettings,
     "mtt": MttSettings,
     "tesla": TeslaSettings,
+    "rat_bptt": UnrolledSettings,
 }
 """By base method."""
 SOFT_LABELS = frozenset({"datm", "mtt", "tesla"})

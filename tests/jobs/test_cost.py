@@ -337,6 +337,16 @@ TRAINING = {"epochs": 3, "batch_size": 4}
             4 * 5 + 3 * 2 * 2,
             0,
         ),
+        # 3 steps of all 10 images, each differentiated twice, and a gradient of 40 real ones
+        ("dd", {"syn_steps": 3, "batch": 40}, 3 * 9 * 10 + 3 * 40, 1, 3),
+        # 2 steps of 6 images differentiated, and 0 to 4 before them that are not: 2 in the mean
+        (
+            "rat_bptt",
+            {"syn_steps": 6, "window": 2, "ends": "random", "batch_syn": 6, "batch": 40},
+            2 * 9 * 6 + 2 * 3 * 6 + 3 * 40,
+            2 + 1,
+            2,
+        ),
         # a look at 40 real images, a gradient of all 10 synthetic ones, a training step on 6 of them
         # 4 steps on 10 images, each once forward and once more to be differentiated by its images
         ("tesla", {"syn_steps": 4}, 4 * (3 + 9) * 10, 4, MATCHED_CALL * 4),

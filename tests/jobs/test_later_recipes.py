@@ -10,7 +10,7 @@ from jobs.methods import SETTINGS, DatmSettings
 from jobs.recipe import Setting, resolve
 from jobs.recipe_numbers import DistilNumbers, Recipe
 
-METHODS = ("frepo",)
+METHODS = ("frepo", "dd", "rat_bptt")
 SIDES = {"cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "fashion-mnist": 28, "mnist": 28, "digits": 8}
 
 
@@ -36,13 +36,26 @@ def test_frepo_has_its_published_numbers(facts: dict[str, Any]) -> None:
     assert recipe("frepo").dataset.normalise == recipe("frepo", "cifar100").dataset.normalise == "zca"
 
 
+@pytest.mark.parametrize(("method", "name"), [("dd", "DD"), ("rat_bptt", "RaT-BPTT")])
+def test_unrolled_methods_have_their_published_numbers(facts: dict[str, Any], method: str, name: str) -> None:
+    published, numbers = facts[name], distil(method)
+    assert numbers.init == published["init"] and numbers.settings == published["settings"]
+    assert numbers.image.model_dump(include=set(published["image"])) == published["image"]
+    assert numbers.iterations == published.get("iterations", numbers.iterations)
+
+
+def test_dd_halves_its_rate_nine_times_at_even_distances() -> None:
+    image = distil("dd").image
+    assert list(image.halve_at) == [2000 * tenth for tenth in range(1, 10)] and not distil("rat_bptt").image.halve_at
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_networks_of_later_stages_are_trained_as_those_of_evaluation_but_a_fifth_as_long(method: str) -> None:
     numbers = recipe(method, stages=5)
     assert numbers.transition is not None
     once = numbers.evaluate.training(1)
     assert numbers.transition.epochs * 5 == once.epochs
-    different = {"epochs", "extra_epoch", "on"}
+    different = {"epochs", "extra_epoch", "on"} | ({"momentum", "weight_decay"} if method == "dd" else set())
     assert numbers.transition.model_dump(exclude=different) == once.model_dump(exclude=different)
 
 

@@ -35,6 +35,8 @@ ARMS = {
     "frepo": TWO,
     "tesla": TWO,
     "datm": TWO,
+    "dd": TWO,
+    "rat_bptt": TWO,
 }
 GRADIENTS: dict[str, dict[str, Any]] = {
     "dc": {"distil.iterations": 2, "distil.settings.outer": 2},

@@ -11,7 +11,7 @@ import torch
 
 from jobs import memory
 from jobs.memory import BYTES, GRAPH_COPIES, footprint, peak_bytes
-from jobs.methods import Engine
+from jobs.methods import SETTINGS, Engine
 from jobs.specs import NetworkSpec
 from tests.pretended import DEVICE, card
 from tests.workers.workshop import Workshop
@@ -25,12 +25,15 @@ from workers.training.networks import ConvNet, build
 
 SIZES = [(16, 1, 2), (32, 2, 3), (64, 4, 6)]
 """Width, images per class, and inner steps or rounds."""
+METHODS = [*SETTINGS, "adjoint", "full"]
 STEPS = {
     "mtt": "syn_steps",
     "dc": "outer",
     "dsa": "outer",
     "idc": "rounds",
     "dream": "rounds",
+    "dd": "syn_steps",
+    "rat_bptt": "window",
 }
 
 
@@ -98,10 +101,7 @@ def test_cafe_keeps_the_real_maps_of_one_class() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "ipc", "steps"), SIZES)
-@pytest.mark.parametrize(
-    "method",
-    ["mtt", "adjoint", "dm", "cafe", "cafe_dsa", "dc", "dsa", "idc", "dream", "frepo", "tesla", "datm", "full"],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_estimate_is_what_is_counted(method: str, width: int, ipc: int, steps: int, tmp_path: Path) -> None:
     numbers: dict[str, Any] = {f"distil.settings.{STEPS[method]}": min(steps, 3)} if method in STEPS else {}
     if method in ("mtt", "adjoint", "tesla", "datm"):

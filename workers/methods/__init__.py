@@ -22,6 +22,7 @@ _BUILT_IN = {
     "cafe_dsa": "workers.methods.matching.cafe:FeatureAlignment",
     "datm": "workers.methods.trajectory.datm:DifficultyAlignedMatching",
     "dc": "workers.methods.matching.gradient:GradientMatching",
+    "dd": "workers.methods.unrolled.unrolled:UnrolledTraining",
     "dm": "workers.methods.matching.dm:DistributionMatching",
     "dream": "workers.methods.matching.dream:RepresentativeMatching",
     "dsa": "workers.methods.matching.gradient:GradientMatching",
@@ -29,6 +30,7 @@ _BUILT_IN = {
     "idc": "workers.methods.matching.idc:FormationMatching",
     "mtt": "workers.methods.trajectory.mtt:TrajectoryMatching",
     "tesla": "workers.methods.trajectory.tesla:ConstantMemoryMatching",
+    "rat_bptt": "workers.methods.unrolled.unrolled:UnrolledTraining",
 }
 
 

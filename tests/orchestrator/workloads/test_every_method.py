@@ -18,6 +18,7 @@ LABELS = {
     "cafe_dsa": "CAFE+DSA",
     "datm": "DATM",
     "dc": "DC",
+    "dd": "DD",
     "dm": "DM",
     "dream": "DREAM",
     "dsa": "DSA",
@@ -25,6 +26,7 @@ LABELS = {
     "idc": "IDC",
     "mtt": "MTT",
     "tesla": "TESLA",
+    "rat_bptt": "RaT-BPTT",
 }
 
 

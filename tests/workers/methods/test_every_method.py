@@ -21,7 +21,7 @@ from workers.tasks import experts
 from workers.tasks.distil import StageRun
 from workers.training import transition
 
-METHODS = ("mtt", "dc", "dsa", "idc", "dream", "dm", "cafe", "cafe_dsa", "frepo", "tesla", "datm")
+METHODS = tuple(SETTINGS)
 TRAJECTORIES = ("mtt", "tesla", "datm")
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def test_the_second_stage_distils_as_its_recipe_says(made: Workshop) -> None:
     assert (spec["choice"]["by"] == "last") == (
         spec["method"] not in TRAJECTORIES
     )  # as their papers do; MTT's choice is ours
-    assert (stored.step_size is not None) == (spec["method"] in TRAJECTORIES)
+    assert (stored.step_size is not None) == (spec["method"] in (*TRAJECTORIES, "dd"))
     assert (stored.logits is not None) == ("labels" in spec)
 
 
