@@ -214,7 +214,8 @@ class UnrolledTraining(Method):
             raise Diverged(f"iteration {iteration}: the gradient is not finite: lower distil.settings.step_size_init")
         learnable.step(found.images, iteration)
         self._sizes.step(found.sizes)
-        return require_finite(learnable, iteration, float(found.loss))
+        (loss,) = require_finite(learnable, iteration, found.loss[None])
+        return loss
 
     def _inner_batch(self, union: Tensor, generator: torch.Generator) -> InnerBatch:
         size = self._settings.batch_syn or len(union)
