@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.orchestrator.shell import Shell, shell_in
 from tests.test_house import ROOT
 
 PAGE = ROOT / "docs" / "extending.md"
+MLP = "mine.nets:Mlp"
 
 
 def files_of(page: str) -> dict[str, str]:
@@ -51,6 +53,26 @@ def test_a_base_method_of_ones_own_runs_and_its_loss_falls(shell: Shell) -> None
     assert {row["method"] for row in ended.document["results"]} == {"MEANS", "PDD+MEANS"}
     stages = [manifest for manifest in shell.manifests().values() if "means" in manifest.spec.get("method", "")]
     assert len(stages) == 2 and all(stage.extra["loss"] < stage.extra["first_loss"] for stage in stages)
+
+
+@pytest.mark.slow
+def test_a_data_set_an_architecture_and_a_method_of_ones_own_run_in_one_experiment(shell: Shell) -> None:
+    subprocess.run([sys.executable, "make_stripes.py"], cwd=shell.folder, check=True)
+    mine = {
+        "name": "all-mine",
+        "dataset": {"name": "mine.stripes:STRIPES", "path": "."},
+        "scale": "tiny",
+        "networks": 1,
+        "architectures": ["convnet", "mine.nets:Mlp"],
+        "arms": [{"method": "./means.yaml", "stages": 2, "ipc_per_stage": 1, "set": {"network.architecture": MLP}}],
+    }
+    (shell.folder / "all-mine.yaml").write_text(yaml.safe_dump(mine))
+    ended = shell.run("run", "all-mine.yaml", "--workers", "0", "--json")
+    assert ended.exit == 0, ended.err
+    rows = {(row["dataset"], row["architecture"], row["base_method"]) for row in ended.document["results"]}
+    assert rows == {("stripes", "convnet", "means"), ("stripes", MLP, "means")}
+    networks = [manifest.spec["network"] for manifest in shell.manifests().values() if manifest.kind == "distil"]
+    assert MLP in {network["architecture"] for network in networks}
 
 
 @pytest.mark.slow
