@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from jobs.graph import Job
+from jobs.specs import SelectSpec
 from tests.gpu.conftest import CUDA, note
 from tests.workers.short_jobs import ARMS, GRADIENTS, ONE, TWO
 from tests.workers.workshop import CPU, PUBLISHED, Workshop
@@ -33,6 +34,12 @@ NEAR = 1e-2
 """Relative distance of images and weights after a short job."""
 POINTS = 4.0
 """Percentage points by which accuracies of a test on some hundred images may differ."""
+DECIDED = {
+    **GRADIENTS,
+    "dream": {**GRADIENTS["dream"], "distil.settings.batch_real": 1, "distil.init": "real"},
+}
+"""DREAM with one cluster a class: in a cluster of two both are equally near to its centroid, and rounding decides (on
+digits half of 16 clusters a class; a last bit of the images moves the stage by 0.19 on a CPU, too)."""
 OTHERS: dict[str, dict[str, Any]] = {
     "partitions": {"method": "mtt", **ONE, "partition": {"increment": 9}},
     "class-incremental": {"method": "random", **TWO, "class_incremental": {"phases": 5, "orders": 1}},
@@ -93,10 +100,12 @@ def _near_images(job: Job, here: Workshop, there: Workshop) -> None:
 
 
 def _nearly_same_choice(job: Job, here: Workshop, there: Workshop) -> None:
-    """Selected images are real ones: all but a few are the same, since two may be equally near but for rounding."""
+    """Real images, bit for bit; where features decide all but a few, since two may be as near but for rounding."""
+    assert isinstance(job.spec, SelectSpec)
     ours, theirs = (synthetic_set.read(shop.store.path(job.key, synthetic_set.EXACT)) for shop in (here, there))
-    same = (ours.images == theirs.images).flatten(1).all(1).float().mean()
-    assert float(same) >= 0.8
+    same = float((ours.images == theirs.images).flatten(1).all(1).float().mean())
+    note(f"{job.spec.rule}: share of the images that the CPU chooses", ratio=same)
+    assert same >= (0.8 if job.parents.get("experts") else 1.0)
 
 
 def _same_accuracy(job: Job, here: Workshop, there: Workshop) -> None:
@@ -124,7 +133,7 @@ def _shops(folder: Path, arm: dict[str, Any], **more: Any) -> tuple[Workshop, Wo
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ARMS)
 def test_jobs_of_a_method_give_what_they_give_on_the_cpu(method: str, tmp_path: Path) -> None:
-    compared(*_shops(tmp_path, {"method": method, **ARMS[method]}, set=GRADIENTS.get(method)))
+    compared(*_shops(tmp_path, {"method": method, **ARMS[method]}, set=DECIDED.get(method)))
 
 
 @pytest.mark.slow

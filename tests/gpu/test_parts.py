@@ -24,14 +24,18 @@ from workers.runtime.context import JobContext
 
 pytestmark = pytest.mark.gpu
 
+UNORDERED = 1e-5
+"""Relative distance of images after some steps whose sums had no fixed order; 1e-7 was measured."""
+
 
 @pytest.mark.parametrize("method", ["mtt", "dm", "dsa", "idc"])
 def test_a_stage_goes_on_from_its_checkpoint_to_the_same_bits(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit where the stage itself gives the same bits twice, and always as nearly as it does.
+    """Bit for bit, but where images are scaled, rotated or tiled: as nearly as float32 adds in another order.
 
-    A card adds the gradients of bilinear sampling (scaled and rotated images, IDC's tiles) in no fixed order.
+    CUDA adds the gradients of bilinear sampling (`grid_sample`, `interpolate`) in no fixed order and has no other way
+    to do it, so the same stage twice may differ as well, and does in some runs and not in others.
     """
     monkeypatch.setattr("workers.runtime.context._LOOK_SECONDS", 0.0)
     shop = Workshop.open(tmp_path, {"method": method, **ONE}, networks=1, set=GRADIENTS.get(method))
@@ -45,8 +49,7 @@ def test_a_stage_goes_on_from_its_checkpoint_to_the_same_bits(
     resumed = _images_of(job, shop)
     noise, far = distance(second, first), distance(resumed, first)
     note(f"{method}: the same stage twice, and resumed", error=far, note=f"twice: {noise:.1e}")
-    assert noise == 0.0 or method in ("dsa", "idc")
-    assert far <= 10 * noise
+    assert max(noise, far) <= (UNORDERED if method in ("dsa", "idc") else 0.0)
 
 
 def _images_of(job: Job, shop: Workshop) -> torch.Tensor:
@@ -83,7 +86,7 @@ def test_data_sets_are_bytes_on_the_card(tmp_path: Path) -> None:
     assert isinstance(here.images, StoredImages) and isinstance(there.images, StoredImages)
     assert there.images.device.type == "cuda" and there.images.pixels.dtype == torch.uint8
     index = torch.tensor([3, 1, 7])
-    torch.testing.assert_close(there.images[index.to(CUDA)].cpu(), here.images[index], rtol=1e-6, atol=1e-6)
+    assert torch.equal(there.images[index.to(CUDA)].cpu(), here.images[index])
 
 
 def test_k_means_on_the_card_is_as_good_as_scikit_learns() -> None:

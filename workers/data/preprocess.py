@@ -86,7 +86,8 @@ class Zca:
 
 
 def _unit(images: Tensor) -> Tensor:
-    return images / 255
+    """Divided by a tensor, since CUDA multiplies by the rounded reciprocal of a number: another last bit than a CPU's."""
+    return images / torch.full((), 255.0, device=images.device)
 
 
 def fit_affine(images: Tensor) -> Affine:

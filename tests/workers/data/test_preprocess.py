@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from jobs.datasets import NORMALISATIONS
 from workers.data.preprocess import ZCA_EPS, Affine, Zca, arrays, fit_affine, fit_zca, from_arrays, make
@@ -70,6 +72,22 @@ def test_the_inverse_gives_the_pixels_back(images: Tensor, kind: str) -> None:
 
 def test_unit_leaves_the_pixels_in_zero_to_one(images: Tensor) -> None:
     assert torch.equal(make("unit", images).forward(images), images / 255)
+
+
+def test_bytes_are_divided_by_a_tensor_on_their_device(images: Tensor) -> None:
+    """By a number CUDA multiplies with its rounded reciprocal: a last bit that is not the CPU's, as here."""
+    assert not torch.equal(images * torch.tensor(1 / 255), images / 255)
+    divisors = list[object]()
+
+    class Divisions(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is Tensor.__truediv__:
+                divisors.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    with Divisions():
+        make("unit", images).forward(images)
+    assert len(divisors) == 2 and all(isinstance(one, Tensor) and one.device == images.device for one in divisors)
 
 
 def test_the_published_constants() -> None:
