@@ -86,7 +86,7 @@ class Zca:
 
 
 def _unit(images: Tensor) -> Tensor:
-    """Divided by a tensor, since CUDA multiplies by the rounded reciprocal of a number: another last bit than a CPU's."""
+    """Divided by a tensor: by a number CUDA multiplies with the rounded reciprocal, to another last bit than a CPU."""
     return images / torch.full((), 255.0, device=images.device)
 
 
