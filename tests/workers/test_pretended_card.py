@@ -30,6 +30,7 @@ from workers.methods.trajectory import graphs
 from workers.methods.trajectory.recorder import Work
 from workers.methods.trajectory.trajectory_matching import InnerBatch, Student
 from workers.runtime.context import JobContext
+from workers.tasks.distil import StageRun
 from workers.training.instance_norm import InstanceNorm
 from workers.training.networks import ConvNet, Network
 from workers.training.students import build_network
@@ -207,6 +208,19 @@ def test_what_is_recorded_of_an_inner_step_neither_waits_nor_copies(monkeypatch:
         recorded = matched(DEVICE, "graphs", steps)
         assert torch.equal(recorded.images.cpu(), adjoint.images.cpu())
     assert recorder.outside == 0 and recorder.replays >= 2 * steps
+
+
+def test_an_iteration_of_trajectory_matching_waits_once(tmp_path: Path) -> None:
+    """For its loss, which comes with the rest that is looked at; experts and random numbers are not waited for."""
+    shop = Workshop.open(tmp_path, {"method": "mtt", **ONE}, networks=1)
+    context = shop.context(shop.job("distil"))
+    with card() as there:
+        context.device = DEVICE
+        run = StageRun(context)
+        run.method.iterate(run.learnable, 0, run.generator)
+        there.reset()
+        run.method.iterate(run.learnable, 1, run.generator)
+    assert there.total("wait") == 1
 
 
 def _pass_counts(epochs: int, batches: int) -> dict[str, int]:

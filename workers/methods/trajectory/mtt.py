@@ -106,13 +106,14 @@ class TrajectoryMatching(Method):
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One matching step, one image step, one step of the step size."""
         matched = self._matched(learnable, iteration, generator)
-        loss = float(matched.loss)
-        if not (math.isfinite(loss) and bool(matched.images.isfinite().all())):
+        finite = matched.images.isfinite().all().to(matched.loss)
+        loss, finite_images, slope = torch.stack([matched.loss, finite, matched.step_size.to(finite)]).tolist()
+        if not (math.isfinite(loss) and finite_images):
             fix = "lower distil.image.lr or lr_step_size"
             raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {fix}")
         if self._moves(loss):
             learnable.step(matched.images, iteration, matched.labels)
-            self._step_size.step(float(matched.step_size))
+            self._step_size.step(slope)
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             fix = "lower lr_step_size or learn its logarithm"
             raise Diverged(f"iteration {iteration}: step size {self.step_size:g}: {fix}")
@@ -126,7 +127,7 @@ class TrajectoryMatching(Method):
         settings, device = self._settings, self._stage.device
         (expert,) = draw_without_replacement(self._expert_order, 1, len(self._experts), generator)
         epoch = int(torch.randint(*settings.start_epochs(iteration), (), generator=generator))
-        target = self._experts.parameters(expert, epoch + settings.expert_epochs).to(device)
+        target = self._experts.parameters(expert, epoch + settings.expert_epochs).to(device, non_blocking=True)
         if (spec := self._stage.spec.labels) is not None and spec.source == "target":
             learnable.assign_labels(self._student.logits(target, learnable.new))
         union = learnable.union
@@ -135,11 +136,11 @@ class TrajectoryMatching(Method):
         batches = batches_on(device, [self._inner_batch(union, generator) for _ in range(settings.syn_steps)])
         return self._match(
             self._student,
-            self._experts.parameters(expert, epoch).to(device),
+            self._experts.parameters(expert, epoch).to(device, non_blocking=True),
             target,
             union,
             learnable.labels if (soft := learnable.logits) is None else soft,
-            torch.tensor(self.step_size, device=device),
+            torch.tensor(self.step_size).to(device, non_blocking=True),
             batches,
         )
 
