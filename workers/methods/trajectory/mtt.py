@@ -107,7 +107,8 @@ class TrajectoryMatching(Method):
         """One matching step, one image step, one step of the step size."""
         matched = self._matched(learnable, iteration, generator)
         finite = matched.images.isfinite().all().to(matched.loss)
-        loss, finite_images, slope = torch.stack([matched.loss, finite, matched.step_size.to(finite)]).tolist()
+        read: list[float] = torch.stack([matched.loss, finite, matched.step_size.to(finite)]).tolist()
+        loss, finite_images, slope = read
         if not (math.isfinite(loss) and finite_images):
             fix = "lower distil.image.lr or lr_step_size"
             raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {fix}")
