@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from jobs.fields import Count, Fraction, Frozen, NonNegative, Positive, Settings
+from jobs.learning import ImageOptimiserSpec, LabelSpec
 from jobs.specs import (
     Augmentation,
     ChoiceSpec,
     Clustering,
     Drop,
     Family,
-    ImageOptimiserSpec,
     Init,
-    LabelSpec,
     Mode,
     MomentumAtDrop,
     NetworkSpec,

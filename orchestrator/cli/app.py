@@ -15,7 +15,7 @@ app = typer.Typer(
     name="pdd",
     pretty_exceptions_enable=False,
     help="Progressive dataset distillation on one machine or a cluster. Without a command: the quickstart.",
-    epilog="Shipped " + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in shipped.shipped().items()) + ".",
+    epilog="Shipped " + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in cli.shipped().items()) + ".",
 )
 
 

@@ -12,7 +12,7 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import Parameter
 from pathlib import Path
@@ -85,10 +85,16 @@ LAUNCH: Group = (
 )
 
 
+def shipped() -> Mapping[str, Mapping[str, Path]]:
+    """The shipped files by kind and name."""
+    from jobs import experiment, sweep, table
+
+    folders = {"experiments": experiment.FOLDER, "tables": table.FOLDER, "sweeps": sweep.FOLDER}
+    return {kind: {path.stem: path for path in sorted(folder.glob("*.yaml"))} for kind, folder in folders.items()}
+
+
 def _shipped_names(incomplete: str) -> list[str]:
     """What the name of an experiment, a table or a sweep may become, for a shell that completes it."""
-    from orchestrator.cli.shipped import shipped
-
     return [name for names in shipped().values() for name in names if name.startswith(incomplete)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +14,6 @@ from jobs.errors import BadInput
 from orchestrator.cli import options as cli
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-
-def shipped() -> Mapping[str, Mapping[str, Path]]:
-    """The shipped files by kind and name."""
-    from jobs import experiment, sweep, table
-
-    folders = {"experiments": experiment.FOLDER, "tables": table.FOLDER, "sweeps": sweep.FOLDER}
-    return {kind: {path.stem: path for path in sorted(folder.glob("*.yaml"))} for kind, folder in folders.items()}
 
 
 @cli.with_options(cli.JSON)
@@ -53,7 +44,7 @@ def show(
     name: Annotated[str | None, typer.Argument(help="An experiment, a table or a sweep.", show_default=False)] = None,
 ) -> None:
     """Print a shipped experiment, table or sweep, to be copied and changed; without a name list them."""
-    known = shipped()
+    known = cli.shipped()
     if name is None:
         lines = [Text(f"{kind}: {', '.join(files)}") for kind, files in known.items()]
         cli.say({kind: list(files) for kind, files in known.items()}, lines, options)

@@ -30,6 +30,7 @@ from jobs.cost import (
     work,
 )
 from jobs.graph import Graph
+from jobs.learning import ImageOptimiserSpec
 from jobs.specs import (
     ChoiceSpec,
     DatasetSpec,
@@ -38,7 +39,6 @@ from jobs.specs import (
     ExpertsSpec,
     ForgettingSpec,
     FullSpec,
-    ImageOptimiserSpec,
     Mode,
     NetworkSpec,
     SelectSpec,

@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from jobs.fields import Frozen
 from jobs.kinds import SPECS
+from jobs.learning import ImageOptimiserSpec
 from jobs.specs import (
     ChoiceSpec,
     DatasetSpec,
     DistilSpec,
     EvaluateSpec,
     ExpertsSpec,
-    ImageOptimiserSpec,
     Kind,
     NetworkSpec,
     SelectSpec,

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, TransitionSpec
+from jobs.learning import ImageOptimiserSpec
+from jobs.specs import ChoiceSpec, DistilSpec, NetworkSpec, TransitionSpec
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet

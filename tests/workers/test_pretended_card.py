@@ -16,7 +16,8 @@ from torch import nn
 
 from jobs.errors import Yielded
 from jobs.graph import Job
-from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec
+from jobs.learning import ImageOptimiserSpec
+from jobs.specs import ChoiceSpec, DistilSpec, NetworkSpec
 from tests.pretended import DEVICE, Card, Event, card
 from tests.workers.short_jobs import ARMS, GRADIENTS, ONE, TWO, matched, trained, trained_weights
 from tests.workers.workshop import Workshop

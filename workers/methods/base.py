@@ -21,7 +21,8 @@ from torch import Tensor
 
 from jobs.cost import IterationCost
 from jobs.fields import Frozen
-from jobs.specs import DistilSpec, ImageOptimiserSpec
+from jobs.learning import ImageOptimiserSpec
+from jobs.specs import DistilSpec
 from workers.data.dataset import Split, rows_by_class
 from workers.data.preprocess import Affine, Zca
 from workers.data.synthetic_set import SyntheticSet

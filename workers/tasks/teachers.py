@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jobs.specs import LabelSpec
+from jobs.learning import LabelSpec
 from workers.data.dataset import Split
 from workers.data.stored_images import Images, batches
 from workers.data.synthetic_set import SyntheticSet
@@ -36,7 +36,7 @@ class Teachers:
         self._experts, self._network = experts, network.eval()
 
     def first_labels(self, one: SyntheticSet, classes: int, spec: LabelSpec) -> Tensor:
-        """The logits from which soft labels start, float32 [n, classes]; see `jobs.specs.LabelSpec`.
+        """The logits from which soft labels start, float32 [n, classes]; see `jobs.learning.LabelSpec`.
 
         Args:
             one: images in the training space, and their classes.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from jobs.fields import Frozen
-from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec
+from jobs.learning import ImageOptimiserSpec
+from jobs.specs import ChoiceSpec, DistilSpec, NetworkSpec
 from tests.benchmarks.cases.case import CLASSES, DSA, EXACT, PLAIN, Case, Sides, generator, images, network
 from tests.benchmarks.plain import by_class
 from tests.benchmarks.plain.by_class import Problem

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jobs.errors import Yielded
-from jobs.specs import ImageOptimiserSpec
+from jobs.learning import ImageOptimiserSpec
 from tests.workers.workshop import Workshop
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EARLIER, SyntheticSet

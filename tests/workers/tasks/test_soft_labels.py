@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.specs import ImageOptimiserSpec
+from jobs.learning import ImageOptimiserSpec
 from tests.workers.workshop import TWO_STAGES, Workshop, changed
 from workers.data import synthetic_set
 from workers.data.synthetic_set import SyntheticSet

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs.specs import LabelSpec
+from jobs.learning import LabelSpec
 from workers.data.dataset import Split
 from workers.data.synthetic_set import SyntheticSet
 from workers.store import trajectories

@@ -122,7 +122,14 @@ class RecordedSteps(AdjointSteps):
                 self._recordings[kind] = Recording(own, forward, back)
 
     def load(self, theta: Tensor, images: Tensor, labels: Tensor, step_size: Tensor) -> None:
-        """Begin an iteration: take over what it is given, and forget gradients."""
+        """Begin an iteration: take over what it is given, and forget gradients.
+
+        Args:
+            theta: the parameters that it begins with, [P].
+            images: float32 [n, C, H, W].
+            labels: classes int64 [n], or logits float32 [n, classes].
+            step_size: a scalar.
+        """
         for own, other in zip(self._state(), (theta, images, labels, step_size), strict=True):
             own.copy_(other)
         for gradient in (self.costate, self.to_images, self.to_step_size, self.to_labels):

@@ -52,7 +52,12 @@ def constant_memory(
     step_size: Tensor,
     batches: Sequence[InnerBatch],
 ) -> Matched:
-    """The matching loss and TESLA's gradients; arguments as those of `trajectory_matching.unrolled`."""
+    """The matching loss and TESLA's gradients.
+
+    Args:
+        student, start, target, images, step_size, batches: as those of `trajectory_matching.unrolled`.
+        labels: classes int64 [n], or logits float32 [n, classes].
+    """
     steps = ConstantSteps(student, images.detach(), labels.detach(), step_size.detach())
     return walked(steps, start.detach(), target, batches)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from jobs.errors import BadInput, Diverged
-from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, TransitionSpec
+from jobs.learning import ImageOptimiserSpec
+from jobs.specs import ChoiceSpec, DistilSpec, NetworkSpec, TransitionSpec
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine
 from workers.data.synthetic_set import SyntheticSet

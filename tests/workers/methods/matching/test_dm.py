@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jobs.errors import Diverged
-from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, TransitionSpec
+from jobs.learning import ImageOptimiserSpec
+from jobs.specs import ChoiceSpec, DistilSpec, NetworkSpec, TransitionSpec
 from workers.data.dataset import Split
 from workers.data.multi_formation import decode
 from workers.data.preprocess import Affine

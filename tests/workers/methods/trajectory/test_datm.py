@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from jobs.specs import ImageOptimiserSpec, LabelSpec
+from jobs.learning import ImageOptimiserSpec, LabelSpec
 from tests.workers.matched import resumed
 from tests.workers.methods.trajectory import test_mtt
 from tests.workers.methods.trajectory.test_mtt import NUMBERS, generator, images

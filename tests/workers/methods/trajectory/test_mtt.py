@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from jobs.errors import BadInput, Diverged
-from jobs.specs import ChoiceSpec, DistilSpec, ImageOptimiserSpec, NetworkSpec, SgdSpec
+from jobs.learning import ImageOptimiserSpec
+from jobs.specs import ChoiceSpec, DistilSpec, NetworkSpec, SgdSpec
 from tests.workers.methods.trajectory.tape import TapeRecorder
 from workers.data.dataset import Split
 from workers.data.preprocess import Affine

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
 
-from jobs.specs import LabelSpec
+from jobs.learning import LabelSpec
 from tests.workers.matched import resumed
 from tests.workers.methods.trajectory import test_mtt
 from tests.workers.methods.trajectory.test_mtt import NUMBERS, generator, images, pixels
