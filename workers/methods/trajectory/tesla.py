@@ -55,8 +55,13 @@ def constant_memory(
     """The matching loss and TESLA's gradients.
 
     Args:
-        student, start, target, images, step_size, batches: as those of `trajectory_matching.unrolled`.
+        student: the network, its augmentation and the temperature of soft labels.
+        start: parameters of an expert at the epoch that the student starts from, [P].
+        target: of the same expert some epochs later, [P].
+        images: synthetic images, float32 [n, C, H, W].
         labels: classes int64 [n], or logits float32 [n, classes].
+        step_size: the learned rate of the inner steps, a scalar.
+        batches: of the inner steps, in order.
     """
     steps = ConstantSteps(student, images.detach(), labels.detach(), step_size.detach())
     return walked(steps, start.detach(), target, batches)
