@@ -111,8 +111,8 @@ class _BlockGradient(torch.autograd.Function):
     def forward(
         ctx: Any, upstream: Tensor, x: Tensor, mean: Tensor, rate: Tensor, weight: Tensor, y: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pooled = _pool_backward(upstream.contiguous(), y, [2, 2], [2, 2], [0, 0], False, True, None)
-        g = _relu_backward(pooled, y, 0)
+        halves = ([2, 2], [2, 2], [0, 0])
+        g = _relu_backward(_pool_backward(upstream.contiguous(), y, *halves, False, True, None), y, 0)
         ctx.save_for_backward(g, x, mean, rate, weight, y)
         ctx.eps = eps
         return _norm_backward(g, x, mean, rate, weight, *_sizes(x), [True, True, True])  # type: ignore[no-any-return]
