@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -16,6 +17,10 @@ import torch
 Work = Callable[[], None]
 WARM_UPS = 3
 """Runs before a recording: libraries choose their algorithms and take their work space in them."""
+
+
+_BROKEN: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose recording failed."""
 
 
 class Recorder(Protocol):
@@ -34,8 +39,7 @@ class CudaRecorder:
     """Records on a stream of its own, all work in one pool of memory, so recordings must not run side by side."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._device, self._stream = device, _stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Work) -> Work:
@@ -56,23 +60,32 @@ class CudaRecorder:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 work()
         except RuntimeError as error:
-            self._recover()
+            self._recover(graph)
             raise RuntimeError(f"not recorded: {_cause(error)}") from error
         return graph
 
-    def _recover(self) -> None:
+    def _recover(self, broken: torch.cuda.CUDAGraph) -> None:
         """Put right what PyTorch leaves behind when a capture breaks.
 
-        Its allocator goes on counting a capture, at which it would fail when memory runs out; its generator of random
-        numbers refuses to draw, until a capture succeeds.
+        Its allocator of the card goes on counting a capture, at which it would fail when memory runs out. That of the
+        host goes on asking the graph about its streams, so the graph has to stay, and its pool of memory is of no more
+        use. Its generator of random numbers may refuse to draw until a capture succeeds.
         """
+        _BROKEN.append(broken)
         with suppress(RuntimeError, AttributeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
             torch._C._cuda_releasePool(torch.cuda.current_device(), self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
         with suppress(RuntimeError):
             nothing = torch.zeros(1, device=self._device)
             with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
                 nothing.zero_()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all recordings: each stream takes 64 MiB of work space for matrix products and never returns it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
