@@ -9,17 +9,20 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
 
 from jobs.errors import BadInput
 
 Model = TypeVar("Model", bound=BaseModel)
 DEEPEST = 50
 """Levels of mappings and lists in a file; nothing here needs ten."""
+_OF_ONE_FIELD = frozenset(get_args(ErrorType)) - {"missing"}
+"""Pydantic's own complaints, but for that of a missing field; ours about a mapping are about its fields together."""
 LONGEST_NAME = 100
 """Letters of a name: files are called after it, and a file system takes 255 bytes."""
 
@@ -128,6 +131,8 @@ def validate(model: type[Model], value: Mapping[str, Any], place: str, prefix: s
 def validate_part(model: type[BaseModel], value: Mapping[str, Any], place: str, prefix: str = "") -> None:
     """Refuse fields that a `model` has not, or not in this form; that others are missing is no matter.
 
+    What fields must be to each other is not asked either, since those that are not there may be what makes them fit.
+
     Args:
         model: what the fields are a part of.
         value: some of its fields.
@@ -140,9 +145,15 @@ def validate_part(model: type[BaseModel], value: Mapping[str, Any], place: str, 
     try:
         model.model_validate(dict(value))
     except ValidationError as error:
-        wrong = [detail for detail in error.errors(include_url=False) if detail["type"] != "missing"]
+        details = error.errors(include_url=False)
+        wrong = [detail for detail in details if not _of_several_fields(detail)]
         if wrong:
             raise _bad_input(model, wrong[0], place, prefix) from None
+
+
+def _of_several_fields(detail: ErrorDetails) -> bool:
+    """Whether a complaint may be for the sake of a field that is not there."""
+    return detail["type"] == "missing" or (detail["type"] not in _OF_ONE_FIELD and isinstance(detail["input"], Mapping))
 
 
 def set_path(target: dict[str, Any], path: str, value: object, place: str) -> None:

@@ -73,6 +73,12 @@ def test_a_path_that_begins_with_a_section_of_the_recipe_changes_the_number_in_e
     assert {(spec.iterations, spec.image.lr) for spec in specs(found, DistilSpec)} == {(9, 0.5)}
 
 
+@pytest.mark.parametrize(("setting", "field"), [("every=2", "every"), ("by=test", "by"), ("networks=1", "networks")])
+def test_one_number_of_a_choice_is_set_alone(setting: str, field: str) -> None:
+    stages = specs(asked(f"distil.choice.{setting}"), DistilSpec)
+    assert {getattr(spec.choice, field) for spec in stages} == {yaml.safe_load(setting.partition("=")[2])}
+
+
 def test_the_dataset_is_chosen_by_name_by_path_and_by_field() -> None:
     assert only(asked(dataset="digits")).source.name == "digits"
     assert refusal(dataset="./here").value == "here"
