@@ -367,6 +367,12 @@ def _unrolled(match: Match, settings: Settings) -> Effort:
     return match.twice(batch).times(window) + match.step(batch).times(mean - window) + real
 
 
+def _random_features(match: Match, settings: Settings) -> Effort:
+    """RFAD: a look at real images and a gradient of the synthetic ones, by several networks."""
+    look = match.seen(min(match.real, settings.get("batch", match.real)))
+    return (look + match.step(match.union)).times(settings.get("networks", 1))
+
+
 ITERATIONS: dict[str, IterationCost] = {
     "mtt": _trajectory,
     "datm": _trajectory,
@@ -381,6 +387,7 @@ ITERATIONS: dict[str, IterationCost] = {
     "tesla": _constant_memory,
     "dd": _unrolled,
     "rat_bptt": _unrolled,
+    "rfad": _random_features,
 }
 """What one iteration of a base method costs."""
 

@@ -257,6 +257,14 @@ def _unrolled(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, 
     return (INNER * window * batch + SGD * real) * size.maps + real * size.pixels + vectors * size.weights
 
 
+def _random_features(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """RFAD: a look at real images by one of the networks, or the synthetic ones' maps in all of them and features."""
+    networks = _number(spec, "networks", 1)
+    real = min(data.train_images, _number(spec, "batch", data.train_images))
+    maps = networks * (SGD * union * size.maps + 3 * (real + union) * size.features)
+    return 2 * networks * size.weights + real * size.pixels + max(_look(size, real), maps)
+
+
 _METHODS: dict[str, Phase] = {
     "mtt": _mtt,
     "datm": _mtt,
@@ -271,6 +279,7 @@ _METHODS: dict[str, Phase] = {
     "tesla": _constant_memory,
     "dd": _unrolled,
     "rat_bptt": _unrolled,
+    "rfad": _random_features,
 }
 
 

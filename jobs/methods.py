@@ -208,6 +208,21 @@ class TeslaSettings(TrajectorySettings):
     """TESLA's own numbers: its gradient is of one form, so there is no engine to choose."""
 
 
+class RfadSettings(Frozen):
+    """RFAD's own numbers."""
+
+    batch: Count
+    """Real images that are predicted in an iteration, of all classes together."""
+    networks: Count
+    """New networks of an iteration, whose features stand side by side."""
+    loss: Literal["squared", "platt"] = "platt"
+    """Of the predictions: squared, or the cross-entropy of the predictions times a learned number."""
+    lr_scale: Positive = 0.01
+    """Of Adam on that number's logarithm."""
+    ridge: Positive
+    """What is added to the kernel's diagonal, as a share of its mean."""
+
+
 class UnrolledSettings(Frozen):
     """DD's and RaT-BPTT's own numbers; `window` None differentiates all inner steps, which is DD."""
 
@@ -252,7 +267,8 @@ SETTINGS: dict[str, type[Frozen]] = {
     "mtt": MttSettings,
     "tesla": TeslaSettings,
     "rat_bptt": UnrolledSettings,
+    "rfad": RfadSettings,
 }
 """By base method."""
-SOFT_LABELS = frozenset({"datm", "mtt", "tesla"})
+SOFT_LABELS = frozenset({"datm", "frepo", "mtt", "rfad", "tesla"})
 """The base methods that can match with soft labels."""

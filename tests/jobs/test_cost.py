@@ -347,6 +347,8 @@ TRAINING = {"epochs": 3, "batch_size": 4}
             2 + 1,
             2,
         ),
+        # a look at 40 real images and a gradient of all 10 synthetic ones, by each of 4 networks
+        ("rfad", {"batch": 40, "networks": 4}, 4 * (40 + 3 * 10), 4, 0),
         # a look at 40 real images, a gradient of all 10 synthetic ones, a training step on 6 of them
         # 4 steps on 10 images, each once forward and once more to be differentiated by its images
         ("tesla", {"syn_steps": 4}, 4 * (3 + 9) * 10, 4, MATCHED_CALL * 4),

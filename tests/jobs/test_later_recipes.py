@@ -10,8 +10,8 @@ from jobs.methods import SETTINGS, DatmSettings
 from jobs.recipe import Setting, resolve
 from jobs.recipe_numbers import DistilNumbers, Recipe
 
-METHODS = ("frepo", "dd", "rat_bptt")
-SIDES = {"cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "fashion-mnist": 28, "mnist": 28, "digits": 8}
+METHODS = ("frepo", "dd", "rat_bptt", "rfad")
+SIDES = {"cifar10": 32, "cifar100": 32, "tiny-imagenet": 64, "fashion-mnist": 28, "mnist": 28, "svhn": 32, "digits": 8}
 
 
 def recipe(method: str, dataset: str = "cifar10", stages: int = 1, scale: Any = "paper", ipc: int = 10) -> Recipe:
@@ -34,6 +34,13 @@ def test_frepo_has_its_published_numbers(facts: dict[str, Any]) -> None:
         assert recipe("frepo", dataset).evaluate.augmentation == published["strategy"][strategy]
     assert recipe("frepo").evaluate.training(1).epochs == published["epochs"][10]
     assert recipe("frepo").dataset.normalise == recipe("frepo", "cifar100").dataset.normalise == "zca"
+
+
+def test_rfad_has_its_published_numbers(facts: dict[str, Any]) -> None:
+    published, numbers = facts["RFAD"], distil("rfad")
+    assert numbers.init == published["init"] and numbers.settings == published["settings"]
+    assert numbers.image.lr == published["optimiser"]["lr"]
+    assert recipe("rfad").dataset.normalise == recipe("rfad", "svhn").dataset.normalise == "zca"
 
 
 @pytest.mark.parametrize(("method", "name"), [("dd", "DD"), ("rat_bptt", "RaT-BPTT")])

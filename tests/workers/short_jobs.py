@@ -37,6 +37,7 @@ ARMS = {
     "datm": TWO,
     "dd": TWO,
     "rat_bptt": TWO,
+    "rfad": TWO,
 }
 GRADIENTS: dict[str, dict[str, Any]] = {
     "dc": {"distil.iterations": 2, "distil.settings.outer": 2},

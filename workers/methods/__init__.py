@@ -31,6 +31,7 @@ _BUILT_IN = {
     "mtt": "workers.methods.trajectory.mtt:TrajectoryMatching",
     "tesla": "workers.methods.trajectory.tesla:ConstantMemoryMatching",
     "rat_bptt": "workers.methods.unrolled.unrolled:UnrolledTraining",
+    "rfad": "workers.methods.ridge.rfad:RandomFeatures",
 }
 
 

@@ -27,6 +27,7 @@ LABELS = {
     "mtt": "MTT",
     "tesla": "TESLA",
     "rat_bptt": "RaT-BPTT",
+    "rfad": "RFAD",
 }
 
 

@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,8 +34,8 @@ from jobs.fields import Frozen
 from jobs.methods import UnrolledSettings
 from workers.methods.base import Arrays, LearnableImages, Method, Stage, draw_without_replacement
 from workers.methods.by_class import require_finite
+from workers.methods.learned import Learned
 from workers.methods.trajectory.trajectory_matching import InnerBatch, Student, batches_on
-from workers.training.compute import Adam
 from workers.training.networks import flatten, unflatten
 from workers.training.students import augmentation_of
 
@@ -65,12 +64,24 @@ class Inner:
 
 
 def descend(inner: Inner, gradient: Tensor, size: Tensor) -> Inner:
-    """A plain step: theta - size * gradient."""
+    """A plain step: theta - size * gradient.
+
+    Args:
+        inner: before the step.
+        gradient: of the loss, float [P].
+        size: of the step, float [].
+    """
     return Inner(inner.theta - size * gradient, inner.mean, inner.square, inner.steps + 1)
 
 
 def descend_by_adam(inner: Inner, gradient: Tensor, size: Tensor) -> Inner:
-    """A step of Adam, differentiable in the gradient and the size."""
+    """A step of Adam, differentiable in the gradient and the size.
+
+    Args:
+        inner: before the step.
+        gradient: of the loss, float [P].
+        size: of the step, float [].
+    """
     first, second = SHARES
     steps = inner.steps + 1
     mean = first * inner.mean + (1 - first) * gradient
@@ -138,32 +149,18 @@ class StepSizes:
     def __init__(self, settings: UnrolledSettings, device: torch.device) -> None:
         size = settings.step_size_init
         raw = size + math.log(-math.expm1(-size))  # the inverse of the softplus
-        self._raw = torch.full((settings.syn_steps,), raw).to(device)
-        self._optimiser = Adam([self._raw], lr=settings.lr_step_size, betas=(0.5, 0.999), foreach=False)
+        self.raw = Learned(torch.full((settings.syn_steps,), raw).to(device), settings.lr_step_size, (0.5, 0.999))
         self.learn = settings.lr_step_size > 0
 
     @property
     def values(self) -> Tensor:
         """The sizes, float [N]."""
-        return F.softplus(self._raw)
+        return F.softplus(self.raw.values)
 
     def step(self, gradient: Tensor) -> None:
         """One step along the gradient with respect to the sizes."""
         if self.learn:
-            self._raw.grad = gradient * torch.sigmoid(self._raw)
-            self._optimiser.step()
-
-    def state(self) -> Arrays:
-        """Sizes and moments, as copies."""
-        moments = self._optimiser.state_dict()["state"].get(0, {})
-        return {name: value.cpu().numpy().copy() for name, value in {"raw": self._raw, **moments}.items()}
-
-    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go back to a `state`."""
-        arrays = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
-        self._raw.copy_(arrays.pop("raw"))
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": {0: arrays} if arrays else {}, "param_groups": groups})
+            self.raw.step(gradient * torch.sigmoid(self.raw.values))
 
 
 class UnrolledTraining(Method):
@@ -228,9 +225,9 @@ class UnrolledTraining(Method):
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """The step sizes with their moments, and what is left of the random order."""
-        return self._sizes.state(), {"image_order": self._image_order}
+        return self._sizes.raw.state(), {"image_order": self._image_order}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> None:
         """Go back to a `state`."""
-        self._sizes.load_state(arrays)
+        self._sizes.raw.load_state(arrays)
         self._image_order = list(values["image_order"])

@@ -86,7 +86,7 @@ def test_a_pooled_network_makes_a_step_of_adam_on_the_squared_error_of_its_logit
     moments, squares = 0.1 * gradients, 0.001 * gradients**2
     expected = start - 0.01 * (moments / 0.1) / (np.sqrt(squares / 0.001) + 1e-8)
     large = abs(gradients) > 1e-5  # of the others the sign is a matter of rounding
-    np.testing.assert_allclose(one.state()[0]["0/weights"][large], expected[large], atol=1e-5)
+    np.testing.assert_allclose(one.state()[0]["0/values"][large], expected[large], atol=1e-5)
     assert large.mean() > 0.5
 
 
@@ -107,7 +107,7 @@ def test_a_network_gives_way_to_the_next_one_when_it_has_made_its_steps() -> Non
 
 def test_the_pool_s_networks_have_been_through_their_chains() -> None:
     frozen = images(2, 12)
-    weights = [method(frozen, transition=chain)._new().weights for chain in (False, True)]
+    weights = [method(frozen, transition=chain)._new().weights.values for chain in (False, True)]
     assert torch.equal(weights[0], flatten(random_network(0))) and not torch.equal(weights[1], weights[0])
 
 

@@ -40,13 +40,15 @@ def test_the_gradients_of_features_and_targets_are_right_to_finite_differences()
     synthetic, targets = features(4, 1).requires_grad_(), centred_targets(torch.arange(4) % 3, 3).requires_grad_()
     with torch.random.fork_rng():
         assert torch.autograd.gradcheck(
-            lambda x, y: squared_error(predictions(x, y, features(5, 2), 1e-3), torch.ones(5, 3).double()),
+            lambda x, y: squared_error(predictions(x, y, features(5, 2), 1e-3), torch.arange(5) % 3),
             (synthetic, targets),
         )
 
 
 def test_an_error_counted_by_hand() -> None:
-    assert float(squared_error(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 3.0]]))) == 3.5
+    """Targets are +-0.5: distances of 0.5, 2.5, 0.5 and 0.5 from them."""
+    predicted = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    assert float(squared_error(predicted, torch.tensor([0, 1]))) == pytest.approx(0.5 * (6.5 + 0.5) / 2)
 
 
 def test_features_that_are_no_numbers_predict_none() -> None:

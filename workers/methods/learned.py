@@ -1,0 +1,53 @@
+"""A tensor that learns beside the images: step sizes, the scale of predictions, the weights of a pooled network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.methods.base import Arrays
+from workers.training.compute import Adam
+
+VALUES = "values"
+"""The name of the tensor itself in a state, beside those of its moments."""
+
+
+class Learned:
+    """A tensor and the Adam that moves it.
+
+    Attributes:
+        values: float tensor, changed in place.
+    """
+
+    def __init__(self, values: Tensor, lr: float, shares: tuple[float, float] = (0.9, 0.999)) -> None:
+        """Start without moments.
+
+        Args:
+            values: taken over, not copied.
+            lr: of Adam.
+            shares: what is kept of the mean gradient and of the mean square.
+        """
+        self.values = values
+        self._optimiser = Adam([values], lr=lr, betas=shares, foreach=False)
+
+    def step(self, gradient: Tensor) -> None:
+        """Move against a gradient of the tensor's shape."""
+        self.values.grad = gradient
+        self._optimiser.step()
+
+    def state(self) -> Arrays:
+        """The tensor and its moments, as copies."""
+        tensors = {VALUES: self.values, **self._optimiser.state_dict()["state"].get(0, {})}
+        return {name: tensor.cpu().numpy().copy() for name, tensor in tensors.items()}
+
+    def load_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go back to a `state`."""
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+        self.values.copy_(tensors.pop(VALUES))
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": {0: tensors} if tensors else {}, "param_groups": groups})
