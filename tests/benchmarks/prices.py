@@ -1,36 +1,42 @@
 """What `plan` says that runs take, held against what they take: six kinds of runs on fresh stores, of a minute each.
 
-Predicted is the makespan that the scheduler would have with the prices of the jobs that the run did, before any was
-measured; measured is the time from its first start of a job to its last end. Cluster and report are no part of either.
+Jobs run one after the other in a process of its own, which pays its imports as a worker does, and their CPU time is
+measured, so that neighbours count as little as can be; a core is timed likewise. Both makespans are the scheduler's on
+two workers, with the measured times and with the prices before anything was measured.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import multiprocessing
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
 
+import workers.execute
+from jobs.cost import CORE
 from jobs.experiment import Plan
 from jobs.keys import kind_of
 from orchestrator.planning import simulate
-from orchestrator.planning.durations import estimate_durations, machine_of, schedule_of
+from orchestrator.planning.durations import Durations, estimate_durations, schedule_of
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.planning.table_requests import TableRequest, resolve_tables
-from orchestrator.runs import journal
+from orchestrator.runs import driver
+from orchestrator.runs.driver import RunInfo
+from orchestrator.runs.journal import NAME, Journal, read
+from orchestrator.runs.pool import InProcessPool
 from orchestrator.workloads.sweep.sweep import SweepWorkload
-from tests.benchmarks.measure import Row
+from orchestrator.workloads.tables import bought
+from tests.benchmarks.measure import Row, Timer
 from workers.store.store import Store
+from workers.training.speed import REFERENCE, epoch_seconds
 
 WORKERS = 2
 MAKESPAN, KIND = 1.25, 1.5
@@ -50,47 +56,20 @@ GRADIENT = {
 """Methods that match gradients or features, with fewer iterations than at scale small."""
 
 
-@dataclass(frozen=True)
-class Example:
-    """A run: its name, the words of its command, and the plan of the same words."""
-
-    name: str
-    words: tuple[str, ...]
-    plan: Callable[[], Plan]
-
-
-def examples(folder: Path) -> Iterator[Example]:
-    """The six runs; what they read is written into the folder."""
+def plans(folder: Path) -> dict[str, Callable[[], Plan]]:
+    """The six runs by name, and what plans each; what they read is written into the folder."""
     images, experiment = folder / "images", folder / "gradient.yaml"
     write_images(images)
     experiment.write_text(yaml.safe_dump(GRADIENT))
-    digits = ("--dataset", "digits")
-    yield Example(
-        "tables at tiny",
-        ("reproduce", "--all", "--scale", "tiny", *digits),
-        lambda: resolve_tables(TableRequest(scale="tiny", dataset="digits")).tables.plan,
-    )
-    yield Example(
-        f"tables at small, reduced to {SMALL_BUDGET}",
-        ("reproduce", "--all", "--scale", "small", *digits, "--budget", SMALL_BUDGET),
-        lambda: resolve_tables(TableRequest(scale="small", dataset="digits")).tables.plan,
-    )
-    yield Example(
-        "ablations at tiny",
-        ("run", "ablations", "--scale", "tiny"),
-        lambda: resolve(Request(experiments=("ablations",), scale="tiny")).plan,
-    )
-    yield Example("sweep at tiny", ("sweep", "stages_x_ipc"), lambda: SweepWorkload.of("stages_x_ipc", Request()).plan)
-    yield Example(
-        "quickstart on own images",
-        ("run", "quickstart", "--dataset", str(images)),
-        lambda: resolve(Request(dataset=str(images))).plan,
-    )
-    yield Example(
-        "gradient methods, 20 iterations",
-        ("run", str(experiment)),
-        lambda: resolve(Request(experiments=(str(experiment),))).plan,
-    )
+    small = TableRequest(scale="small", dataset="digits", budget=SMALL_BUDGET)
+    return {
+        "tables at tiny": lambda: resolve_tables(TableRequest(scale="tiny", dataset="digits")).tables.plan,
+        f"tables at small, reduced to {SMALL_BUDGET}": lambda: bought(resolve_tables(small), Store(folder / "none"))[0],
+        "ablations at tiny": lambda: resolve(Request(experiments=("ablations",), scale="tiny")).plan,
+        "sweep of stages at tiny": lambda: SweepWorkload.of("stages_x_ipc", Request()).plan,
+        "quickstart on own images": lambda: resolve(Request(dataset=str(images))).plan,
+        "gradient methods, 20 iterations": lambda: resolve(Request(experiments=(str(experiment),))).plan,
+    }
 
 
 def write_images(folder: Path, classes: int = 5, count: int = 60, side: int = 16) -> None:
@@ -105,73 +84,83 @@ def write_images(folder: Path, classes: int = 5, count: int = 60, side: int = 16
             Image.fromarray(pixels).save(path)
 
 
-def run(example: Example, store: Path) -> dict[str, tuple[float, float]]:
-    """Run an example on a fresh store; returns when each of its jobs ended, by the run's clock, and how long it took.
+def execute(job: dict[str, Any], store_root: str, run: str, memory_level: int) -> dict[str, Any]:
+    """Do a job; its seconds are CPU time."""
+    with Timer() as timer:
+        result = workers.execute.execute(job, store_root, run, memory_level)
+    return {**result, "seconds": timer.cpu}
 
-    The first start is at 0.
+
+def measured(plan: Plan, folder: Path) -> dict[str, float]:
+    """Seconds of CPU time of every job of a plan, run on a fresh store."""
+    graph, store = plan.graph, Store.open(str(folder / "store"))
+    schedule = schedule_of(plan, estimate_durations(graph, store))
+    pool = InProcessPool(str(store.root), "prices", f"{__name__}.execute")
+    with Journal.open(folder / "run") as journal:
+        end = driver.run(schedule, graph, pool, journal, store, about=RunInfo("prices"))
+    assert end.exit == 0, end.why
+    records = read(folder / "run" / NAME)
+    return {record["key"]: record["job_seconds"] for record in records if record["event"] == "job_done"}
+
+
+def makespan(plan: Plan, seconds: Mapping[str, float], done: Collection[str]) -> float:
+    """The makespan of the jobs that were done, by these seconds."""
+    durations = Durations(dict.fromkeys(plan.graph.jobs, 0.0) | dict(seconds), {})
+    schedule = replace(schedule_of(plan, durations), wanted=frozenset(done))
+    return simulate.makespan(schedule, plan.graph.jobs.keys() - done, durations.seconds.__getitem__, WORKERS)
+
+
+def apart(one: float, other: float) -> float:
+    """How far two times are apart: the larger by the smaller."""
+    return max(one / other, other / one)
+
+
+def rows_of(name: str, plan: Plan, folder: Path, slowness: float) -> Iterator[Row]:
+    """A row for the makespan and one for each kind that matters.
+
+    Args:
+        name: of the run.
+        plan: of the run.
+        folder: for its store.
+        slowness: of this host's cores.
     """
-    words = [*example.words, "--store", str(store), "--workers", str(WORKERS), "--quiet"]
-    subprocess.run([sys.executable, "-m", "orchestrator.launch", *words], check=True, stdout=subprocess.DEVNULL)
-    (path,) = store.glob("runs/*/journal.jsonl")
-    records = journal.read(path)
-    began = next(record["seconds"] for record in records if record["event"] == "job_started")
-    return {
-        record["key"]: (record["seconds"] - began, record["job_seconds"])
-        for record in records
-        if record["event"] == "job_done"
-    }
-
-
-def predicted(plan: Plan, done: Mapping[str, object], store: Store) -> tuple[float, dict[str, float]]:
-    """The makespan of these jobs by their prices, and the seconds of each of them."""
-    estimated = estimate_durations(plan.graph, store, machine_of("small", WORKERS))
-    schedule = replace(schedule_of(plan, estimated), wanted=frozenset(done))
-    others = plan.graph.jobs.keys() - done.keys()
-    makespan = simulate.makespan(schedule, others, estimated.seconds.__getitem__, WORKERS)
-    return makespan, {key: estimated.seconds[key] for key in done}
-
-
-def apart(measured: float, expected: float) -> float:
-    """How far two times are apart, as the larger by the smaller."""
-    return max(measured / expected, expected / measured)
-
-
-def rows_of(example: Example, folder: Path) -> Iterator[Row]:
-    """A row for the makespan and one for each kind that matters."""
-    plan, store = example.plan(), Store.for_reading(str(folder / "none"))
-    ended = run(example, folder / "store")
-    expected, prices = predicted(plan, ended, store)
-    taken = max(at for at, _ in ended.values())
-    note = f"predicted {expected:.1f} s, load {os.getloadavg()[0]:.1f}"
-    ratio = apart(taken, expected)
-    yield Row(
-        part="prices", name=example.name, cpu_seconds=None, wall_seconds=taken, ratio=ratio, goal=MAKESPAN, note=note
-    )
-    sums: Counter[str] = Counter()
-    hoped: Counter[str] = Counter()
-    for key, (_, seconds) in ended.items():
-        sums[kind_of(key)] += seconds
-        hoped[kind_of(key)] += prices[key]
+    machine = CORE.slower(slowness)
+    prices = estimate_durations(plan.graph, Store(folder / "none"), machine).seconds
+    taken = measured(plan, folder)
+    yield row(name, makespan(plan, taken, taken.keys()), makespan(plan, prices, taken.keys()), MAKESPAN)
+    sums, hoped = Counter[str](), Counter[str]()
+    for key, seconds in taken.items():
+        sums[kind_of(key)] += seconds  # type: ignore[assignment]
+        hoped[kind_of(key)] += prices[key]  # type: ignore[assignment]
     for kind in sorted(sums):
-        if sums[kind] >= NOTICED * sum(sums.values()):
-            name, note = f"{example.name}: {kind}", f"predicted {hoped[kind]:.1f} s"
-            ratio = apart(sums[kind], hoped[kind])
-            yield Row(
-                part="prices", name=name, cpu_seconds=None, wall_seconds=sums[kind], ratio=ratio, goal=KIND, note=note
-            )
+        if sums[kind] >= NOTICED * sums.total():
+            yield row(f"{name}: {kind}", sums[kind], hoped[kind], KIND)
 
 
-@contextmanager
-def fresh_memory(folder: str) -> Iterator[None]:
-    """A cache folder of its own, so that the cores are timed now."""
-    with mock.patch.dict(os.environ, {"PDD_CACHE": folder}):
-        yield
+def row(name: str, taken: float, hoped: float, goal: float) -> Row:
+    """A figure beside its price."""
+    note = f"{taken:.1f} s measured, {hoped:.1f} s predicted"
+    return Row(part="prices", name=name, cpu_seconds=taken, ratio=apart(taken, hoped), goal=goal, note=note)
 
 
-def rows() -> list[Row]:
-    """All six runs."""
+def alone(name: str, folder: str, slowness: float) -> list[Row]:
+    """The rows of one run in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_rows_of_named, (name, folder, slowness))
+
+
+def _rows_of_named(name: str, folder: str, slowness: float) -> list[Row]:
+    place = Path(folder)
+    return list(rows_of(name, plans(place)[name](), place, slowness))
+
+
+def rows(names: Collection[str] = ()) -> list[Row]:
+    """All six runs, or some by the beginnings of their names."""
     figures: list[Row] = []
-    with tempfile.TemporaryDirectory() as root, fresh_memory(f"{root}/cache"):
-        for number, example in enumerate(examples(Path(root))):
-            figures += rows_of(example, Path(root) / f"{number}")
+    slowness = epoch_seconds(clock=time.process_time) / REFERENCE
+    with tempfile.TemporaryDirectory() as root:
+        for number, name in enumerate(plans(Path(root))):
+            if not names or any(name.startswith(begin) for begin in names):
+                (folder := Path(root) / f"{number}").mkdir()
+                figures += alone(name, str(folder), slowness)
     return figures
