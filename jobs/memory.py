@@ -177,6 +177,8 @@ def _stage(spec: DistilSpec, job: Job, graph: Graph, size: Footprint, engine: En
     if spec.choice.by != "last" and spec.choice.training is not None:
         judged = min(TEST_BATCH, _validation_images(data) or TEST_BATCH)
         phases += [_fit(size, min(spec.choice.training.batch_size, union)), 3 * size.weights + _look(size, judged)]
+    if spec.init == "classified":
+        phases.append(2 * size.weights + _look(size, min(TEST_BATCH, data.train_images)))
     if spec.transition is not None and job.parents.get("sets"):
         phases.append(_fit(size, min(spec.transition.batch_size, union)))
     stays = spec.settings.get("engine") == "graphs" and engine is None  # recordings keep their memory to the end

@@ -11,7 +11,7 @@ import torch
 
 from jobs import memory
 from jobs.memory import BYTES, GRAPH_COPIES, footprint, peak_bytes
-from jobs.methods import SETTINGS, Engine
+from jobs.methods import SETTINGS, Engine, TrajectorySettings
 from jobs.specs import NetworkSpec
 from tests.pretended import DEVICE, card
 from tests.workers.workshop import Workshop
@@ -104,7 +104,7 @@ def test_cafe_keeps_the_real_maps_of_one_class() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_estimate_is_what_is_counted(method: str, width: int, ipc: int, steps: int, tmp_path: Path) -> None:
     numbers: dict[str, Any] = {f"distil.settings.{STEPS[method]}": min(steps, 3)} if method in STEPS else {}
-    if method in ("mtt", "adjoint", "tesla", "datm"):
+    if method == "adjoint" or issubclass(SETTINGS.get(method, object), TrajectorySettings):
         numbers = {"distil.settings.syn_steps": steps}
     if method == "adjoint":
         method, numbers["distil.settings.engine"] = "mtt", "adjoint"
