@@ -3,8 +3,10 @@
 Counted are the data set, the weights with their gradients and momenta, and the maps that a backward pass needs: every
 convolution's output costs some copies of itself, by what is differentiated how often. The copies were counted on the
 pretended card of the tests with ConvNets (`tests/workers/test_memory.py` holds them to 20 %); of other networks the
-sizes of the layers are exact and the copies are a ConvNet's. Nothing here was measured on a GPU, whose allocator and
-cuDNN take some more (`SPARE`).
+sizes of the layers are exact and the copies are a ConvNet's.
+
+On an H200 (torch 2.11) loops at width 128 took 0.86 to 1.02 times their estimate in TF32, the default of convolutions.
+In full float32 cuDNN takes work space beside it (`WORKSPACE`), or slower algorithms where there is no room for it.
 """
 
 from __future__ import annotations
@@ -33,8 +35,11 @@ BYTES = 4
 CARD_SIZES = (16, 24, 40, 80)
 """GB of common cards."""
 SPARE = 0.85
-"""The share of a card that jobs may count on: CUDA's context, cuDNN's work space and what the allocator leaves idle
-take the rest. Assumed, not measured on a GPU."""
+"""The share of a card that jobs may count on: CUDA's context and what the allocator leaves idle take the rest.
+Assumed."""
+WORKSPACE = 300 * 2**20
+"""Bytes that each job's process needs beside its estimate: at most 286 MiB measured on an H200 in full float32, 65 of
+them cuBLAS's and the rest cuDNN's."""
 GRAPH_LIMIT = 64 * 2**30
 """Bytes of graph above which trajectory matching takes the adjoint: what is left on a card of 80 GB."""
 GRAPH_COPIES = 1.9 * 3.25
@@ -146,7 +151,7 @@ def largest_by_card(jobs: Mapping[str, int]) -> dict[int, str | None]:
 
 def room(gigabytes: float) -> float:
     """The bytes of a card of this size that a job may count on."""
-    return SPARE * gigabytes * 1e9
+    return max(0.0, SPARE * gigabytes * 1e9 - WORKSPACE)
 
 
 def _working(job: Job, graph: Graph, size: Footprint, engine: Engine | None) -> float:

@@ -32,6 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make gpu")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="a file for all figures")
     parser.add_argument("--only", choices=("tests", "benchmark"), help="one of the two")
+    parser.add_argument("--parts", nargs="+", default=[], help="of the benchmark, instead of all")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after which all is stopped")
     words = parser.parse_args()
     until = time.monotonic() + words.seconds
@@ -41,7 +42,7 @@ def main() -> int:
     pytest = [*python, "pytest", "-q", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--durations=3"]
     steps = {
         "tests": ({file.stem: [*pytest, str(file)] for file in sorted(FOLDER.glob("test_*.py"))}, TESTS),
-        "benchmark": ({"benchmark": [*python, "tests.benchmarks.card"]}, 1.0),
+        "benchmark": ({"benchmark": [*python, "tests.benchmarks.card", *words.parts]}, 1.0),
     }
     ended: dict[str, Any] = {}
     for name, (commands, share) in steps.items():

@@ -11,7 +11,7 @@ import torch
 
 from jobs.expansion import expand
 from jobs.experiment import Experiment
-from jobs.memory import peak_bytes
+from jobs.memory import WORKSPACE, peak_bytes
 from tests.gpu.conftest import note
 from tests.workers.workshop import Workshop
 from workers.data import dataset, sources
@@ -21,11 +21,10 @@ from workers.store.store import Store
 
 pytestmark = pytest.mark.gpu
 
-LEAST, MOST = 0.6, 1.5
-"""What was taken by what was estimated: cuDNN's work space and the allocator's rounding come on top of the estimate,
-and the kernels of a card keep fewer maps than the CPU's operators, on which it was counted. Jobs below `SMALL` bytes
-are mostly such a work space."""
+LEAST, MOST = 0.6, 1.1
+"""What is taken, without `WORKSPACE`, by what is estimated: some steps of a card keep fewer maps than were counted."""
 SMALL = 200e6
+"""Bytes below which a job is mostly work space, and may take as little as it likes."""
 METHODS: dict[str, dict[str, Any]] = {
     "mtt, whole graph": {
         "experts.real.batch_size": 256,
@@ -39,8 +38,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "cafe": {"distil.settings.batch_real": 64},
     "full": {},
 }
-SIZES = [(128, 10), (128, 50)]
-"""Width and images per class."""
+CASES = [(method, ipc, "convolutions") for method in METHODS for ipc in (10, 50)] + [
+    (method, 10, "none") for method in ("mtt, adjoint", "dsa", "full")
+]
+"""Method, images per class, and what is computed in TF32."""
+WIDTH = 128
+
+
+@pytest.fixture(autouse=True)
+def exact_card() -> None:
+    """In place of the other tests' fixture: jobs compute as a worker's do, for whose memory the estimate is."""
 
 
 def workshop_of(folder: Path, pictures: Path, arm: dict[str, Any], **numbers: Any) -> Workshop:
@@ -60,15 +67,15 @@ def workshop_of(folder: Path, pictures: Path, arm: dict[str, Any], **numbers: An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "ipc"), SIZES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "ipc", "tf32"), CASES)
 def test_a_job_takes_about_the_memory_that_was_estimated(
-    method: str, width: int, ipc: int, pictures: Path, tmp_path: Path
+    method: str, ipc: int, tf32: str, pictures: Path, tmp_path: Path
 ) -> None:
     arm = {"method": method.split(",")[0]} | ({} if method == "full" else {"ipc_per_stage": ipc})
+    network = {"network.width": WIDTH, "network.depth": 3, "network.tf32": tf32}
     short = {} if method == "full" else {"distil.iterations": 2, **METHODS[method]}
-    shop = workshop_of(tmp_path, pictures, arm, **{"network.width": width, "network.depth": 3, **short})
-    ratios = {}
+    shop = workshop_of(tmp_path, pictures, arm, **network, **short)
+    peaks = {}
     for job in shop.plan.graph:
         dataset._load.cache_clear()
         gc.collect()
@@ -77,10 +84,12 @@ def test_a_job_takes_about_the_memory_that_was_estimated(
         before = torch.cuda.memory_allocated()
         perform(JobContext.alone(job, shop.store))
         taken, estimated = torch.cuda.max_memory_allocated() - before, peak_bytes(job, shop.plan.graph)
-        if estimated > SMALL:
-            ratios[job.kind] = taken / estimated
+        peaks[job.kind] = taken, estimated
+        if estimated > 0:
             note(
-                f"memory, {job.kind} of {method}, width {width}", peak_mib=taken / 2**20, ratio=ratios[job.kind],
-                note=f"of {estimated / 2**20:.0f} MiB estimated",
+                f"memory, {job.kind} of {method}, {ipc} a class, TF32: {tf32}", peak_mib=taken / 2**20,
+                ratio=taken / estimated, note=f"of {estimated / 2**20:.0f} MiB estimated",
             )  # fmt: skip
-    assert all(LEAST < ratio < MOST for ratio in ratios.values()), ratios
+    dataset._load.cache_clear()
+    assert all(taken <= MOST * estimated + WORKSPACE for taken, estimated in peaks.values()), peaks
+    assert all(taken >= LEAST * estimated for taken, estimated in peaks.values() if estimated > SMALL), peaks

@@ -72,7 +72,7 @@ def _a_step(work: Callable[[int], Callable[[], object]], count: Callable[[Callab
 
 def _warm(work: Callable[[], object]) -> int:
     work()
-    return kernels_of(work)
+    return kernels_of(work).number
 
 
 def _pretended(work: Callable[[], object]) -> int:

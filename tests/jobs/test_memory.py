@@ -10,7 +10,7 @@ from jobs.datasets import DATASETS
 from jobs.expansion import expand
 from jobs.experiment import Experiment
 from jobs.graph import Graph, Job
-from jobs.memory import CARD_SIZES, chosen_engine, largest_by_card, needs_card, peak_bytes, room
+from jobs.memory import CARD_SIZES, SPARE, WORKSPACE, chosen_engine, largest_by_card, needs_card, peak_bytes, room
 from jobs.specs import DistilSpec
 
 
@@ -52,6 +52,10 @@ def test_the_adjoint_is_chosen_where_the_whole_graph_is_too_large() -> None:
 def test_a_recipe_that_asks_for_the_adjoint_gets_it() -> None:
     job, _ = stage_of("cifar10", 1, {"distil.settings.engine": "adjoint"})
     assert isinstance(job.spec, DistilSpec) and chosen_engine(job.spec, 3, 32, 10) == "adjoint"
+
+
+def test_the_work_space_of_libraries_is_kept_free_on_every_card() -> None:
+    assert room(16) == SPARE * 16e9 - WORKSPACE and room(0.1) == 0
 
 
 def test_the_largest_job_that_fits_each_card() -> None:

@@ -34,14 +34,21 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
 
 
-def convolution_flops(device: torch.device, shape: str, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
+def convolution_flops(
+    device: torch.device,
+    shape: str,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> tuple[float, float]:
     """FLOP/s of a convolution with its backward pass, and the seconds of one."""
     images, incoming, outgoing, side = SHAPES[shape]
     draws = torch.Generator().manual_seed(0)
-    x = torch.randn(images, incoming, side, side, generator=draws).to(device, dtype).requires_grad_()
-    weight = torch.randn(outgoing, incoming, 3, 3, generator=draws).to(device, dtype).requires_grad_()
-    upstream = torch.randn(images, outgoing, side, side, generator=draws).to(device, dtype)
-    taken = measured(device, lambda: torch.autograd.grad(F.conv2d(x, weight, padding=1), [x, weight], upstream))
+    sizes = (images, incoming, side, side), (outgoing, incoming, 3, 3), (images, outgoing, side, side)
+    x, weight, upstream = (
+        torch.randn(size, generator=draws).to(device, dtype).contiguous(memory_format=layout) for size in sizes
+    )
+    wanted = [x.requires_grad_(), weight.requires_grad_()]
+    taken = measured(device, lambda: torch.autograd.grad(F.conv2d(x, weight, padding=1), wanted, upstream))
     return 3 * 2.0 * images * incoming * outgoing * side**2 * 9 / taken.seconds, taken.seconds
 
 
@@ -54,11 +61,17 @@ def peak_flops(device: torch.device) -> float:
 
 def rows(device: torch.device) -> Iterator[Row]:
     """The rates, as notes beside the seconds they come from."""
-    precisions = {"float32": (False, torch.float32), "TF32": (True, torch.float32), "bfloat16": (True, torch.bfloat16)}
+    precisions = {
+        "float32": (False, torch.float32, torch.contiguous_format),
+        "TF32": (True, torch.float32, torch.contiguous_format),
+        "TF32, channels last": (True, torch.float32, torch.channels_last),
+        "bfloat16": (True, torch.bfloat16, torch.contiguous_format),
+        "bfloat16, channels last": (True, torch.bfloat16, torch.channels_last),
+    }
     for shape in SHAPES:
-        for name, (allowed, dtype) in precisions.items():
+        for name, (allowed, dtype, layout) in precisions.items():
             with tf32(allowed):
-                flops, seconds = convolution_flops(device, shape, dtype)
+                flops, seconds = convolution_flops(device, shape, dtype, layout)
             yield Row(
                 part="card limits", name=f"convolution and its gradients, {shape}, {name}", cpu_seconds=None,
                 wall_seconds=seconds, per="call", note=f"{flops / 1e12:.1f} TFLOP/s",
@@ -69,3 +82,7 @@ def rows(device: torch.device) -> Iterator[Row]:
         note=f"{speed.convolution / 1e12:.1f} TFLOP/s, {speed.bandwidth / 1e12:.2f} TB/s, "
         f"{speed.launch * 1e6:.2f} us a kernel",
     )  # fmt: skip
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        outside = (total - free - torch.cuda.memory_reserved()) / 2**20
+        yield Row(part="card limits", name="memory outside the allocator", cpu_seconds=None, peak_mib=outside)

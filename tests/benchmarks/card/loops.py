@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jobs.specs import NetworkSpec
+from tests.benchmarks.card.kernels import kernels_of
 from tests.benchmarks.card.limits import peak_flops, tf32
 from tests.benchmarks.card.measured import Measured, measured
 from tests.benchmarks.cases import classwise
@@ -32,8 +33,8 @@ TRAIN, TEST = 195 * 256, 10_000
 """Images: of an epoch without a short last batch, for which compiled code would be made anew, and of a test."""
 MATCHING = {1: (50, 10), 10: (30, 100), 50: (30, 500)}
 """By images per class: the inner steps of the published commands, and the images of each."""
-PART = 4
-"""Inner steps whose operations are counted."""
+PART, PROFILED = 4, 10
+"""Inner steps whose operations are counted; steps whose kernels are."""
 METHODS: dict[str, dict[str, Any]] = {
     "dm": {"batch_real": 256},
     "dsa": {"batch_real": 256},
@@ -45,6 +46,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Settings that differ from those of `tests.benchmarks.cases.classwise`."""
 SIDE = 32
+MOST_KERNELS = 12
+"""Kernels of a step that are named."""
 
 
 def matching_rows(device: torch.device) -> Iterator[Row]:
@@ -54,7 +57,10 @@ def matching_rows(device: torch.device) -> Iterator[Row]:
         flops = operations(matching(device, "unrolled", Problem(images, PART, **sizes))) / PART * steps
         for engine in ENGINES:
             free(device)
-            taken = measured(device, matching(device, engine, Problem(images, steps, **sizes)), counted=True)
+            few = matching(device, engine, Problem(images, min(steps, PROFILED), **sizes))
+            work = matching(device, engine, Problem(images, steps, **sizes))
+            taken = measured(device, work, few, steps / min(steps, PROFILED))
+            del few, work
             name = f"MTT, {ipc} a class, {steps} steps of {images} images, {engine}"
             yield _row(device, name, taken, flops, per="iteration", steps=steps)
 
@@ -70,12 +76,13 @@ def training_rows(device: torch.device) -> Iterator[Row]:
         count, epochs = ipc * CLASSES, 20
         spec = EVALUATION.model_copy(update={"epochs": epochs})
         work = partial(fit, trainer_for(fresh(device), spec, generator(1)), images[:count], labels[:count], spec)
-        taken = measured(device, work, counted=True)
-        per_epoch = Measured(taken.seconds / epochs, taken.kernels and taken.kernels / epochs, taken.peak_mib)
+        taken = measured(device, work, work)
+        per_epoch = Measured(taken.seconds / epochs, *_shared(epochs, taken.kernels, taken.busy), taken.peak_mib)
         steps, flops = -(-count // spec.batch_size), training_operations(device) * count
         yield _row(device, f"evaluation, {ipc} a class, an epoch", per_epoch, flops, per="epoch", steps=steps)
     network = fresh(device)
-    taken = measured(device, partial(correct, network, images[:TEST], labels[:TEST]), counted=True)
+    work = partial(correct, network, images[:TEST], labels[:TEST])
+    taken = measured(device, work, work)
     yield _row(device, f"test of {TEST} images", taken, training_operations(device) / 3 * TEST, per="pass")
 
 
@@ -87,7 +94,7 @@ def compiled_rows(device: torch.device) -> Iterator[Row]:
 
 
 def expert_row(device: torch.device, engine: str, words: str) -> Row:
-    """An epoch of an expert; its kernels and its memory are those of ten steps.
+    """An epoch of an expert; its kernels are those of some steps.
 
     Args:
         device: on which it trains.
@@ -98,10 +105,8 @@ def expert_row(device: torch.device, engine: str, words: str) -> Row:
     spec = EXPERT.model_copy(update=TRAINING_ENGINES[engine])
     trainer = trainer_for(fresh(device), spec, generator(1))
     work = partial(fit, trainer, images, labels, spec, on_epoch=lambda epoch, seen: None, correctness=True)
-    seconds, some = measured(device, work).seconds, 10 * spec.batch_size
-    few = measured(device, partial(fit, trainer, images[:some], labels[:some], spec), counted=True)
-    steps = -(-TRAIN // spec.batch_size)
-    taken = Measured(seconds, few.kernels and few.kernels / 10 * steps, few.peak_mib)
+    steps, some = -(-TRAIN // spec.batch_size), PROFILED * spec.batch_size
+    taken = measured(device, work, partial(fit, trainer, images[:some], labels[:some], spec), steps / PROFILED)
     name = f"expert, an epoch of {TRAIN} images, {engine}{words}"
     return _row(device, name, taken, training_operations(device) * TRAIN, per="epoch", steps=steps)
 
@@ -116,22 +121,48 @@ def method_rows(device: torch.device) -> Iterator[Row]:
         factor = 2 if method in classwise.UNIT else 1
         own = torch.arange(CLASSES, device=device).repeat_interleave(10)
         start = SyntheticSet(images[: len(own)].sigmoid(), own, None, factor)
-        _, iterate = classwise.iteration(method, Split(images, labels), start, partial(fresh, device), settings)
-        draws = generator(3)
-        taken = measured(device, partial(iterate, draws), counted=True)
+        _, iterate = classwise.iteration(
+            method, Split(images, labels), start, partial(fresh, device), settings, clustering="torch"
+        )
+        work = partial(iterate, generator(3))
+        taken = measured(device, work, work)
         yield _row(device, f"{name}, 10 a class", taken, None, per="iteration")
 
 
 def cluster_rows(device: torch.device) -> Iterator[Row]:
     """k-means of DREAM."""
     features = torch.randn(4_500, 2_048, generator=generator(0)).to(device)
-    taken = measured(device, partial(_CLUSTERINGS["torch"], features, 128, 1), counted=True)
+    work = partial(_CLUSTERINGS["torch"], features, 128, 1)
+    taken = measured(device, work, work)
     yield _row(device, "k-means, 4,500 x 2,048 to 128 clusters", taken, None, per="class")
+
+
+def kernel_rows(device: torch.device) -> Iterator[Row]:
+    """The kernels that take most of the time of some steps: of an expert, and of MTT."""
+    if device.type != "cuda":
+        return
+    images, labels = pictures(device, PROFILED * EXPERT.batch_size)
+    steps, many = MATCHING[10]
+    problem = Problem(many, min(steps, PROFILED), width=128, side=SIDE, classes=CLASSES)
+    works: dict[str, Callable[[], object]] = {
+        "expert": partial(fit, trainer_for(fresh(device), EXPERT, generator(1)), images, labels, EXPERT),
+        "MTT, 10 a class, unrolled": matching(device, "unrolled", problem),
+    }
+    for name, work in works.items():
+        work()
+        kernels = kernels_of(work)
+        for kernel in sorted(kernels.seconds, key=kernels.seconds.__getitem__, reverse=True)[:MOST_KERNELS]:
+            share = kernels.seconds[kernel] / kernels.busy
+            yield Row(
+                part="card kernels", name=f"{name}, of {kernels.busy * 1e3:.1f} ms: {kernel[:90]}", cpu_seconds=None,
+                share=share, kernels=kernels.runs[kernel], note=f"{PROFILED} steps",
+            )  # fmt: skip
 
 
 PARTS: dict[str, Callable[[torch.device], Iterator[Row]]] = {
     "training": training_rows,
     "clusters": cluster_rows,
+    "kernels": kernel_rows,
     "methods": method_rows,
     "compiled": compiled_rows,
     "matching": matching_rows,  # last, since a recording that fails may spoil the process
@@ -141,10 +172,17 @@ PARTS: dict[str, Callable[[torch.device], Iterator[Row]]] = {
 def _row(device: torch.device, name: str, taken: Measured, flops: float | None, *, per: str, steps: int = 1) -> Row:
     share = None if flops is None else flops / taken.seconds / peak_flops(device)
     each = "" if taken.kernels is None or steps == 1 else f"{taken.kernels / steps:.0f} kernels a step"
+    if taken.busy is not None:
+        each += f"; the card is busy {100 * taken.busy / taken.seconds:.0f} % of the time"
     return Row(
         part="card loops", name=name, cpu_seconds=None, wall_seconds=taken.seconds, per=per, share=share,
-        peak_mib=taken.peak_mib, kernels=taken.kernels, note=each,
+        peak_mib=taken.peak_mib, kernels=taken.kernels, note=each.removeprefix("; "),
     )  # fmt: skip
+
+
+def _shared(epochs: int, *figures: float | None) -> tuple[float | None, ...]:
+    """What is an epoch's of figures of so many."""
+    return tuple(figure and figure / epochs for figure in figures)
 
 
 def fresh(device: torch.device, seed: int = 0) -> Network:

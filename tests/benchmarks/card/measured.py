@@ -17,20 +17,31 @@ ENOUGH, FEWEST, MOST = 0.5, 3, 30
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one call, the median; kernels that it starts, and MiB over what was there before."""
+    """What one call takes.
+
+    Attributes:
+        seconds: the median.
+        kernels: that it starts.
+        busy: seconds in which kernels run.
+        peak_mib: MiB over what was there before.
+    """
 
     seconds: float
     kernels: float | None = None
+    busy: float | None = None
     peak_mib: float | None = None
 
 
-def measured(device: torch.device, work: Callable[[], object], *, counted: bool = False) -> Measured:
+def measured(
+    device: torch.device, work: Callable[[], object], profiled: Callable[[], object] | None = None, times: float = 1.0
+) -> Measured:
     """Measure some work.
 
     Args:
         device: on which it is done.
         work: what is called over and over; the first call does not count.
-        counted: whether its kernels are counted and its memory is looked at, too, in calls of their own.
+        profiled: work whose kernels are counted, in a call of its own; without it time alone is measured.
+        times: how many times as much `work` is.
     """
     wait(device)
     work()
@@ -42,14 +53,16 @@ def measured(device: torch.device, work: Callable[[], object], *, counted: bool 
         wait(device)
         taken.append(time.perf_counter() - began)
     seconds = statistics.median(taken)
-    if not counted or device.type != "cuda":
+    if profiled is None or device.type != "cuda":
         return Measured(seconds)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     work()
     wait(device)
     peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return Measured(seconds, kernels_of(work), peak)
+    profiled()
+    kernels = kernels_of(profiled)
+    return Measured(seconds, kernels.number * times, kernels.busy * times, peak)
 
 
 def wait(device: torch.device) -> None:

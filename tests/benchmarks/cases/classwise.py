@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jobs.fields import Frozen
 from jobs.learning import ImageOptimiserSpec
-from jobs.specs import ChoiceSpec, DistilSpec, NetworkSpec
+from jobs.specs import ChoiceSpec, Clustering, DistilSpec, NetworkSpec
 from tests.benchmarks.cases.case import CLASSES, DSA, EXACT, PLAIN, Case, Sides, generator, images, network
 from tests.benchmarks.plain import by_class
 from tests.benchmarks.plain.by_class import Problem
@@ -110,7 +110,12 @@ def _transform() -> Affine:
 
 
 def iteration(
-    method: str, train: Split, start: SyntheticSet, fresh: Callable[[], Network], settings: Frozen
+    method: str,
+    train: Split,
+    start: SyntheticSet,
+    fresh: Callable[[], Network],
+    settings: Frozen,
+    clustering: Clustering = "sklearn",
 ) -> tuple[LearnableImages, Callable[[torch.Generator], float]]:
     """The images of a stage that begins, and one of its iterations, on the device of the real images.
 
@@ -120,11 +125,12 @@ def iteration(
         start: where the synthetic ones begin.
         fresh: makes a network, on the same device.
         settings: the method's own numbers.
+        clustering: DREAM's k-means.
     """
     device, optimiser = train.labels.device, ImageOptimiserSpec(lr=LR)
     spec = DistilSpec(
         method=method, stage=1, ipc_per_stage=len(start) // CLASSES, factor=start.factor, network=NetworkSpec(),
-        iterations=1, image=optimiser, choice=ChoiceSpec(by="last"), settings={},
+        iterations=1, image=optimiser, choice=ChoiceSpec(by="last"), settings={}, clustering=clustering,
     )  # fmt: skip
     starts = StartNetworks(lambda number: fresh(), lambda number: generator(0), (), None, None)
     stage = Stage(
