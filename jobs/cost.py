@@ -46,8 +46,12 @@ INNER_CALL = 3.4e-3
 """The same in one inner step of a student, which is differentiated twice."""
 MATCHED_CALL = 0.7
 """What a layer's call costs in a match of gradients, by one in an inner step."""
-CLUSTERING_CALLS = 8
-"""Embedding and k-means of one class, however small, by a layer's calls in SGD steps."""
+CLUSTERING_CALLS, CENTROID_CALLS = 8, 0.25
+"""Embedding and k-means of one class, however small, by a layer's calls in SGD steps; and what each centroid adds."""
+ADJOINT = 1.25
+"""What the adjoint takes of flops and calls, by the whole graph: 1.22 to 1.26 on a core, 1.16 to 1.27 on a card."""
+RECORDED = 0.15
+"""What a call of recorded steps takes, by one of the adjoint's."""
 CLUSTERING_PASSES: dict[Clustering, int] = {"sklearn": 54, "torch": 8}
 """What a k-means takes, by the distances of all points from all centroids; measured on one core."""
 START = 0.04
@@ -64,13 +68,17 @@ SYN_STEPS = 10
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast a worker is: FLOP/s, and seconds of a layer in one SGD step, in one inner step, and of a job's begin."""
+    """How fast a worker is: FLOP/s, and seconds of a layer in one SGD step, in one inner step, and of a job's begin.
+
+    `overlaps` says that it computes while later calls are made, as a card does: the slower of the two counts.
+    """
 
     name: str
     rate: float
     call: float
     inner_call: float
     start: float = START
+    overlaps: bool = False
 
     def slower(self, factor: float) -> Machine:
         """A machine that takes `factor` times as long for everything."""
@@ -79,9 +87,9 @@ class Machine:
 
 
 CORE = Machine("CPU core", RATE, CALL, INNER_CALL)
-GPU = Machine("GPU", 2.5e12, 1.0e-4, 3.0e-4)
-"""Assumed, not measured here: the rate at which MTT's author reports 5000 iterations with five evaluations in about two
-hours on an RTX 3090 (mtt-distillation#1; ConvNet of 5 blocks, 128x128 images, 1 image per class)."""
+GPU = Machine("GPU", 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)
+"""One H200 with torch 2.11 (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since norms,
+pooling and augmentation wait for memory; a call is what autograd and Python take on its host to start a layer's kernels."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,8 @@ def estimate(needed: Effort, machine: Machine = CORE, rate: float | None = None)
         rate: FLOP/s, instead of the machine's.
     """
     calling = machine.call * needed.calls + machine.inner_call * needed.inner_calls
-    return machine.start + calling + needed.flops / (rate or machine.rate)
+    computing = needed.flops / (rate or machine.rate)
+    return machine.start + (max(calling, computing) if machine.overlaps else calling + computing)
 
 
 def signature(job: Job, graph: Graph, needed: Effort | None = None) -> Signature:
@@ -293,7 +302,8 @@ class Match:
     def clustered(self, clusters: int) -> Effort:
         """The embeddings of all real images, and their k-means class by class."""
         distances = 2.0 * self.real * min(clusters, self.real // self.classes) * self.features
-        kmeans = Effort(CLUSTERING_PASSES[self.clustering] * distances, calls=CLUSTERING_CALLS * self.classes)
+        calls = (CLUSTERING_CALLS + CENTROID_CALLS * clusters) * self.classes
+        kmeans = Effort(CLUSTERING_PASSES[self.clustering] * distances, calls)
         return self.seen(self.real) + kmeans
 
 
@@ -304,7 +314,11 @@ IterationCost = Callable[[Match, Settings], Effort]
 def _trajectory(match: Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
-    return match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS)
+    steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), settings.get("engine")
+    if engine not in ("adjoint", "graphs"):
+        return steps
+    calls = steps.inner_calls * (RECORDED if engine == "graphs" else 1.0)
+    return Effort(ADJOINT * steps.flops, inner_calls=ADJOINT * calls)
 
 
 def _constant_memory(match: Match, settings: Settings) -> Effort:

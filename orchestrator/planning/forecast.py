@@ -376,7 +376,8 @@ def _by_source(running: Sequence[str], estimated: Durations) -> dict[DurationSou
 
 def _assumption(machine: cost.Machine) -> str:
     if machine.name == cost.GPU.name:
-        return f"estimates assume {machine.rate / 1e12:g} TFLOP/s, reported of an RTX 3090; no GPU was measured"
+        whose = "measured on an H200; pdd doctor --gpu times a card" if machine == cost.GPU else "by pdd doctor --gpu"
+        return f"estimates are for a GPU that sustains {machine.rate / 1e12:.3g} TFLOP/s, {whose}"
     return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as those here when they were timed"
 
 

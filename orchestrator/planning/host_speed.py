@@ -32,8 +32,11 @@ KEPT_SECONDS = 7 * 86_400.0
 """For how long a measurement is believed: kernels, clocks and neighbours change."""
 KEPT_BUSY_SECONDS = 600.0
 """The same for a measurement beside other work, which says little about the next run."""
-KERNELS_OF_LAYER, KERNELS_OF_INNER_LAYER = 11, 50
-"""Kernels that a layer starts in an SGD step, and in a differentiated inner step."""
+SUSTAINED = 0.18
+"""Share of a card's timed convolutions that loops keep: measured on an H200, as are the next two."""
+STARTS_OF_LAYER, STARTS_OF_INNER_LAYER = 145, 345
+"""What a layer takes of the host in an SGD step and in a differentiated inner step, by the start of one bare kernel:
+it starts 26 and 81 kernels, and autograd takes some four times as long as their start."""
 people = Console(stderr=True)
 
 
@@ -91,15 +94,12 @@ def _named(workers: int) -> tuple[str, str]:
 
 
 def machine_of_card() -> cost.Machine:
-    """A worker with a card: as fast as a card of this host was when `pdd doctor --gpu` timed it, else as assumed.
-
-    A layer of an SGD step starts some 11 kernels, one of a differentiated inner step some 50 (docs/performance.md).
-    """
+    """A worker with a card: as fast as a card of this host was when `pdd doctor --gpu` timed it, else an H200."""
     known = Memory.beside(None).recall(_card_name(), "1")
     if known is None:
         return cost.GPU
-    call, inner_call = KERNELS_OF_LAYER * known["launch"], KERNELS_OF_INNER_LAYER * known["launch"]
-    return replace(cost.GPU, rate=known["convolution"], call=call, inner_call=inner_call)
+    call, inner_call = STARTS_OF_LAYER * known["launch"], STARTS_OF_INNER_LAYER * known["launch"]
+    return replace(cost.GPU, rate=SUSTAINED * known["convolution"], call=call, inner_call=inner_call)
 
 
 def remember_card(speed: CardSpeed) -> None:

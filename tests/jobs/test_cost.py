@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 
 from jobs.architectures import ARCHITECTURES, architecture_named
 from jobs.cost import (
+    ADJOINT,
     CALL,
+    CENTROID_CALLS,
     CLUSTERING_CALLS,
     CLUSTERING_PASSES,
     DECODING,
+    GPU,
     INNER_CALL,
     ITERATIONS,
     LIGHT,
     MATCHED_CALL,
     RATE,
     READING,
+    RECORDED,
     START,
     Effort,
     Match,
@@ -31,6 +36,7 @@ from jobs.cost import (
 )
 from jobs.graph import Graph
 from jobs.learning import ImageOptimiserSpec
+from jobs.methods import Engine
 from jobs.specs import (
     ChoiceSpec,
     DatasetSpec,
@@ -323,7 +329,7 @@ TRAINING = {"epochs": 3, "batch_size": 4}
                 "recluster_every": 3,
             },
             4 * 5 * (3 * 8 + 9) + 3 * 3 * 3 * 12 + 2 * (100 + CLUSTERING_PASSES["sklearn"] * DISTANCES / FORWARD),
-            4 * 5 + 3 * 3 * 3 + 2 * 5 * CLUSTERING_CALLS / LAYERS,
+            4 * 5 + 3 * 3 * 3 + 2 * 5 * (CLUSTERING_CALLS + 8 * CENTROID_CALLS) / LAYERS,
             MATCHED_CALL * 4 * 5,
         ),
         # 5 classes: 8 real images once, 2 synthetic ones there and back
@@ -363,6 +369,33 @@ def test_an_iteration_of_each_method_counted_by_hand(
     one = iteration(method, settings)
     assert one.flops == pytest.approx(FORWARD * forward_passes)
     assert (one.calls, one.inner_calls) == pytest.approx((LAYERS * calls, LAYERS * inner_calls))
+
+
+def test_the_adjoint_costs_a_quarter_more_and_recorded_steps_hardly_any_calls() -> None:
+    whole, one, recorded = (iteration("mtt", {"syn_steps": 7, "engine": name}) for name in get_args(Engine))
+    assert one == Effort(ADJOINT * whole.flops, inner_calls=ADJOINT * whole.inner_calls)
+    assert recorded == Effort(one.flops, inner_calls=pytest.approx(RECORDED * one.inner_calls))
+
+
+@pytest.mark.parametrize(
+    ("needed", "seconds"), [(Effort(4e13, calls=1e3), 2.0), (Effort(2e13, calls=500, inner_calls=1000), 2.9)]
+)
+def test_a_card_computes_while_later_calls_are_made(needed: Effort, seconds: float) -> None:
+    assert estimate(needed, replace(GPU, start=0.0)) == pytest.approx(seconds)
+    assert estimate(needed, replace(GPU, start=0.0, overlaps=False)) > 1.3 * seconds
+
+
+@pytest.mark.parametrize(
+    ("engine", "steps", "images", "measured"),
+    [("unrolled", 50, 10, 0.492), ("graphs", 50, 10, 0.089), ("unrolled", 30, 500, 0.659), ("adjoint", 30, 500, 0.837)],
+)
+def test_matching_on_an_h200_is_priced_as_it_was_measured(
+    engine: str, steps: int, images: int, measured: float
+) -> None:
+    """An iteration of MTT at width 128 on images of CIFAR's size (docs/performance.md)."""
+    match = Match(1.0143e8, 4, 2048, classes=10, real=5000, new=images, union=images)
+    needed = ITERATIONS["mtt"](match, {"syn_steps": steps, "engine": engine})
+    assert 0.8 <= estimate(needed, replace(GPU, start=0.0)) / measured <= 1.25
 
 
 def test_a_clustering_at_paper_scale_is_priced_as_it_was_measured() -> None:

@@ -85,6 +85,13 @@ def test_a_card_that_was_timed_prices_the_published_scale(timings: list[int]) ->
     assert machine_of("paper", 4) == cost.GPU
     remember_card(CardSpeed(convolution=1e13, bandwidth=1e12, launch=1e-5))
     machine = machine_of("paper", 4)
-    assert (machine.name, machine.rate, machine.start) == (cost.GPU.name, 1e13, cost.GPU.start)
-    assert (machine.call, machine.inner_call) == pytest.approx((1.1e-4, 5e-4))
+    assert (machine.name, machine.start, machine.overlaps) == (cost.GPU.name, cost.GPU.start, True)
+    assert (machine.rate, machine.call, machine.inner_call) == pytest.approx((1.8e12, 1.45e-3, 3.45e-3))
+
+
+def test_an_h200_as_doctor_timed_it_is_priced_as_its_loops_were_measured(timings: list[int]) -> None:
+    remember_card(CardSpeed(convolution=1.136e14, bandwidth=3.86e12, launch=6.94e-6))
+    machine = machine_of("paper", 4)
+    for name in ("rate", "call", "inner_call"):
+        assert getattr(machine, name) == pytest.approx(getattr(cost.GPU, name), rel=0.05)
     assert timings == []
