@@ -89,7 +89,8 @@ class Machine:
 CORE = Machine("CPU core", RATE, CALL, INNER_CALL)
 GPU = Machine("GPU", 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)
 """One H200 with torch 2.11 (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since norms,
-pooling and augmentation wait for memory; a call is what autograd and Python take on its host to start a layer's kernels."""
+pooling and augmentation wait for memory; a call is what autograd and Python take on its host to start the kernels of a
+layer."""
 
 
 @dataclass(frozen=True)
