@@ -93,9 +93,10 @@ def test_on_a_phone_the_column_that_stays_in_sight_leaves_room_for_the_others(ta
 def test_the_name_of_a_row_is_never_broken_letter_by_letter(tab: Tab, page: Path, width: int) -> None:
     tab.open(page, width)
     tab.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
-    narrow = """[...document.querySelectorAll('tbody th')]
+    short = 0 if width <= 600 else 3  # letters of a name that needs no more room, where nothing presses on it
+    narrow = f"""[...document.querySelectorAll('tbody th')]
         .filter(one => one.getBoundingClientRect().width <= 3 * parseFloat(getComputedStyle(one).fontSize))
-        .map(one => one.textContent)"""
+        .map(one => one.textContent).filter(name => name.length > {short})"""
     assert tab.value(narrow) == []
     names = tab.value("document.querySelectorAll('tbody th').length")
     assert names > 0
