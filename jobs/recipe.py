@@ -31,7 +31,8 @@ from jobs.errors import BadInput
 from jobs.fields import Frozen
 from jobs.recipe_numbers import Recipe
 
-Scale = Literal["paper", "small", "tiny"]
+Scale = Literal["paper", "medium", "small", "tiny"]
+"""`medium` begins with the layers of `paper` and cuts some of their numbers."""
 Protocol = Literal["published", "augmented", "dd_ranking"]
 """How sets are evaluated: as the printed rows were; selection baselines augmented, as the distilled rows beside them;
 or as DD-Ranking, the field's benchmark, does."""
@@ -62,7 +63,11 @@ class Setting:
 
     def matches(self, when: Mapping[str, Any]) -> bool:
         """Whether every field in `when` has the value there, one of a list of values, or one within bounds."""
-        return all(_is_wanted(getattr(self, name), wanted) for name, wanted in when.items())
+        return all(self._has(name, wanted) for name, wanted in when.items())
+
+    def _has(self, name: str, wanted: Any) -> bool:
+        value = getattr(self, name)
+        return _is_wanted(value, wanted) or (name == "scale" and value == "medium" and _is_wanted("paper", wanted))
 
 
 def _is_wanted(value: Any, wanted: Any) -> bool:

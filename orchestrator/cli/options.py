@@ -57,7 +57,7 @@ TARGET: Group = (
     ),
 )
 TABLE_REQUEST: Group = (
-    option("scale", str | None, "--scale", help="paper, small or tiny."),
+    option("scale", str | None, "--scale", help="paper, medium, small or tiny."),
     option("dataset", str | None, "--dataset", help="A dataset's name or path."),
     option("seed", int | None, "--seed", help="Instead of the experiment's seeds."),
 )

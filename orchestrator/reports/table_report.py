@@ -41,7 +41,7 @@ from orchestrator.reports.page import (
 from orchestrator.reports.sections import RunFacts, image_grids, verdict_sections
 from orchestrator.reports.table_data import csv_of, parquet_of
 from orchestrator.results.cells import manifest_of
-from orchestrator.results.result_table import best_of
+from orchestrator.results.result_table import SCALES, best_of
 from orchestrator.results.statistics import LEVEL
 from orchestrator.results.tables import CELL_STATUSES, MeasuredCell
 from orchestrator.results.verdict import headlines, verdicts
@@ -184,7 +184,9 @@ def _caption(table: PaperTable, cells: Sequence[MeasuredCell]) -> str:
     measured = table.dataset_note or f"measured on {_datasets(cells)}"
     printed = any(cell.entry.published is not None and cell.entry.published.mean is not None for cell in cells)
     published = "; the published numbers are of the paper's own datasets at its own scale" if printed else ""
-    return f"{table.caption.rstrip('.')}. Scale {table.scale}, {measured}{published}."
+    scale = f"{table.scale}, {measured}{published}"
+    cut = f" {SCALES[table.scale].capitalize()}." if table.scale == "medium" else ""
+    return f"{table.caption.rstrip('.')}. Scale {scale}.{cut}"
 
 
 def _column(table: PaperTable, column: str, cells: Sequence[MeasuredCell]) -> Entry:

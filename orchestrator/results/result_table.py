@@ -14,6 +14,8 @@ IMAGES = "Images per class"
 """The head of the last column of words."""
 SCALES = {
     "paper": "scale: paper: the published settings; `explain` prints each number with its source",
+    "medium": "scale: medium: the published settings, not a reproduction, since cut are width (64 of 128), images "
+    "(1000 of a class), experts (8 of 100), iterations (to a twentieth and less), links between stages (to a fifth)",
     "small": "scale: small: a reduced setting, not a reproduction of the paper",
     "tiny": "scale: tiny: seconds of work to see that everything runs, not a reproduction of the paper",
 }

@@ -427,7 +427,7 @@ def test_an_arm_that_cannot_work_is_refused(arm: dict[str, Any], field: str, val
         ({"seeds": ["0"]}, "seeds.0", "0", "input should be a valid integer"),
         ({"architectures": ["vgg"]}, "architectures.0", "vgg", "must be one of convnet, resnet10"),
         ({"networks": 0}, "networks", 0, "must be at least 1"),
-        ({"scale": "huge"}, "scale", "huge", "must be one of 'paper', 'small' or 'tiny'"),
+        ({"scale": "huge"}, "scale", "huge", "must be one of 'paper', 'medium', 'small' or 'tiny'"),
         ({"name": "a/b"}, "name", "a/b", "write at most 100 letters A to Z"),
         ({"name": "größe"}, "name", "größe", "write at most 100 letters A to Z"),
         (

@@ -85,7 +85,10 @@ def test_a_later_layer_overwrites_single_numbers_of_an_earlier_one() -> None:
     assert (fashion.network.depth, fashion.network.width) == (3, 16)
     assert (digits.network.depth, digits.network.width) == (2, 32)
     assert (digits.evaluate.epochs_total, fashion.evaluate.epochs_total) == (240, 400)
-    assert digits.evaluate.networks == fashion.evaluate.networks
+    others = {
+        name for name in digits.evaluate.networks if digits.evaluate.networks[name] != fashion.evaluate.networks[name]
+    }
+    assert others == {"vgg11"}  # batch norm where its last maps are single pixels
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
@@ -576,3 +579,22 @@ def test_a_source_of_the_published_scale_names_where_it_comes_from() -> None:
         sources = resolve("mtt", setting("paper", dataset, stages, 10), {}, "x").sources
         unclear = {path: said for path, said in sources.items() if not re.match(r"P \d|PDD|MTT|ours:|replaced", said)}
         assert unclear == {}
+
+
+def test_medium_is_the_published_setting_with_some_numbers_cut() -> None:
+    paper, medium = (
+        resolve("mtt", Setting(scale=scale, dataset="cifar10", size=32, ipc_per_stage=10), {}, "x")
+        for scale in ("paper", "medium")
+    )
+    changed = {path for path, source in medium.sources.items() if source != paper.sources.get(path)}
+    assert all(medium.sources[path].startswith("ours") or "MTT" in medium.sources[path] for path in changed)
+    assert medium.recipe.distil is not None and paper.recipe.distil is not None
+    assert medium.recipe.distil.settings == paper.recipe.distil.settings
+    assert (medium.recipe.distil.iterations, paper.recipe.distil.iterations) == (200, 5000)
+    assert (medium.recipe.network.width, medium.recipe.dataset.train_per_class) == (64, 1000)
+
+
+@pytest.mark.parametrize("method", methods())
+def test_every_method_has_numbers_at_medium(method: str) -> None:
+    asked = Setting(scale="medium", dataset="cifar10", size=32, ipc_per_stage=10)
+    assert resolve(method, asked, {}, "x").recipe.network.width == 64

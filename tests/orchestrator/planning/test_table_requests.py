@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from jobs import cost
 from jobs import table as tables
 from jobs.datasets import DATASETS
 from jobs.errors import BadInput
@@ -178,3 +179,16 @@ def test_the_lines_of_a_figure_without_printed_numbers_are_no_dashes() -> None:
 def test_the_command_of_a_table_repeats_the_flag() -> None:
     assert TableRequest(with_dashes=True).command("table1").endswith("--with-dashes")
     assert "--with-dashes" not in replace(TableRequest(), with_dashes=False).command("table1")
+
+
+def test_the_cifar10_columns_of_table_1_at_medium_are_a_night_of_two_cores_and_an_hour_of_a_gpu() -> None:
+    request = TableRequest(tables=("table1",), scale="medium")
+    plan = resolve_tables(request, allow_missing_data=True).tables.plan
+    hours = {}
+    for ipc, machine in ((10, cost.CORE), (50, cost.GPU)):
+        cells = [cell for cell in plan.cells if (cell.dataset, cell.ipc_total) == ("cifar10", ipc)]
+        jobs = plan.graph.ancestors(key for cell in cells for key in cell.jobs)
+        efforts = [cost.effort(plan.graph[key], plan.graph) for key in jobs]
+        hours[ipc] = sum(cost.estimate(each, machine) for each in efforts) / 3600
+    assert 10 < hours[10] < 20
+    assert 0.5 < hours[50] < 1.2

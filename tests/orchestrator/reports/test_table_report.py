@@ -79,6 +79,12 @@ def test_away_from_the_papers_setting_no_difference_to_the_paper_is_given(read: 
     assert "another dataset stands in for the paper's" in text and "significant" not in text
 
 
+def test_the_caption_of_a_table_at_medium_says_what_is_cut(tmp_path: Path) -> None:
+    read = Reader(write(tmp_path, scale="medium")[1].read_text())
+    captions = [one.text for one in read.all("p") if one.attributes.get("class") == "caption"]
+    assert sum("cut are width (64 of 128), images (1000 of a class)" in caption for caption in captions) == 3
+
+
 def test_at_the_papers_setting_nothing_warns(paper: dict[str, Path]) -> None:
     read = Reader(paper["report.html"].read_text())
     assert not [one for one in read.elements if one.attributes.get("class") == "notice"]

@@ -176,6 +176,11 @@ def test_table_cells_show_mean_spread_and_what_is_missing(store: Store) -> None:
     assert made.notes[1] == "PDD+MTT, stage 1 of 2 (convnet, resnet10): not run"
 
 
+def test_the_title_says_what_scale_medium_cuts(store: Store) -> None:
+    title = tabulate(collect(demo_plan(scale="medium"), store)).title
+    assert "width (64 of 128), images (1000 of a class), experts (8 of 100), iterations" in title
+
+
 def test_title_and_caption_say_scale_n_and_what_the_spread_is(store: Store) -> None:
     made = tabulate(collect(demo_plan(scale="small"), store))
     assert made.title == ("demo on digits (scale: small: a reduced setting, not a reproduction of the paper)")
