@@ -14,6 +14,7 @@ from jobs.errors import BadInput
 from jobs.expansion import expand
 from jobs.experiment import FOLDER, QUICKSTART, Cell, Experiment, Plan, load
 from jobs.graph import Job
+from jobs.methods import SETTINGS
 from jobs.specs import DatasetSpec, DistilSpec, EvaluateSpec, ExpertsSpec, FullSpec, SelectSpec
 
 
@@ -520,6 +521,13 @@ def test_every_experiment_that_ships_expands(name: str) -> None:
     assert (shipped.name, place, raw["name"]) == (name, f"{name}.yaml", name)
     plan = expand(shipped, SHIPPED[shipped.source.name], place)
     assert len(plan.cells) >= len(shipped.arms)
+
+
+def test_every_base_method_stands_in_the_comparison_under_two_stages() -> None:
+    shipped, _, _ = load("methods_pdd")
+    distilled = [arm for arm in shipped.arms if arm.method != "random"]
+    assert sorted(arm.method for arm in distilled) == sorted(SETTINGS)
+    assert {(arm.stages, arm.ipc_per_stage) for arm in distilled} == {(2, 5)}
 
 
 def test_the_quickstart_is_56_jobs_in_15_cells() -> None:
