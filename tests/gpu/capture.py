@@ -210,6 +210,25 @@ def _kept_and_left() -> tuple[int, int]:
     return kept, torch.cuda.memory_reserved()
 
 
+def block_kernels() -> str:
+    """Own kernels of a ConvNet's block agree with the operators; the time of both with two derivatives."""
+    from workers.methods.trajectory import block_kernels as kernels
+
+    kernels.require_agreement(CUDA)
+    x, norm = torch.randn(100, 128, 32, 32, device=CUDA), InstanceNorm(128).to(CUDA)
+    figures = []
+    for by in (kernels.block, kernels.by_operators):
+        for _ in range(3):
+            kernels._derivatives(by, x, norm)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for _ in range(10):
+            kernels._derivatives(by, x, norm)
+        torch.cuda.synchronize()
+        figures.append(f"{100 * (time.perf_counter() - began):.2f} ms")
+    return f"100 maps of 128 channels: {figures[0]}, by operators {figures[1]}"
+
+
 def timing(name: str) -> Callable[[], str]:
     """A stage: an iteration of width 128 by every engine."""
     batch, steps = SIZES[name]
@@ -264,6 +283,7 @@ STAGES: dict[str, Callable[[], str]] = {
     "instance norm": layer(InstanceNorm(8), 4, 8, 16, 16),
     "relu": layer(nn.ReLU(), 4, 8, 16, 16),
     "pooling": layer(nn.AvgPool2d(2), 4, 8, 16, 16),
+    "kernels of a block": block_kernels,
     "steps without augmentation": operation("none"),
     **{f"steps with {name}": operation(name) for name in OPERATIONS},
     "steps with all": all_operations,

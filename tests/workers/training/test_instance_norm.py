@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workers.training.instance_norm import InstanceNorm, analytic_instance_norm, norm_relu_pool
+from workers.training.instance_norm import InstanceNorm, analytic_instance_norm, blocks_by, by_operators, norm_relu_pool
 
 EPS = 1e-5
 
@@ -99,3 +99,10 @@ def test_maps_of_fewer_bits_are_normalised_in_the_dtype_of_the_weights() -> None
         narrow = layer(x.bfloat16(), weight, bias)
         assert narrow.dtype == torch.float32
         torch.testing.assert_close(narrow, layer(x.bfloat16().float(), weight, bias), rtol=0, atol=0)
+
+
+def test_a_block_is_done_by_another_function_only_where_that_is_said() -> None:
+    x, weight, bias = _arguments()
+    with blocks_by(lambda x, norm: x.sum(1)):
+        assert torch.equal(_block(x, weight, bias), x.sum(1))
+    assert torch.equal(_block(x, weight, bias), by_operators(x, _norm_of(weight, bias)))

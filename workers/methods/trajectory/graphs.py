@@ -4,6 +4,7 @@ An inner step launches some two hundred kernels, which takes the host longer tha
 small. A recording runs the same kernels on the same memory, so there is one for every shape of a batch, every operation
 of its augmentation and either direction; what changes from step to step is copied into the recording's own tensors.
 All recordings of a student share what does not belong to a batch: parameters, images, labels, step size and gradients.
+Blocks of a ConvNet are computed in them by kernels of our own (`block_kernels`), where those can be compiled.
 
 Where nothing can be recorded (no card, or an operation that waits for it), `adjoint` itself takes over, with the same
 result.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from workers.methods.trajectory.trajectory_matching import (
     walked,
 )
 from workers.training.augmentation import Draw
+from workers.training.instance_norm import Block, blocks_by, by_operators
 
 RECORDED, REFUSED = "recorded steps", "recording refused"
 """Names in `Student.kept`."""
@@ -77,6 +79,21 @@ def _steps_for(student: Student, given: tuple[Tensor, ...], batches: Sequence[In
     return steps
 
 
+@cache
+def _block_on(device: torch.device) -> Block:
+    """How a ConvNet's blocks are computed in recordings: on a card by kernels of our own, if they can be compiled."""
+    if device.type != "cuda":
+        return by_operators
+    try:
+        from workers.methods.trajectory import block_kernels  # takes Triton
+
+        block_kernels.require_agreement(device)
+    except Exception as error:  # a compiler has errors of its own
+        logging.warning("engine graphs: blocks by PyTorch's operators: %s: %s", type(error).__name__, error)
+        return by_operators
+    return block_kernels.block
+
+
 @dataclass(frozen=True)
 class Recording:
     """One kind of batch: tensors that a batch is copied into, and the step over it, forward and back."""
@@ -117,8 +134,9 @@ class RecordedSteps(AdjointSteps):
             if kind not in self._recordings:
                 self.load(*given)
                 own = _copied(batch)
-                forward = self._recorder.record(partial(self._forward_in_place, own))
-                back = self._recorder.record(partial(super().back, self._theta, own))
+                with blocks_by(_block_on(batch.index.device)):
+                    forward = self._recorder.record(partial(self._forward_in_place, own))
+                    back = self._recorder.record(partial(super().back, self._theta, own))
                 self._recordings[kind] = Recording(own, forward, back)
 
     def load(self, theta: Tensor, images: Tensor, labels: Tensor, step_size: Tensor) -> None:

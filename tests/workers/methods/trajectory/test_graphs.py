@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from workers.methods.trajectory import graphs as graphs_module
 from workers.methods.trajectory.recorder import Work
 from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, Student
 from workers.training.augmentation import OPERATIONS
+from workers.training.instance_norm import by_operators
 
 
 @pytest.fixture
@@ -160,3 +162,13 @@ def test_soft_labels_and_their_gradients_go_through_the_recordings(recorder: Tap
         assert matched.labels is not None and expected.labels is not None
         assert torch.equal(matched.labels, expected.labels) and bool(matched.labels.any())
     assert recorder.recorded == 2 * len({len(batch.index) for batch in case.batches})
+
+
+def test_without_triton_blocks_are_computed_by_operators_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "workers.methods.trajectory.block_kernels", raising=False)
+    with caplog.at_level(logging.WARNING):
+        assert graphs_module._block_on.__wrapped__(torch.device("cuda")) is by_operators
+    assert "triton" in caplog.text
