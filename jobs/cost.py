@@ -365,27 +365,24 @@ def _alignment(match: Match, settings: Settings) -> Effort:
     return (_distribution(match, settings) + probe).times(steps) + inner.times(steps - 1)
 
 
-def _feature_regression(match: Match, settings: Settings) -> Effort:
-    """FRePo: a look at real images, a gradient of the synthetic ones, and a training step on them."""
-    trained = min(match.union, settings.get("batch_train", match.union))
-    look = match.seen(min(match.real, settings.get("batch", match.real)))
-    return look + match.step(match.union) + match.step(trained)
-
-
-def _unrolled(match: Match, settings: Settings) -> Effort:
-    """DD, RaT-BPTT: inner steps, the last of them differentiated, and a gradient on real images."""
-    steps: int = settings.get("syn_steps", SYN_STEPS)
-    window: int = settings.get("window") or steps
-    mean = (window + steps) / 2 if settings.get("ends") == "random" else steps
-    batch = min(match.union, settings.get("batch_syn") or match.union)
-    real = match.step(min(match.real, settings.get("batch", match.real)))
-    return match.twice(batch).times(window) + match.step(batch).times(mean - window) + real
-
-
 def _random_features(match: Match, settings: Settings) -> Effort:
     """RFAD: a look at real images and a gradient of the synthetic ones, by several networks."""
     look = match.seen(min(match.real, settings.get("batch", match.real)))
     return (look + match.step(match.union)).times(settings.get("networks", 1))
+
+
+def _feature_regression(match: Match, settings: Settings) -> Effort:
+    """FRePo: the same by one network, and a training step on the synthetic images."""
+    return _random_features(match, settings) + match.step(min(match.union, settings.get("batch_train", match.union)))
+
+
+def _unrolled(match: Match, settings: Settings) -> Effort:
+    """DD, RaT-BPTT: inner steps, the last of them differentiated, and a gradient on real images."""
+    steps, window = settings["syn_steps"], settings.get("window") or settings["syn_steps"]
+    mean = (window + steps) / 2 if settings.get("ends") == "random" else steps
+    batch = min(match.union, settings.get("batch_syn") or match.union)
+    real = match.step(min(match.real, settings.get("batch", match.real)))
+    return match.twice(batch).times(window) + match.step(batch).times(mean - window) + real
 
 
 ITERATIONS: dict[str, IterationCost] = {
