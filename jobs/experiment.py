@@ -79,8 +79,8 @@ class DatasetChoice(Frozen):
         return None if self.test is None else str(self.test)
 
 
-def _as_choice(value: object) -> object:
-    """A bare word is a dataset's name, or its path if it looks like one."""
+def dataset_fields(value: object) -> object:
+    """The fields of a dataset; one that is said in a word is so by its name, or by its path if it looks like one."""
     if not isinstance(value, str):
         return value
     return {"path" if "/" in value or value.startswith(".") else "name": value}
@@ -201,7 +201,7 @@ class Experiment(Frozen):
 
     name: Name
     about: str = ""
-    dataset: Annotated[DatasetChoice, BeforeValidator(_as_choice)] = DatasetChoice(name="digits")
+    dataset: Annotated[DatasetChoice, BeforeValidator(dataset_fields)] = DatasetChoice(name="digits")
     scale: Scale = "small"
     seeds: Several[Index] = (0,)
     architectures: Several[Architecture] = ("convnet",)

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from jobs.datasets import NORMALISATIONS
-from jobs.documents import set_path, validate, validate_part, yaml_value
+from jobs.documents import closest, set_path, validate, validate_part, yaml_value
 from jobs.errors import BadInput
 from jobs.expansion import expand
-from jobs.experiment import DatasetChoice, Experiment, Plan, load
+from jobs.experiment import DatasetChoice, Experiment, Plan, dataset_fields, load
 from jobs.graph import Job
 from jobs.inputs import dataset_of
 from jobs.kinds import ImportedSpec
@@ -170,8 +170,8 @@ def assign(changed: dict[str, Any], path: str, value: object, place: str) -> Non
     """
     first, _, rest = path.partition(".")
     if first == "dataset" and rest in DatasetChoice.model_fields:
-        if not isinstance(changed.get("dataset"), dict):
-            changed["dataset"] = {"name": changed.get("dataset", "auto")}
+        fields = dataset_fields(changed.get("dataset", {}))
+        changed["dataset"] = dict(fields) if isinstance(fields, dict) else {"name": fields}
         changed["dataset"][rest] = value
     elif rest and first in Recipe.model_fields:
         changed.setdefault("set", {})[path] = value
@@ -192,7 +192,11 @@ def inspect_dataset(chosen: DatasetChoice, place: str, store: str | None = None)
         BadInput: it is not there, or something about it is wrong.
     """
     if chosen.name not in sources.LAYOUTS and not is_plug_in(chosen.name):
-        fix = f"must be one of {', '.join(sources.LAYOUTS)}, or {FORM} of a reader"
+        fix = (
+            f"must be one of {', '.join(sources.LAYOUTS)}, or {FORM} of a reader{closest(chosen.name, sources.LAYOUTS)}"
+        )
+        if Path(chosen.name).exists():
+            fix = f"write ./{chosen.name} for what lies in this folder"
         raise BadInput(place, "dataset.name", chosen.name, fix)
     path = Path(chosen.path).expanduser() if chosen.path else None
     try:

@@ -309,12 +309,10 @@ def _recognise(source: Source, path: Path) -> Callable[[], Opened]:
     if source.layout == "auto":
         if len(found) == 1:
             return next(iter(found.values()))
-        guess = (
-            f"it may be {' or '.join(found)}"
-            if found
-            else flat_hint(path) or f"nothing known is there, {seen_at(path)}"
-        )
-        raise source.refusal(f"name its layout, one of {', '.join(LAYOUTS[:-1])}: {guess}")
+        if not found and (hint := flat_hint(path)):
+            raise source.refusal(hint)
+        guess = f"it may be {' or '.join(found)}" if found else f"nothing known is there, {seen_at(path)}"
+        raise source.refusal(f"{guess}; name its layout, one of {', '.join(LAYOUTS[:-1])}")
     for layout in (source.layout, *_GENERAL):
         if layout in found:
             return found[layout]

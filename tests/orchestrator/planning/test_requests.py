@@ -86,6 +86,19 @@ def test_the_dataset_is_chosen_by_name_by_path_and_by_field() -> None:
     assert (error.field, error.value) == ("dataset.path", "/nope") and "digits" in error.fix
 
 
+def test_a_path_in_one_word_may_have_fields_of_the_dataset_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = refusal("dataset.test=0.2", "dataset.size=16", dataset=str(tmp_path / "mine"))
+    assert (error.field, error.value) == ("dataset.path", str(tmp_path / "mine"))
+    assert error.fix.startswith("nothing is there: ")
+    error = refusal("dataset.title=Mine", dataset="digitz")
+    assert (error.field, error.value) == ("dataset.name", "digitz") and "did you mean 'digits'?" in error.fix
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert refusal(dataset="mine").fix == "write ./mine for what lies in this folder"
+
+
 def test_the_dataset_sections_numbers_are_the_recipes() -> None:
     found = asked("dataset.train_per_class=30")
     assert {job.spec.train_per_class for job in found.plan.graph if job.kind == "dataset"} == {30}  # type: ignore[attr-defined]

@@ -260,6 +260,14 @@ def test_of_two_labelled_splits_the_one_named_is_tested_on(tmp_path: Path) -> No
 # Sizes
 
 
+def test_a_test_split_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_npz(path, {"train": 6, "val": 4, "test": 4})
+    error = refused("npz", path, test="tset")
+    assert (error.field, error.value) == ("dataset.test", "tset")
+    assert error.fix == "must be test or validation, which is there, or a share such as 0.2"
+
+
 def test_pictures_of_several_sizes_need_a_size_which_crops_the_middle(tmp_path: Path) -> None:
     write_folders(tmp_path)
     stripes = np.zeros((16, 48, 3), np.uint8)

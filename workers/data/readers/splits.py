@@ -50,6 +50,10 @@ def choose(source: Source, present: Collection[str], example: str) -> Chosen:
         tests = [split for split in wanted if split is not None and split in present]
         if tests:
             return Chosen("train", tests[0], next(iter(tests[1:]), None))
+        others = [split for split in sorted(present) if split not in ("", "train")]
+        if source.test is not None and others:
+            fix = f"must be {' or '.join(others)}, which is there, or a share such as 0.2"
+            raise source.refusal(fix, field="dataset.test", value=source.test)
     seen = ", ".join(split or "files that name no split" for split in sorted(present)) or "nothing"
     ways = f"name both splits, e.g. {example}, or cut the test split off, e.g. dataset.test: 0.2"
     raise source.refusal(f"{ways}; there is {seen}, but not both splits")
