@@ -51,6 +51,11 @@ _ALL_OPERATIONS = "color_crop_cutout_flip_scale_rotate"
 _THEIR_WIDTH = 128
 _TEST_EVERY = 10
 """Epochs between DD-Ranking's tests, of which it takes the best."""
+_ABOUT_SOFT_LABELS = {
+    "mtt": "labels_best.pt holds logits, as DATM's does: networks are trained towards their softmax",
+    "ddranking": "the set has soft labels, which were left out: its score by hard labels is that of another set",
+}
+"""What the other program must know of a set that has soft labels."""
 _PROGRAM = """\
 # The label-robust score of this set: pip install ddranking, then python score.py
 import torch
@@ -105,12 +110,14 @@ def write_set(folder: Path, wanted: str, source: ExportSource, store: Store) -> 
     """
     sets = synthetic_set.newest(store, [manifest.key for manifest in source.sets])
     images, labels = (torch.cat(parts) for parts in zip(*(each.expanded() for each in sets), strict=True))
-    notes: tuple[str, ...] = ()
+    scaled = [(each.logits / each.temperature, each.factor) for each in sets if each.logits is not None]
+    logits = [rows.repeat_interleave(factor**2, 0) for rows, factor in scaled]
+    notes = (_ABOUT_SOFT_LABELS[wanted],) if logits else ()
     with new_folder(folder) as beside:
         if wanted == "mtt":
-            published.write_set(beside, images, labels, sets[-1].step_size)
+            published.write_set(beside, images, torch.cat(logits) if logits else labels, sets[-1].step_size)
         else:
-            notes = _write_ranked(beside, images, labels, sets[-1].step_size, source, store)
+            notes += _write_ranked(beside, images, labels, sets[-1].step_size, source, store)
         files = digests(beside)
     return ExportedFiles(wanted, folder.expanduser().absolute(), source.keys.sets, notes, files)
 

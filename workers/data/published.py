@@ -217,7 +217,7 @@ def write_set(folder: Path, images: Tensor, labels: Tensor, step_size: float | N
     Args:
         folder: where the files go.
         images: float32 [n, C, H, W] in the training space.
-        labels: int64 [n].
+        labels: int64 [n], or soft ones: logits float32 [n, classes].
         step_size: learned with it; without one there is no lr_best.pt.
 
     Returns:

@@ -27,6 +27,7 @@ from orchestrator.workloads.base import LaunchOptions
 from orchestrator.workloads.experiments import ExperimentWorkload
 from tests.documents import check
 from tests.orchestrator.cifar import write_cifar10
+from tests.workers.workshop import TWO_STAGES, Workshop
 from workers.data import published, synthetic_set
 from workers.store.store import Store
 from workers.store.trajectories import TRAJECTORIES, Trajectories
@@ -76,6 +77,29 @@ def source_of(folder: Path, name: str, arm: str) -> tuple[ExportSource, Store]:
     store = Store(folder / "store")
     request = Request(experiments=(str(folder / f"{name}.yaml"),), store=str(store.root))
     return chains.gather(chains.of_experiment(ExperimentWorkload.of(request).resolved.plan, arm), store), store
+
+
+@pytest.fixture(scope="module")
+def softly(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportSource, Store]:
+    """Two stages with soft labels that were tested, made without Ray."""
+    numbers = {"distil.labels": {"source": "classes", "scale": 4.0, "temperature": 2.0}}
+    workshop = Workshop.open(tmp_path_factory.mktemp("soft"), TWO_STAGES, set=numbers, networks=1)
+    for job in workshop.jobs("evaluate"):
+        workshop.make(job)
+    return chains.gather(chains.of_experiment(workshop.plan, "PDD+MTT"), workshop.store), workshop.store
+
+
+def test_soft_labels_leave_as_logits_in_the_files_of_mtt_and_are_said(
+    softly: tuple[ExportSource, Store], tmp_path: Path
+) -> None:
+    source, store = softly
+    done = formats.write_set(tmp_path / "out", "mtt", source, store)
+    union = synthetic_set.union(synthetic_set.newest(store, list(done.keys)))
+    labels = torch.load(done.folder / "labels_best.pt", weights_only=True)
+    assert union.logits is not None and torch.equal(labels, union.logits / 2)
+    torch.testing.assert_close(torch.softmax(labels, 1), union.probabilities())
+    assert done.notes == ("labels_best.pt holds logits, as DATM's does: networks are trained towards their softmax",)
+    assert formats._ABOUT_SOFT_LABELS.keys() == set(formats.FORMATS)
 
 
 def test_the_files_of_mtt_are_the_union_and_come_back_as_an_import(
