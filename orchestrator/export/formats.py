@@ -112,7 +112,7 @@ def write_set(folder: Path, wanted: str, source: ExportSource, store: Store) -> 
     images, labels = (torch.cat(parts) for parts in zip(*(each.expanded() for each in sets), strict=True))
     scaled = [(each.logits / each.temperature, each.factor) for each in sets if each.logits is not None]
     logits = [rows.repeat_interleave(factor**2, 0) for rows, factor in scaled]
-    notes = (_ABOUT_SOFT_LABELS[wanted],) if logits else ()
+    notes: tuple[str, ...] = (_ABOUT_SOFT_LABELS[wanted],) if logits else ()
     with new_folder(folder) as beside:
         if wanted == "mtt":
             published.write_set(beside, images, torch.cat(logits) if logits else labels, sets[-1].step_size)
