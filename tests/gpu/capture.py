@@ -249,6 +249,19 @@ def timing(name: str) -> Callable[[], str]:
     return work
 
 
+def without_tf32(name: str) -> Callable[[], str]:
+    """The same where convolutions keep all bits of float32, for which cuDNN leaves maps in their layout."""
+
+    def work() -> str:
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            return timing(name)()
+        finally:
+            torch.backends.cudnn.allow_tf32 = True
+
+    return work
+
+
 def _iteration(case: Problem, engine: Engine, batch: int, steps: int) -> float:
     torch.cuda.synchronize()
     began = time.perf_counter()
@@ -295,6 +308,7 @@ STAGES: dict[str, Callable[[], str]] = {
     "refusal": refusal,
     "kernels": kernels,
     **{f"time of {name}": timing(name) for name in SIZES},
+    **{f"time of {name} without TF32": without_tf32(name) for name in SIZES},
 }
 
 

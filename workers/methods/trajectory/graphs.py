@@ -66,7 +66,6 @@ def _steps_for(student: Student, given: tuple[Tensor, ...], batches: Sequence[In
             recorder = recorder_for(given[0].device)
             if recorder is None:
                 raise RuntimeError("there is no CUDA")
-            student.kept.pop(RECORDED, None)  # gives its memory back first
             # a student of its own, or the recordings would hold the one that holds them
             steps = student.kept[RECORDED] = RecordedSteps(replace(student, kept={}), recorder, given)
         steps.record(given, batches)
