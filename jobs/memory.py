@@ -46,9 +46,9 @@ GRAPH_COPIES = 1.9 * 3.25
 """Copies of the maps that an inner step's graph keeps by this rule: 1.9 times the outputs of all layers (measured: 1.87
 at width 32, 1.48 at 128, float32), which in a ConvNet are 3.25 times its maps."""
 
-SGD = 3.05
+SGD = 3.4
 """Copies of the maps in one SGD step."""
-LOOK = 2.1
+LOOK = 2.33
 """Copies of the largest map in a forward pass without gradients."""
 TEST_BATCH = 512
 """Images of such a pass."""
