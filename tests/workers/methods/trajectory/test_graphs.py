@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.workers.methods.trajectory.tape import TapeRecorder
-from tests.workers.methods.trajectory.test_trajectory_matching import EVERYTHING, Case, convnet, normal
+from tests.workers.methods.trajectory.test_trajectory_matching import EVERYTHING, Case, convnet, normal, softly
 from workers.methods.trajectory import graphs as graphs_module
 from workers.methods.trajectory.recorder import Work
 from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, Student
@@ -71,6 +71,17 @@ def test_iterations_differ_in_everything_and_share_the_recordings(recorder: Tape
     for matched, as_it_was in results:  # later iterations leave earlier results alone
         assert_equal(matched, as_it_was)
     assert len(seen) > 6
+
+
+def test_soft_labels_that_learn_reach_the_recordings(recorder: TapeRecorder) -> None:
+    case = softly(Case(convnet(), (1, 8, 8), "flip"))
+    for iteration in range(3):
+        case.labels = case.labels + 0.1 * normal(*case.labels.shape, seed=iteration)
+        matched, expected = case.match("graphs"), case.match("adjoint")
+        assert_equal(matched, expected)
+        assert matched.labels is not None and expected.labels is not None
+        assert torch.equal(matched.labels, expected.labels) and float(matched.labels.abs().sum()) > 0
+    assert recorder.recorded == 2 * len(kinds(case.batches))
 
 
 def test_tensors_of_other_shapes_are_recorded_anew(recorder: TapeRecorder) -> None:

@@ -243,3 +243,19 @@ def test_certain_soft_labels_match_as_the_classes_do_and_classes_have_no_gradien
     assert hard.labels is None and soft.labels is not None
     torch.testing.assert_close(soft.loss, hard.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(soft.images, hard.images, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_slope_of_a_card_is_the_gradient_of_the_loss(soft: bool) -> None:
+    """Also what depends on it in its turn: the gradients of its product with a vector."""
+    student = Student(nn.Identity(), None, temperature=2.0)
+    logits, along = normal(5, 4, seed=1).requires_grad_(), normal(5, 4, seed=2)
+    labels = normal(5, 4, seed=3).requires_grad_() if soft else torch.tensor([0, 3, 1, 1, 2])
+    leaves = (logits, labels) if soft else (logits,)
+    loss = student._cross_entropy(logits, labels)
+    (expected,) = torch.autograd.grad(loss, logits, create_graph=True)
+    slope = student._slope(logits, labels)
+    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-15)
+    pairs = (torch.autograd.grad((one * along).sum(), leaves) for one in (slope, expected))
+    for own, other in zip(*pairs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-15)
