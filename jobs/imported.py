@@ -62,6 +62,11 @@ def _set_misfits(spec: ImportedSpec, arm: Arm, recipe: Recipe, facts: Facts) -> 
     if spec.normalise not in ("", recipe.dataset.normalise):
         fix = f"write set: {{dataset.normalise: {spec.normalise}}}, since the recipe says {recipe.dataset.normalise}"
         yield "normalise", spec.normalise, fix
+    labels = None if recipe.distil is None else recipe.distil.labels
+    alike = spec.soft_labels == (labels is not None) and (labels is None or labels.temperature == 1.0)
+    if arm.stages > 1 and not alike:
+        fix = "must be as in the later stages, all soft at temperature 1 or none: see distil.labels of the recipe"
+        yield "soft labels", spec.soft_labels, fix
     rates = {"evaluate.lr": recipe.evaluate.lr}
     if arm.stages > 1 and recipe.transition is not None:
         rates["transition.lr"] = recipe.transition.lr

@@ -32,8 +32,8 @@ class ImportedSpec(Spec):
 
     `source` is the digest of the files in their order. Experts have `count` trajectories of `epochs` epochs after the
     start, over parameters of these `shapes`, in order. A set has `count` images of the one shape in `shapes`, as many
-    of each of the `classes`, and the step size that was learned with it, if it is known. `normalise` is what its
-    images were brought into the training space with, as recipes call it; '' where nobody said it.
+    of each of the `classes`, perhaps with soft labels, and the step size that was learned with it, if it is known.
+    `normalise` is what its images were brought into the training space with, as recipes call it; '' if it is not said.
     """
 
     kind: ClassVar[Kind] = "imported"
@@ -46,6 +46,7 @@ class ImportedSpec(Spec):
     shapes: Annotated[tuple[Shape, ...], Field(strict=False, min_length=1)]
     epochs: Index = 0
     classes: Index = 0
+    soft_labels: bool = False
     step_size: Positive | None = None
     normalise: str = ""
 

@@ -173,6 +173,7 @@ CHANGES: dict[Kind, dict[str, list[Any]]] = {
         "shapes": [[[3, 4], [3]], [[3, 3]]],
         "epochs": [6],
         "classes": [10],
+        "soft_labels": [True],
         "step_size": [0.01, 0.02],
         "normalise": ["zca"],
     },

@@ -1,7 +1,8 @@
 """The files in which the published code keeps expert trajectories and distilled images: read, checked and written.
 
     replay_buffer_<n>.pt             a list of trajectories, each a list of epochs, each a list of parameter tensors
-    images_best.pt, labels_best.pt   images float [n, C, H, W] of the training space, labels int [n]
+    images_best.pt                   images float [n, C, H, W] of the training space
+    labels_best.pt                   labels int [n], or logits float [n, classes]
     lr_best.pt                       a number: the step size that was learned with them (PDD's code; written, not read)
 
 They are pickles of strangers, so they are opened by torch's restricted unpickler alone, which builds tensors, lists and
@@ -131,6 +132,7 @@ def _inspect_set(paths: Sequence[Path], step_size: float | None, normalise: str)
         count=len(found),
         shapes=(tuple(found.images.shape[1:]),),
         classes=int(found.labels.max()) + 1,
+        soft_labels=found.logits is not None,
         step_size=step_size,
         normalise=normalise,
         files=tuple(map(str, paths)),
@@ -153,10 +155,12 @@ def open_experts(paths: Sequence[Path]) -> PublishedExperts:
 
 
 def open_set(paths: Sequence[Path]) -> SyntheticSet:
-    """The images and hard labels of two files, class by class; the step size is not in them.
+    """The images and labels of two files, class by class; the step size is not in them.
+
+    Soft labels are logits; the class of an image is that of its largest one.
 
     Raises:
-        BadInput: they are not images float [n, C, H, W] and labels int [n], as many of each class.
+        BadInput: they are not images float [n, C, H, W] and labels int [n] or float [n, classes], as many of a class.
     """
     (images_path, labels_path), (images, labels) = paths, (_load(path) for path in paths)
     images = _tensor(images, str(images_path), "images")
@@ -164,17 +168,35 @@ def open_set(paths: Sequence[Path]) -> SyntheticSet:
         raise BadInput(str(images_path), "images", _words([images.shape]), "must be [n, channels, height, width]")
     if not bool(torch.isfinite(images).all()):
         raise BadInput(str(images_path), "images", "NaN or infinite", "leave this set out; its distillation diverged")
-    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.dtype not in _WHOLE:
-        shown = f"{labels.dtype} {_words([labels.shape])}" if isinstance(labels, Tensor) else type(labels).__name__
-        fix = f"must be one whole number for each of the {len(images)} images; soft labels are not read"
-        raise BadInput(str(labels_path), "labels", shown, fix)
-    labels = labels.long()
+    logits = _logits(labels, len(images), str(labels_path))
+    labels = _classes(labels, len(images), str(labels_path)) if logits is None else logits.argmax(1)
     counts = torch.bincount(labels).tolist() if int(labels.min()) >= 0 else [-1]
     if min(counts) < 1 or min(counts) != max(counts) or len(counts) < 2:
         fix = "must be classes from 0 without a gap, two or more, with as many images each"
         raise BadInput(str(labels_path), "labels", f"images by class: {counts[:20]}", fix)
     order = torch.argsort(labels, stable=True)
-    return SyntheticSet(images[order].float().contiguous(), labels[order], None)
+    soft = None if logits is None else logits[order]
+    return SyntheticSet(images[order].float().contiguous(), labels[order], None, logits=soft)
+
+
+def _logits(labels: object, count: int, place: str) -> Tensor | None:
+    """Soft labels float32 [count, classes]; None for hard ones."""
+    if not isinstance(labels, Tensor) or labels.dim() != 2:
+        return None
+    logits = _tensor(labels, place, "labels").float()
+    if len(logits) != count or not bool(torch.isfinite(logits).all()):
+        fix = f"must be finite logits [{count}, classes], one row for each image"
+        raise BadInput(place, "labels", _words([logits.shape]), fix)
+    return logits
+
+
+def _classes(labels: object, count: int, place: str) -> Tensor:
+    """Hard labels int64 [count]."""
+    if not isinstance(labels, Tensor) or labels.shape != (count,) or labels.dtype not in _WHOLE:
+        shown = f"{labels.dtype} {_words([labels.shape])}" if isinstance(labels, Tensor) else type(labels).__name__
+        fix = f"must be one whole number for each of the {count} images, or logits [{count}, classes]"
+        raise BadInput(place, "labels", shown, fix)
+    return labels.long()
 
 
 def write_experts(folder: Path, snapshots: Iterator[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Path]:

@@ -187,6 +187,27 @@ def test_what_does_not_suit_the_experiment_is_refused(imported: dict[str, str], 
     assert "leave imported_set out" in selection.fix
 
 
+def test_a_set_with_soft_labels_is_evaluated_with_them_and_needs_stages_that_have_them(
+    type_in: Type, others: Path, tmp_path: Path
+) -> None:
+    logits = torch.nn.functional.one_hot(torch.arange(10), 10).float() * 3
+    torch.save(logits, tmp_path / "labels_best.pt")
+    files = (str(others / "images_best.pt"), str(tmp_path / "labels_best.pt"))
+    assert type_in("import", *files, "--step-size", "0.02") == 0
+    (key,) = Store(tmp_path / "store").keys("imported")
+    arm = {"method": "mtt", "ipc_per_stage": 1, "imported_set": key}
+    assert refusal(tmp_path, arm | {"stages": 2}).field == "arms.0.imported_set, soft labels"
+    assert len(plan_of(tmp_path, arm | {"method": "datm", "stages": 2})) > 0
+    assert type_in("run", write_experiment(tmp_path, arm), "--workers", "0") == 0
+    store = Store(tmp_path / "store")
+    (adopted,) = store.keys("select")
+    found = synthetic_set.read(store.path(adopted, synthetic_set.EXACT)).logits
+    assert found is not None
+    torch.testing.assert_close(found, logits, rtol=0, atol=0)
+    assert type_in("export", "mine.yaml", "--for", "mtt", "--out", "exported") == 0
+    torch.testing.assert_close(torch.load(tmp_path / "exported" / "labels_best.pt"), logits, rtol=0, atol=0)
+
+
 def test_a_set_without_a_step_size_needs_a_learning_rate(type_in: Type, others: Path, tmp_path: Path) -> None:
     assert type_in("import", str(others / "images_best.pt"), str(others / "labels_best.pt")) == 0
     (key,) = Store(tmp_path / "store").keys("imported")

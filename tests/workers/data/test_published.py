@@ -175,6 +175,16 @@ def test_a_set_is_read_class_by_class(tmp_path: Path) -> None:
     torch.testing.assert_close(found.images, images[[1, 4, 2, 3, 0, 5]], rtol=0, atol=0)
 
 
+def test_soft_labels_are_logits_whose_largest_names_the_class(tmp_path: Path) -> None:
+    logits = torch.tensor([[0.1, 2.0], [3.0, 0.5], [-1.0, 0.0], [4.0, 3.9]])
+    paths = images_and_labels(tmp_path, random(4, 1, 8, 8), logits)
+    assert published.inspect(paths).soft_labels
+    found = published.open_set(paths)
+    assert found.labels.tolist() == [0, 0, 1, 1]
+    assert found.logits is not None
+    torch.testing.assert_close(found.logits, logits[[1, 3, 0, 2]], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "field", "fix"),
     [
@@ -182,7 +192,9 @@ def test_a_set_is_read_class_by_class(tmp_path: Path) -> None:
         (random(4, 1, 8, 8) * torch.inf, torch.arange(4), "images", "its distillation diverged"),
         (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), "images", "must be a dense tensor of floats"),
         (random(4, 1, 8, 8), torch.arange(3), "labels", "one whole number for each of the 4 images"),
-        (random(4, 1, 8, 8), random(4, 10), "labels", "soft labels are not read"),
+        (random(4, 1, 8, 8), random(3, 10), "labels", "one row for each image"),
+        (random(4, 1, 8, 8), random(4, 10) * torch.inf, "labels", "must be finite logits"),
+        (random(4, 1, 8, 8), random(4), "labels", "or logits [4, classes]"),
         (random(4, 1, 8, 8), [0, 1, 2, 3], "labels", "one whole number"),
         (random(4, 1, 8, 8), torch.tensor([0, 0, 0, 1]), "labels", "as many images each"),
         (random(4, 1, 8, 8), torch.tensor([0, 0, 2, 2]), "labels", "without a gap"),
