@@ -51,7 +51,7 @@ def _packages() -> list[Finding]:
 
 def _device() -> Finding:
     torch = importlib.import_module("torch")
-    if torch.cuda.is_available():  # not run on a GPU
+    if torch.cuda.is_available():
         return Finding("device", True, f"{torch.cuda.device_count()} CUDA device(s)")
     return Finding("device", True, "no CUDA device: jobs run on the CPU")
 
@@ -90,7 +90,7 @@ def time_card() -> Finding:
         return Finding("GPU speed", False, "no CUDA device", "type it on a node with one; `pdd doctor` shows the cards")
     from workers.runtime import card_speed
 
-    timed = card_speed.time_card(torch.device("cuda"))  # not run on a GPU
+    timed = card_speed.time_card(torch.device("cuda"))
     remember_card(timed)
     return Finding("GPU speed", True, sentence_of(timed))
 

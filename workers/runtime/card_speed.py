@@ -21,7 +21,7 @@ SMALL = 1_000
 
 @dataclass(frozen=True)
 class CardSpeed:
-    """What was timed: FLOP/s of convolutions in float32, bytes/s of copies in memory, seconds of a kernel's start."""
+    """What was timed: FLOP/s of float32 convolutions in TF32, as jobs have it by default, bytes/s of copies in memory, seconds of a kernel's start."""
 
     convolution: float
     bandwidth: float

@@ -22,7 +22,7 @@ _M_MMAP_THRESHOLD = -3
 
 
 def device_of_choice() -> torch.device:
-    """CUDA where PyTorch sees it (not run on a GPU), the CPU elsewhere."""
+    """CUDA where PyTorch sees it, the CPU elsewhere."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -51,7 +51,7 @@ def build_network(
         activation=spec.activation,
     )
     if device.type == "cuda" and spec.norm in ("batch", "none"):  # other norms would convert every map back and forth
-        network.to(memory_format=torch.channels_last)  # not run on a GPU
+        network.to(memory_format=torch.channels_last)
     return network.to(device, non_blocking=True)
 
 
