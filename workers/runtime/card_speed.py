@@ -21,7 +21,10 @@ SMALL = 1_000
 
 @dataclass(frozen=True)
 class CardSpeed:
-    """What was timed: FLOP/s of float32 convolutions in TF32, as jobs have it by default, bytes/s of copies in memory, seconds of a kernel's start."""
+    """What was timed: FLOP/s of convolutions, bytes/s of copies in memory, seconds of a kernel's start.
+
+    The convolutions are in TF32, as jobs have it by default.
+    """
 
     convolution: float
     bandwidth: float
