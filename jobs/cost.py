@@ -88,9 +88,8 @@ class Machine:
 
 CORE = Machine("CPU core", RATE, CALL, INNER_CALL)
 GPU = Machine("GPU", 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)
-"""One H200 with torch 2.11 (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since norms,
-pooling and augmentation wait for memory; a call is what autograd and Python take on its host to start the kernels of a
-layer."""
+"""One H200 as measured (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since other layers
+wait for memory; a call is what autograd and Python take on its host to start the kernels of a layer."""
 
 
 @dataclass(frozen=True)
@@ -316,10 +315,8 @@ def _trajectory(match: Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
     steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), settings.get("engine")
-    if engine not in ("adjoint", "graphs"):
-        return steps
-    calls = steps.inner_calls * (RECORDED if engine == "graphs" else 1.0)
-    return Effort(ADJOINT * steps.flops, inner_calls=ADJOINT * calls)
+    more, calls = {"adjoint": (ADJOINT, ADJOINT), "graphs": (ADJOINT, ADJOINT * RECORDED)}.get(engine, (1.0, 1.0))
+    return Effort(more * steps.flops, inner_calls=calls * steps.inner_calls)
 
 
 def _constant_memory(match: Match, settings: Settings) -> Effort:
