@@ -88,8 +88,8 @@ class Machine:
 
 CORE = Machine("CPU core", RATE, CALL, INNER_CALL)
 GPU = Machine("GPU", 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)
-"""One H200 as measured (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since other layers
-wait for memory; a call is what autograd and Python take on its host to start the kernels of a layer."""
+"""One H200 as measured (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since others wait
+for memory; a call is what autograd and Python take on its host to start the kernels of a layer."""
 
 
 @dataclass(frozen=True)
