@@ -314,7 +314,7 @@ IterationCost = Callable[[Match, Settings], Effort]
 def _trajectory(match: Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
-    steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), settings.get("engine")
+    steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), str(settings.get("engine"))
     more, calls = {"adjoint": (ADJOINT, ADJOINT), "graphs": (ADJOINT, ADJOINT * RECORDED)}.get(engine, (1.0, 1.0))
     return Effort(more * steps.flops, inner_calls=calls * steps.inner_calls)
 
