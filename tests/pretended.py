@@ -275,6 +275,8 @@ def _refuse(
             raise RuntimeError(
                 f"{name}: Expected all tensors to be on the same device: values on cpu, tensor on cuda:0"
             )
+    elif function is _ops.native_batch_norm_backward.default and args[2] is None and any(args[9][1:]):
+        raise RuntimeError(f"{name}: the gradient of a weight that is not there")
     elif function is not _ops.lift_fresh.default and on_card and any(tensor.dim() for tensor in others):
         raise RuntimeError(f"{name}: Expected all tensors to be on the same device, found cuda:0 and cpu")
 

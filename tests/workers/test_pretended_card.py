@@ -172,7 +172,7 @@ def test_the_norm_of_a_card_gives_the_gradients_of_the_cpu(engine: str) -> None:
     torch.testing.assert_close(step_size, here.step_size, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("engine", "most"), [("unrolled", 160), ("adjoint", 197)])
+@pytest.mark.parametrize(("engine", "most"), [("unrolled", 163), ("adjoint", 200)])
 def test_an_inner_step_launches_few_kernels_and_never_waits(engine: str, most: int) -> None:
     """The figures of docs/performance.md; a step more costs the same again, so constant work drops out."""
     counts = {}

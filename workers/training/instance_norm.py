@@ -175,10 +175,12 @@ def _second(
     a, b, w = (one.view(1, channels, 1, 1) for one in (a, b, weight))
     rw = rate.view(count, channels, 1, 1) * w
 
+    ones = torch.ones_like(rate).view(-1)  # CUDA's batch norm gives sums only beside a weight
+
     def projected(z: Tensor) -> tuple[Tensor, Tensor]:  # r P(z) and sum(z x^): an instance's norm is a batch norm of 1
         statistics = (mean.view(-1), rate.view(-1))
         whole, along, _ = _batch_norm_backward(
-            z.reshape(maps), x.view(maps), None, None, None, *statistics, True, eps, [True, True, False]
+            z.reshape(maps), x.view(maps), ones, None, None, *statistics, True, eps, [True, True, False]
         )
         return whole.view_as(x), along.view_as(rw)
 
