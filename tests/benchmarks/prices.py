@@ -26,14 +26,14 @@ from jobs.experiment import Plan
 from jobs.keys import kind_of
 from orchestrator.planning import simulate
 from orchestrator.planning.durations import Durations, estimate_durations, schedule_of
+from orchestrator.planning.forecast import Planned, forecast
 from orchestrator.planning.requests import Request, resolve
-from orchestrator.planning.table_requests import TableRequest, resolve_tables
+from orchestrator.planning.table_requests import ResolvedTables, TableRequest, resolve_tables
 from orchestrator.runs import driver
 from orchestrator.runs.driver import RunInfo
 from orchestrator.runs.journal import NAME, Journal, read
 from orchestrator.runs.pool import InProcessPool
 from orchestrator.workloads.sweep.sweep import SweepWorkload
-from orchestrator.workloads.tables import bought
 from tests.benchmarks.measure import Row, Timer
 from workers.store.store import Store
 from workers.training.speed import REFERENCE, epoch_seconds
@@ -43,14 +43,16 @@ MAKESPAN, KIND = 1.25, 1.5
 """How far a makespan, and the jobs of a kind, may be from what was predicted, either way."""
 NOTICED = 0.02
 """A kind with a smaller share of a run's seconds has no row: a few short jobs say nothing."""
-SMALL_BUDGET = "0.025gpu-h"
+SMALL_BUDGET = "0.008gpu-h"
+SETTINGS = ("architectures=[convnet, resnet10]", "networks=1")
+"""Of the quickstart on own images."""
 GRADIENT = {
     "name": "gradient",
     "dataset": "digits",
     "scale": "small",
     "networks": 2,
     "architectures": ["convnet"],
-    "set": {"distil.iterations": 20},
+    "set": {"distil.iterations": 6},
     "arms": [{"method": method, "ipc_per_stage": 2} for method in ("dc", "dsa", "dm", "idc")],
 }
 """Methods that match gradients or features, with fewer iterations than at scale small."""
@@ -64,12 +66,20 @@ def plans(folder: Path) -> dict[str, Callable[[], Plan]]:
     small = TableRequest(scale="small", dataset="digits", budget=SMALL_BUDGET)
     return {
         "tables at tiny": lambda: resolve_tables(TableRequest(scale="tiny", dataset="digits")).tables.plan,
-        f"tables at small, reduced to {SMALL_BUDGET}": lambda: bought(resolve_tables(small), Store(folder / "none"))[0],
+        f"tables at small, reduced to {SMALL_BUDGET}": lambda: reduced(resolve_tables(small)),
         "ablations at tiny": lambda: resolve(Request(experiments=("ablations",), scale="tiny")).plan,
         "sweep of stages at tiny": lambda: SweepWorkload.of("stages_x_ipc", Request()).plan,
-        "quickstart on own images": lambda: resolve(Request(dataset=str(images))).plan,
-        "gradient methods, 20 iterations": lambda: resolve(Request(experiments=(str(experiment),))).plan,
+        "own images": lambda: resolve(Request(dataset=str(images), settings=SETTINGS)).plan,
+        "gradient methods, 6 iterations": lambda: resolve(Request(experiments=(str(experiment),))).plan,
     }
+
+
+def reduced(tables: ResolvedTables) -> Plan:
+    """The cells of tables that fit into their budget."""
+    planned = Planned.of(tables)
+    selection = forecast(planned, Store(Path("none")), WORKERS, tables.request.seconds(), CORE).budget
+    assert selection is not None
+    return replace(planned.plan, cells=[entry.cell for entry in selection.cells if entry.cell is not None])
 
 
 def write_images(folder: Path, classes: int = 5, count: int = 60, side: int = 16) -> None:
