@@ -1,11 +1,10 @@
 """What a job costs: its work in FLOPs, and from that an estimate in seconds.
 
-The estimate serves two ends: to order jobs by the work that hangs on them, and to tell people when a run will
-be done. It takes no part in any result, and where a job of the same size was measured that time is taken
-instead. Counted are convolutions and classifiers, two FLOPs a multiply-add, a forward and backward pass as
-three forward passes, and what a base method does by the numbers in its settings. Tiny networks are bound by
-the number of calls and not by arithmetic, so every layer of every step costs a fixed time as well. Left out:
-norms, augmentation, tests, reading and writing.
+The estimate serves two ends: to order jobs by the work that hangs on them, and to tell people when a run will be done.
+It takes no part in any result, and where a job of the same size was measured that time is taken instead. Counted are
+convolutions and classifiers, two FLOPs a multiply-add, a forward and backward pass as three forward passes, and what a
+base method does by the numbers in its settings. Tiny networks are bound by the number of calls and not by arithmetic,
+so every layer of every step costs a fixed time as well. Left out: augmentation, tests, reading and writing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from jobs.fields import Settings
 from jobs.graph import Graph, Job
@@ -38,14 +37,13 @@ Signature = tuple[Kind, str]
 """What jobs of the same size have in common, though not their seeds; see `signature`."""
 
 RATE = 4.0e10
-"""FLOP/s where no rate is given. It and the next five fit all tables on digits at small and at tiny: most kinds of jobs
-to a quarter, their sum to a few percent."""
+"""FLOP/s where no rate is given; it and the next four fit loops at width 32 from 8x8 to 32x32 pixels to a tenth."""
+INNER_RATE = 2.25e10
+"""The same in what is differentiated twice: its norms move more memory for each FLOP."""
 CALL = 0.7e-3
 """Seconds that one layer costs in one SGD step, however small it is."""
-INNER_CALL = 3.4e-3
-"""The same in one inner step of a student, which is differentiated twice."""
-MATCHED_CALL = 0.7
-"""What a layer's call costs in a match of gradients, by one in an inner step."""
+INNER_CALL, MATCHED_CALL = 1.75e-3, 0.55
+"""The same in an inner step, which is differentiated twice; and what it takes in a match of gradients, by that."""
 CLUSTERING_CALLS, CENTROID_CALLS = 8, 0.25
 """Embedding and k-means of one class, however small, by a layer's calls in SGD steps; and what each centroid adds."""
 ADJOINT = 1.25
@@ -58,23 +56,22 @@ START = 0.04
 """Seconds to load the parents and to write the artifact."""
 LIGHT = 1.0e6
 """FLOPs of what only moves images about: `select` where no features are looked at, a phase of a data set."""
-READING = 200.0
-"""Reading and hashing one byte of a data set, in FLOPs."""
-DECODING = 0.2
-"""Opening and decoding one image that is kept, by a layer's calls in SGD steps."""
+READING, DECODING = 200.0, 0.2
+"""Reading and hashing a byte of a data set, in FLOPs; decoding an image that is kept, by a layer's calls in a step."""
 SYN_STEPS = 10
 """Inner steps an iteration of a base method that names none in its settings."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast a worker is: FLOP/s, and seconds of a layer in one SGD step, in one inner step, and of a job's begin.
+    """How fast a worker is: FLOP/s, also in what is differentiated twice, seconds of a layer in either, of a job's begin.
 
     `overlaps` says that it computes while later calls are made, as a card does: the slower of the two counts.
     """
 
     name: str
     rate: float
+    inner_rate: float
     call: float
     inner_call: float
     start: float = START
@@ -83,29 +80,30 @@ class Machine:
     def slower(self, factor: float) -> Machine:
         """A machine that takes `factor` times as long for everything."""
         times = {name: getattr(self, name) * factor for name in ("call", "inner_call", "start")}
-        return replace(self, rate=self.rate / factor, **times)
+        return replace(self, rate=self.rate / factor, inner_rate=self.inner_rate / factor, **times)
 
 
-CORE = Machine("CPU core", RATE, CALL, INNER_CALL)
-GPU = Machine("GPU", 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)
+CORE = Machine("CPU core", RATE, INNER_RATE, CALL, INNER_CALL)
+GPU = Machine("GPU", 2.0e13, 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)
 """One H200 as measured (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since others wait
 for memory; a call is what autograd and Python take on its host to start the kernels of a layer."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """FLOPs, and how many times a layer is called in SGD steps and in inner steps."""
+    """FLOPs, and how many times a layer is called in SGD steps and in inner steps; `inner_flops` are among `flops`."""
 
     flops: float
     calls: float = 0.0
     inner_calls: float = 0.0
+    inner_flops: float = 0.0
 
     def __add__(self, other: Effort) -> Effort:
-        return Effort(self.flops + other.flops, self.calls + other.calls, self.inner_calls + other.inner_calls)
+        return Effort(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def times(self, count: float) -> Effort:
         """The effort of doing the same `count` times."""
-        return Effort(self.flops * count, self.calls * count, self.inner_calls * count)
+        return Effort(*(number * count for number in astuple(self)))
 
 
 def forward_flops(network: NetworkSpec, data: DatasetSpec) -> float:
@@ -152,7 +150,8 @@ def estimate(needed: Effort, machine: Machine = CORE, rate: float | None = None)
         rate: FLOP/s, instead of the machine's.
     """
     calling = machine.call * needed.calls + machine.inner_call * needed.inner_calls
-    computing = needed.flops / (rate or machine.rate)
+    rates = (rate or machine.rate, rate or machine.inner_rate)
+    computing = (needed.flops - needed.inner_flops) / rates[0] + needed.inner_flops / rates[1]
     return machine.start + (max(calling, computing) if machine.overlaps else calling + computing)
 
 
@@ -292,7 +291,7 @@ class Match:
 
     def twice(self, images: int) -> Effort:
         """An inner step that is differentiated again, which is twice as much as the step."""
-        return Effort(9 * self.forward * images, inner_calls=self.layers)
+        return Effort(flops := 9 * self.forward * images, inner_calls=self.layers, inner_flops=flops)
 
     def matched(self, images: int) -> Effort:
         """A gradient differentiated by the images alone: no chain of weights, so a layer's call is shorter."""
@@ -314,9 +313,9 @@ IterationCost = Callable[[Match, Settings], Effort]
 def _trajectory(match: Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
-    steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), str(settings.get("engine"))
-    more, calls = {"adjoint": (ADJOINT, ADJOINT), "graphs": (ADJOINT, ADJOINT * RECORDED)}.get(engine, (1.0, 1.0))
-    return Effort(more * steps.flops, inner_calls=calls * steps.inner_calls)
+    steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), settings.get("engine")
+    calls = steps.inner_calls * (RECORDED if engine == "graphs" else 1.0)
+    return replace(steps, inner_calls=calls).times(ADJOINT) if engine in ("adjoint", "graphs") else steps
 
 
 def _constant_memory(match: Match, settings: Settings) -> Effort:

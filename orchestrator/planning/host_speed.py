@@ -99,7 +99,8 @@ def machine_of_card() -> cost.Machine:
     if known is None:
         return cost.GPU
     call, inner_call = STARTS_OF_LAYER * known["launch"], STARTS_OF_INNER_LAYER * known["launch"]
-    return replace(cost.GPU, rate=SUSTAINED * known["convolution"], call=call, inner_call=inner_call)
+    rate = SUSTAINED * known["convolution"]
+    return replace(cost.GPU, rate=rate, inner_rate=rate, call=call, inner_call=inner_call)
 
 
 def remember_card(speed: CardSpeed) -> None:
