@@ -57,7 +57,7 @@ START = 0.04
 LIGHT = 1.0e6
 """FLOPs of what only moves images about: `select` where no features are looked at, a phase of a data set."""
 READING, DECODING, LIBRARY = 200.0, 0.2, 300
-"""Reading a byte of a data set, in FLOPs; by calls in a step: decoding a kept image, importing scikit-learn's digits."""
+"""Reading a byte of a data set, in FLOPs; by calls of a layer: decoding a kept image, importing scikit-learn."""
 SYN_STEPS = 10
 """Inner steps an iteration of a base method that names none in its settings."""
 
