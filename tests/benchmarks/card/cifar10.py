@@ -23,7 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -51,12 +51,10 @@ JUDGES = 2
 """Networks that judge an iterate."""
 RUN = "card"
 """The name of the run, under which jobs keep their logs."""
-ENGINE: Engine = "graphs"
-"""Of matching: the adjoint with recorded steps, five times as fast as the whole graph at one image a class."""
-EXPERTS = 0.3
+EXPERTS = 0.22
 """Share of the time in which experts are trained."""
-EVALUATION = 45.0
-"""Seconds that are kept for the last evaluations and the end."""
+EVALUATION = 70.0
+"""Seconds that are kept for the networks that judge iterates, the last evaluations and the end."""
 NETWORKS = 5
 RANDOM = "Random"
 PUBLISHED = {("MTT", 1): 46.3, ("MTT", 10): 65.3, (RANDOM, 1): 14.4, (RANDOM, 10): 26.0}
@@ -80,13 +78,14 @@ class Images:
         return cls({"name": "cifar10", "path": str(data)}, facts)
 
 
-def plan_of(images: Images, experts: int, iterations: dict[int, int]) -> Plan:
+def plan_of(images: Images, experts: int, iterations: dict[int, int], engine: Engine) -> Plan:
     """The plan of a run with so many experts and iterations.
 
     Args:
         images: the data set.
         experts: how many.
         iterations: of each stage, by images per class.
+        engine: of matching.
     """
     experiment = Experiment.model_validate(
         {
@@ -95,7 +94,10 @@ def plan_of(images: Images, experts: int, iterations: dict[int, int]) -> Plan:
             "scale": images.scale,
             "networks": NETWORKS,
             "arms": [
-                *({"method": "mtt", "ipc_per_stage": ipc, "set": _cut(experts, iterations[ipc])} for ipc in IPC),
+                *(
+                    {"method": "mtt", "ipc_per_stage": ipc, "set": _cut(experts, iterations[ipc], engine)}
+                    for ipc in IPC
+                ),
                 *({"method": "random", "ipc_per_stage": ipc} for ipc in IPC),
             ],
         }
@@ -103,13 +105,13 @@ def plan_of(images: Images, experts: int, iterations: dict[int, int]) -> Plan:
     return expand(experiment, images.facts, "command line")
 
 
-def _cut(experts: int, iterations: int) -> dict[str, Any]:
+def _cut(experts: int, iterations: int, engine: Engine) -> dict[str, Any]:
     """The recipe's numbers that the time does not allow."""
     return {
         "experts.number": experts,
         "experts.real.epochs": EPOCHS,
         "distil.iterations": iterations,
-        "distil.settings.engine": ENGINE,
+        "distil.settings.engine": engine,
         "distil.choice.every": max(1, iterations // 2),
         "distil.choice.networks": JUDGES,
         "distil.checkpoint_every": 100,
@@ -160,10 +162,11 @@ class Protocol:
         seconds: that it may take.
         store: where artifacts go.
         file: for the JSON.
+        engine: of matching.
     """
 
-    def __init__(self, images: Images, seconds: float, store: Store, file: Path) -> None:
-        self._images, self._store, self._file = images, store, file
+    def __init__(self, images: Images, seconds: float, store: Store, file: Path, engine: Engine = "graphs") -> None:
+        self._images, self._store, self._file, self._engine = images, store, file, engine
         self._began, self._seconds = time.monotonic(), seconds
         self._jobs = list[JobResult]()
         self._experts, self._iterations = MOST_EXPERTS, dict.fromkeys(IPC, 1)
@@ -186,7 +189,7 @@ class Protocol:
     @property
     def plan(self) -> Plan:
         """The jobs with the experts and iterations that are known by now."""
-        return plan_of(self._images, self._experts, self._iterations)
+        return plan_of(self._images, self._experts, self._iterations, self._engine)
 
     @property
     def _left(self) -> float:
@@ -198,7 +201,7 @@ class Protocol:
         for ipc in IPC:
             steps, images = MATCHING[ipc]
             problem = Problem(images, steps, width=128, side=SIDE, classes=CLASSES)
-            seconds = measured(device, matching(device, ENGINE, problem)).seconds
+            seconds = measured(device, matching(device, self._engine, problem)).seconds
             iterations[ipc] = max(2, int((self._left - EVALUATION) / (TOGETHER * seconds)))
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -270,6 +273,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder with CIFAR-10's two Parquet files")
     parser.add_argument("--seconds", type=float, default=300.0, help="that it may take")
     parser.add_argument("--processes", type=int, default=4, help="that share the card")
+    parser.add_argument("--engine", choices=get_args(Engine), default="graphs", help="of matching")
     parser.add_argument(
         "--store", type=Path, default=None, help="a folder for artifacts; one that is dropped by default"
     )
@@ -278,7 +282,7 @@ def main() -> None:
     prepare_process()
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(words.store or folder)
-        protocol = Protocol(Images.of(words.data), words.seconds, store, words.json)
+        protocol = Protocol(Images.of(words.data), words.seconds, store, words.json, words.engine)
         protocol.run(words.processes)
         print(table(protocol))
 
