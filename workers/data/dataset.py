@@ -80,6 +80,8 @@ def load(store: Store, key: str, device: torch.device) -> Dataset:
 def _load(root: Path, key: str, device: torch.device) -> Dataset:
     store = Store(root)
     transform = read_transform(store.path(key, TRANSFORM))
+    if isinstance(transform, preprocess.Affine):
+        transform = transform.to(device)
     splits, names = dict[str, Split](), tuple[str, ...]()
     for name in SPLITS:
         images, labels, names = read_split(store.path(key, f"{name}.arrow"))
@@ -88,10 +90,10 @@ def _load(root: Path, key: str, device: torch.device) -> Dataset:
 
 
 def _resident(images: Tensor, transform: preprocess.Affine | preprocess.Zca, device: torch.device) -> Images:
-    """Images uint8 [n, C, H, W] on the device: as bytes, or whitened."""
+    """Images uint8 [n, C, H, W] on the device: as bytes, with a transform that is there too, or whitened."""
     if isinstance(transform, preprocess.Zca):
         return transform.forward(images).to(device)
-    return StoredImages(images.to(device), transform.to(device))
+    return StoredImages(images.to(device), transform)
 
 
 def read_transform(path: Path) -> preprocess.Affine | preprocess.Zca:

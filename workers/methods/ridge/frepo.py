@@ -99,7 +99,8 @@ class FeatureRegression(Method):
         targets = self._regression.targets(learnable.labels, learnable.logits)
         if len(images) <= self._settings.batch_train:
             return images, targets
-        rows = torch.randperm(len(images), generator=generator)[: self._settings.batch_train].to(images.device)
+        rows = torch.randperm(len(images), generator=generator)[: self._settings.batch_train]
+        rows = rows.to(images.device, non_blocking=True)
         return images[rows], targets[rows]
 
     def _new(self, updates: int = 0) -> PooledNetwork:

@@ -115,7 +115,8 @@ class Regression:
             The error [] and the gradients of the others.
         """
         train, spec = self.stage.train, self.stage.spec
-        chosen = torch.randperm(len(train.labels), generator=generator)[: self.batch].to(train.labels.device)
+        chosen = torch.randperm(len(train.labels), generator=generator)[: self.batch]
+        chosen = chosen.to(train.labels.device, non_blocking=True)
         with torch.no_grad():
             real = embed(train.images[chosen])
         union, logits = learnable.union.requires_grad_(), learnable.logits

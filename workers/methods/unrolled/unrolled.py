@@ -195,7 +195,8 @@ class UnrolledTraining(Method):
         if settings.ends == "random":
             steps = int(torch.randint(window, steps + 1, (), generator=generator))
         batches = batches_on(stage.device, [self._inner_batch(union, generator) for _ in range(steps)])
-        chosen = torch.randperm(len(stage.train.labels), generator=generator)[: settings.batch].to(stage.device)
+        chosen = torch.randperm(len(stage.train.labels), generator=generator)[: settings.batch]
+        chosen = chosen.to(stage.device, non_blocking=True)
         found = outcome(
             self._student,
             flatten(stage.start_networks.network(iteration)),
