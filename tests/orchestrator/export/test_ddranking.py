@@ -67,7 +67,7 @@ def test_the_accuracy_of_dd_ranking_is_ours(python: Path, tmp_path: Path) -> Non
     ours = source.protocol.values
     assert len(theirs) == len(ours) == 5
     assert "label_robust_score_mean" in scored.stdout
-    deviations = statistics.pstdev(theirs) + statistics.pstdev(ours)
+    deviations = statistics.stdev(theirs) + statistics.stdev(ours)
     difference = abs(statistics.mean(theirs) - statistics.mean(ours))
     print(f"theirs {theirs}, ours {ours}, {torch.__version__}", file=sys.stderr)
     assert difference <= deviations, f"theirs {theirs}, ours {ours}"
