@@ -78,7 +78,7 @@ def test_the_run_of_mtt_fits_its_time_and_says_what_was_cut(tmp_path: Path, monk
     monkeypatch.setattr(cifar10, "MOST_ITERATIONS", 4)
     file = tmp_path / "run.json"
     images = cifar10.Images({"name": "digits"}, facts, "tiny")
-    protocol = cifar10.Protocol(images, 200.0, Store.open(tmp_path / "store"), file)
+    protocol = cifar10.Protocol(images, 900.0, Store.open(tmp_path / "store"), file)
     protocol.run(1)
     document = json.loads(file.read_text())
     assert {row["networks"] for row in document["rows"]} == {2} and len(document["rows"]) == 4

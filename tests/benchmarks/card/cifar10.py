@@ -51,9 +51,9 @@ JUDGES = 2
 """Networks that judge an iterate."""
 RUN = "card"
 """The name of the run, under which jobs keep their logs."""
-EXPERTS = 0.22
+EXPERTS = 0.27
 """Share of the time in which experts are trained."""
-EVALUATION = 70.0
+EVALUATION = 60.0
 """Seconds that are kept for the networks that judge iterates, the last evaluations and the end."""
 NETWORKS = 5
 RANDOM = "Random"
