@@ -5,7 +5,7 @@ convolution's output costs some copies of itself, by what is differentiated how 
 pretended card of the tests with ConvNets (`tests/workers/test_memory.py` holds them to 20 %); of other networks the
 sizes of the layers are exact and the copies are a ConvNet's.
 
-On an H200 (torch 2.11) loops at width 128 took 0.86 to 1.02 times their estimate in TF32, the default of convolutions.
+On an H200 (torch 2.11) jobs at width 128 took 0.93 to 1.09 times their estimate in TF32, the default of convolutions.
 cuDNN takes work space beside it (`WORKSPACE`), or slower algorithms where there is no room for it.
 """
 

@@ -32,6 +32,9 @@ pytestmark = pytest.mark.gpu
 
 NEAR = 1e-2
 """Relative distance of images and weights after a short job."""
+AMPLIFIED = {"rat_bptt": 5e-2}
+"""The same of methods whose students are trained by Adam, which makes a gradient near zero as large as any other: a last
+bit of the images moves RaT-BPTT's stage by 1.4e-3 on a CPU, too, and those of other methods by 1e-7."""
 POINTS = 4.0
 """Percentage points by which accuracies of a test on some hundred images may differ."""
 DECIDED = {
@@ -91,8 +94,9 @@ def _near_images(job: Job, here: Workshop, there: Workshop) -> None:
     ours, theirs = (synthetic_set.read(shop.store.path(job.key, synthetic_set.EXACT)) for shop in (here, there))
     assert torch.equal(ours.labels, theirs.labels)
     far = distance(theirs.images, ours.images)
-    note(f"{getattr(job.spec, 'method', job.kind)}: distance to the CPU", error=far)
-    assert far < NEAR
+    method = getattr(job.spec, "method", job.kind)
+    note(f"{method}: distance to the CPU", error=far)
+    assert far < AMPLIFIED.get(method, NEAR)
     if ours.step_size is None:
         assert theirs.step_size is None
     else:
