@@ -48,8 +48,8 @@ CLUSTERING_CALLS, CENTROID_CALLS = 8, 0.25
 """Embedding and k-means of one class, however small, by a layer's calls in SGD steps; and what each centroid adds."""
 ADJOINT = 1.25
 """What the adjoint takes of flops and calls, by the whole graph: 1.22 to 1.26 on a core, 1.16 to 1.27 on a card."""
-RECORDED = 0.15
-"""What a call of recorded steps takes, by one of the adjoint's."""
+RECORDED = 0.85, 0.12
+"""What recorded steps take of flops and calls on a card, by the whole graph."""
 CLUSTERING_PASSES: dict[Clustering, int] = {"sklearn": 54, "torch": 8}
 """What a k-means takes, by the distances of all points from all centroids; measured on one core."""
 START = 0.04
@@ -315,8 +315,9 @@ def _trajectory(match: Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
     steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), settings.get("engine")
-    calls = steps.inner_calls * (RECORDED if engine == "graphs" else 1.0)
-    return replace(steps, inner_calls=calls).times(ADJOINT) if engine in ("adjoint", "graphs") else steps
+    factors = {"adjoint": (ADJOINT, ADJOINT), "graphs": RECORDED}
+    flops, calls = factors.get(str(engine), (1.0, 1.0))
+    return replace(steps.times(flops), inner_calls=calls * steps.inner_calls)
 
 
 def _constant_memory(match: Match, settings: Settings) -> Effort:

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.gpu
 NEAR = 1e-2
 """Relative distance of images and weights after a short job."""
 AMPLIFIED = {"rat_bptt": 5e-2}
-"""The same where students are trained by Adam, which makes a gradient near zero as large as any other: a last bit of the
+"""The same where students are trained by Adam, which makes a gradient near zero as large as others: a last bit of the
 images moves RaT-BPTT's stage by 1.4e-3 on a CPU, too, and those of other methods by 1e-7."""
 POINTS = 4.0
 """Percentage points by which accuracies of a test on some hundred images may differ."""
