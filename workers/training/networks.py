@@ -173,8 +173,8 @@ class ConvNet(Network):
         """Flattened last map: [n, width * side * side]."""
         if not (x.is_cuda and self._published):
             return cast(Tensor, self.blocks(x)).flatten(1)
-        for convolution, norm in zip(self.blocks[::4], self.blocks[1::4], strict=True):
-            x = norm_relu_pool(convolution(x), cast(nn.GroupNorm, norm))
+        for first in range(0, len(self.blocks), 4):
+            x = norm_relu_pool(self.blocks[first](x), cast(nn.GroupNorm, self.blocks[first + 1]))
         return x.flatten(1)
 
     def maps(self, x: Tensor) -> list[Tensor]:

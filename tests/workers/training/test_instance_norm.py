@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -106,3 +107,12 @@ def test_a_block_is_done_by_another_function_only_where_that_is_said() -> None:
     with blocks_by(lambda x, norm: x.sum(1)):
         assert torch.equal(_block(x, weight, bias), x.sum(1))
     assert torch.equal(_block(x, weight, bias), by_operators(x, _norm_of(weight, bias)))
+
+
+@pytest.mark.slow
+def test_a_compiler_of_pytorch_sees_through_a_block() -> None:
+    """Compiled trainings on a card run it whole; what is compiled here is compiled to PyTorch's own operators."""
+    x, weight, bias = _arguments(torch.float32)
+    compiled = torch.compile(norm_relu_pool, fullgraph=True, dynamic=False, backend="aot_eager")
+    norm = _norm_of(weight, bias)
+    torch.testing.assert_close(compiled(x, norm), norm_relu_pool(x, norm))
