@@ -18,7 +18,7 @@ from rich.table import Table
 
 from tests.benchmarks.measure import Row, machine
 
-PARTS = ("driver", "planning", "start", "round_trip", "prices", "limits", "loops", "roofline")
+PARTS = ("driver", "planning", "images", "start", "round_trip", "prices", "limits", "loops", "roofline")
 
 
 def main() -> None:
