@@ -140,7 +140,7 @@ def perform(context: JobContext) -> None:
         job.canonical()["spec"],
         job.parents,
         device=str(context.device),
-        arithmetic=described(context.device, tf32),
+        arithmetic=described(context.device, job.spec),
         extra=extra,
     )
     with artifact as folder, with_tf32(context.device, tf32):

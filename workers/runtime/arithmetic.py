@@ -21,11 +21,19 @@ def tf32_of(spec: Spec) -> Tf32:
     return network.tf32 if isinstance(network, NetworkSpec) else NetworkSpec().tf32
 
 
-def described(device: torch.device, tf32: Tf32) -> str:
-    """What a manifest says of it."""
-    if device.type != "cuda" or tf32 == "none":
-        return "float32"
-    return "float32, TF32 in " + ("convolutions" if tf32 == "convolutions" else "all products")
+def described(device: torch.device, spec: Spec) -> str:
+    """What a manifest says of a job's arithmetic: TF32, and whether some of its training is in bfloat16."""
+    tf32 = tf32_of(spec)
+    products = {"none": "", "convolutions": ", TF32 in convolutions", "all": ", TF32 in all products"}
+    text = "float32" + (products[tf32] if device.type == "cuda" else "")
+    return f"bfloat16 in training, else {text}" if _narrow(spec.model_dump(mode="json")) else text
+
+
+def _narrow(document: object) -> bool:
+    """Whether a training in a spec, however deep, is in bfloat16."""
+    if not isinstance(document, dict):
+        return False
+    return document.get("precision") == "bfloat16" or any(map(_narrow, document.values()))
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class Manifest:
     versions: dict[str, str]  # of Python, the libraries and this project
     host: str
     device: str
-    arithmetic: str = "float32"  # that, or in which products a card rounded to TF32
+    arithmetic: str = "float32"  # or bfloat16 in training, and in which products TF32
     seconds: Amount  # what the job took
     peak_memory_mib: Amount  # largest resident size of the process that wrote it, earlier jobs included
     written: str  # ISO 8601, UTC

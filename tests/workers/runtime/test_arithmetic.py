@@ -14,7 +14,7 @@ from tests.workers.short_jobs import ONE
 from tests.workers.workshop import Workshop
 from workers import execute as module
 from workers.execute import execute, perform
-from workers.runtime.arithmetic import with_tf32
+from workers.runtime.arithmetic import described, with_tf32
 from workers.runtime.context import JobContext
 from workers.runtime.process import prepare_process
 
@@ -67,6 +67,15 @@ def test_a_cpu_is_left_alone_and_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     shop = opened(tmp_path, "all", seen, monkeypatch)
     manifest = shop.make(shop.job("evaluate"))
     assert seen == [before] and manifest.arithmetic == "float32"
+
+
+def test_training_in_bfloat16_is_said(tmp_path: Path) -> None:
+    shop = Workshop.open(tmp_path, {"method": "dm", **ONE}, networks=1, set={"evaluate.precision": "bfloat16"})
+    cpu = torch.device("cpu")
+    assert described(cpu, shop.job("evaluate").spec) == "bfloat16 in training, else float32"
+    assert described(cpu, shop.job("distil").spec) == "float32"
+    whole = described(DEVICE, shop.job("evaluate").spec)
+    assert whole == "bfloat16 in training, else float32, TF32 in convolutions"
 
 
 def test_what_was_set_comes_back_when_a_job_fails() -> None:
