@@ -86,6 +86,6 @@ def test_six_kinds_of_runs_have_plans(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_has_a_row_for_its_makespan_and_for_its_kinds(tmp_path: Path) -> None:
-    rows = list(prices.rows_of("tiny", resolve(Request(experiments=("tiny",))).plan, tmp_path, slowness=1.0))
+    rows = list(prices.rows_of("tiny", resolve(Request(experiments=("tiny",))).plan, tmp_path))
     assert rows[0].name == "tiny" and {"tiny: distil", "tiny: evaluate"} <= {row.name for row in rows}
     assert all(row.cpu_seconds and row.ratio and row.ratio >= 1 for row in rows)

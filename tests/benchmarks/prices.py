@@ -1,8 +1,8 @@
 """What `plan` says that runs take, held against what they take: six kinds of runs on fresh stores, of a minute each.
 
 Jobs run one after the other in a process of its own, which pays its imports as a worker does, and their CPU time is
-measured, so that neighbours count as little as can be; a core is timed likewise. Both makespans are the scheduler's on
-two workers, with the measured times and with the prices before anything was measured.
+measured, so that neighbours count as little as can be; a core is timed likewise, before and after. Both makespans are
+the scheduler's on two workers, with the measured times and with the prices for such a core.
 """
 
 from __future__ import annotations
@@ -125,18 +125,22 @@ def apart(one: float, other: float) -> float:
     return max(one / other, other / one)
 
 
-def rows_of(name: str, plan: Plan, folder: Path, slowness: float) -> Iterator[Row]:
+def slowness() -> float:
+    """How many times as long as at the calibration of prices a core takes now."""
+    return epoch_seconds(clock=time.process_time) / REFERENCE
+
+
+def rows_of(name: str, plan: Plan, folder: Path) -> Iterator[Row]:
     """A row for the makespan and one for each kind that matters.
 
     Args:
         name: of the run.
         plan: of the run.
         folder: for its store.
-        slowness: of this host's cores.
     """
-    machine = CORE.slower(slowness)
+    before, taken, after = slowness(), measured(plan, folder), slowness()
+    machine = CORE.slower((before + after) / 2)
     prices = estimate_durations(plan.graph, Store(folder / "none"), machine).seconds
-    taken = measured(plan, folder)
     yield row(name, makespan(plan, taken, taken.keys()), makespan(plan, prices, taken.keys()), MAKESPAN)
     sums, hoped = Counter[str](), Counter[str]()
     for key, seconds in taken.items():
@@ -153,24 +157,23 @@ def row(name: str, taken: float, hoped: float, goal: float) -> Row:
     return Row(part="prices", name=name, cpu_seconds=taken, ratio=apart(taken, hoped), goal=goal, note=note)
 
 
-def alone(name: str, folder: str, slowness: float) -> list[Row]:
+def alone(name: str, folder: str) -> list[Row]:
     """The rows of one run in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_rows_of_named, (name, folder, slowness))
+        return pool.apply(_rows_of_named, (name, folder))
 
 
-def _rows_of_named(name: str, folder: str, slowness: float) -> list[Row]:
+def _rows_of_named(name: str, folder: str) -> list[Row]:
     place = Path(folder)
-    return list(rows_of(name, plans(place)[name](), place, slowness))
+    return list(rows_of(name, plans(place)[name](), place))
 
 
 def rows(names: Collection[str] = ()) -> list[Row]:
     """All six runs, or some by the beginnings of their names."""
     figures: list[Row] = []
-    slowness = epoch_seconds(clock=time.process_time) / REFERENCE
     with tempfile.TemporaryDirectory() as root:
         for number, name in enumerate(plans(Path(root))):
             if not names or any(name.startswith(begin) for begin in names):
                 (folder := Path(root) / f"{number}").mkdir()
-                figures += alone(name, str(folder), slowness)
+                figures += alone(name, str(folder))
     return figures
