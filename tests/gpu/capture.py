@@ -36,8 +36,9 @@ from workers.training.instance_norm import InstanceNorm
 from workers.training.networks import build, flatten
 
 CUDA = torch.device("cuda")
-NEAR = 2e-3
-"""Relative distance of two float32 results, TF32 in both, whose sums may be taken in another order."""
+NEAR, FAR = 1e-5, 5e-2
+"""Relative distance of two float32 results, TF32 in both, whose sums may be taken in another order: in most iterations,
+and in one where an input of a ReLU within rounding of zero is on its other side."""
 SIZES = {"IPC 1": (10, 50), "two images a class": (20, 50), "IPC 10": (100, 30)}
 """Images of a batch and inner steps, as in the recipes for CIFAR-10."""
 
@@ -88,19 +89,19 @@ def agreeing(case: Problem, iterations: int, sizes: tuple[int, ...], images: int
     Raises:
         AssertionError: they differ, or nothing was recorded.
     """
-    worst, same = 0.0, True
+    distances, same = [], True
     for seed in range(iterations):
         recorded, eager = (case.match(engine, seed, sizes, images) for engine in ("graphs", "adjoint"))  # type: ignore[arg-type]
         refused = case.student.kept.get(REFUSED)
         assert refused is None, f"the engine went back to the adjoint: {refused}"
-        for name in ("loss", "images", "step_size"):
-            own, other = getattr(recorded, name), getattr(eager, name)
-            worst = max(worst, float((own - other).norm() / other.norm()))
-            same = same and torch.equal(own, other)
-    assert worst <= NEAR, f"{worst:.1e} from the adjoint"
-    return f"{len(case.student.kept[RECORDED]._recordings)} kinds of batches, {worst:.1e} from the adjoint" + (
-        ", the same bits" if same else ""
-    )
+        pairs = [(getattr(recorded, name), getattr(eager, name)) for name in ("loss", "images", "step_size")]
+        distances.append(max(float((own - other).norm() / other.norm()) for own, other in pairs))
+        same = same and all(torch.equal(own, other) for own, other in pairs)
+    middle, worst = statistics.median(distances), max(distances)
+    text = f"{middle:.1e} from the adjoint, at most {worst:.1e}"
+    assert middle <= NEAR and worst <= FAR, text
+    kinds = len(case.student.kept[RECORDED]._recordings)
+    return f"{kinds} kinds of batches, {text}{', the same bits' if same else ''}"
 
 
 def card() -> str:
@@ -171,20 +172,20 @@ def layer(module: nn.Module, *shape: int) -> Callable[[], str]:
 
 def operation(name: str) -> Callable[[], str]:
     """A stage: inner steps with one operation of the augmentation."""
-    return lambda: agreeing(problem(name), 2, (10, 10, 10), 10)
+    return lambda: agreeing(problem(name), 5, (10, 10, 10), 10)
 
 
 def all_operations() -> str:
-    return agreeing(problem("_".join(OPERATIONS)), 4, (16,) * 12, 40)
+    return agreeing(problem("_".join(OPERATIONS)), 5, (16,) * 12, 40)
 
 
 def short_batches() -> str:
-    return agreeing(problem("color_flip"), 3, (16, 16, 8), 40)
+    return agreeing(problem("color_flip"), 5, (16, 16, 8), 40)
 
 
 def other_network(architecture: str, norm: str) -> Callable[[], str]:
     """A stage: inner steps of another network."""
-    return lambda: agreeing(problem("flip", width=16, norm=norm, architecture=architecture), 2, (8, 8), 16)
+    return lambda: agreeing(problem("flip", width=16, norm=norm, architecture=architecture), 5, (8, 8), 16)
 
 
 def memory() -> str:
