@@ -48,6 +48,8 @@ at width 32, 1.48 at 128, float32), which in a ConvNet are 3.25 times its maps."
 
 SGD = 3.4
 """Copies of the maps in one SGD step."""
+PIXELS = 2.65
+"""Those of a step that differentiates with respect to the images alone (RFAD)."""
 LOOK = 2.33
 """Copies of the largest map in a forward pass without gradients."""
 TEST_BATCH = 512
@@ -268,7 +270,7 @@ def _random_features(spec: DistilSpec, data: DatasetSpec, size: Footprint, union
     """RFAD: a look at real images by one of the networks, or the synthetic ones' maps in all of them and features."""
     networks = _number(spec, "networks", 1)
     real = min(data.train_images, _number(spec, "batch", data.train_images))
-    maps = networks * (SGD * union * size.maps + 3 * (real + union) * size.features)
+    maps = networks * (PIXELS * union * size.maps + 3 * (real + union) * size.features)
     return 2 * networks * size.weights + real * size.pixels + max(_look(size, real), maps)
 
 

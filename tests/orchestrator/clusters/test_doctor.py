@@ -14,7 +14,7 @@ from orchestrator.clusters import doctor
 from orchestrator.clusters.config import LocalClusterSpec, Target
 from orchestrator.clusters.doctor import examine, time_card
 from orchestrator.clusters.finding import Finding
-from orchestrator.planning.host_speed import HostSpeed, machine_of_card
+from orchestrator.planning.host_speed import SUSTAINED, HostSpeed, machine_of_card
 from tests.nvidia_smi import UUIDS, pretend_cards
 from workers.runtime import card_speed
 from workers.runtime.visible_cards import installed_cards
@@ -143,4 +143,4 @@ def test_a_card_is_timed_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(card_speed, "time_card", lambda device: card_speed.CardSpeed(9.5e12, 8e11, 6e-6))
     assert time_card().found == "9.50 TFLOP/s in convolutions, 800 GB/s in memory, 6.0 us to start a kernel"
-    assert machine_of_card().rate == 9.5e12
+    assert machine_of_card().rate == SUSTAINED * 9.5e12

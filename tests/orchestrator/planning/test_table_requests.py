@@ -190,5 +190,5 @@ def test_the_cifar10_columns_of_table_1_at_medium_are_a_night_of_two_cores_and_a
         jobs = plan.graph.ancestors(key for cell in cells for key in cell.jobs)
         efforts = [cost.effort(plan.graph[key], plan.graph) for key in jobs]
         hours[ipc] = sum(cost.estimate(each, machine) for each in efforts) / 3600
-    assert 10 < hours[10] < 20
+    assert 10 < hours[10] < 24  # twelve hours of two cores
     assert 0.5 < hours[50] < 1.2

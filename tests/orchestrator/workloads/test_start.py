@@ -11,6 +11,7 @@ import pytest
 FOUND_DONE = """
 import sys
 from pathlib import Path
+from orchestrator.clusters.config import choose_target
 from orchestrator.launch import main
 from orchestrator.planning.requests import Request
 from orchestrator.runs import driver
@@ -32,7 +33,8 @@ class Idle:
 workload = ExperimentWorkload.of(Request(experiments=("quickstart",)))
 store = Store.open(sys.argv[1])
 options = launcher.LaunchOptions(command="", quiet=True)
-run = launcher.Run(name="r", store=store, target=None, options=options, cluster=None)
+target = choose_target(None, None, sys.argv[1], 2)
+run = launcher.Run(name="r", store=store, target=target, options=options, cluster=None)
 with Journal.open(Path(sys.argv[1]) / "runs/r") as journal, workload.session(run, journal) as session:
     info = driver.RunInfo("r")
     end = driver.run(session.schedule, session.graph, Idle(), journal, Everything(), about=info)

@@ -514,7 +514,8 @@ def test_a_site_that_lets_a_user_run_one_job_is_met_with_gang_mode(tmp_path: Pat
 
 def test_jobs_that_exclude_each_other_ask_for_one_worker() -> None:
     plan = plan_of(graph_of([WORKS] * 5)[0])
-    plan = replace(plan, exclusive={plan.keys[0]: ("g",), plan.keys[1]: ("g",)}, limits={"g": 1})
+    groups = {plan.keys[0]: ("g",), plan.keys[1]: ("g",)}
+    plan = replace(plan, exclusive=groups, limits={"g": 1}, cpu_jobs=frozenset())
     story: list[Event] = [
         Began(0.0, frozenset()),
         SlotJoined(1.0, "w"),
