@@ -157,7 +157,8 @@ def test_a_group_that_is_terminated_at_any_moment_saves_says_so_leaves_nothing_a
         for _ in range(signals):
             os.killpg(command.pid, signal.SIGTERM)
         out, err = command.communicate(timeout=120)
-        assert (command.returncode, json.loads(out)["exit"]) == (130, 130) and "Traceback" not in err, err
+        assert command.returncode == 130 and "Traceback" not in err, (command.returncode, signals, until, err)
+        assert json.loads(out or "{}").get("exit") == 130, (signals, until, out, err)
         assert time.monotonic() - asked < 30, "on a machine of its own it takes at most 15 seconds"
         nothing_is_left(shell)
     last = shell.run(*WORDS, *HERE)
