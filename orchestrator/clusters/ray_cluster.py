@@ -31,7 +31,7 @@ from orchestrator.clusters import reaper
 from orchestrator.clusters.versions import difference
 from orchestrator.clusters.versions import versions as our_versions
 from orchestrator.runs.pool import PoolBroken
-from orchestrator.runs.stop_file import handlers_kept
+from orchestrator.runs.stop_file import handlers_kept, signals_held
 from workers.store.files import write_file
 
 SLOT = "pdd_slot"
@@ -151,19 +151,20 @@ class LocalCluster(PlainNodes):
             self._ray = import_ray()
             write_file(self.folder / "token", (_token or "").encode())
             beside = 1 if self.cards else 0
-            self._ray.init(
-                address="local",
-                job_config=_with_our_imports(self._ray.job_config.JobConfig()),
-                num_cpus=self.workers + beside,
-                num_gpus=self.cards,
-                resources={SLOT: self.workers, CPU_SLOT: beside} if beside else {SLOT: self.workers},
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(self.folder / "ray"),  # Ray opens it to everybody; the folder above stays ours
-            )
+            with signals_held():  # an exception inside can leave Ray's library waiting for itself for ever
+                self._ray.init(
+                    address="local",
+                    job_config=_with_our_imports(self._ray.job_config.JobConfig()),
+                    num_cpus=self.workers + beside,
+                    num_gpus=self.cards,
+                    resources={SLOT: self.workers, CPU_SLOT: beside} if beside else {SLOT: self.workers},
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(self.folder / "ray"),  # Ray opens it to everybody; the folder above stays ours
+                )
             self._started = True
         return self._ray
 
