@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from jobs.fields import Frozen
@@ -32,15 +31,7 @@ from workers.methods.trajectory.trajectory_matching import AdjointSteps, InnerBa
 class ConstantSteps(AdjointSteps):
     """Inner steps whose way back takes the parameters before each step for constants, so lambda does not move."""
 
-    def back(self, theta: Tensor, batch: InnerBatch) -> None:
-        """Go back over the step that began at theta [P], by d/dX (g . lambda) and g, its loss's gradient."""
-        rows, labels = self._images[batch.index], self._labels[batch.index]
-        with torch.enable_grad():
-            theta, rows = theta.detach().requires_grad_(), rows.requires_grad_()
-            soft = [labels.requires_grad_()] if self.to_labels is not None else []
-            gradient = self._student.gradient(theta, rows, labels, batch.draw, create_graph=True)
-            pulled = torch.autograd.grad(gradient, (rows, *soft), grad_outputs=self.costate)
-        self._add(batch, gradient.detach(), pulled)
+    curved = False
 
 
 def constant_memory(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,8 @@ class AdjointSteps:
     """
 
     costate: Tensor
+    curved: ClassVar[bool] = True
+    """Whether the way back multiplies lambda by the Hessian H of each step."""
 
     def __init__(self, student: Student, images: Tensor, labels: Tensor, step_size: Tensor) -> None:
         self._student, self._images, self._labels, self._step_size = student, images, labels, step_size
@@ -210,9 +212,11 @@ class AdjointSteps:
             theta, rows = theta.detach().requires_grad_(), rows.requires_grad_()
             soft = [labels.requires_grad_()] if self.to_labels is not None else []
             gradient = self._student.gradient(theta, rows, labels, batch.draw, create_graph=True)
-            curved, *pulled = torch.autograd.grad(gradient, (theta, rows, *soft), grad_outputs=self.costate)
-        self._add(batch, gradient.detach(), pulled)
-        self.costate -= self._step_size * curved
+            leaves = (theta, rows, *soft) if self.curved else (rows, *soft)
+            pulled = torch.autograd.grad(gradient, leaves, grad_outputs=self.costate)
+        self._add(batch, gradient.detach(), pulled[self.curved :])
+        if self.curved:
+            self.costate -= self._step_size * pulled[0]
 
     def _add(self, batch: InnerBatch, gradient: Tensor, pulled: Sequence[Tensor]) -> None:
         """Add what a step says: d/dX (g . lambda) for its images and, if they are soft, for its labels."""
