@@ -18,15 +18,15 @@ from workers.training.trainer import Trainer
 
 ALLOWED = 1.25
 SHARES = {
-    "MTT": 0.13,
-    "experts": 0.18,
-    "evaluation": 0.18,
-    "test": 0.17,
-    "DSA": 0.13,
-    "DM": 0.11,
-    "IDC": 0.13,
+    "MTT": (0.13, 0.13),
+    "experts": (0.18, 0.18),
+    "evaluation": (0.18, 0.18),
+    "test": (0.17, 0.17),
+    "DSA": (0.13, 0.13),
+    "DM": (0.11, 0.11),
+    "IDC": (0.13, 0.13),
 }
-"""Shares of the convolution limit at width 32 on a core with AVX-512; where less can be computed they are larger."""
+"""Shares of the convolution limit at width 32 on a core with AVX-512: of the default engine, and of plain code."""
 GUARDED = [
     matching.case(width=32, batch=20, steps=3),
     training.experts(width=32, count=512),
@@ -116,13 +116,12 @@ def test_no_default_is_a_quarter_slower_than_plain_code(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", GUARDED, ids=[case.name for case in GUARDED])
 def test_no_default_loses_a_quarter_of_its_share_of_the_limit(case: Case) -> None:
-    least = SHARES[case.name.split(",")[0]] / ALLOWED
-    assert any(loops.share(case) >= least for _ in range(3)), "neighbours take shares and never give any"
+    assert kept(case) >= 1 / ALLOWED
 
 
 @pytest.mark.slow
 def test_a_loop_that_is_slowed_by_hand_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = loops.share(training.experts(width=32, count=512))
+    usual = kept(training.experts(width=32, count=512))
     whole_pass = Trainer._epoch
 
     def slowed(self: Trainer, *arguments: Any) -> Any:
@@ -135,7 +134,7 @@ def test_a_loop_that_is_slowed_by_hand_is_seen(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Trainer, "_epoch", slowed)
     assert slowdown(training.experts(width=32, count=512)) > ALLOWED
-    assert loops.share(training.experts(width=32, count=512)) < usual / ALLOWED
+    assert kept(training.experts(width=32, count=512)) < usual / ALLOWED
 
 
 def slowdown(case: Case) -> float:
@@ -145,3 +144,18 @@ def slowdown(case: Case) -> float:
         if least > ALLOWED:
             least = min(least, loops.slowdown(case))
     return least
+
+
+def kept(case: Case) -> float:
+    """The share of the limit that is left of the recorded one, the most of up to three measurements.
+
+    A host whose memory is slower beside its arithmetic, or shared with neighbours, gives plain code less than its
+    recorded share too: as much less is then expected of the default engine.
+    """
+    ours, plain = SHARES[case.name.split(",")[0]]
+    most = 0.0
+    for _ in range(3):
+        if most < 1 / ALLOWED:
+            found, beside = loops.shares(case)
+            most = max(most, found / (ours * min(1.0, beside / plain)))
+    return most

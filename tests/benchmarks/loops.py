@@ -106,15 +106,17 @@ def slowdown(case: Case, repeats: int = 5) -> float:
     return timers[case.default].cpu / timers[PLAIN].cpu
 
 
-def share(case: Case, repeats: int = 5) -> float:
-    """The share of the convolution limit that the default engine reaches, both timed in turns."""
+def shares(case: Case, repeats: int = 5) -> tuple[float, float]:
+    """The shares of the convolution limit that the default engine and plain code reach, all three timed in turns."""
     best = max(gflops(), key=lambda shape: gflops()[shape])
     with one_core():
         sides = case.sides()
-        work, limit = sides[case.default], repeated(convolution(*best))
-        flops = operations(sides[case.counted.get(case.default, case.default)])
-        loop, convolutions = medians(work, limit, repeats=repeats)
-    return flops / loop.cpu / (operations_of(best[0]) * limit.count / convolutions.cpu)  # type: ignore[attr-defined]
+        works, limit = [sides[case.default], sides[PLAIN]], repeated(convolution(*best))
+        flops = [operations(sides[case.counted.get(name, name)]) for name in (case.default, PLAIN)]
+        *loops, convolutions = medians(*works, limit, repeats=repeats)
+    rate = operations_of(best[0]) * limit.count / convolutions.cpu  # type: ignore[attr-defined]
+    ours, plain = (count / loop.cpu / rate for count, loop in zip(flops, loops, strict=True))
+    return ours, plain
 
 
 def require_same(case: Case, results: dict[str, Tensor], exact: Tensor) -> None:
