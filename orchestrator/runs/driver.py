@@ -195,12 +195,14 @@ class Loop:
     def begin(self, cached: frozenset[str]) -> None:
         """Tell the scheduler what is whole in the store."""
         self.turn([events.Began(self.now(), cached)])
+        self.journal.sync()
 
     def until_finished(self) -> Finish:
         """Run until the scheduler says how the run ends."""
         while self.scheduler.finished is None:
             self.replan()
-            happened = self.pool.events(PATIENCE if self.schedule_source is None else SOURCE_PATIENCE)
+            patience = PATIENCE if self.schedule_source is None else SOURCE_PATIENCE
+            happened = self.pool.events(min(patience, self.journal.sync_if_due()))
             asked = self.stop.asked() if self.scheduler.stopping is None else ""
             stops = [events.StopAsked(self.now(), asked)] if asked else []
             ticks = [] if happened else [events.Tick(self.now())]
@@ -241,11 +243,8 @@ class Loop:
             entries, self.entries = self.entries, []
             self.journal.append(entries)
         actions, self.actions = self.actions, []
-        try:
-            for action in actions:
-                self.carry_out(action)
-        finally:
-            self.journal.sync()
+        for action in actions:
+            self.carry_out(action)
 
     def take(self, event: PoolEvent) -> None:
         """Note what the pool reports, then let the scheduler decide; after the end it is only noted."""

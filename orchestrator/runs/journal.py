@@ -12,16 +12,17 @@ A line that is not as it was written, because a bit flipped or somebody edited t
 `unreadable` says so to those who must not miss a record.
 
 One driver writes. What happened is in the file before the driver acts on it, so no end of its process loses it; it is
-on the disk before the driver looks for more, so a host that loses its power forgets no more than the last turn, of
-which only artifacts live on. The disk is waited for while the workers work. A driver that cannot write
-its journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash cut short is
-left out by readers and removed by the next writer.
+on the disk within `SYNC_WITHIN` seconds, so a host that loses its power forgets no more than that, of which only
+artifacts live on. The disk is waited for while the workers work, once for all that was written since. A driver that
+cannot write its journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash
+cut short is left out by readers and removed by the next writer.
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,8 @@ from orchestrator.runs.records import RECORDS, Record, is_covered, line_of, reco
 from workers.store.files import open_plain, read_plain, share
 
 NAME = "journal.jsonl"
+SYNC_WITHIN = 0.05
+"""Seconds from an appended record to the wait for the disk, which takes a few milliseconds, whatever it brings."""
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +53,8 @@ class Journal:
     def __init__(self, path: Path, descriptor: int, seq: int, clock: Callable[[], float]) -> None:
         self.path, self._descriptor, self._seq, self._clock = path, descriptor, seq, clock
         self._began = clock()
-        self._behind = False
-        """Whether something is in the file that may not be on the disk."""
+        self._behind_since: float | None = None
+        """Since when something is in the file that may not be on the disk."""
 
     @classmethod
     def open(cls, folder: Path, clock: Callable[[], float] = time.monotonic) -> Self:
@@ -99,7 +102,8 @@ class Journal:
         if not records:
             return
         text = "".join(self._line(event, fields) for event, fields in records)
-        self._behind = True
+        if self._behind_since is None:
+            self._behind_since = self._clock()
         with self._must_succeed():
             _write_fully(self._descriptor, text.encode())
 
@@ -109,10 +113,27 @@ class Journal:
         Raises:
             JournalLost: the disk does not take them.
         """
-        if self._behind:
+        if self._behind_since is not None:
             with self._must_succeed():
                 os.fsync(self._descriptor)
-            self._behind = False
+            self._behind_since = None
+
+    def sync_if_due(self) -> float:
+        """Wait for the disk if a record is due there.
+
+        Returns:
+            Seconds until a record will be due; infinite if all are on the disk.
+
+        Raises:
+            JournalLost: the disk does not take them.
+        """
+        if self._behind_since is None:
+            return math.inf
+        left = self._behind_since + SYNC_WITHIN - self._clock()
+        if left > 0:
+            return left
+        self.sync()
+        return math.inf
 
     @contextmanager
     def _must_succeed(self) -> Iterator[None]:

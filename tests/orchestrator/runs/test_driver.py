@@ -280,33 +280,40 @@ def test_what_one_look_at_the_pool_brought_is_written_in_one_go_before_anything_
     assert writes == [(1, 0), (4, 0), (4, 0), (3, 2), (1, 3), (1, 3)]
 
 
-def test_the_disk_is_waited_for_while_the_workers_work_and_before_the_next_look_at_the_pool(
+class TimedPool(ScriptedPool):
+    """A scripted pool in which time goes by: so many seconds before each look, or all that it may wait."""
+
+    def __init__(self, *script: tuple[float, PoolEvent] | None) -> None:
+        super().__init__()
+        self.happens, self.now, self.waited = list(script), 0.0, list[float]()
+
+    def events(self, timeout: float) -> list[PoolEvent]:
+        self.waited.append(timeout)
+        if (next_one := self.happens.pop(0)) is None:
+            self.now += timeout
+            return []
+        self.now += next_one[0]
+        return [next_one[1]]
+
+
+def test_the_disk_is_waited_for_once_for_all_that_a_twentieth_of_a_second_brings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph, keys = graph_of([fakes.WORKS] * 2)
-    story, fsync = list[tuple[str, int]](), os.fsync
+    graph, keys = graph_of([fakes.WORKS] * 3)
+    returned = [JobReturned("w", "done", key) for key in keys]
+    pool = TimedPool((0.5, WorkerJoined("w", "h")), (0.02, returned[0]), (0.02, returned[1]), None, (3.0, returned[2]))
+    synced, fsync = list[tuple[float, int]](), os.fsync
 
-    def synced(descriptor: int) -> None:
-        story.append(("on the disk", len(pool.submitted)))
+    def sync(descriptor: int) -> None:
+        synced.append((round(pool.now, 3), len(pool.submitted)))
         fsync(descriptor)
 
-    def look(*happened: Any) -> Any:
-        def happens(pool: ScriptedPool) -> list[Any]:
-            story.append(("look", len(pool.submitted)))
-            return list(happened)
-
-        return happens
-
-    pool = ScriptedPool(
-        look(WorkerJoined("w", "h")),
-        look(JobReturned("w", "done", keys[0])),
-        look(JobReturned("w", "done", keys[1])),
-    )
-    monkeypatch.setattr(os, "fsync", synced)
-    assert drive(tmp_path, graph, pool).exit == 0
-    began = story.index(("look", 0))
-    turns = [("look", 0), ("on the disk", 1), ("look", 1), ("on the disk", 2), ("look", 2), ("on the disk", 2)]
-    assert [*story[began:], None][:6] == turns
+    monkeypatch.setattr(os, "fsync", sync)
+    with Journal.open(folder_of(tmp_path), clock=lambda: pool.now) as journal:
+        assert run(plan_of(graph), graph, pool, journal, FakeStore(tmp_path), about=RunInfo(RUN)).exit == 0
+    assert synced[-2:] == [(0.55, 3), (3.55, 3)]
+    assert all(seconds == 0 for seconds, _ in synced[:-2])
+    assert pool.waited == pytest.approx([1.0, 0.05, 0.03, 0.01, 1.0])
 
 
 def test_a_job_whose_slot_left_in_the_same_turn_is_not_sent_there(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ from orchestrator.runs.journal import NAME, Journal, JournalLost, follow, read, 
 
 
 def test_a_record_has_its_number_time_and_fields(tmp_path: Path) -> None:
-    times = iter([100.0, 100.0, 101.2346])
+    times = iter([100.0, 100.0, 100.0, 101.2346, 101.2346])
     with Journal.open(tmp_path / "run", clock=lambda: next(times)) as written:
         written.write("note", text="one")
         written.write("slot_joined", slot="w", host="h", more=1)
@@ -42,6 +43,22 @@ def test_a_record_is_on_the_disk_when_write_returns(tmp_path: Path, monkeypatch:
         written.append([])
         written.sync()
     assert synced == [1, 3]
+
+
+def test_a_record_is_due_on_the_disk_a_twentieth_of_a_second_after_it_was_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, synced = [0.0], []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(now[0]))
+    with Journal.open(tmp_path, clock=lambda: now[0]) as written:
+        assert written.sync_if_due() == math.inf
+        written.append([("note", {"text": "one"})])
+        now[0] = 0.04
+        written.append([("note", {"text": "two"})])
+        assert written.sync_if_due() == pytest.approx(0.01) and not synced
+        now[0] = 0.051
+        assert written.sync_if_due() == math.inf and synced == [0.051]
+        assert written.sync_if_due() == math.inf and synced == [0.051]
 
 
 def test_a_torn_last_line_is_ignored_by_readers_and_removed_by_the_next_writer(tmp_path: Path) -> None:
