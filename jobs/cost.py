@@ -320,6 +320,15 @@ def _trajectory(match: Match, settings: Settings) -> Effort:
     return replace(steps.times(flops), inner_calls=calls * steps.inner_calls)
 
 
+def _factorised(match: Match, settings: Settings) -> Effort:
+    """HaBa: MTT with bases in its batches; two images of each for a gradient of the features and for their training."""
+    of_class = match.new // match.classes
+    hallucinators = min(of_class, settings["hallucinators"])
+    batch = min(match.union, settings.get("batch_syn") or match.classes * math.ceil(of_class / hallucinators))
+    pairs = match.step(2 * batch).times(2 if hallucinators > 1 else 0)
+    return _trajectory(match, {**settings, "batch_syn": batch}) + pairs
+
+
 def _constant_memory(match: Match, settings: Settings) -> Effort:
     """TESLA: inner steps forward, and each once more to be differentiated by its images, without a chain of weights."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
@@ -386,6 +395,7 @@ def _unrolled(match: Match, settings: Settings) -> Effort:
 ITERATIONS: dict[str, IterationCost] = {
     "mtt": _trajectory,
     "datm": _trajectory,
+    "haba": _factorised,
     "dc": _gradient,
     "dsa": _gradient,
     "idc": _formation,

@@ -35,7 +35,7 @@ MOST_NETWORKS = 1000
 MOST_STAGES = 1000
 MOST_IN_ALL = 200_000
 """Networks of a whole experiment: a graph of so many is still planned in a minute."""
-_LABELS = {"full": "Full data", "cafe_dsa": "CAFE+DSA", "frepo": "FRePo", "rat_bptt": "RaT-BPTT"}
+_LABELS = {"full": "Full data", "cafe_dsa": "CAFE+DSA", "frepo": "FRePo", "haba": "HaBa", "rat_bptt": "RaT-BPTT"}
 
 Item = TypeVar("Item")
 

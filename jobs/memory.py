@@ -141,7 +141,7 @@ def chosen_engine(spec: DistilSpec, channels: int, side: int, classes: int) -> E
     if engine is not None:
         return engine
     maps = footprint(spec.network, channels, side, classes).maps
-    batch = spec.settings.get("batch_syn") or classes * spec.ipc_per_stage
+    batch = _inner_batch(spec, classes)
     return "adjoint" if BYTES * GRAPH_COPIES * maps * batch * _steps(spec) > GRAPH_LIMIT else "unrolled"
 
 
@@ -197,14 +197,20 @@ Phase = Callable[[DistilSpec, DatasetSpec, Footprint, int, Engine | None], float
 
 
 def _mtt(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
-    batch = min(union, spec.settings.get("batch_syn") or data.classes * spec.ipc_per_stage)
+    batch = min(union, _inner_batch(spec, data.classes))
     engine = engine or chosen_engine(spec, data.channels, data.height, data.classes)
     return _trajectory(size, batch, _steps(spec), engine)
 
 
+def _factorised(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
+    """HaBa: as MTT, or the extractor's training on two images of each basis; its weights and momenta stay."""
+    trained = _fit(size, 2 * min(union, _inner_batch(spec, data.classes)))
+    return max(_mtt(spec, data, size, union, engine) + 3 * size.weights, trained)
+
+
 def _constant_memory(spec: DistilSpec, data: DatasetSpec, size: Footprint, union: int, engine: Engine | None) -> float:
     """TESLA: as the adjoint, which keeps the graph of one inner step."""
-    batch = min(union, spec.settings.get("batch_syn") or data.classes * spec.ipc_per_stage)
+    batch = min(union, _inner_batch(spec, data.classes))
     return _trajectory(size, batch, _steps(spec), "adjoint")
 
 
@@ -277,6 +283,7 @@ def _random_features(spec: DistilSpec, data: DatasetSpec, size: Footprint, union
 _METHODS: dict[str, Phase] = {
     "mtt": _mtt,
     "datm": _mtt,
+    "haba": _factorised,
     "dc": _gradient,
     "dsa": _gradient,
     "idc": _formation,
@@ -303,6 +310,12 @@ def _look(size: Footprint, images: int) -> float:
 
 def _steps(spec: DistilSpec) -> int:
     return int(spec.settings.get("syn_steps") or 10)
+
+
+def _inner_batch(spec: DistilSpec, classes: int) -> int:
+    """Images of an inner step of trajectory matching: all new ones, one of each of HaBa's bases, or a number given."""
+    shown = math.ceil(spec.ipc_per_stage / _number(spec, "hallucinators", 1))
+    return _number(spec, "batch_syn", classes * shown)
 
 
 def _number(spec: DistilSpec, path: str, default: int) -> int:

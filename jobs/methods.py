@@ -144,6 +144,8 @@ class TrajectorySettings(Frozen):
     lr_step_size: Positive
     step_size_momentum: Fraction = 0.5
     step_size_form: Literal["linear", "log"] = "linear"
+    least_step_size: Positive | None = None
+    """Below which `linear` does not go, as in HaBa's code; None: wherever it goes."""
     step_size_clamp: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Largest change of the logarithm in one iteration; `log` only."""
     augmentation: Augmentation = "none"
@@ -208,6 +210,33 @@ class TeslaSettings(TrajectorySettings):
     """TESLA's own numbers: its gradient is of one form, so there is no engine to choose."""
 
 
+class ExtractorSettings(Frozen):
+    """How HaBa's extractor of features learns: by SGD on three losses, each with its weight."""
+
+    lr: Positive
+    momentum: Fraction
+    classification: NonNegative
+    """Of the cross-entropy of its classes."""
+    distance: NonNegative
+    """Of how far two images of one basis are apart."""
+    contrast: NonNegative
+    """Of the contrast between images of one class and all others."""
+
+
+class HabaSettings(MttSettings):
+    """HaBa's own numbers; `batch_syn` counts bases, one image of each in an inner step, and None takes all new ones."""
+
+    hallucinators: Count
+    """Images that a basis stands for at most; a class of fewer images has as many hallucinators as images."""
+    lr_hallucinators: Positive
+    """Theirs; optimiser and momentum are those of the bases, which are `distil.image`'s."""
+    start: Literal["random", "identity"] = "random"
+    """The hallucinators' first weights: as drawn, or passing a basis on with a tenth of such a draw added."""
+    similarity: NonNegative
+    """What the similarity of two images of one basis weighs beside the matching loss."""
+    extractor: ExtractorSettings
+
+
 class RfadSettings(Frozen):
     """RFAD's own numbers."""
 
@@ -263,6 +292,7 @@ SETTINGS: dict[str, type[Frozen]] = {
     "dream": DreamSettings,
     "dsa": GradientSettings,
     "frepo": FrepoSettings,
+    "haba": HabaSettings,
     "idc": IdcSettings,
     "mtt": MttSettings,
     "tesla": TeslaSettings,

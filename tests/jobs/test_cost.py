@@ -361,6 +361,9 @@ TRAINING = {"epochs": 3, "batch_size": 4}
         ("tesla", {"syn_steps": 4}, 4 * (3 + 9) * 10, 4, MATCHED_CALL * 4),
         # 4 steps of which a graph is kept, on batches of 6
         ("datm", {"syn_steps": 4, "batch_syn": 6}, 4 * 9 * 6, 0, 4),
+        # 4 steps on one image of each of 5 bases; two of each, once for a gradient and once for a training step
+        ("haba", {"syn_steps": 4, "hallucinators": 3}, 4 * 9 * 5 + 2 * 3 * 10, 2, 4),
+        ("haba", {"syn_steps": 4, "hallucinators": 1}, 4 * 9 * 10, 0, 4),
         ("frepo", {"batch": 40, "batch_train": 6}, 40 + 3 * 10 + 3 * 6, 2, 0),
     ],
 )

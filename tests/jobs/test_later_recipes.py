@@ -107,6 +107,18 @@ def test_tesla_has_the_numbers_of_its_commands(
     assert many.labels is not None and many.labels.source == "target"
 
 
+@pytest.mark.parametrize("bases", [1, 10, 50])
+def test_haba_has_the_numbers_of_its_commands(facts: dict[str, Any], bases: int) -> None:
+    published, count = facts["HaBa"], facts["HaBa"]["hallucinators"]["hallucinators"]
+    numbers = distil("haba", ipc=bases * count)
+    assert matching(numbers, 10, bases) == published["settings"][bases]
+    assert (numbers.iterations, numbers.init, numbers.labels) == (published["iterations"], published["init"], None)
+    assert {name: getattr(numbers.image, name) for name in published["image"]} == published["image"]
+    given = {**published["hallucinators"], **published["step_size"], "extractor": published["extractor"]}
+    assert given.items() <= numbers.settings.items()
+    assert recipe("haba", ipc=bases * count).dataset.normalise == "zca"
+
+
 DATM = [(name, ipc) for name in ("CIFAR-10", "CIFAR-100", "Tiny-ImageNet") for ipc in (1, 10, 50)]
 
 
@@ -135,7 +147,7 @@ def test_datm_has_the_numbers_of_its_configurations(facts: dict[str, Any], name:
 @pytest.mark.parametrize("dataset", SIDES)
 @pytest.mark.parametrize("stages", [1, 5])
 @pytest.mark.parametrize("ipc", [1, 2, 10, 20, 50])
-@pytest.mark.parametrize("method", ["tesla", "datm"])
+@pytest.mark.parametrize("method", ["tesla", "datm", "haba"])
 def test_experts_are_trained_up_to_the_last_target(method: str, dataset: str, stages: int, ipc: int) -> None:
     numbers = recipe(method, dataset, stages=stages, ipc=ipc)
     assert numbers.distil is not None and numbers.experts is not None

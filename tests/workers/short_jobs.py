@@ -35,6 +35,7 @@ ARMS = {
     "frepo": TWO,
     "tesla": TWO,
     "datm": TWO,
+    "haba": {"stages": 2, "ipc_per_stage": 3},
     "dd": TWO,
     "rat_bptt": TWO,
     "rfad": TWO,

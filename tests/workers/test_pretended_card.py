@@ -212,7 +212,7 @@ def test_what_is_recorded_of_an_inner_step_neither_waits_nor_copies(monkeypatch:
 
 
 WAITS = {
-    "mtt": 1, "tesla": 1, "datm": 1, "dm": 1, "frepo": 1, "rfad": 1,
+    "mtt": 1, "tesla": 1, "datm": 1, "haba": 1, "dm": 1, "frepo": 1, "rfad": 1,
     "dd": 2, "rat_bptt": 2, "dc": 2, "dsa": 2, "idc": 2,
 }  # fmt: skip
 """Of an iteration: for its loss, which comes with the rest that is looked at; for the mean of DD's and RaT-BPTT's step
@@ -222,7 +222,8 @@ sizes; and once for a training between two image steps (`GRADIENTS`)."""
 @pytest.mark.parametrize(("method", "most"), WAITS.items())
 def test_an_iteration_waits_for_its_loss(method: str, most: int, tmp_path: Path) -> None:
     """Whatever the number of its classes, inner steps and random numbers."""
-    shop = Workshop.open(tmp_path, {"method": method, **ONE}, networks=1, set=GRADIENTS.get(method))
+    images = ARMS[method]["ipc_per_stage"]
+    shop = Workshop.open(tmp_path, {"method": method, "ipc_per_stage": images}, networks=1, set=GRADIENTS.get(method))
     context = shop.context(shop.job("distil"))
     with card() as there:
         context.device = DEVICE

@@ -27,6 +27,7 @@ _BUILT_IN = {
     "dream": "workers.methods.matching.dream:RepresentativeMatching",
     "dsa": "workers.methods.matching.gradient:GradientMatching",
     "frepo": "workers.methods.ridge.frepo:FeatureRegression",
+    "haba": "workers.methods.trajectory.haba:FactorisedMatching",
     "idc": "workers.methods.matching.idc:FormationMatching",
     "mtt": "workers.methods.trajectory.mtt:TrajectoryMatching",
     "tesla": "workers.methods.trajectory.tesla:ConstantMemoryMatching",

@@ -79,7 +79,7 @@ class LearnableImages:
             self._learning["earlier"] = _Learning(self.earlier, optimiser, earlier_rate)
         if self.new_logits is not None and label_optimiser is not None:
             self._learning["labels"] = _Learning(self.new_logits, label_optimiser)
-        self._optimisers = {name: _image_optimiser(part.values, part.spec) for name, part in self._learning.items()}
+        self._optimisers = {name: image_optimiser(part.values, part.spec) for name, part in self._learning.items()}
 
     def twin(self) -> LearnableImages:
         """The same images with the same optimisers, to be moved on their own."""
@@ -91,7 +91,7 @@ class LearnableImages:
         if self.new_logits is not None:
             learning = twin._learning.get("labels")
             twin.new_logits = self.new_logits.clone() if learning is None else learning.values
-        twin._optimisers = {name: _image_optimiser(part.values, part.spec) for name, part in twin._learning.items()}
+        twin._optimisers = {name: image_optimiser(part.values, part.spec) for name, part in twin._learning.items()}
         for name, part in twin._learning.items():
             for buffers in self._optimisers[name].state.values():
                 twin._optimisers[name].state[part.values] = {
@@ -120,6 +120,10 @@ class LearnableImages:
         """Give the new images other soft labels, float32 [classes * ipc_per_stage, classes]."""
         assert self.new_logits is not None, "the stage has hard labels"
         self.new_logits.copy_(logits)
+
+    def assign(self, images: Tensor) -> None:
+        """Give the new images other pixels, float32 [classes * ipc_per_stage, C, H, W]."""
+        self.new.copy_(images)
 
     def step(self, gradient: Tensor, iteration: int, labels: Tensor | None = None) -> None:
         """One optimiser step on all that learns; the rows of frozen images and labels are ignored.
@@ -259,10 +263,16 @@ class Method:
         """Go back to a `state`."""
 
 
-def _image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Optimizer:
+def image_optimiser(images: Tensor, spec: ImageOptimiserSpec) -> torch.optim.Optimizer:
+    """The optimiser of a spec, at its first learning rate."""
     if spec.name == "adam":
         return Adam([images], lr=spec.lr, betas=(spec.momentum, 0.95), foreach=False)
     return SGD([images], lr=spec.lr, momentum=spec.momentum, foreach=False)
+
+
+def under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The arrays of a state whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def draw_without_replacement(queue: list[int], size: int, population: int, generator: torch.Generator) -> list[int]:

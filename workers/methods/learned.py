@@ -1,4 +1,4 @@
-"""A tensor that learns beside the images: step sizes, the scale of predictions, the weights of a pooled network."""
+"""A tensor that learns beside the images: step sizes, the scale of predictions, the weights of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.methods.base import Arrays
+from jobs.learning import ImageOptimiserSpec
+from workers.methods.base import Arrays, image_optimiser
 from workers.training.compute import Adam
 
 VALUES = "values"
@@ -18,7 +19,7 @@ VALUES = "values"
 
 
 class Learned:
-    """A tensor and the Adam that moves it.
+    """A tensor and the optimiser that moves it: Adam, or that of a spec.
 
     Attributes:
         values: float tensor, changed in place.
@@ -33,7 +34,14 @@ class Learned:
             shares: what is kept of the mean gradient and of the mean square.
         """
         self.values = values
-        self._optimiser = Adam([values], lr=lr, betas=shares, foreach=False)
+        self._optimiser: torch.optim.Optimizer = Adam([values], lr=lr, betas=shares, foreach=False)
+
+    @classmethod
+    def by(cls, values: Tensor, spec: ImageOptimiserSpec) -> Learned:
+        """A tensor, taken over, that an image optimiser moves at its first learning rate."""
+        learned = cls(values, spec.lr)
+        learned._optimiser = image_optimiser(values, spec)
+        return learned
 
     def step(self, gradient: Tensor) -> None:
         """Move against a gradient of the tensor's shape."""

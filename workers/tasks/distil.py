@@ -32,7 +32,7 @@ from workers.data import multi_formation, synthetic_set
 from workers.data.dataset import Split, rows_by_class
 from workers.data.synthetic_set import SyntheticSet
 from workers.methods import method_named, settings_for
-from workers.methods.base import Arrays, LearnableImages, Method, Stage
+from workers.methods.base import Arrays, LearnableImages, Method, Stage, under
 from workers.methods.matching.kmeans import representatives
 from workers.runtime.context import JobContext
 from workers.store import trajectories
@@ -169,8 +169,8 @@ class StageRun:
         if found is None:
             return False
         arrays, values = found
-        self.learnable.load_state(_under("pixels/", arrays))
-        self.method.load_state(_under("method/", arrays), values["method"])
+        self.learnable.load_state(under("pixels/", arrays))
+        self.method.load_state(under("method/", arrays), values["method"])
         self.generator.set_state(torch.from_numpy(arrays["generator"]))
         self.iteration = values["iteration"]
         self.history = History(
@@ -364,7 +364,3 @@ def _write_history(path: Path, history: History) -> None:
         "candidate_accuracy": [judged.get(row) for row in rows],
     }
     pq.write_table(pa.table(table), path)
-
-
-def _under(prefix: str, arrays: Arrays) -> Arrays:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

@@ -23,6 +23,7 @@ LABELS = {
     "dream": "DREAM",
     "dsa": "DSA",
     "frepo": "FRePo",
+    "haba": "HaBa",
     "idc": "IDC",
     "mtt": "MTT",
     "tesla": "TESLA",

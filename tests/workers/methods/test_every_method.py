@@ -22,7 +22,7 @@ from workers.tasks.distil import StageRun
 from workers.training import transition
 
 METHODS = tuple(SETTINGS)
-TRAJECTORIES = ("mtt", "tesla", "datm")
+TRAJECTORIES = ("mtt", "tesla", "datm", "haba")
 
 pytestmark = pytest.mark.slow
 

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from jobs.fields import Frozen
 from jobs.methods import FrepoSettings
 from workers.data.multi_formation import decode
-from workers.methods.base import Arrays, LearnableImages, Method, Stage
+from workers.methods.base import Arrays, LearnableImages, Method, Stage, under
 from workers.methods.by_class import require_finite
 from workers.methods.learned import VALUES, Learned
 from workers.methods.ridge.regression import Regression, squared_error
@@ -119,9 +119,7 @@ class FeatureRegression(Method):
         """Go back to a `state`."""
         self._started, self._pool = values["started"], []
         for slot, updates in enumerate(values["updates"]):
-            own = {
-                name.removeprefix(f"{slot}/"): array for name, array in arrays.items() if name.startswith(f"{slot}/")
-            }
+            own = under(f"{slot}/", arrays)
             weights = torch.from_numpy(np.array(own[VALUES])).to(self.stage.device)
             self._pool.append(PooledNetwork(weights, self._settings.lr_network, updates))
             self._pool[-1].weights.load_state(own)

@@ -49,6 +49,8 @@ class StepSize:
         move = settings.lr_step_size * self.velocity
         if settings.step_size_form == "linear":
             self.value -= move
+            if settings.least_step_size is not None:
+                self.value = max(self.value, settings.least_step_size)
         else:
             clamp = settings.step_size_clamp
             self.value *= math.exp(-min(max(move, -clamp), clamp))
@@ -61,6 +63,8 @@ class TrajectoryMatching(Method):
 
     Settings: ClassVar[type[Frozen]] = MttSettings
     saving = "with the adjoint, a step's graph at a time"
+    rates: ClassVar[str] = "distil.image.lr or lr_step_size"
+    """What to lower where the loss leaves the finite numbers."""
 
     def __init__(self, stage: Stage, settings: Frozen) -> None:
         assert isinstance(settings, TrajectorySettings) and stage.experts is not None
@@ -110,10 +114,10 @@ class TrajectoryMatching(Method):
         read: list[float] = torch.stack([matched.loss, finite, matched.step_size.to(finite)]).tolist()
         loss, finite_images, slope = read
         if not (math.isfinite(loss) and finite_images):
-            fix = "lower distil.image.lr or lr_step_size"
+            fix = f"lower {self.rates}"
             raise Diverged(f"iteration {iteration}: matching loss {loss:g} or its gradient is not finite: {fix}")
         if self._moves(loss):
-            learnable.step(matched.images, iteration, matched.labels)
+            self._step(learnable, matched, iteration)
             self._step_size.step(slope)
         if not (math.isfinite(self.step_size) and self.step_size > 0):
             fix = "lower lr_step_size or learn its logarithm"
@@ -123,6 +127,10 @@ class TrajectoryMatching(Method):
     def _moves(self, loss: float) -> bool:
         """Whether an iteration with this matching loss moves images, labels and step size."""
         return True
+
+    def _step(self, learnable: LearnableImages, matched: Matched, iteration: int) -> None:
+        """Move what learns but the step size, along the gradients of a match."""
+        learnable.step(matched.images, iteration, matched.labels)
 
     def _matched(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> Matched:
         settings, device = self._settings, self._stage.device
@@ -146,15 +154,21 @@ class TrajectoryMatching(Method):
         )
 
     def _inner_batch(self, union: Tensor, generator: torch.Generator) -> InnerBatch:
-        spec = self._stage.spec
-        size = self._settings.batch_syn or self._stage.classes * spec.ipc_per_stage
-        chosen = draw_without_replacement(self._image_order, size, len(union), generator)
+        return self._augmented(self._next_rows(len(union), generator), union, generator)
+
+    def _next_rows(self, images: int, generator: torch.Generator) -> list[int]:
+        """The rows of the union, which has so many images, that the next inner step takes."""
+        size = self._settings.batch_syn or self._stage.classes * self._stage.spec.ipc_per_stage
+        return draw_without_replacement(self._image_order, size, images, generator)
+
+    def _augmented(self, rows: list[int], union: Tensor, generator: torch.Generator) -> InnerBatch:
+        """The batch of these rows of the union, with an augmentation drawn for each."""
         augmentation = self._student.augmentation
         height, width = union.shape[2:]
-        batch = InnerBatch(torch.tensor(chosen), None)
+        batch = InnerBatch(torch.tensor(rows), None)
         if augmentation is None:
             return batch
-        return replace(batch, draw=augmentation.draw(len(chosen), (height, width), generator, siamese=False))
+        return replace(batch, draw=augmentation.draw(len(rows), (height, width), generator, siamese=False))
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """The step size with its velocity, and what is left of the two random orders."""

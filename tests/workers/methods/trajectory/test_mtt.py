@@ -112,6 +112,15 @@ def test_the_linear_step_size_follows_sgd_with_momentum() -> None:
     assert seen == pytest.approx([0.8, 0.8, 0.4, 0.2])
 
 
+def test_the_linear_step_size_does_not_go_below_its_least() -> None:
+    step = StepSize(settings(step_size_init=1.0, lr_step_size=0.1, step_size_momentum=0.0, least_step_size=0.85))
+    seen = []
+    for gradient in (1.0, 9.0, -1.0):
+        step.step(gradient)
+        seen.append(step.value)
+    assert seen == pytest.approx([0.9, 0.85, 0.95])
+
+
 def test_the_logarithm_descends_by_the_chain_rule() -> None:
     step = StepSize(settings(step_size_init=0.5, lr_step_size=0.05, step_size_momentum=0.5, step_size_form="log"))
     log_value, velocity = torch.tensor(0.5, dtype=torch.float64).log(), 0.0
