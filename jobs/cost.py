@@ -18,6 +18,7 @@ from dataclasses import astuple, dataclass, replace
 from jobs.fields import Settings
 from jobs.graph import Graph, Job
 from jobs.inputs import dataset_of, set_sizes
+from jobs.machines import CORE, Machine
 from jobs.specs import (
     Clustering,
     DatasetSpec,
@@ -36,14 +37,8 @@ from jobs.specs import (
 Signature = tuple[Kind, str]
 """What jobs of the same size have in common, though not their seeds; see `signature`."""
 
-RATE = 4.0e10
-"""FLOP/s where no rate is given; it and the next four fit loops at width 32 from 8x8 to 32x32 pixels to a tenth."""
-INNER_RATE = 2.25e10
-"""The same in what is differentiated twice: its norms move more memory for each FLOP."""
-CALL = 0.7e-3
-"""Seconds that one layer costs in one SGD step, however small it is."""
-INNER_CALL, MATCHED_CALL = 1.75e-3, 0.55
-"""The same in an inner step, which is differentiated twice; and what it takes in a match of gradients, by that."""
+MATCHED_CALL = 0.55
+"""What a layer's call takes in a match of gradients, by that in an inner step."""
 CLUSTERING_CALLS, CENTROID_CALLS = 8, 0.25
 """Embedding and k-means of one class, however small, by a layer's calls in SGD steps; and what each centroid adds."""
 ADJOINT = 1.25
@@ -52,41 +47,12 @@ RECORDED = 0.85, 0.12
 """What recorded steps take of flops and calls on a card, by the whole graph."""
 CLUSTERING_PASSES: dict[Clustering, int] = {"sklearn": 54, "torch": 8}
 """What a k-means takes, by the distances of all points from all centroids; measured on one core."""
-START = 0.04
-"""Seconds to load the parents and to write the artifact."""
 LIGHT = 1.0e6
 """FLOPs of what only moves images about: `select` where no features are looked at, a phase of a data set."""
 READING, DECODING, LIBRARY = 200.0, 0.2, 300
 """Reading a byte of a data set, in FLOPs; by calls of a layer: decoding a kept image, importing scikit-learn."""
 SYN_STEPS = 10
 """Inner steps an iteration of a base method that names none in its settings."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """How fast a worker is: FLOP/s, also in what is differentiated twice; seconds of a layer in either, of a begin.
-
-    `overlaps` says that it computes while later calls are made, as a card does: the slower of the two counts.
-    """
-
-    name: str
-    rate: float
-    inner_rate: float
-    call: float
-    inner_call: float
-    start: float = START
-    overlaps: bool = False
-
-    def slower(self, factor: float) -> Machine:
-        """A machine that takes `factor` times as long for everything."""
-        times = {name: getattr(self, name) * factor for name in ("call", "inner_call", "start")}
-        return replace(self, rate=self.rate / factor, inner_rate=self.inner_rate / factor, **times)
-
-
-CORE = Machine("CPU core", RATE, INNER_RATE, CALL, INNER_CALL)
-GPU = Machine("GPU", 2.0e13, 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)
-"""One H200 as measured (docs/performance.md): of its convolutions' 114 TFLOP/s in TF32 loops keep 20, since others wait
-for memory; a call is what autograd and Python take on its host to start the kernels of a layer."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from jobs import cost
+from jobs import cost, machines
 from jobs.errors import Damaged
 from jobs.experiment import Plan
 from jobs.graph import Graph, Job
@@ -49,7 +49,7 @@ class Durations:
         return sum(self.seconds[key] for key in keys)
 
 
-def estimate_durations(graph: Graph, store: Store, machine: cost.Machine = cost.CORE) -> Durations:
+def estimate_durations(graph: Graph, store: Store, machine: machines.Machine = machines.CORE) -> Durations:
     """Estimate the seconds of every job on a machine, each from the best source there is.
 
     Args:
@@ -103,13 +103,13 @@ def stored_manifests(graph: Graph, store: Store) -> Iterator[tuple[str, Manifest
             yield key, store.manifest(key)
 
 
-def machine_of(scale: str, workers: int) -> cost.Machine:
+def machine_of(scale: str, workers: int) -> machines.Machine:
     """What a worker is assumed to be.
 
     The published scale is for GPUs, as fast as this host's when `pdd doctor --gpu` timed it; other scales are for cores
     of this machine, as fast as one was when it was timed with as many workers at once.
     """
-    return machine_of_card() if scale == "paper" else cost.CORE.slower(host_speed(workers).slowness)
+    return machine_of_card() if scale == "paper" else machines.CORE.slower(host_speed(workers).slowness)
 
 
 def uninterrupted(job: Job, seconds: float) -> float:

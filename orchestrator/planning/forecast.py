@@ -18,7 +18,7 @@ from typing import Any, get_args
 from rich.table import Table
 from rich.text import Text
 
-from jobs import cost
+from jobs import machines
 from jobs.experiment import Cell, Plan
 from jobs.keys import kind_of
 from jobs.memory import peak_bytes
@@ -112,7 +112,7 @@ class GroupForecast:
 class Forecast:
     """The whole forecast; seconds throughout, of one worker unless said otherwise."""
 
-    machine: cost.Machine
+    machine: machines.Machine
     scale: str
     kinds: Mapping[str, tuple[int, int, float]]
     """By kind: jobs cached, jobs to run, seconds to run."""
@@ -236,7 +236,7 @@ class Forecast:
 
 
 def forecast(
-    planned: Planned, store: Store, workers: int, budget: float | None = None, machine: cost.Machine | None = None
+    planned: Planned, store: Store, workers: int, budget: float | None = None, machine: machines.Machine | None = None
 ) -> Forecast:
     """Everything that `plan` says.
 
@@ -250,7 +250,7 @@ def forecast(
     plan, graph = planned.plan, planned.plan.graph
     if machine is None:
         untimed = planned.scale != "paper" and graph.jobs.keys() <= set(store.keys())  # nothing is left to estimate
-        machine = cost.CORE if untimed else durations.machine_of(planned.scale, workers)
+        machine = machines.CORE if untimed else durations.machine_of(planned.scale, workers)
     estimated = durations.estimate_durations(graph, store, machine)
     schedule, cached = durations.schedule_of(plan, estimated), estimated.stored
     running = simulate.jobs_to_run(schedule, cached)
@@ -374,9 +374,11 @@ def _by_source(running: Sequence[str], estimated: Durations) -> dict[DurationSou
     return {source: (len(mine), float(estimated.total(mine))) for source, mine in keys.items()}
 
 
-def _assumption(machine: cost.Machine) -> str:
-    if machine.name == cost.GPU.name:
-        whose = "measured on an H200; pdd doctor --gpu times a card" if machine == cost.GPU else "by pdd doctor --gpu"
+def _assumption(machine: machines.Machine) -> str:
+    if machine.name == machines.GPU.name:
+        whose = (
+            "measured on an H200; pdd doctor --gpu times a card" if machine == machines.GPU else "by pdd doctor --gpu"
+        )
         return f"estimates are for a GPU that sustains {machine.rate / 1e12:.3g} TFLOP/s, {whose}"
     return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as those here when they were timed"
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from jobs import cost
+from jobs import machines
 from workers.data.remembered import Memory
 from workers.store.versions import installed_versions
 
@@ -42,7 +42,7 @@ people = Console(stderr=True)
 
 @dataclass(frozen=True)
 class HostSpeed:
-    """How many times as long as at the calibration of `jobs.cost` work takes here, and when (unix) that was timed."""
+    """How many times as long as at the calibration of `jobs.machines` work takes here, and when (unix) that was timed."""
 
     slowness: float
     at: float
@@ -93,14 +93,14 @@ def _named(workers: int) -> tuple[str, str]:
     return name, f"{platform.machine()}, {cores} cores, torch {installed_versions(('torch',)).get('torch')}"
 
 
-def machine_of_card() -> cost.Machine:
+def machine_of_card() -> machines.Machine:
     """A worker with a card: as fast as a card of this host was when `pdd doctor --gpu` timed it, else an H200."""
     known = Memory.beside(None).recall(_card_name(), "1")
     if known is None:
-        return cost.GPU
+        return machines.GPU
     call, inner_call = STARTS_OF_LAYER * known["launch"], STARTS_OF_INNER_LAYER * known["launch"]
     rate = SUSTAINED * known["convolution"]
-    return replace(cost.GPU, rate=rate, inner_rate=rate, call=call, inner_call=inner_call)
+    return replace(machines.GPU, rate=rate, inner_rate=rate, call=call, inner_call=inner_call)
 
 
 def remember_card(speed: CardSpeed) -> None:

@@ -21,9 +21,9 @@ import yaml
 from PIL import Image
 
 import workers.execute
-from jobs.cost import CORE
 from jobs.experiment import Plan
 from jobs.keys import kind_of
+from jobs.machines import CORE
 from orchestrator.planning import simulate
 from orchestrator.planning.durations import Durations, estimate_durations, schedule_of
 from orchestrator.planning.forecast import Planned, forecast

@@ -11,21 +11,15 @@ import pytest
 from jobs.architectures import ARCHITECTURES, architecture_named
 from jobs.cost import (
     ADJOINT,
-    CALL,
     CENTROID_CALLS,
     CLUSTERING_CALLS,
     CLUSTERING_PASSES,
     DECODING,
-    GPU,
-    INNER_CALL,
-    INNER_RATE,
     ITERATIONS,
     LIGHT,
     MATCHED_CALL,
-    RATE,
     READING,
     RECORDED,
-    START,
     Effort,
     Match,
     effort,
@@ -37,6 +31,7 @@ from jobs.cost import (
 )
 from jobs.graph import Graph
 from jobs.learning import ImageOptimiserSpec
+from jobs.machines import CALL, GPU, INNER_CALL, INNER_RATE, RATE, START
 from jobs.methods import Engine
 from jobs.specs import (
     ChoiceSpec,

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from jobs import cost
+from jobs import machines
 from jobs.datasets import DATASETS
 from jobs.experiment import FOLDER, DatasetChoice
 from jobs.table import TablesPlan, load
@@ -39,7 +39,7 @@ def tables(*names: str) -> ResolvedTables:
 
 
 def forecast(resolved: ResolvedRequest | ResolvedTables, store: Store, workers: int, **more: Any) -> Forecast:
-    return forecasts.forecast(Planned.of(resolved), store, workers, **{"machine": cost.CORE, **more})
+    return forecasts.forecast(Planned.of(resolved), store, workers, **{"machine": machines.CORE, **more})
 
 
 def of_tables(folder: Path, *names: str, **more: Any) -> Forecast:
@@ -225,11 +225,11 @@ def test_the_papers_scale_is_estimated_for_a_gpu_and_reduced_ones_for_a_core_as_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    assert machine_of("paper", 256) == cost.GPU
+    assert machine_of("paper", 256) == machines.GPU
     monkeypatch.setattr(speed, "Timing", lambda workers: SimpleNamespace(slowness=lambda: float(workers)))
-    assert machine_of("tiny", 1) == cost.CORE
+    assert machine_of("tiny", 1) == machines.CORE
     half = machine_of("tiny", 2)
-    assert (half.rate, half.call, half.start) == (cost.RATE / 2, 2 * cost.CALL, 2 * cost.START)
+    assert (half.rate, half.call, half.start) == (machines.RATE / 2, 2 * machines.CALL, 2 * machines.START)
 
 
 @pytest.mark.usefixtures("fresh_cache")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cost
+from jobs import machines
 from orchestrator.planning import host_speed as module
 from orchestrator.planning.durations import machine_of
 from orchestrator.planning.host_speed import KEPT_BUSY_SECONDS, KEPT_SECONDS, begin_timing, host_speed, remember_card
@@ -82,10 +82,10 @@ def test_a_damaged_memory_is_no_memory(timings: list[int], tmp_path: Path) -> No
 
 
 def test_a_card_that_was_timed_prices_the_published_scale(timings: list[int]) -> None:
-    assert machine_of("paper", 4) == cost.GPU
+    assert machine_of("paper", 4) == machines.GPU
     remember_card(CardSpeed(convolution=1e13, bandwidth=1e12, launch=1e-5))
     machine = machine_of("paper", 4)
-    assert (machine.name, machine.start, machine.overlaps) == (cost.GPU.name, cost.GPU.start, True)
+    assert (machine.name, machine.start, machine.overlaps) == (machines.GPU.name, machines.GPU.start, True)
     assert (machine.rate, machine.call, machine.inner_call) == pytest.approx((1.8e12, 1.45e-3, 3.45e-3))
 
 
@@ -93,5 +93,5 @@ def test_an_h200_as_doctor_timed_it_is_priced_as_its_loops_were_measured(timings
     remember_card(CardSpeed(convolution=1.136e14, bandwidth=3.86e12, launch=6.94e-6))
     machine = machine_of("paper", 4)
     for name in ("rate", "call", "inner_call"):
-        assert getattr(machine, name) == pytest.approx(getattr(cost.GPU, name), rel=0.05)
+        assert getattr(machine, name) == pytest.approx(getattr(machines.GPU, name), rel=0.05)
     assert timings == []

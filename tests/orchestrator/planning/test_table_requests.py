@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs import cost
+from jobs import cost, machines
 from jobs import table as tables
 from jobs.datasets import DATASETS
 from jobs.errors import BadInput
@@ -185,7 +185,7 @@ def test_the_cifar10_columns_of_table_1_at_medium_are_a_night_of_two_cores_and_a
     request = TableRequest(tables=("table1",), scale="medium")
     plan = resolve_tables(request, allow_missing_data=True).tables.plan
     hours = {}
-    for ipc, machine in ((10, cost.CORE), (50, cost.GPU)):
+    for ipc, machine in ((10, machines.CORE), (50, machines.GPU)):
         cells = [cell for cell in plan.cells if (cell.dataset, cell.ipc_total) == ("cifar10", ipc)]
         jobs = plan.graph.ancestors(key for cell in cells for key in cell.jobs)
         efforts = [cost.effort(plan.graph[key], plan.graph) for key in jobs]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import cost
+from jobs import machines
 from jobs.errors import BadInput, Damaged
 from orchestrator import slurm_driver
 from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target, choose_target
@@ -56,7 +56,7 @@ def swept(store: Store) -> Workload:
 def test_every_workload_is_taken_up_from_its_order(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Store], Workload]
 ) -> None:
-    monkeypatch.setattr(durations, "machine_of", lambda scale, workers: cost.CORE)
+    monkeypatch.setattr(durations, "machine_of", lambda scale, workers: machines.CORE)
     workload = make(store)
     (tmp_path / "home").mkdir()
     order = {"kind": workload.kind, **workload.to_order(tmp_path / "home")}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import cost
+from jobs import machines
 from jobs.errors import BadInput
 from jobs.table import walk
 from orchestrator import launch, slurm_driver
@@ -111,7 +111,7 @@ def test_a_run_of_several_tables_is_a_reproduction_and_one_of_one_has_its_name()
 def test_a_budget_leaves_whole_cells_out_and_with_them_their_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(durations, "machine_of", lambda scale, workers: cost.CORE)
+    monkeypatch.setattr(durations, "machine_of", lambda scale, workers: machines.CORE)
     store = Store.open(tmp_path)
     whole, none = bought(rehearsal("table5"), store)
     assert none == {} and len(whole.cells) == 4
