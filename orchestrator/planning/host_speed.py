@@ -42,7 +42,7 @@ people = Console(stderr=True)
 
 @dataclass(frozen=True)
 class HostSpeed:
-    """How many times as long as at the calibration of `jobs.machines` work takes here, and when (unix) that was timed."""
+    """How many times as long as in `jobs.machines` work takes here, and when (unix) that was timed."""
 
     slowness: float
     at: float
