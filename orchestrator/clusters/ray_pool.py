@@ -50,6 +50,8 @@ CLAIMS_POLL_SECONDS = 5.0
 """Seconds between two looks at the claims of running jobs."""
 LOST_GRACE_SECONDS = 3.0
 """Seconds that running jobs get to save when Ray's control process is gone; then a minute is left, but people wait."""
+FEW = 16
+"""Running jobs up to which one question at a time is asked of Ray: the next one finds what else ended meanwhile."""
 START_ATTEMPTS = 3
 """Workers in a row that may fail to start on a node before the node is given up."""
 
@@ -146,10 +148,10 @@ class RayPool:
         if not self._pending:
             time.sleep(seconds)
             return []
-        object_refs = list(self._pending)
-        ready, _ = self._ray.wait(object_refs, num_returns=len(object_refs), timeout=0)
-        if not ready and seconds > 0:
-            ready, _ = self._ray.wait(object_refs, num_returns=1, timeout=seconds)
+        ready, others = self._ray.wait(list(self._pending), num_returns=1, timeout=seconds)
+        if ready and len(others) > FEW:
+            more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)
+            ready = [*ready, *more]
         return list(ready)
 
     def _look_at_nodes(self) -> Iterator[PoolEvent]:
