@@ -235,7 +235,7 @@ def test_a_worker_without_work_is_given_back_within_a_minute_and_there_are_never
 def test_a_worker_sees_its_own_gpu_and_one_that_sees_more_refuses(site: Site) -> None:
     """Both workers are on one node of two GPUs; then something between SLURM and Python widens what a worker sees."""
     site.cluster_file(gpus=1, memory="3G", sbatch={"nodelist": "node2"})
-    going = site.start("run", "LIVE", *site.on_slurm())
+    going = site.start("run", "WIDE", "--set", "evaluate.epochs=6000", *site.on_slurm())  # both have work for long
     wait_until(lambda: len(_devices()) == 2, PATIENCE)
     assert sorted(_devices().values()) == ["0", "1"]
     assert site.end(going)["exit"] == 0
