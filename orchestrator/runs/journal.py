@@ -12,10 +12,11 @@ A line that is not as it was written, because a bit flipped or somebody edited t
 `unreadable` says so to those who must not miss a record.
 
 One driver writes. What happened is in the file before the driver acts on it, so no end of its process loses it; it is
-on the disk within `SYNC_WITHIN` seconds, so a host that loses its power forgets no more than that, of which only
-artifacts live on. The disk is waited for while the workers work, once for all that was written since. A driver that
-cannot write its journal stops, because a run that nobody can follow is worse than one that ended. A line that a crash
-cut short is left out by readers and removed by the next writer.
+on the disk within `SYNC_WITHIN` seconds (with `--workers 0`, where the driver itself computes, when the running job
+ends at the latest), so a host that loses its power forgets no more than that, of which only artifacts live on. The disk
+is waited for while the workers work, once for all that was written since. A driver that cannot write its journal
+stops, because a run that nobody can follow is worse than one that ended. A line that a crash cut short is left out by
+readers and removed by the next writer.
 """
 
 from __future__ import annotations
