@@ -25,23 +25,25 @@ class Learned:
         values: float tensor, changed in place.
     """
 
-    def __init__(self, values: Tensor, lr: float, shares: tuple[float, float] = (0.9, 0.999)) -> None:
-        """Start without moments.
+    def __init__(self, values: Tensor, optimiser: torch.optim.Optimizer) -> None:
+        """Start without moments; the values are taken over, not copied, and are all that the optimiser moves."""
+        self.values, self._optimiser = values, optimiser
+
+    @classmethod
+    def by_adam(cls, values: Tensor, lr: float, shares: tuple[float, float] = (0.9, 0.999)) -> Learned:
+        """A tensor that Adam moves.
 
         Args:
             values: taken over, not copied.
             lr: of Adam.
             shares: what is kept of the mean gradient and of the mean square.
         """
-        self.values = values
-        self._optimiser: torch.optim.Optimizer = Adam([values], lr=lr, betas=shares, foreach=False)
+        return cls(values, Adam([values], lr=lr, betas=shares, foreach=False))
 
     @classmethod
     def by(cls, values: Tensor, spec: ImageOptimiserSpec) -> Learned:
         """A tensor, taken over, that an image optimiser moves at its first learning rate."""
-        learned = cls(values, spec.lr)
-        learned._optimiser = image_optimiser(values, spec)
-        return learned
+        return cls(values, image_optimiser(values, spec))
 
     def step(self, gradient: Tensor) -> None:
         """Move against a gradient of the tensor's shape."""

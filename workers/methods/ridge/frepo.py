@@ -40,7 +40,7 @@ class PooledNetwork:
     """A network that trains on the synthetic images: its weights [P], and how many steps it has made."""
 
     def __init__(self, weights: Tensor, lr: float, updates: int = 0) -> None:
-        self.weights, self.updates = Learned(weights, lr), updates
+        self.weights, self.updates = Learned.by_adam(weights, lr), updates
 
     def train(self, network: Network, images: Tensor, targets: Tensor) -> None:
         """Make one step on the squared error of the logits.

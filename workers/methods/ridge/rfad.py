@@ -49,7 +49,7 @@ class RandomFeatures(Method):
         assert isinstance(settings, RfadSettings)
         self._settings = settings
         self._regression = Regression(stage, settings.batch, settings.ridge)
-        self._log_scale = Learned(torch.zeros((), dtype=torch.float64).to(stage.device), settings.lr_scale)
+        self._log_scale = Learned.by_adam(torch.zeros((), dtype=torch.float64).to(stage.device), settings.lr_scale)
 
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """Make an image step by the features of new networks.

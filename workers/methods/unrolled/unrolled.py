@@ -149,7 +149,9 @@ class StepSizes:
     def __init__(self, settings: UnrolledSettings, device: torch.device) -> None:
         size = settings.step_size_init
         raw = size + math.log(-math.expm1(-size))  # the inverse of the softplus
-        self.raw = Learned(torch.full((settings.syn_steps,), raw).to(device), settings.lr_step_size, (0.5, 0.999))
+        self.raw = Learned.by_adam(
+            torch.full((settings.syn_steps,), raw).to(device), settings.lr_step_size, (0.5, 0.999)
+        )
         self.learn = settings.lr_step_size > 0
 
     @property
