@@ -14,9 +14,9 @@ from pydantic_core import PydanticCustomError
 from jobs.fields import Count, Fraction, Frozen, Index, NonNegative, Positive
 from jobs.specs import Augmentation, SgdSpec
 
-Engine = Literal["unrolled", "adjoint", "graphs"]
+Engine = Literal["unrolled", "adjoint", "compiled", "graphs"]
 """How trajectory matching differentiates: through the whole graph of its inner steps, step by step (`adjoint`), or step
-by step in recorded CUDA graphs (`graphs`), where there is a card that records."""
+by step in compiled code (`compiled`) or in recorded CUDA graphs (`graphs`), where there is a card that records."""
 
 
 class NetworkTraining(SgdSpec):

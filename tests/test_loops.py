@@ -13,7 +13,6 @@ from tests.benchmarks import loops
 from tests.benchmarks.cases import classwise, files, matching, training
 from tests.benchmarks.cases.case import EXACT, PLAIN, Case, Sides, distance
 from tests.benchmarks.limits import operations
-from workers.methods.trajectory.engines import ENGINES
 from workers.training.trainer import Trainer
 
 ALLOWED = 1.25
@@ -44,7 +43,7 @@ def results(sides: Sides) -> dict[str, torch.Tensor]:
 
 def test_matching_gives_the_numbers_of_plain_code_in_every_engine() -> None:
     found = results(matching.sides(width=8, batch=10, steps=3, size=8))
-    assert set(found) == {PLAIN, EXACT, *ENGINES} - set(matching.OF_A_CARD)
+    assert set(found) == {PLAIN, EXACT, *matching.EAGER}
     assert all(distance(result, found[EXACT]) < 1e-4 for result in found.values())
     assert torch.equal(found["unrolled"], found[PLAIN])
 

@@ -244,6 +244,9 @@ def methods_fit(plan: Plan, place: str) -> None:
                 if spec.labels is not None and not takes_soft_labels(spec.method):
                     fix = f"{spec.method} matches with the images' classes; leave it out"
                     raise BadInput(place, "distil.labels", spec.labels.source, fix)
+                if spec.settings.get("engine") == "compiled" and spec.network.norm == "batch":
+                    fix = "goes through images a few at a time, which batch norm forbids: take another engine or norm"
+                    raise BadInput(place, "distil.settings.engine", "compiled", fix)
             case DatasetSpec() as spec if spec.normalise not in known:
                 fix = f"must be one of {', '.join(sorted(known))}"
                 raise BadInput(place, "dataset.normalise", spec.normalise, fix)

@@ -38,8 +38,8 @@ SHORT, PUBLISHED, LONG = 10, 30, 50
 
 def cases() -> Iterator[Case]:
     """All loops, at sizes of about a second."""
-    yield matching.case(width=32, batch=50, steps=5)
-    yield matching.case(width=128, batch=50, steps=2)
+    yield matching.case(width=32, batch=50, steps=5, engines=matching.of_this_host())
+    yield matching.case(width=128, batch=50, steps=2, engines=matching.of_this_host())
     yield training.experts(width=32, count=1024)
     yield training.experts(width=128, count=256)
     yield training.test_pass(width=32, count=2048)
@@ -152,12 +152,13 @@ def operations(work: Callable[[], object]) -> float:
 
 def distances() -> list[Row]:
     """How far the gradients of matching are from float64, the worst and the median of ten initialisations."""
-    figures = []
+    figures, engines = [], matching.of_this_host()
     for width in (32, 128):
         apart: dict[str, list[float]] = {}
         with one_core():
             for seed in range(INITIALISATIONS):
-                results = {name: work() for name, work in matching.sides(width, batch=10, steps=2, seed=seed).items()}
+                sides = matching.sides(width, batch=10, steps=2, seed=seed, engines=engines)
+                results = {name: work() for name, work in sides.items()}
                 exact = results.pop(EXACT)
                 for name, result in results.items():
                     apart.setdefault(name, []).append(distance(result, exact))

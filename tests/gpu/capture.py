@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jobs.methods import Engine
+from tests.workers.short_jobs import CARD_ENGINES
 from workers.methods.trajectory import graphs
 from workers.methods.trajectory.engines import ENGINES
 from workers.methods.trajectory.graphs import RECORDED, REFUSED
@@ -236,7 +237,7 @@ def timing(name: str) -> Callable[[], str]:
 
     def work() -> str:
         figures = []
-        for engine in ENGINES:
+        for engine in CARD_ENGINES:
             case = problem("_".join(OPERATIONS), width=128)
             began = time.perf_counter()
             for seed in range(3):
@@ -274,7 +275,7 @@ def _iteration(case: Problem, engine: Engine, batch: int, steps: int) -> float:
 def kernels() -> str:
     """Kernels of an inner step as the card counts them, and the time that it is busy in one."""
     batch, figures = 10, []
-    for engine in ENGINES:
+    for engine in CARD_ENGINES:
         case, counts = problem("_".join(OPERATIONS), width=128), []
         for steps in (6, 12, 12):
             case.match(engine, 3, (batch,) * steps, batch)

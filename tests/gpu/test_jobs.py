@@ -19,11 +19,10 @@ import torch
 from jobs.graph import Job
 from jobs.specs import SelectSpec
 from tests.gpu.conftest import CUDA, note
-from tests.workers.short_jobs import ARMS, GRADIENTS, ONE, TWO
+from tests.workers.short_jobs import ARMS, CARD_ENGINES, GRADIENTS, ONE, TWO
 from tests.workers.workshop import CPU, PUBLISHED, Workshop
 from workers.data import synthetic_set
 from workers.execute import perform
-from workers.methods.trajectory.engines import ENGINES
 from workers.runtime.context import JobContext
 from workers.store.store import Manifest
 from workers.store.trajectories import TRAJECTORIES, Trajectories
@@ -141,7 +140,7 @@ def test_jobs_of_a_method_give_what_they_give_on_the_cpu(method: str, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CARD_ENGINES)
 def test_published_matching_gives_what_it_gives_on_the_cpu(engine: str, tmp_path: Path) -> None:
     compared(*_shops(tmp_path, {"method": "mtt", **ONE}, set={**PUBLISHED, "distil.settings.engine": engine}))
 

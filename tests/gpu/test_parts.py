@@ -13,13 +13,12 @@ from jobs.graph import Job
 from jobs.specs import NetworkSpec
 from tests.gpu.conftest import CUDA, note
 from tests.gpu.test_jobs import NEAR, distance, on
-from tests.workers.short_jobs import GRADIENTS, ONE, matched, trained_weights
+from tests.workers.short_jobs import CARD_ENGINES, GRADIENTS, ONE, matched, trained_weights
 from tests.workers.workshop import CPU, Workshop
 from workers.data import dataset
 from workers.data.stored_images import StoredImages
 from workers.execute import perform, perform_missing
 from workers.methods.matching.kmeans import _CLUSTERINGS
-from workers.methods.trajectory.engines import ENGINES
 from workers.runtime.context import JobContext
 
 pytestmark = pytest.mark.gpu
@@ -70,7 +69,7 @@ def test_networks_of_both_layouts_train_as_on_the_cpu(architecture: Any, norm: A
     assert far < NEAR
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CARD_ENGINES)
 def test_the_gradients_of_matching_are_those_of_the_cpu(engine: Any) -> None:
     here, there = matched(CPU, engine), matched(CUDA, engine)
     far = max(distance(a.cpu(), b) for a, b in ((there.images, here.images), (there.step_size, here.step_size)))

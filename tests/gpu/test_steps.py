@@ -13,8 +13,7 @@ import torch
 from tests import pretended
 from tests.benchmarks.card.kernels import kernels_of
 from tests.gpu.conftest import CUDA, note
-from tests.workers.short_jobs import Problem, matching, trained
-from workers.methods.trajectory.engines import ENGINES
+from tests.workers.short_jobs import CARD_ENGINES, Problem, matching, trained
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +32,7 @@ def waits_refused() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", CARD_ENGINES)
 def test_an_inner_step_never_waits(engine: Any) -> None:
     match = matching(CUDA, engine, Problem())
     match()  # libraries are loaded by a first call

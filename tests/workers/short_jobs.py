@@ -48,6 +48,9 @@ GRADIENTS: dict[str, dict[str, Any]] = {
 }
 """Methods whose iterations are long, with the numbers that make them short."""
 
+CARD_ENGINES: list[Engine] = ["unrolled", "adjoint", "graphs"]
+"""The engines of trajectory matching that do not stand for another one on a card."""
+
 
 def _student(module: nn.Module) -> Student:
     return Student(module, Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True))

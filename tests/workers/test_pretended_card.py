@@ -27,7 +27,7 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.execute import perform
 from workers.methods import method_named, settings_for
 from workers.methods.base import LearnableImages, Stage
-from workers.methods.trajectory import graphs
+from workers.methods.trajectory import compiled, graphs
 from workers.methods.trajectory.recorder import Work
 from workers.methods.trajectory.trajectory_matching import InnerBatch, Student
 from workers.runtime.context import JobContext
@@ -209,6 +209,14 @@ def test_what_is_recorded_of_an_inner_step_neither_waits_nor_copies(monkeypatch:
         recorded = matched(DEVICE, "graphs", steps)
         assert torch.equal(recorded.images.cpu(), adjoint.images.cpu())
     assert recorder.outside == 0 and recorder.replays >= 2 * steps
+
+
+def test_a_card_that_is_asked_for_compiled_code_takes_the_adjoint_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    compiled._warn_of_a_card.cache_clear()
+    with card():
+        own, adjoint = (matched(DEVICE, engine, 3).images.cpu() for engine in ("compiled", "adjoint"))
+    assert torch.equal(own, adjoint)
+    assert "a card goes on with engine adjoint" in caplog.text
 
 
 WAITS = {

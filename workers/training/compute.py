@@ -29,6 +29,7 @@ from jobs.errors import BadInput
 from jobs.specs import Precision, TrainingEngine
 
 Forward = Callable[[Tensor], Tensor]
+Function = TypeVar("Function", bound=Callable[..., Any])
 Optimiser = TypeVar("Optimiser", bound=torch.optim.Optimizer)
 SHAPES = 256
 """Compiled shapes of a process at most; one more is an error and never a silent return to eager code."""
@@ -49,20 +50,26 @@ class Compute:
         Raises:
             BadInput: compiled code is asked for on a CPU without a C++ compiler.
         """
-        forward: Forward = module if self.engine == "eager" else _compiled(module)
+        forward: Forward = module
+        if self.engine == "compiled":
+            forward = compiled_function(module, next(module.parameters()).device)
         return forward if self.precision == "float32" else _in_bfloat16(forward)
 
 
-def _compiled(module: nn.Module) -> Forward:
+def compiled_function(function: Function, device: torch.device) -> Function:
+    """The function as code compiled for each shape of its arguments, on this kind of device.
+
+    Raises:
+        BadInput: there is no C++ compiler, on a CPU.
+    """
     compiler = os.environ.get("CXX", "g++")
-    on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
-    if on_cpu and shutil.which(compiler) is None:
-        fix = f"install {compiler}, name another C++ compiler in CXX, or take eager"
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        fix = f"install {compiler}, name another C++ compiler in CXX, or take another engine"
         raise BadInput("recipe", "engine", "compiled", fix)
     import torch._dynamo  # takes a second, which only jobs that compile should pay
 
     torch._dynamo.config.recompile_limit = SHAPES
-    return cast(Forward, torch.compile(module, fullgraph=True, dynamic=False))
+    return cast(Function, torch.compile(function, fullgraph=True, dynamic=False))
 
 
 def _in_bfloat16(forward: Forward) -> Forward:

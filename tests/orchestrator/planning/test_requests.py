@@ -221,6 +221,13 @@ def test_soft_labels_are_refused_where_the_method_matches_with_classes(tmp_path:
     assert error.fix == "dm matches with the images' classes; leave it out"
 
 
+def test_compiled_matching_is_refused_where_images_depend_on_each_other() -> None:
+    asked = ("distil.settings.engine=compiled", "network.norm=batch")
+    error = refusal(*asked)
+    assert (error.field, error.value) == ("distil.settings.engine", "compiled")
+    assert "batch norm" in error.fix
+
+
 def test_soft_labels_of_some_stages_only_are_refused(tmp_path: Path) -> None:
     recipe, mine = tmp_path / "some.yaml", tmp_path / "mine.yaml"
     layer = {"when": {"stage": {"at_least": 2}}, "set": {"distil": {"labels": {"source": ["classes", "a test"]}}}}

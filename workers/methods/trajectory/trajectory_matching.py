@@ -84,20 +84,26 @@ class Student:
         return gradient
 
     def _logits_of_rows(self, theta: Tensor, rows: Tensor, draw: Draw | None) -> Tensor:
-        if self.augmentation is not None and draw is not None:
-            rows = self.augmentation.apply(rows, draw)
+        rows = self.augmented(rows, draw)
         logits: Tensor = functional_call(self.module, unflatten(theta, self.module), (rows,))
         return logits
 
+    def augmented(self, rows: Tensor, draw: Draw | None) -> Tensor:
+        """A batch's images [b, C, H, W] under its augmentation."""
+        return rows if self.augmentation is None or draw is None else self.augmentation.apply(rows, draw)
+
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        soft = labels.is_floating_point()
-        return F.cross_entropy(logits, torch.softmax(labels / self.temperature, 1) if soft else labels)
+        return F.cross_entropy(logits, self.shares(labels) if labels.is_floating_point() else labels)
+
+    def shares(self, labels: Tensor) -> Tensor:
+        """The probabilities [b, classes] that the network is to learn for soft labels, logits [b, classes]."""
+        return torch.softmax(labels / self.temperature, 1)
 
     def _slope(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The gradient of the mean cross-entropy by the logits written out, for which a card launches fewer kernels."""
         shares = logits.softmax(1)
         if labels.is_floating_point():
-            excess = shares - torch.softmax(labels / self.temperature, 1)
+            excess = shares - self.shares(labels)
         else:
             place = labels.unsqueeze(1)
             excess = shares.scatter_add(1, place, shares.new_full(place.shape, -1.0))

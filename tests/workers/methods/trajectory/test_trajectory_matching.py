@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.methods import Engine
+from workers.methods.trajectory import compiled
 from workers.methods.trajectory.engines import ENGINES
 from workers.methods.trajectory.trajectory_matching import InnerBatch, Matched, Student, normalised_distance
 from workers.training.augmentation import OPERATIONS, Augmentation
@@ -18,7 +19,13 @@ from workers.training.networks import build, flatten
 
 Array = NDArray[np.float64]
 EVERYTHING = Augmentation.parse("color_crop_cutout_flip_scale_rotate", align_corners=True)
-ENGINE_NAMES: list[Engine] = ["unrolled", "adjoint", "graphs"]
+ENGINE_NAMES: list[Engine] = ["unrolled", "adjoint", "compiled", "graphs"]
+
+
+@pytest.fixture(autouse=True)
+def _not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mathematics of `compiled` as PyTorch runs it; test_compiled compiles it."""
+    monkeypatch.setattr(compiled, "compiled_function", lambda function, device: function)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -143,12 +150,13 @@ def test_gradcheck_finds_the_gradients_of_the_whole_graph_exact_for_a_convnet(st
 
 
 @pytest.mark.parametrize("strategy", [None, *OPERATIONS])
-def test_both_engines_agree_with_and_without_augmentation(strategy: str | None) -> None:
+@pytest.mark.parametrize("engine", ["adjoint", "compiled"])
+def test_engines_agree_with_and_without_augmentation(engine: Engine, strategy: str | None) -> None:
     case = Case(convnet(), (1, 8, 8), strategy)
-    whole, adjoint = case.match("unrolled"), case.match("adjoint")
-    torch.testing.assert_close(adjoint.loss, whole.loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(adjoint.images, whole.images, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(adjoint.step_size, whole.step_size, rtol=1e-10, atol=1e-10)
+    whole, other = case.match("unrolled"), case.match(engine)
+    torch.testing.assert_close(other.loss, whole.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(other.images, whole.images, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other.step_size, whole.step_size, rtol=1e-10, atol=1e-10)
     if strategy is not None:
         assert float(whole.loss) != float(Case(convnet(), (1, 8, 8)).match("unrolled").loss)
 
@@ -225,12 +233,13 @@ def test_the_gradients_of_soft_labels_are_the_differences_of_the_loop_written_ou
 
 
 @pytest.mark.parametrize("strategy", [None, *OPERATIONS])
-def test_the_engines_agree_on_the_gradients_of_soft_labels(strategy: str | None) -> None:
+@pytest.mark.parametrize("engine", ["adjoint", "compiled"])
+def test_the_engines_agree_on_the_gradients_of_soft_labels(engine: Engine, strategy: str | None) -> None:
     case = softly(Case(convnet(), (1, 8, 8), strategy))
-    whole, adjoint = case.match("unrolled"), case.match("adjoint")
-    assert whole.labels is not None and adjoint.labels is not None
-    torch.testing.assert_close(adjoint.images, whole.images, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(adjoint.labels, whole.labels, rtol=1e-10, atol=1e-10)
+    whole, other = case.match("unrolled"), case.match(engine)
+    assert whole.labels is not None and other.labels is not None
+    torch.testing.assert_close(other.images, whole.images, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(other.labels, whole.labels, rtol=1e-10, atol=1e-10)
     assert not case.labels.requires_grad
 
 
