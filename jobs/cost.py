@@ -13,7 +13,8 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 
 from jobs.fields import Settings
 from jobs.graph import Graph, Job
@@ -67,11 +68,16 @@ class Effort:
     inner_flops: float = 0.0
 
     def __add__(self, other: Effort) -> Effort:
-        return Effort(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+        return Effort(
+            self.flops + other.flops,
+            self.calls + other.calls,
+            self.inner_calls + other.inner_calls,
+            self.inner_flops + other.inner_flops,
+        )
 
     def times(self, count: float) -> Effort:
         """The effort of doing the same `count` times."""
-        return Effort(*(number * count for number in astuple(self)))
+        return Effort(self.flops * count, self.calls * count, self.inner_calls * count, self.inner_flops * count)
 
 
 def forward_flops(network: NetworkSpec, data: DatasetSpec) -> float:
@@ -421,6 +427,11 @@ def _fit(network: NetworkSpec, training: SgdSpec, images: int, job: Job, graph: 
     return Effort(3 * 2.0 * sum(layers) * images * epochs, calls=len(layers) * steps)
 
 
-def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> list[int]:
+def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> tuple[int, ...]:
     """Multiply-adds of each convolution and linear layer, for one image."""
-    return [layer.multiply_adds for layer in network.layers(data.channels, data.height, data.classes)]
+    return _multiply_adds_of(network, data.channels, data.height, data.classes)
+
+
+@cache  # thousands of jobs share a handful of networks
+def _multiply_adds_of(network: NetworkSpec, channels: int, size: int, classes: int) -> tuple[int, ...]:
+    return tuple(layer.multiply_adds for layer in network.layers(channels, size, classes))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from jobs.graph import Graph, Job
@@ -71,6 +72,7 @@ class Footprint:
     weights: int
 
 
+@cache  # thousands of jobs share a handful of networks
 def footprint(network: NetworkSpec, channels: int, side: int, classes: int) -> Footprint:
     """What a network takes on one image.
 
