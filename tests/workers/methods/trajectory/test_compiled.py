@@ -67,7 +67,7 @@ def compared(module: nn.Module, sizes: tuple[int, ...] = (5, 4)) -> None:
     torch.testing.assert_close(own.step_size, other.step_size, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize("sizes", [(20,), (21, 20), (41, 7)])
+@pytest.mark.parametrize("sizes", [(25,), (26, 25), (51, 7)])
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
     sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
     compared(network(), sizes)
 
 
-@pytest.mark.parametrize("count", [1, 7, 20, 21, 50, 101])
+@pytest.mark.parametrize("count", [1, 7, 25, 26, 60, 101])
 def test_parts_of_a_batch_have_one_size_of_which_the_compiler_has_to_know(count: int) -> None:
     images, shares = torch.ones(count, 1, 2, 2), torch.full((count, CLASSES), 0.25)
     parts = list(compiled._chunks(images, shares))
