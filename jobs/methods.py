@@ -18,6 +18,9 @@ Engine = Literal["unrolled", "adjoint", "compiled", "graphs"]
 """How trajectory matching differentiates: through the whole graph of its inner steps, step by step (`adjoint`), or step
 by step in compiled code (`compiled`) or in recorded CUDA graphs (`graphs`), where there is a card that records."""
 
+NO_BATCH_NORM = "goes through images a few at a time, which batch norm forbids: take another engine or norm"
+"""What to do where engine `compiled` meets a network whose images depend on each other."""
+
 
 class NetworkTraining(SgdSpec):
     """How the matching network is trained between image steps; here the learning rate is no option."""

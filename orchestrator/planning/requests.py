@@ -23,6 +23,7 @@ from jobs.experiment import DatasetChoice, Experiment, Plan, dataset_fields, loa
 from jobs.graph import Job
 from jobs.inputs import dataset_of
 from jobs.kinds import ImportedSpec
+from jobs.methods import NO_BATCH_NORM
 from jobs.plugins import FORM, is_plug_in
 from jobs.recipe import flat
 from jobs.recipe_numbers import Recipe
@@ -245,8 +246,7 @@ def methods_fit(plan: Plan, place: str) -> None:
                     fix = f"{spec.method} matches with the images' classes; leave it out"
                     raise BadInput(place, "distil.labels", spec.labels.source, fix)
                 if spec.settings.get("engine") == "compiled" and spec.network.norm == "batch":
-                    fix = "goes through images a few at a time, which batch norm forbids: take another engine or norm"
-                    raise BadInput(place, "distil.settings.engine", "compiled", fix)
+                    raise BadInput(place, "distil.settings.engine", "compiled", NO_BATCH_NORM)
             case DatasetSpec() as spec if spec.normalise not in known:
                 fix = f"must be one of {', '.join(sorted(known))}"
                 raise BadInput(place, "dataset.normalise", spec.normalise, fix)

@@ -8,8 +8,8 @@ derivative of L's gradient along lambda,
 so they come from one function without a graph, which a compiler takes whole: what lies between convolutions becomes a
 few passes over memory. Images of a batch do not depend on each other, and gradients are sums over them; so a batch goes
 through in chunks of at most `CHUNK` images of one size, whose maps stay near the core, and rows that fill the last
-chunk up have no weight. Augmentation stays with PyTorch's operators. The plan refuses batch norm, by which images do
-depend on each other.
+chunk up have no weight. Augmentation stays with PyTorch's operators. Batch norm, by which images do depend on each
+other, is refused, by the plan where the experiment names it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from jobs.errors import BadInput
+from jobs.methods import NO_BATCH_NORM
 from workers.methods.trajectory.trajectory_matching import (
     AdjointSteps,
     InnerBatch,
@@ -57,7 +60,7 @@ def compiled(
     """The same as `adjoint` by compiled code, on a CPU; arguments and result alike.
 
     Raises:
-        BadInput: there is no C++ compiler.
+        BadInput: there is no C++ compiler, or the network has batch norm.
     """
     if start.is_cuda:
         _warn_of_a_card()
@@ -129,6 +132,8 @@ class StepCode:
     """
 
     def __init__(self, module: nn.Module, classes: int, device: torch.device) -> None:
+        if any(isinstance(layer, _BatchNorm) for layer in module.modules()):
+            raise BadInput("recipe", "distil.settings.engine", "compiled", NO_BATCH_NORM)
         _load_forward_mode()
         self.classes, twin = classes, _written_out(module)
         self.gradient: Callable[..., Tensor] = partial(compiled_function(_gradient, device), twin)

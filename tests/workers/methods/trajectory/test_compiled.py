@@ -11,6 +11,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
+from jobs.errors import BadInput
 from tests.benchmarks.cases.case import distance
 from workers.methods.trajectory import compiled
 from workers.methods.trajectory.engines import ENGINES
@@ -102,6 +103,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 def test_a_compiler_can_take_each_kind_of_network(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "compiled_function", traced)
     compared(network(**NETWORKS[kind]), (5, 5))
+
+
+def test_batch_norm_of_a_network_from_outside_is_refused() -> None:
+    with pytest.raises(BadInput, match="batch norm"):
+        match("compiled", network(norm="batch"))
 
 
 @pytest.mark.slow
