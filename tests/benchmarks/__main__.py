@@ -33,9 +33,9 @@ def main() -> None:
     for part in words.parts or PARTS:
         print(f"{part} ...", file=sys.stderr, flush=True)
         rows += importlib.import_module(f"tests.benchmarks.{part}").rows()
-    document = {"machine": here, "rows": [{**asdict(row), "met": row.met} for row in rows]}
-    if words.json is not None:
-        words.json.write_text(json.dumps(document, indent=2) + "\n")
+        if words.json is not None:  # after each part, so that a run that is stopped leaves something
+            document = {"machine": here, "rows": [{**asdict(row), "met": row.met} for row in rows]}
+            words.json.write_text(json.dumps(document, indent=2) + "\n")
     Console(width=150).print(table(rows, ", ".join(f"{name} {value}" for name, value in here.items())))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.benchmarks.cases import classwise, files, matching, training
 from tests.benchmarks.cases.case import EXACT, PLAIN, Case, Sides, distance
 from tests.benchmarks.limits import convolution, gflops, one_core, peak_gflops, repeated
 from tests.benchmarks.limits import operations as operations_of
-from tests.benchmarks.measure import Row, Timer, medians
+from tests.benchmarks.measure import Row, Timer, medians, record
 from workers.runtime.process import keep_freed_pages
 
 SLOWER = 1.03
@@ -52,7 +53,10 @@ def cases() -> Iterator[Case]:
 
 def rows() -> list[Row]:
     """All loops, then matching over ten initialisations and at two lengths, then a file of trajectories."""
-    figures = [row for case in cases() for row in measured(case, peak_gflops())]
+    figures: list[Row] = []
+    for case in cases():
+        print(f"  {case.name} ...", file=sys.stderr, flush=True)
+        figures += map(record, measured(case, peak_gflops()))
     return [*figures, *distances(), *growth(), *file_rows()]
 
 
