@@ -92,8 +92,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet": {"architecture": "resnet10", "depth": None},
     "lenet": {"architecture": "lenet", "width": None, "depth": None},
     "mlp": {"architecture": "mlp", "width": 8, "depth": 2},
-    "vgg": {"architecture": "vgg11", "width": 4, "depth": None},
-    "alexnet": {"architecture": "alexnet", "width": 4, "depth": None},
     "vit": {"architecture": "vit", "width": 64, "depth": 1},
 }
 
