@@ -289,8 +289,8 @@ def _trajectory(match: Match, settings: Settings) -> Effort:
     """MTT: inner steps of a student that are differentiated."""
     batch = min(match.union, settings.get("batch_syn") or match.new)
     steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), settings.get("engine")
-    calls, waiting = COMPILED
     if engine == "compiled":
+        calls, waiting = COMPILED
         return replace(steps, inner_calls=calls * steps.inner_calls, inner_flops=waiting * steps.inner_flops)
     factors = {"adjoint": (ADJOINT, ADJOINT), "graphs": RECORDED}
     flops, calls = factors.get(str(engine), (1.0, 1.0))
