@@ -3,7 +3,7 @@
 #   make venv     .venv with the project and its tools
 #   make demo     the quickstart on this machine: no GPU, no download of data
 #   make test     every test but the two kinds below            PYTEST_WORKERS=N for N processes (2)
-#   make long     the tests that take minutes: all methods, the report in a browser, exported sets trained again
+#   make long     the tests that take a quarter of a minute or more: drills with kills, sweeps, all methods, browsers, exports
 #   make quick    the tests not marked slow
 #   make slurm    the tests on a real SLURM of four nodes, started here (root and Debian's packages; minutes)
 #   make bench    what the machine and our code are worth, part by part (minutes): ONLY="driver start" for some parts

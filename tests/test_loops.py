@@ -119,6 +119,7 @@ def test_no_default_loses_a_quarter_of_its_share_of_the_limit(case: Case) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_loop_that_is_slowed_by_hand_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = kept(training.experts(width=32, count=512))
     whole_pass = Trainer._epoch

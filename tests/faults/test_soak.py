@@ -17,7 +17,7 @@ import pytest
 from tests.faults.drill import FAILINGS, Drill
 from tests.faults.injections import IN_ONE_PROCESS, ON_RAY, Injection
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(7200)]
 
 INJECTIONS = int(os.environ.get("PDD_INJECTIONS", "40"))
 FIRST_SEED = int(os.environ.get("PDD_INJECTION_SEED", "0"))

@@ -17,7 +17,7 @@ import pytest
 from orchestrator.runs import journal
 from tests.faults.drill import Drill
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(3600)]
 
 ROUNDS = int(os.environ.get("PDD_ROUNDS", "10"))
 KILLED_OF_FIVE = 2

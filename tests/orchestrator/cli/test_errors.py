@@ -191,6 +191,7 @@ def open_files(pid: int) -> list[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupt_while_the_store_is_verified_ends_with_a_document(tmp_path: Path) -> None:
     with shell_in(tmp_path) as shell:
         with (

@@ -51,6 +51,7 @@ def run(tmp_path: Path, address: str, token: Path, *words: str) -> subprocess.Co
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.long
 def test_the_same_graph_runs_there_with_the_same_results(tmp_path: Path, address: str, token: Path) -> None:
     there = run(tmp_path, address, token, "--cluster", "cloud", "--store", str(tmp_path / "there"))
     assert there.returncode == 0, there.stderr
@@ -59,6 +60,7 @@ def test_the_same_graph_runs_there_with_the_same_results(tmp_path: Path, address
     assert digests[0] == digests[1] and digests[0]
 
 
+@pytest.mark.long
 def test_a_wrong_token_is_refused_in_one_sentence(tmp_path: Path, address: str) -> None:
     wrong = tmp_path / "wrong"
     wrong.write_text("0" * 64)

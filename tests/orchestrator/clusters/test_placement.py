@@ -82,6 +82,7 @@ def test_a_run_does_not_wait_for_cards_that_are_all_left_alone_because_a_core_be
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("cards", "workers", "given"),
     [

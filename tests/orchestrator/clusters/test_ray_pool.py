@@ -447,6 +447,7 @@ def hear_one(pool: RayPool) -> str:
 
 @linux
 @pytest.mark.slow
+@pytest.mark.long
 def test_slots_follow_a_node_that_dies_and_comes_again(tmp_path: Path, short_folder: Path) -> None:
     script = "import sys, pathlib, tests.orchestrator.clusters.test_ray_pool as t\n"
     script += "t.watch_nodes_come_and_go(pathlib.Path(sys.argv[1]))"

@@ -27,7 +27,7 @@ from tests.orchestrator.shell import Shell, shell_in, wait_for
 from workers.store.claims import Claim, Claims
 from workers.store.store import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 
 ITERATIONS = 200
 WORDS = ("run", "tiny", "--set", f"distil.iterations={ITERATIONS}")

@@ -217,6 +217,7 @@ DIVERGES = (
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_failing_job_takes_its_dependants_and_nothing_else_and_only_it_is_tried_again(copied: Shell) -> None:
     """Both first stages diverge; the draws with their evaluations and the full networks are made all the same."""

@@ -88,6 +88,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(2 * LIMIT)
 def test_asha_ends_the_poor_trial_and_its_prefix_is_found_by_run(tmp_path: Path) -> None:
     """With a step size of nearly nothing no network learns, so the second trial is the worse of two at the rung."""
@@ -122,6 +123,7 @@ def test_asha_ends_the_poor_trial_and_its_prefix_is_found_by_run(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3 * LIMIT)
 def test_a_killed_sweep_goes_on_to_the_same_result(undisturbed: Undisturbed, tmp_path: Path) -> None:
     path, whole, cut = undisturbed.file, undisturbed.document, tmp_path / "cut"
@@ -142,6 +144,7 @@ def test_a_killed_sweep_goes_on_to_the_same_result(undisturbed: Undisturbed, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(4 * LIMIT)
 def test_tunes_own_state_may_be_lost_or_damaged(undisturbed: Undisturbed) -> None:
     whole = undisturbed.document
@@ -157,6 +160,7 @@ def test_tunes_own_state_may_be_lost_or_damaged(undisturbed: Undisturbed) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(2 * LIMIT)
 def test_64_trials_on_two_workers_come_to_an_end_in_a_driver_below_a_gigabyte(tmp_path: Path) -> None:
     space = {
