@@ -21,12 +21,12 @@ def plan(
 ) -> None:
     """Show what a run of experiments or tables would do and take; start nothing."""
     target = options.target()
-    from orchestrator.clusters.config import card_gigabytes
+    from orchestrator.clusters.config import card_gigabytes, has_only_own_cores
     from orchestrator.planning.budget import parse_budget
     from orchestrator.planning.card_memory import require_room
     from orchestrator.planning.forecast import Planned, forecast
     from orchestrator.planning.host_speed import begin_timing
-    from orchestrator.planning.requests import resolve
+    from orchestrator.planning.requests import require_compiler, resolve
     from orchestrator.planning.table_requests import resolve_tables
 
     seconds = None if budget is None else parse_budget(budget)
@@ -40,6 +40,8 @@ def plan(
         planned = Planned.of(resolve(cli.request_of(experiments, options)))
     document = forecast(planned, cli.readable_store(options), target.cluster.count(), seconds)
     require_room(document.peaks, planned.plan.graph, card_gigabytes(target.cluster), target.name)
+    if has_only_own_cores(target.cluster):
+        require_compiler(planned.plan.graph[key] for key in document.peaks)
     cli.say(document.to_json(), document.lines(), options)
 
 

@@ -201,6 +201,11 @@ class RayClusterSpec(WatchedClusterSpec):
         return self.model_copy(update={"expected_slots": workers})
 
 
+def has_only_own_cores(cluster: LocalClusterSpec | SlurmClusterSpec | RayClusterSpec) -> bool:
+    """Whether jobs run on the cores of this machine, because it has no card."""
+    return isinstance(cluster, LocalClusterSpec) and not visible_cards(os.environ)
+
+
 def card_gigabytes(cluster: LocalClusterSpec | SlurmClusterSpec | RayClusterSpec) -> float | None:
     """What a job may take of a card there, in GB: as the cluster says, else the smallest card that is seen here.
 

@@ -32,6 +32,7 @@ from orchestrator.clusters.versions import difference
 from orchestrator.clusters.versions import versions as our_versions
 from orchestrator.runs.pool import PoolBroken
 from orchestrator.runs.stop_file import handlers_kept, signals_held
+from workers.runtime.compiler import SCRATCH
 from workers.store.files import write_file
 
 SLOT = "pdd_slot"
@@ -275,7 +276,7 @@ def _with_our_imports(job_config: Any) -> Any:
 
 def _settings(token: Path) -> dict[str, str | None]:
     """The `settings` of a cluster that keeps to the loopback address, which Ray does on Linux only when told."""
-    return settings(token) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return settings(token) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", SCRATCH: str(token.parent)}
 
 
 def settings(token: Path | None) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ base methods' own numbers. What leaves this module can be run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import zip_longest
@@ -27,11 +27,12 @@ from jobs.methods import NO_BATCH_NORM
 from jobs.plugins import FORM, is_plug_in
 from jobs.recipe import flat
 from jobs.recipe_numbers import Recipe
-from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec
+from jobs.specs import DatasetSpec, DistilSpec, ExpertsSpec, NetworkSpec
 from orchestrator.planning.reading import reading
 from workers.data import sources
 from workers.data.remembered import Memory
 from workers.methods import expert_epochs_needed, settings_for, takes_soft_labels
+from workers.runtime.compiler import has_cxx, require_cxx
 from workers.store.store import Store
 
 QUICKSTART = "quickstart"
@@ -245,11 +246,44 @@ def methods_fit(plan: Plan, place: str) -> None:
                 if spec.labels is not None and not takes_soft_labels(spec.method):
                     fix = f"{spec.method} matches with the images' classes; leave it out"
                     raise BadInput(place, "distil.labels", spec.labels.source, fix)
-                if spec.settings.get("engine") == "compiled" and spec.network.norm == "batch":
-                    raise BadInput(place, "distil.settings.engine", "compiled", NO_BATCH_NORM)
+                if spec.settings.get("engine") == "compiled":
+                    data = dataset_of(job, plan.graph)
+                    _compiled_takes(spec.network, (data.channels, data.height, data.width), data.classes, place)
             case DatasetSpec() as spec if spec.normalise not in known:
                 fix = f"must be one of {', '.join(sorted(known))}"
                 raise BadInput(place, "dataset.normalise", spec.normalise, fix)
+
+
+@lru_cache
+def _compiled_takes(network: NetworkSpec, shape: tuple[int, int, int], classes: int, place: str) -> None:
+    """The compiled engine goes through images a few at a time, which a network of one's own may not allow."""
+    if network.norm == "batch":
+        raise BadInput(place, "distil.settings.engine", "compiled", NO_BATCH_NORM)
+    if is_plug_in(network.architecture):
+        import torch
+
+        from workers.methods.trajectory.compiled import require_separate_images
+        from workers.training.students import build_network
+
+        module = build_network(network, shape, classes, torch.Generator(), torch.device("cpu"))
+        require_separate_images(module, shape, place)
+
+
+def require_compiler(jobs: Iterable[Job]) -> None:
+    """Refuse jobs by compiled code on this machine's cores where it has no C++ compiler.
+
+    Raises:
+        BadInput: a job asks for compiled code.
+    """
+    if not has_cxx() and (job := next((job for job in jobs if _is_compiled(job.to_json()["spec"])), None)):
+        require_cxx(job.key)
+
+
+def _is_compiled(value: Any) -> bool:
+    """Whether a part of a spec names the engine."""
+    if not isinstance(value, dict):
+        return False
+    return value.get("engine") == "compiled" or any(map(_is_compiled, value.values()))
 
 
 def _experts_reach(needed: int, job: Job, plan: Plan, place: str) -> None:

@@ -16,7 +16,14 @@ from typing import Any
 
 from jobs.errors import BadInput, Damaged
 from jobs.memory import peak_bytes
-from orchestrator.clusters.config import LocalClusterSpec, RayClusterSpec, SlurmClusterSpec, Target, card_gigabytes
+from orchestrator.clusters.config import (
+    LocalClusterSpec,
+    RayClusterSpec,
+    SlurmClusterSpec,
+    Target,
+    card_gigabytes,
+    has_only_own_cores,
+)
 from orchestrator.clusters.ray_cluster import Cluster, ExternalCluster, LocalCluster
 from orchestrator.clusters.ray_pool import RayPool
 from orchestrator.clusters.slurm.follow import POINTER, SlurmRun
@@ -25,6 +32,7 @@ from orchestrator.clusters.slurm.jobs import AllocationCluster
 from orchestrator.clusters.versions import package_versions
 from orchestrator.planning.card_memory import require_room
 from orchestrator.planning.durations import uninterrupted
+from orchestrator.planning.requests import require_compiler
 from orchestrator.runs import driver, journal
 from orchestrator.runs.journal import Journal
 from orchestrator.runs.pool import InProcessPool, Pool
@@ -50,13 +58,16 @@ def launch(workload: Workload, target: Target, store: Store, options: LaunchOpti
         What came of it; of a run that a queue has and that is not followed to its end, only its name.
 
     Raises:
-        BadInput: the workload cannot run there, a job fits no card, or a queue has it already.
+        BadInput: the workload cannot run there, a job fits no card or needs a compiler that is not here, or a queue has
+            it already.
         NotSubmitted: the queue refuses.
         HeadGone: the run ended in the queue without a last word.
         JournalLost: another process drives it.
     """
     loggers.check(target.logger)
     _require_room(workload, target, store)
+    if has_only_own_cores(target.cluster):
+        require_compiler(job for job in workload.graph if not store.has(job.key))
     if isinstance(target.cluster, SlurmClusterSpec) and target.cluster.mode != "allocation":
         return _launch_on_slurm(workload, target, store, options)
     if workload.needs_ray and _in_process(target):

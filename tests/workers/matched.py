@@ -106,6 +106,7 @@ def pixels(
 def after(method: Method, canvas: LearnableImages, iterations: int = 2, seed: int = 5) -> torch.Tensor:
     """The new images after some iterations."""
     draws = generator(seed)
+    method.begin(canvas, draws)
     for iteration in range(iterations):
         method.iterate(canvas, iteration, draws)
     return canvas.new.clone()
@@ -116,6 +117,7 @@ def resumed(
 ) -> tuple[list[Any], list[Any]]:
     """Losses and last images of a run straight through, and of one that `other` goes on with from a state."""
     draws = generator(5)
+    one.begin(canvas, draws)
     for iteration in range(before):
         one.iterate(canvas, iteration, draws)
     (arrays, values), images_then, drawn = one.state(), canvas.state(), draws.get_state()

@@ -236,6 +236,7 @@ def test_an_iteration_waits_for_its_loss(method: str, most: int, tmp_path: Path)
     with card() as there:
         context.device = DEVICE
         run = StageRun(context)
+        run.method.begin(run.learnable, run.generator)
         run.method.iterate(run.learnable, 0, run.generator)
         there.reset()
         run.method.iterate(run.learnable, 1, run.generator)

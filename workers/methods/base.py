@@ -233,6 +233,14 @@ class Method:
         """How many times it can do with less memory than before, each time with an equal result; see `Stage`."""
         return 0
 
+    def begin(self, learnable: LearnableImages, generator: torch.Generator) -> None:
+        """What is done once, before the first iterate is judged or moved; a stage that is resumed is past it.
+
+        Args:
+            learnable: the images of the stage, as they were chosen or drawn.
+            generator: a CPU generator that belongs to the stage.
+        """
+
     def iterate(self, learnable: LearnableImages, iteration: int, generator: torch.Generator) -> float:
         """One iteration: work out gradients, take a `step` on the images, return the loss.
 

@@ -100,6 +100,8 @@ class StageRun:
     def step(self) -> None:
         """One iteration, and the judging of the iterate when it is due."""
         choice = self.spec.choice
+        if self.iteration == 0:
+            self.method.begin(self.learnable, self.generator)
         if choice.initial_not_final and self.iteration % choice.every == 0:
             self._evaluate_candidate()
         loss = self.method.iterate(self.learnable, self.iteration, self.generator)

@@ -15,9 +15,9 @@ bit, without it.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from jobs.errors import BadInput
 from jobs.specs import Precision, TrainingEngine
+from workers.runtime.compiler import VARIABLE, require_cxx, use_code_folder
 
 Forward = Callable[[Tensor], Tensor]
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -59,17 +60,43 @@ class Compute:
 def compiled_function(function: Function, device: torch.device) -> Function:
     """The function as code compiled for each shape of its arguments, on this kind of device.
 
+    A call raises `BadInput` where the compiler cannot take the function, and the OSError or MemoryError of a host that
+    has no room for it.
+
     Raises:
-        BadInput: there is no C++ compiler, on a CPU.
+        BadInput: there is no C++ compiler, on a CPU, or the environment turns compilers off.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        fix = f"install {compiler}, name another C++ compiler in CXX, or take another engine"
-        raise BadInput("recipe", "engine", "compiled", fix)
+    if device.type == "cpu":
+        require_cxx()
     import torch._dynamo  # takes a second, which only jobs that compile should pay
 
+    if torch._dynamo.config.disable:
+        fix = "unset it, or take another engine: other code has other last digits, which this job's key does not name"
+        raise BadInput("environment", "TORCH_COMPILE_DISABLE", os.environ.get("TORCH_COMPILE_DISABLE"), fix)
+    use_code_folder()
     torch._dynamo.config.recompile_limit = SHAPES
-    return cast(Function, torch.compile(function, fullgraph=True, dynamic=False))
+    code = torch.compile(function, fullgraph=True, dynamic=False)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return code(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise _cause(error) from error
+
+    return cast(Function, call)
+
+
+def _cause(error: Exception) -> Exception:
+    """What an error of the compiler stands for: a host without room, or a function that it cannot take."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError | MemoryError):
+            return cause
+        if os.strerror(errno.ENOSPC) in str(cause):  # the C++ compiler's own words
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.environ.get(VARIABLE))
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__
+    reason = str(error).strip().partition("\n")[0]
+    return BadInput("recipe", "engine", "compiled", f"take another engine; PyTorch's compiler says: {reason}")
 
 
 def _in_bfloat16(forward: Forward) -> Forward:

@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import struct
@@ -29,11 +28,12 @@ from typing import Any
 from jobs.errors import BadInput
 from orchestrator.clusters import reaper
 from orchestrator.clusters.ray_cluster import OBJECT_STORE_BYTES, SLOT, private_folder, settings
+from workers.runtime.compiler import SCRATCH
 from workers.runtime.time_limit import TimeLimit
 from workers.store.files import write_file
+from workers.store.held_folder import hold, sweep
 
 PREFIX = "pdd-node-"
-OWNER_FILE = "owner"
 PORTS = range(20_000, 32_000)
 """Above Ray's own range for workers, below the one from which the kernel gives ports (32768 by default)."""
 JOB_RESOURCE = "pdd_job_"
@@ -102,7 +102,7 @@ class Node:
     """Ray on this node, in a private folder, from `start` to `stop`."""
 
     def __init__(self, temporary_folder: str, token: Path, interface: str | None = None) -> None:
-        sweep(Path(temporary_folder))
+        sweep(Path(temporary_folder), PREFIX)
         self.folder = node_folder(temporary_folder)
         self.address = address_of(interface)
         self._held = hold(self.folder)
@@ -116,6 +116,7 @@ class Node:
         command = ray_command(self.address, self.folder, ports, offer, head)
         variables = {
             **settings(self.folder / "token"),
+            SCRATCH: str(self.folder),
             **HEALTH_CHECKS,
             **STARTUP_TIMEOUTS,
             **(time_limit.environment() if time_limit else {}),
@@ -271,23 +272,6 @@ def node_folder(parent: str) -> Path:
         BadInput: its path would be too long.
     """
     return private_folder(parent, PREFIX, ("cluster.yaml", "temporary_folder"))
-
-
-def hold(folder: Path) -> int:
-    """Mark a folder as in use for as long as the returned descriptor is open, which is as long as we live."""
-    descriptor = os.open(folder / OWNER_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
-
-
-def sweep(parent: Path) -> None:
-    """Remove this user's folders that nobody holds any more: after a power cut nobody else does."""
-    for folder in parent.glob(f"{PREFIX}*"):
-        with suppress(OSError):
-            if folder.stat().st_uid != os.getuid() or not (folder / OWNER_FILE).exists():
-                continue
-            os.close(hold(folder))
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, every: float = 0.1) -> bool:

@@ -228,6 +228,47 @@ def test_compiled_matching_is_refused_where_images_depend_on_each_other() -> Non
     assert "batch norm" in error.fix
 
 
+NETWORKS = """
+from torch import nn
+from workers.training.networks import Network
+
+
+class Apart(Network):
+    def __init__(self, *, channels, size, classes, norm, **rest):
+        super().__init__()
+        self.body = nn.Conv2d(channels, 3, 3, padding=1)
+        self.classifier = nn.Linear(3 * size * size, classes)
+
+    def embed(self, images):
+        return self.body(images).flatten(1)
+
+
+class Mixed(Apart):
+    def embed(self, images):
+        features = super().embed(images)
+        return features - features.mean(0)
+"""
+
+
+def test_compiled_matching_takes_a_network_of_ones_own_that_keeps_images_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets_of_mine.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    compiled = "distil.settings.engine=compiled"
+    assert specs(asked(compiled, "network.architecture=nets_of_mine:Apart"), DistilSpec)
+    error = refusal(compiled, "network.architecture=nets_of_mine:Mixed")
+    assert (error.field, error.value) == ("distil.settings.engine", "compiled") and "images beside it" in error.fix
+
+
+@pytest.mark.parametrize("field", ["distil.settings.engine", "experts.real.engine", "evaluate.engine"])
+def test_compiled_code_is_refused_where_there_is_no_compiler(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    requests.require_compiler(asked().plan.graph)
+    with pytest.raises(BadInput, match="install no-such-compiler"):
+        requests.require_compiler(asked(f"{field}=compiled").plan.graph)
+
+
 def test_soft_labels_of_some_stages_only_are_refused(tmp_path: Path) -> None:
     recipe, mine = tmp_path / "some.yaml", tmp_path / "mine.yaml"
     layer = {"when": {"stage": {"at_least": 2}}, "set": {"distil": {"labels": {"source": ["classes", "a test"]}}}}

@@ -20,6 +20,7 @@ from tests.workers.workshop import PUBLISHED, THREE_STAGES, TWO_STAGES, Workshop
 from workers.data import synthetic_set
 from workers.data.synthetic_set import EXACT, SyntheticSet
 from workers.execute import perform
+from workers.methods.base import LearnableImages, Method
 from workers.methods.trajectory import mtt
 from workers.methods.trajectory.engines import ENGINES
 from workers.runtime.context import JobContext
@@ -257,6 +258,20 @@ def test_candidates_may_be_the_initial_images_and_never_the_last_ones(
     assert torch.equal(result(copied.store, job).images, judged[1])
     start = StageRun(copied.context(job)).learnable.new
     assert torch.equal(start, judged[0])
+
+
+def test_what_a_method_does_once_is_done_before_its_first_iterate_is_judged(
+    copied: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = choosing(copied.job("distil", stage=1), every=2, initial_not_final=True)
+    judged, begun = scripted(monkeypatch, 10.0, 40.0, 30.0), []
+
+    def begin(self: Method, learnable: LearnableImages, generator: torch.Generator) -> None:
+        begun.append(learnable.assign(torch.full_like(learnable.new, 0.25)))
+
+    monkeypatch.setattr(Method, "begin", begin)
+    copied.make(job)
+    assert len(begun) == 1 and bool((judged[0] == 0.25).all())
 
 
 def test_the_last_iterate_cannot_be_kept_where_it_is_no_candidate(made: Workshop) -> None:

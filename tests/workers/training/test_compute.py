@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 
 import pytest
 import torch
+import torch._dynamo
 from pydantic import ValidationError
+from torch._inductor.exc import InductorError
 
 from jobs.errors import BadInput
 from jobs.specs import SgdSpec, TransitionSpec
@@ -61,6 +64,36 @@ def test_compiled_code_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BadInput, match="install no-such-compiler"):
         Compute(engine="compiled").forward_of(network())
+
+
+def test_compilers_that_the_environment_turns_off_are_no_silent_return_to_eager_code() -> None:
+    with torch._dynamo.config.patch(disable=True), pytest.raises(BadInput, match="TORCH_COMPILE_DISABLE"):
+        Compute(engine="compiled").forward_of(network())
+
+
+class NotCompiled(RuntimeError):
+    """What PyTorch raises when the C++ compiler fails, with its words."""
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), OSError, "No space left"),
+        (NotCompiled("C++ compile error\n/tmp/a.cpp: No space left on device"), OSError, "No space left"),
+        (MemoryError("of the host"), MemoryError, "of the host"),
+        (NotCompiled("a branch on data\nand its details"), BadInput, "another engine.*a branch on data"),
+    ],
+)
+def test_an_error_of_the_compiler_is_that_of_the_host_or_says_what_to_change(
+    inner: Exception, expected: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise InductorError(inner, None)
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    forward = Compute(engine="compiled").forward_of(network())
+    with pytest.raises(expected, match=words):
+        forward(torch.ones(1, 3, 8, 8))
 
 
 def test_both_enter_a_spec_only_where_they_are_asked_for() -> None:

@@ -40,12 +40,15 @@ from workers.methods.trajectory.trajectory_matching import (
     walked,
 )
 from workers.training.compute import compiled_function
-from workers.training.networks import AveragePool, unflatten
+from workers.training.instance_norm import InstanceNorm
+from workers.training.networks import AveragePool, flatten, unflatten
 
 CHUNK = 25
 """Images in a call at most: 25 were as fast as 10 or 50 at width 32, and 4 to 8 % faster at width 128."""
 CODE = "compiled steps"
 """The name in `Student.kept`."""
+WRITTEN_OUT = (nn.GroupNorm, InstanceNorm, nn.LayerNorm)
+"""Norms that compilers get in operators; a class derived from them may norm over something else and stays."""
 
 
 def compiled(
@@ -81,8 +84,7 @@ class CompiledSteps(AdjointSteps):
     def __init__(self, student: Student, start: Tensor, images: Tensor, labels: Tensor, step_size: Tensor) -> None:
         super().__init__(student, images, labels, step_size)
         if CODE not in student.kept:
-            classes = student.logits(start, images[:1]).shape[1]
-            student.kept[CODE] = StepCode(student.module, classes, images.device)
+            student.kept[CODE] = StepCode(student.module, images)
         self._code: StepCode = student.kept[CODE]
 
     def forward(self, theta: Tensor, batch: InnerBatch) -> Tensor:
@@ -131,18 +133,58 @@ class StepCode:
             shares.
     """
 
-    def __init__(self, module: nn.Module, classes: int, device: torch.device) -> None:
-        if any(isinstance(layer, _BatchNorm) for layer in module.modules()):
-            raise BadInput("recipe", "distil.settings.engine", "compiled", NO_BATCH_NORM)
-        _load_forward_mode()
-        self.classes, twin = classes, _written_out(module)
+    def __init__(self, module: nn.Module, images: Tensor) -> None:
+        self.classes = require_separate_images(module, tuple(images.shape[1:]))
+        twin, device = _written_out(module), images.device
         self.gradient: Callable[..., Tensor] = partial(compiled_function(_gradient, device), twin)
         self.derivatives: Callable[..., tuple[Tensor, ...]] = partial(compiled_function(_derivatives, device), twin)
 
 
+def require_separate_images(module: nn.Module, shape: tuple[int, ...], place: str = "recipe") -> int:
+    """Refuse a network whose logits of an image depend on other images, or that is another one when written out.
+
+    Both are tried: three images at once by the network, and one by one by what the compiler would get, in float64.
+
+    Args:
+        module: of one's own, perhaps.
+        shape: channels, height and width of an image.
+        place: where the network is named, for the message.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        BadInput: the logits differ, or they or their derivatives cannot be computed.
+    """
+    if any(isinstance(layer, _BatchNorm) for layer in module.modules()):
+        raise BadInput(place, "distil.settings.engine", "compiled", NO_BATCH_NORM)
+    _load_forward_mode()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+    whole = copy.deepcopy(module).cpu().double()
+    theta = flatten(whole)
+    theta += 0.1 * torch.randn(theta.shape, generator=generator, dtype=theta.dtype)  # no weight is 1, no bias 0
+    try:
+        with torch.no_grad():
+            logits = _logits(whole, theta, images)
+            twin = _written_out(whole)
+            singly = torch.cat([_logits(twin, theta, image[None]) for image in images])
+            _derivatives(twin, theta, theta, images, logits.softmax(1))
+    except Exception as error:  # a module from outside may raise anything
+        fix = f"take another engine: the network cannot be written out for a compiler ({type(error).__name__}: {error})"
+        raise BadInput(place, "distil.settings.engine", "compiled", fix) from error
+    if logits.shape != singly.shape or not torch.allclose(logits, singly, rtol=1e-6, atol=1e-9):
+        fix = "take another engine: this network's logits of an image depend on the images beside it, or on a norm or "
+        raise BadInput(place, "distil.settings.engine", "compiled", f"{fix}pooling that it holds outside its modules")
+    return logits.shape[1]
+
+
+def _logits(module: nn.Module, theta: Tensor, images: Tensor) -> Tensor:
+    return cast(Tensor, functional_call(module, unflatten(theta, module), (images,)))
+
+
 def _loss(module: nn.Module, theta: Tensor, images: Tensor, shares: Tensor) -> Tensor:
-    logits = functional_call(module, unflatten(theta, module), (images,))
-    return -(shares * F.log_softmax(logits, 1)).sum()
+    return -(shares * F.log_softmax(_logits(module, theta, images), 1)).sum()
 
 
 # The network is an argument, so that a process compiles them once for all jobs whose networks have the same layers.
@@ -167,12 +209,12 @@ def _sum(terms: Iterable[Tensor]) -> Tensor:
 
 
 def _chunks(images: Tensor, shares: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A batch in parts of one size; images that fill the last one up have no shares."""
+    """A batch in parts of one size; copies of the first image that fill the last one up have no shares."""
     number = math.ceil(len(images) / CHUNK)
     size = math.ceil(len(images) / number)
     missing = number * size - len(images)
     if missing:
-        images = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
+        images = torch.cat([images, images[:1].expand(missing, *images.shape[1:])])
         shares = torch.cat([shares, shares.new_zeros(missing, shares.shape[1])])
     for part, own in zip(torch.split(images, size), torch.split(shares, size), strict=True):
         yield part.contiguous(memory_format=torch.channels_last), own
@@ -220,8 +262,8 @@ def _written_out(module: nn.Module) -> nn.Module:
     """The network with norms and average pooling written out; parameters are shared and stay in their order."""
     if isinstance(module, AveragePool):
         return SquareMeans()
-    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-        return WrittenOut(module)
+    if type(module) in WRITTEN_OUT and module.weight is not None and module.bias is not None:
+        return WrittenOut(cast(nn.GroupNorm | nn.LayerNorm, module))
     twin = copy.copy(module)
     twin._modules = {name: None if child is None else _written_out(child) for name, child in module._modules.items()}
     return twin

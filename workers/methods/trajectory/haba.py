@@ -206,8 +206,6 @@ class FactorisedMatching(TrajectoryMatching):
             iteration: counted from 0.
             generator: of all that is drawn.
         """
-        if iteration == 0:
-            self._begin(learnable, generator)
         if not self._rows:
             self._rows = rows_by_basis(learnable.labels.tolist(), self._count)
         loss = super().iterate(learnable, iteration, generator)
@@ -216,7 +214,7 @@ class FactorisedMatching(TrajectoryMatching):
             self._extractor.learn(union, learnable.labels, self._pairs(union, generator))
         return loss
 
-    def _begin(self, learnable: LearnableImages, generator: torch.Generator) -> None:
+    def begin(self, learnable: LearnableImages, generator: torch.Generator) -> None:
         """Take the first image of each basis for the basis, and draw the hallucinators."""
         by_class = learnable.new.view(self._stage.classes, -1, *self._hallucinator.shape)
         self._bases.assign(by_class[:, :: self._count].flatten(0, 1))

@@ -49,7 +49,7 @@ class StepSize:
         move = settings.lr_step_size * self.velocity
         if settings.step_size_form == "linear":
             self.value -= move
-            if settings.least_step_size is not None:
+            if settings.least_step_size is not None and math.isfinite(self.value):  # else it has diverged
                 self.value = max(self.value, settings.least_step_size)
         else:
             clamp = settings.step_size_clamp

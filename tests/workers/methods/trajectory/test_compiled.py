@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jobs.errors import BadInput
 from tests.benchmarks.cases.case import distance
@@ -106,6 +107,98 @@ def test_a_compiler_can_take_each_kind_of_network(kind: str, monkeypatch: pytest
 def test_batch_norm_of_a_network_from_outside_is_refused() -> None:
     with pytest.raises(BadInput, match="batch norm"):
         match("compiled", network(norm="batch"))
+
+
+class Own(nn.Module):
+    """A network of one's own whose maps [n, WIDTH, SIDE, SIDE] go through one more layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Conv2d(1, WIDTH, 3, padding=1), layer
+        self.last = nn.Linear(WIDTH * SIDE * SIDE, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.layer(self.first(images)).flatten(1))
+
+
+class OverChannels(nn.LayerNorm):
+    """A layer norm over the channels of a map, as ConvNeXt has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Formula(nn.Module):
+    def __init__(self, formula: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.formula(maps)
+
+
+class Unregistered(nn.Module):
+    """A norm that is called from a list of Python's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, WIDTH)
+        self.steps = [self.norm]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.steps[0](maps)
+
+
+class Groups(Unregistered):
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.norm(maps) * self.norm.num_groups
+
+
+WIDTH = SIDE  # so that a norm over the wrong axis has the right number of weights
+UNFIT: dict[str, Callable[[], nn.Module]] = {
+    "batch norm as a function": lambda: Formula(lambda maps: F.batch_norm(maps, None, None, training=True)),
+    "the mean of a batch": lambda: Formula(lambda maps: maps - maps.mean(0)),
+    "the number of images": lambda: Formula(lambda maps: maps / len(maps)),
+    "a norm in a list": Unregistered,
+    "a number of the norm": Groups,
+}
+FIT: dict[str, Callable[[], nn.Module]] = {
+    "a norm over channels": lambda: OverChannels(WIDTH),
+    "a group norm without weights": lambda: nn.GroupNorm(2, WIDTH, affine=False),
+    "a layer norm without a bias": lambda: nn.LayerNorm([WIDTH, SIDE, SIDE], bias=False),
+    "division by an image's norm": lambda: Formula(
+        lambda maps: maps / maps.flatten(1).norm(dim=1)[:, None, None, None]
+    ),
+}
+
+
+def own(layer: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        module = Own(layer()).double()
+    with torch.no_grad():
+        for number, parameter in enumerate(module.parameters()):
+            parameter.copy_(0.1 * normal(*parameter.shape, seed=number))
+    return module
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_network_of_ones_own_that_mixes_images_or_cannot_be_written_out_is_refused(kind: str) -> None:
+    with pytest.raises(BadInput, match="another engine"):
+        match("compiled", own(UNFIT[kind]))
+
+
+@pytest.mark.parametrize("kind", FIT)
+def test_what_is_left_as_it_is_gives_the_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two parts of 14, of which one has a row that is filled up."""
+    monkeypatch.setattr(compiled, "compiled_function", lambda function, device: function)
+    compared(own(FIT[kind]), (27,))
+
+
+def test_the_check_draws_nothing_and_leaves_the_network_alone() -> None:
+    module = network()
+    before = flatten(module)
+    assert compiled.require_separate_images(module, (1, SIDE, SIDE)) == CLASSES
+    assert torch.equal(flatten(module), before)
 
 
 @pytest.mark.slow

@@ -208,12 +208,11 @@ def test_an_iteration_is_one_step_of_bases_and_hallucinators_along_a_reference_i
     method, moved = FactorisedMatching(here, settings()), canvas()
     first = moved.new.view(CLASSES, IPC, 1, 4, 4)[:, ::COUNT].flatten(0, 1)
     spy = Spy(method, monkeypatch)
-    begin = method._begin
-    numbers = list[Tensor]()
-    monkeypatch.setattr(method, "_begin", lambda *a: begin(*a) or numbers.append(method._hallucinators.values.clone()))
-    loss = method.iterate(moved, 0, generator(2))
+    method.begin(moved, draws := generator(2))
+    numbers = method._hallucinators.values.clone()
+    loss = method.iterate(moved, 0, draws)
 
-    reference = WrittenOut(here, first, numbers[0], moved.union[: 3 * CLASSES])
+    reference = WrittenOut(here, first, numbers, moved.union[: 3 * CLASSES])
     target, start = spy.read
     matching = reference.matching(start, target, spy.rows)
     pair = spy.pairs[0].index.tolist()
@@ -223,7 +222,7 @@ def test_an_iteration_is_one_step_of_bases_and_hallucinators_along_a_reference_i
     to_bases, to_numbers = torch.autograd.grad(total, (reference.bases, reference.numbers))
     bases, hallucinators = method._bases.new.double(), method._hallucinators.values.double()
     torch.testing.assert_close(bases, first - 0.5 * to_bases, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(hallucinators, numbers[0] - 0.05 * to_numbers, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(hallucinators, numbers - 0.05 * to_numbers, rtol=1e-4, atol=1e-6)
     assert float(to_bases.abs().max()) > 1e-3 < float(to_numbers.abs().max())
 
 
@@ -232,7 +231,8 @@ def test_the_extractor_learns_against_it_by_classes_distance_and_contrast(
 ) -> None:
     method, moved = FactorisedMatching(here, settings()), canvas()
     spy = Spy(method, monkeypatch)
-    method.iterate(moved, 0, generator(2))
+    method.begin(moved, draws := generator(2))
+    method.iterate(moved, 0, draws)
     network, (_, pairs) = extractor().double(), spy.pairs
     features = network.embed(moved.union.double()[pairs.index])  # the images after their step
     labels = moved.labels[pairs.index]
@@ -255,6 +255,7 @@ def test_the_new_images_are_always_those_of_bases_and_hallucinators(here: Stage)
     method, moved, draws = FactorisedMatching(here, settings()), canvas(), generator(3)
     real = moved.new.clone()
     seen = list[Tensor]()
+    method.begin(moved, draws)
     for iteration in range(3):
         method.iterate(moved, iteration, draws)
         made = [
@@ -274,7 +275,8 @@ def test_an_inner_step_takes_one_image_of_each_new_basis_by_one_hallucinator(
     method = FactorisedMatching(here, settings(syn_steps=12))
     moved = LearnableImages(images(IPC, 11), None, SGD, 10)
     spy = Spy(method, monkeypatch)
-    method.iterate(moved, 0, generator(4))
+    method.begin(moved, draws := generator(4))
+    method.iterate(moved, 0, draws)
     used = set()
     for rows in spy.rows:
         assert len({(row // IPC, row % IPC // COUNT) for row in rows}) == len(rows) == CLASSES * BASES
@@ -293,14 +295,16 @@ def test_an_inner_step_takes_one_image_of_each_new_basis_by_one_hallucinator(
 def test_batch_syn_counts_bases(here: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     method = FactorisedMatching(here, settings(batch_syn=4, syn_steps=2))
     spy = Spy(method, monkeypatch)
-    method.iterate(canvas(), 0, generator(4))
+    method.begin(moved := canvas(), draws := generator(4))
+    method.iterate(moved, 0, draws)
     assert [len(rows) for rows in spy.rows] == [4, 4] and len(spy.pairs[0].index) == 8
 
 
 @pytest.mark.parametrize("ipc", [1, 2, 5])
 def test_a_class_of_few_images_has_as_many_hallucinators_and_one_image_no_extractor(stage: Stage, ipc: int) -> None:
     method, moved = FactorisedMatching(of_images(stage, ipc), settings(hallucinators=7)), canvas(ipc)
-    method.iterate(moved, 0, generator(5))
+    method.begin(moved, draws := generator(5))
+    method.iterate(moved, 0, draws)
     assert method._hallucinators.values.shape == (ipc, 28) and len(method._bases.new) == CLASSES
     assert (method._extractor is None) == (ipc == 1) == ("extractor/values" not in method.state()[0])
 
@@ -310,6 +314,7 @@ def test_frozen_images_stay_and_those_of_an_earlier_rate_learn_as_they_are(stage
         moved = canvas(rate=rate)
         before = moved.union[: 3 * CLASSES]
         method = FactorisedMatching(of_images(stage, earlier_rate=rate), settings())
+        method.begin(moved, generator())
         for iteration in range(2):
             method.iterate(moved, iteration, generator(iteration))
         assert torch.equal(moved.union[: 3 * CLASSES], before) == (rate == 0)
@@ -325,6 +330,7 @@ def test_every_engine_gives_the_same(here: Stage) -> None:
             canvas(),
             generator(6),
         )
+        method.begin(moved, draws)
         losses = [method.iterate(moved, iteration, draws) for iteration in range(2)]
         ends.append((losses, moved.new))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)
@@ -346,6 +352,7 @@ def test_a_stage_goes_on_from_a_state_bit_for_bit(stage: Stage, optimiser: Image
 
 def test_images_that_leave_the_finite_numbers_end_the_stage(here: Stage) -> None:
     method, moved = FactorisedMatching(here, settings(lr_hallucinators=1e30)), canvas()
+    method.begin(moved, generator())
     with pytest.raises(Diverged, match=r"iteration [12]: .*lower distil\.image\.lr, lr_hallucinators or lr_step_size"):
         for iteration in range(3):
             method.iterate(moved, iteration, generator())

@@ -121,6 +121,13 @@ def test_the_linear_step_size_does_not_go_below_its_least() -> None:
     assert seen == pytest.approx([0.9, 0.85, 0.95])
 
 
+@pytest.mark.parametrize("gradient", [float("inf"), float("nan")])
+def test_the_least_step_size_hides_no_gradient_that_is_not_finite(gradient: float) -> None:
+    step = StepSize(settings(step_size_init=1.0, lr_step_size=0.1, step_size_momentum=0.5, least_step_size=0.85))
+    step.step(gradient)
+    assert not math.isfinite(step.value)
+
+
 def test_the_logarithm_descends_by_the_chain_rule() -> None:
     step = StepSize(settings(step_size_init=0.5, lr_step_size=0.05, step_size_momentum=0.5, step_size_form="log"))
     log_value, velocity = torch.tensor(0.5, dtype=torch.float64).log(), 0.0
