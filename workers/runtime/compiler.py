@@ -22,6 +22,8 @@ VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 SCRATCH = "PDD_SCRATCH"
 """The variable by which a cluster of ours names its own folder, which goes when the cluster does."""
 PREFIX = "pdd-code-"
+_NOT_THE_USERS = (PREFIX, "torchinductor_")
+"""How folders are called that another process of ours has named, or PyTorch by itself when it was imported."""
 
 
 def has_cxx() -> bool:
@@ -49,7 +51,7 @@ def _cxx() -> str:
 def use_code_folder() -> None:
     """Name a folder of this process's own to PyTorch's compiler, unless the user has named one."""
     named = os.environ.get(VARIABLE)
-    if named and not Path(named).name.startswith(PREFIX):  # else it is that of the process that started this one
+    if named and not Path(named).name.startswith(_NOT_THE_USERS):
         return
     parent = Path(os.environ.get(SCRATCH) or tempfile.gettempdir())
     sweep(parent, PREFIX)

@@ -68,12 +68,12 @@ def compiled_function(function: Function, device: torch.device) -> Function:
     """
     if device.type == "cpu":
         require_cxx()
+    use_code_folder()
     import torch._dynamo  # takes a second, which only jobs that compile should pay
 
     if torch._dynamo.config.disable:
         fix = "unset it, or take another engine: other code has other last digits, which this job's key does not name"
         raise BadInput("environment", "TORCH_COMPILE_DISABLE", os.environ.get("TORCH_COMPILE_DISABLE"), fix)
-    use_code_folder()
     torch._dynamo.config.recompile_limit = SHAPES
     code = torch.compile(function, fullgraph=True, dynamic=False)
 

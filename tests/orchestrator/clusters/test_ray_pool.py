@@ -29,6 +29,7 @@ from orchestrator.runs.journal import Journal, read
 from orchestrator.runs.pool import JobReturned, PoolBroken, PoolEvent, WorkerJoined, WorkerLeft
 from tests.orchestrator import fakes
 from tests.orchestrator.fakes import FakeStore, graph_of, plan_of
+from workers.runtime.compiler import SCRATCH
 from workers.store.claims import Claims
 
 EXECUTE = "tests.orchestrator.fakes.execute"
@@ -499,6 +500,10 @@ class SlowStart(LocalCluster):
 
     def close(self) -> None:
         self.closed += 1
+
+
+def test_workers_are_told_of_the_clusters_own_folder(tmp_path: Path) -> None:
+    assert ray_cluster._settings(tmp_path / "token")[SCRATCH] == str(tmp_path)
 
 
 def test_ray_that_does_not_start_is_tried_once_more_and_then_told_in_one_sentence() -> None:

@@ -27,10 +27,10 @@ if sys.argv[1] == "parent":
 """
 
 
-def shown(parent: Path, *words: str, **variables: str) -> list[list[str]]:
+def shown(parent: Path, *words: str, script: str = SHOWS, **variables: str) -> list[list[str]]:
     """What processes print that take a folder in this one: its path and its mode."""
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    command = [sys.executable, "-c", SHOWS, *words]
+    command = [sys.executable, "-c", script, *words]
     environment |= {SCRATCH: str(parent)} | variables
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check="killed" not in words)
     return [line.split() for line in ran.stdout.splitlines()]
@@ -53,6 +53,12 @@ def test_a_process_that_another_one_starts_has_a_folder_of_its_own(tmp_path: Pat
     (own, _), (other, _) = shown(tmp_path, "parent", SHOWS)
     assert own != other and {Path(own).parent, Path(other).parent} == {tmp_path}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_that_pytorch_names_when_it_is_imported_is_not_taken(tmp_path: Path) -> None:
+    script = "import torch._dynamo\n" + SHOWS
+    ((path, _),) = shown(tmp_path, "ends", script=script)
+    assert Path(path).parent == tmp_path
 
 
 def test_a_folder_that_the_user_names_is_kept(tmp_path: Path) -> None:
