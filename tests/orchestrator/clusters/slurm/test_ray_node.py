@@ -75,7 +75,7 @@ def test_a_folder_is_swept_when_nobody_holds_it_and_only_then(tmp_path: Path) ->
         folder.mkdir()
     descriptor = ray_node.hold(held)
     os.close(ray_node.hold(left))
-    ray_node.sweep(tmp_path)
+    ray_node.sweep(tmp_path, ray_node.PREFIX)
     assert held.exists() and new.exists() and not left.exists()
     os.close(descriptor)
 
