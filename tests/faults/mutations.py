@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import gzip
 import io
@@ -115,7 +116,7 @@ def _with_odd_value(document: Any, chance: random.Random) -> Any:
     """The document with one value replaced, removed, copied, or under another name."""
     places = list(_places(document))
     if not places or chance.random() < 0.02:
-        return chance.choice(ODD_VALUES)
+        return copy.deepcopy(chance.choice(ODD_VALUES))
     container, key = chance.choice(places)
     match chance.randrange(6):
         case 0:
@@ -129,7 +130,7 @@ def _with_odd_value(document: Any, chance: random.Random) -> Any:
         case 3:
             container[key] = [container[key]] * chance.choice([1, 2, 50])
         case _:
-            container[key] = chance.choice(ODD_VALUES)
+            container[key] = copy.deepcopy(chance.choice(ODD_VALUES))
     return document
 
 
