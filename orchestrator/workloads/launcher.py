@@ -41,6 +41,7 @@ from orchestrator.scheduler.state import State
 from orchestrator.workloads import loggers
 from orchestrator.workloads.base import LaunchOptions, Run, RunEnd, RunResult, Session, Workload, speaker
 from workers.runtime.visible_cards import visible_cards
+from workers.store.checkpoints import Checkpoints
 from workers.store.claims import Claims
 from workers.store.store import Store
 
@@ -94,6 +95,7 @@ def drive(workload: Workload, run: Run, watch: Callable[[State], None] = lambda 
     say = speaker(run.options.quiet)
     run.store.sweep()
     Claims(run.store.root).sweep(run.name)
+    Checkpoints(run.store.root).sweep(run.store.has)
     with (
         Journal.open(run.folder) as book,
         loggers.logging_to(run.target.logger, run.name, run.store, about, say) as logger,

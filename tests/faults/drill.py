@@ -99,7 +99,7 @@ class Drill:
         """A run that stands still at one of its writes during the block and then goes on to its end."""
         self.faults.plan(Action.RAISE, self.a_point(share), signal.SIGSTOP)
         pid = self.start()
-        self.until(lambda: self.faults.struck or self.server.ended(pid))
+        self.until(lambda: stands_still(pid) or self.server.ended(pid))
         try:
             yield pid
         finally:
@@ -126,7 +126,7 @@ class Drill:
         )
         began = time.monotonic()
         try:
-            self.until(lambda: self.faults.struck or driver.poll() is not None)
+            self.until(lambda: any(map(stands_still, self.processes())) or driver.poll() is not None)
             yield driver
         finally:
             self.faults.plan()
@@ -210,3 +210,11 @@ class Drill:
         """What the drill saw, for whoever looks into a failure."""
         lines = [f"exit {ended.exit} after {ended.seconds:.1f} s: {ended.err[-2000:]}" for ended in self.endings]
         return "\n".join([*lines, f"leftovers: {self.leftovers()}", f"doubled: {self.doubled()}"])
+
+
+def stands_still(pid: int) -> bool:
+    """Whether a process has taken the signal that halts it: one to go on that came before would be lost."""
+    with suppress(OSError):  # it is gone
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+        return state == "T"
+    return False

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 from workers.store.files import (
     NotAPlainFile,
     full_disk_explained,
+    is_plain,
     make_folder,
+    names_in,
     open_plain,
     open_private,
     sha256_of,
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[Any]]
 
+PART = ".expert"
+"""Between the key of a job of several experts and the number of one, which has checkpoints of its own."""
 _KEPT = 2
 _STATE = "state.json"  # the archive's own member; no array may have this name
 
@@ -108,6 +112,16 @@ class Checkpoints:
             shutil.rmtree(self._folder(key))
         except FileNotFoundError:
             pass
+
+    def sweep(self, done: Callable[[str], bool]) -> None:
+        """Remove what a job left that was cut off between its artifact and the removal of its checkpoints.
+
+        Args:
+            done: whether the artifact of a key is in the store.
+        """
+        for name in names_in(self._root / "checkpoints"):
+            if is_plain(name) and done(name.partition(PART)[0]):
+                self.drop(name)
 
     def _folder(self, key: str) -> Path:
         assert key and "/" not in key and not key.startswith("."), f"not a key: {key!r}"

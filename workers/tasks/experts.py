@@ -26,6 +26,7 @@ from workers.data import synthetic_set
 from workers.data.dataset import Dataset, Split
 from workers.runtime.context import JobContext
 from workers.store import trajectories
+from workers.store.checkpoints import PART
 from workers.tasks import forgetting
 from workers.training.networks import Network, flatten, load_flat
 from workers.training.students import build_network, fit, trainer_for
@@ -112,17 +113,15 @@ def _spec(context: JobContext) -> ExpertsSpec:
 def _keep(context: JobContext, number: int, made: Trajectory | None) -> None:
     assert made is not None
     if _spec(context).count > 1:
-        context.checkpoints.save(
-            f"{context.job.key}.expert{number}", {"snapshots": made[0], "correctness": made[1]}, {}
-        )
+        context.checkpoints.save(f"{context.job.key}{PART}{number}", {"snapshots": made[0], "correctness": made[1]}, {})
 
 
 def _finished(context: JobContext, number: int) -> Trajectory | None:
-    found = context.checkpoints.load(f"{context.job.key}.expert{number}") if _spec(context).count > 1 else None
+    found = context.checkpoints.load(f"{context.job.key}{PART}{number}") if _spec(context).count > 1 else None
     return None if found is None else (found[0]["snapshots"], found[0]["correctness"])
 
 
 def drop_checkpoints(context: JobContext) -> None:
     """Forget the finished experts' checkpoints once the batch of experts is in the store."""
     for number in range(_spec(context).count):
-        context.checkpoints.drop(f"{context.job.key}.expert{number}")
+        context.checkpoints.drop(f"{context.job.key}{PART}{number}")

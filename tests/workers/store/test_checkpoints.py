@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from workers.store.checkpoints import Checkpoints
+from workers.store.checkpoints import PART, Checkpoints
 from workers.store.store import Store
 
 KEY = "distil-demo-0123456789abcdef"
@@ -113,6 +113,16 @@ def test_the_newest_is_loaded_and_the_last_two_are_kept(checkpoints: Checkpoints
     save_steps(checkpoints, *range(12))
     assert step_found(checkpoints) == 11
     assert [path.name[:8] for path in files(store)] == ["00000011", "00000012"]
+
+
+def test_checkpoints_of_what_is_done_are_swept_and_those_of_unfinished_jobs_stay(
+    checkpoints: Checkpoints, store: Store
+) -> None:
+    done, open_ = f"experts-demo-{'0' * 16}", f"experts-demo-{'1' * 16}"
+    for key in (done, f"{done}{PART}0", open_, f"{open_}{PART}1"):
+        checkpoints.save(key, {}, {})
+    checkpoints.sweep(lambda key: key == done)
+    assert {path.name for path in (store.root / "checkpoints").iterdir()} == {open_, f"{open_}{PART}1"}
 
 
 def test_jobs_do_not_see_each_other(checkpoints: Checkpoints, store: Store) -> None:
