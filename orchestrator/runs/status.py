@@ -187,15 +187,28 @@ def log_of(store: Store, run: str, key: str | None) -> Path:
     Raises:
         BadInput: no log fits.
     """
-    folder = store.run_folder(run) / "logs"
-    files = filter(is_plain_file, folder.glob("*.log"))  # a pipe might be read for ever
-    logs = sorted(files, key=lambda path: path.stat().st_mtime_ns)
-    fitting = [path for path in logs if key is None or key in path.stem]
+    logs = _logs(store, run)
+    fitting = [path for path in logs if _fits(path, key)]
     if not fitting:
-        known = ", ".join(path.stem for path in logs[-5:]) or "none"
+        has = "none of its jobs has run, so none has a log"
+        if logs:
+            has = f"no log of such a job; the latest logs: {', '.join(path.stem for path in logs[-5:])}"
+        others = [name for name in runs(store) if any(_fits(path, key) for path in _logs(store, name))]
+        fix = f"; a run that has one: --run {others[-1]}" if others else ""
         hint = f"that is a run: --run {key}; " if key in runs(store) else ""
-        raise BadInput(f"run {run}", "job", key, f"{hint}no log of such a job; the latest logs: {known}")
+        raise BadInput(f"run {run}", "job", "any" if key is None else key, f"{hint}{has}{fix}")
     return fitting[-1]
+
+
+def _logs(store: Store, run: str) -> list[Path]:
+    """The logs of a run's jobs, the latest last."""
+    files = filter(is_plain_file, (store.run_folder(run) / "logs").glob("*.log"))  # a pipe might be read for ever
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns)
+
+
+def _fits(log: Path, key: str | None) -> bool:
+    """Whether a log is of the job that a part of a key names; any is where none is named."""
+    return key is None or key in log.stem
 
 
 def _running(standing: dict[str, str], claims: Iterable[Claim], now: float) -> list[dict[str, Any]]:

@@ -263,6 +263,13 @@ def test_a_log_is_found_by_a_part_of_its_key_and_the_latest_without(tmp_path: Pa
         journal.write("job_cached", key="full-1")
     with pytest.raises(BadInput, match="that is a run: --run b; no log of such a job"):
         log_of(store, "a", "b")
+    with Journal.open(store.run_folder("a")) as journal:
+        journal.write("job_started", **{"key": "full-1", "kind": "full", **FIELDS})
+    nothing = "job is 'any': none of its jobs has run, so none has a log; a run that has one: --run a"
+    with pytest.raises(BadInput, match=nothing):
+        log_of(store, "b", None)
+    with pytest.raises(BadInput, match="job is 'full': none of its jobs has run.*--run a"):
+        log_of(store, "b", "full")
 
 
 def test_a_pipe_or_a_link_to_nothing_is_no_log(tmp_path: Path) -> None:
@@ -271,7 +278,7 @@ def test_a_pipe_or_a_link_to_nothing_is_no_log(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     os.mkfifo(folder / "full-1.log")
     (folder / "full-2.log").symlink_to("nowhere")
-    with pytest.raises(BadInput, match="the latest logs: none"):
+    with pytest.raises(BadInput, match="none has a log$"):
         log_of(store, "a", "full")
 
 
