@@ -30,12 +30,10 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import forgetting
-from workers.training.networks import load_flat
+from workers.training.networks import images_at_a_time, load_flat
 from workers.training.students import build_network
 
 INDICES = "indices.parquet"
-BATCH = 512
-"""Images embedded at a time."""
 
 
 def random_per_class(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -166,8 +164,10 @@ def expert_features(context: JobContext, data: Dataset) -> Tensor:
     experts = trajectories.Trajectories([context.store.path(key, trajectories.TRAJECTORIES)])
     load_flat(network, experts.parameters(0, experts.epochs).to(context.device))
     network.eval()
+    images = data.train.images
     with torch.no_grad():
-        return torch.cat([network.embed(images).cpu() for images in batches(data.train.images, BATCH)])
+        parts = [network.embed(part).cpu() for part in batches(images, images_at_a_time(network, images))]
+    return torch.cat(parts)
 
 
 def _per_class(labels: Tensor, count: int, rule: Callable[[Tensor], Tensor]) -> Tensor:

@@ -32,6 +32,7 @@ from workers.data.stored_images import Images, batches
 from workers.runtime.transfer import moved_together
 from workers.training.augmentation import Augmentation, Draw, Mix, cutmix, draw_cutmix, draws_on
 from workers.training.compute import SGD, Compute
+from workers.training.networks import images_at_a_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +321,7 @@ class Trainer:
         return {**self._weights(), **{f"momentum/{name}": v for name, v in kept.items() if v is not None}}
 
 
-def accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int = 512) -> float:
+def accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int | None = None) -> float:
     """Share of images [N, C, H, W] classified as labels [N] say, in percent.
 
     Evaluated in eval mode, without gradients; the module's mode is put back.
@@ -329,7 +330,7 @@ def accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int = 512
         module: gives logits [n, classes].
         images: float32 [N, C, H, W].
         labels: int64 [N].
-        batch: images at a time.
+        batch: images at a time; by default `images_at_a_time`, which changes nothing but the time.
 
     Raises:
         ValueError: for an empty set, or labels of another number.
@@ -337,7 +338,7 @@ def accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int = 512
     return 100.0 * float(correct(module, images, labels, batch).sum()) / len(images)
 
 
-def balanced_accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int = 512) -> float:
+def balanced_accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int | None = None) -> float:
     """Mean over the classes in `labels` of the share of their images that is classified rightly, in percent.
 
     Raises:
@@ -350,11 +351,12 @@ def balanced_accuracy(module: nn.Module, images: Images, labels: Tensor, batch: 
     return 100.0 * float((rights_of[there] / images_of[there]).mean())
 
 
-def correct(module: nn.Module, images: Images, labels: Tensor, batch: int = 512) -> Tensor:
+def correct(module: nn.Module, images: Images, labels: Tensor, batch: int | None = None) -> Tensor:
     """Which images [N, C, H, W] a network classifies as labels [N] say: bool [N]; see `accuracy`."""
     _require_examples(images, labels)
     training = module.training
     module.eval()
+    batch = batch or images_at_a_time(module, images)
     with torch.no_grad():
         pairs = zip(batches(images, batch), torch.split(labels, batch), strict=True)
         right = torch.cat([module(x).argmax(1) == y for x, y in pairs])

@@ -20,6 +20,7 @@ from workers.training.networks import (
     build,
     features,
     flatten,
+    images_at_a_time,
     initialise,
     load_flat,
     parameter_count,
@@ -492,3 +493,24 @@ def test_an_architecture_has_the_published_sizes_of_the_registry(name: str) -> N
     assert parameter_count(named) == parameter_count(
         build(name, width=info.width, depth=depth, **shape)  # type: ignore[arg-type]
     )
+
+
+@pytest.mark.parametrize("name", ["convnet", "lenet", "vit"])
+def test_what_becomes_of_an_image_is_the_same_whatever_the_number_at_a_time(name: str) -> None:
+    network = build(name, channels=3, size=32, classes=10, width=None, depth=None, norm="instance",
+                    generator=torch.Generator().manual_seed(0)).eval()  # fmt: skip
+    images = torch.randn(80, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = network(images)
+        for number in (8, images_at_a_time(network, images)):
+            assert torch.allclose(torch.cat([network(part) for part in images.split(number)]), whole, atol=1e-5)
+
+
+def test_fewer_large_images_go_through_a_small_network_at_a_time_and_many_through_a_large_one() -> None:
+    shape = {"channels": 3, "size": 32, "classes": 10, "norm": "instance", "generator": torch.Generator()}
+    small = build("convnet", width=128, depth=3, **shape)  # type: ignore[arg-type]
+    large = build("vgg11", width=None, depth=None, **shape)  # type: ignore[arg-type]
+    sides = (8, 28, 32, 64, 224)
+    assert [images_at_a_time(small, torch.empty(1, 3, side, side)) for side in sides] == [512, 41, 32, 8, 8]
+    assert {images_at_a_time(large, torch.empty(1, 3, side, side)) for side in sides} == {512}
+    assert images_at_a_time(small, torch.empty(1, 3, 64, 64, device="meta")) == 512, "not on a CPU"

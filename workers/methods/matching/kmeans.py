@@ -30,10 +30,8 @@ from torch import Tensor
 from jobs.specs import Clustering
 from workers.data.preprocess import Affine, Zca
 from workers.data.stored_images import Images
-from workers.training.networks import Network
+from workers.training.networks import Network, images_at_a_time
 
-BATCH = 512
-"""Images embedded at a time."""
 DIRECTIONS = 128
 """Random directions to which features are projected."""
 LARGE = 16
@@ -77,8 +75,9 @@ def embeddings(network: Network, images: Images, transform: Affine | Zca, index:
     """The features [n, d] of the images at `index` [n], on their device, in evaluation mode and without a graph."""
     training = network.training
     network.eval()
+    batch = images_at_a_time(network, images)
     with torch.no_grad():
-        parts = [network.embed(transform.inverse(images[part])) for part in torch.split(index, BATCH)]
+        parts = [network.embed(transform.inverse(images[part])) for part in torch.split(index, batch)]
     network.train(training)
     return torch.cat(parts)
 

@@ -10,6 +10,7 @@ from jobs.specs import Clustering
 from tests.workers.matched import AFFINE, generator, images, random_network
 from workers.methods.matching import kmeans
 from workers.methods.matching.kmeans import embeddings, lloyd, nearest_to_centroids, representatives
+from workers.training.networks import images_at_a_time
 
 BOTH = pytest.mark.parametrize("clustering", ["sklearn", "torch"])
 
@@ -51,7 +52,11 @@ def test_embedding_goes_by_batches() -> None:
     whole = embeddings(network, real, AFFINE, index)
     parts = torch.cat([embeddings(network, real, AFFINE, part) for part in torch.split(index, 5)])
     torch.testing.assert_close(whole, parts)
-    assert kmeans.BATCH > 0
+    at_once: list[int] = []
+    network.embed = lambda x: at_once.append(len(x)) or x.mean((2, 3))  # type: ignore[method-assign, assignment, func-returns-value]
+    index = torch.arange(12).repeat(100)
+    assert embeddings(network, real, AFFINE, index).shape == (1200, real.shape[1])
+    assert sum(at_once) == 1200 and max(at_once) == images_at_a_time(network, real) < 1200
 
 
 def test_each_class_gives_its_own_images_as_many_as_asked_or_all() -> None:
