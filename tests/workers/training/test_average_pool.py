@@ -13,9 +13,12 @@ from workers.training import networks
 from workers.training.networks import AveragePool
 
 
-@pytest.fixture(autouse=True)
-def maps_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["whole", "in pieces", "image by image"])
+def maps_of_any_size(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(networks, "POOLED_BY_US", 0)
+    if request.param != "whole":
+        monkeypatch.setattr(networks, "LARGE_MAP", 1)
+        monkeypatch.setattr(networks, "PIECE", 600 if request.param == "in pieces" else 1)
 
 
 def maps(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -56,6 +59,13 @@ def test_odd_sides_and_other_numbers_are_pooled_by_pytorch(x: Tensor, monkeypatc
     assert torch.equal(AveragePool()(x), F.avg_pool2d(x, 2))
     with pytest.raises(NameError):
         AveragePool()(maps(2, 3, 8, 8))
+
+
+def test_a_map_that_no_cache_holds_has_pytorchs_bits() -> None:
+    x = maps(33, 32, 64, 64)
+    assert x.numel() > networks.LARGE_MAP
+    for ours, theirs in zip(derivatives(AveragePool(), x), derivatives(lambda x: F.avg_pool2d(x, 2), x), strict=True):
+        assert torch.equal(bits(ours), bits(theirs))
 
 
 def test_both_derivatives_are_those_of_finite_differences() -> None:
