@@ -30,7 +30,8 @@ from workers.data.synthetic_set import SyntheticSet
 from workers.runtime.context import JobContext
 from workers.store import trajectories
 from workers.tasks import forgetting
-from workers.training.networks import images_at_a_time, load_flat
+from workers.training.compute import images_at_a_time
+from workers.training.networks import load_flat
 from workers.training.students import build_network
 
 INDICES = "indices.parquet"

@@ -37,7 +37,6 @@ from torch.nn import functional as F
 from jobs.architectures import ARCHITECTURES, architecture_named
 from jobs.errors import BadInput
 from jobs.plugins import is_plug_in
-from workers.data.stored_images import Images
 from workers.runtime.plugins import object_named
 from workers.training.instance_norm import InstanceNorm, norm_relu_pool
 
@@ -47,11 +46,6 @@ POOLED_BY_US = 1 << 16
 """Numbers in a map from which on `AveragePool` is faster than PyTorch's."""
 LARGE_MAP, PIECE = 1 << 22, 1 << 19
 """Numbers in a map that no cache holds, from which on it is gone through in pieces, and in each of these."""
-CACHED_PIXELS = 32 * 32 * 32
-"""Pixels of the images that go through a network together on a CPU: 32 CIFAR images."""
-LEAST_AT_A_TIME, MOST_AT_A_TIME = 8, 512
-HEAVY = 1_000_000
-"""Parameters above which a network's weights count for more than its maps: VGG-11, AlexNet, ResNet-18."""
 NORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "instance": lambda channels, side: InstanceNorm(channels),
     "batch": lambda channels, side: nn.BatchNorm2d(channels),
@@ -406,19 +400,6 @@ def features(module: nn.Module, x: Tensor) -> Tensor:
 def parameter_count(module: nn.Module) -> int:
     """Number of trainable numbers; running statistics of batch norm are not counted."""
     return sum(p.numel() for p in module.parameters())
-
-
-def images_at_a_time(module: nn.Module, images: Images) -> int:
-    """How many of the images [N, C, H, W] go through a network at a time where no gradient is wanted.
-
-    On a CPU so few that their maps stay in its caches, which takes down to half of the time; but many where a network's
-    weights, read anew each time, are the larger part. What becomes of an image is the same whatever the number, unless
-    the network mixes images in eval mode.
-    """
-    if images.device.type != "cpu" or parameter_count(module) > HEAVY:
-        return MOST_AT_A_TIME
-    height, width = images.shape[-2:]
-    return min(MOST_AT_A_TIME, max(LEAST_AT_A_TIME, CACHED_PIXELS // (height * width)))
 
 
 def flatten(module: nn.Module) -> Tensor:

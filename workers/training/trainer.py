@@ -31,8 +31,7 @@ from jobs.errors import Diverged
 from workers.data.stored_images import Images, batches
 from workers.runtime.transfer import moved_together
 from workers.training.augmentation import Augmentation, Draw, Mix, cutmix, draw_cutmix, draws_on
-from workers.training.compute import SGD, Compute
-from workers.training.networks import images_at_a_time
+from workers.training.compute import SGD, Compute, images_at_a_time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from jobs.architectures import ARCHITECTURES
 from jobs.errors import BadInput
 from jobs.specs import NetworkSpec
+from workers.training.compute import images_at_a_time
 from workers.training.networks import (
     ConvNet,
     Network,
@@ -20,7 +21,6 @@ from workers.training.networks import (
     build,
     features,
     flatten,
-    images_at_a_time,
     initialise,
     load_flat,
     parameter_count,

@@ -30,7 +30,8 @@ from torch import Tensor
 from jobs.specs import Clustering
 from workers.data.preprocess import Affine, Zca
 from workers.data.stored_images import Images
-from workers.training.networks import Network, images_at_a_time
+from workers.training.compute import images_at_a_time
+from workers.training.networks import Network
 
 DIRECTIONS = 128
 """Random directions to which features are projected."""

@@ -10,7 +10,7 @@ from jobs.specs import Clustering
 from tests.workers.matched import AFFINE, generator, images, random_network
 from workers.methods.matching import kmeans
 from workers.methods.matching.kmeans import embeddings, lloyd, nearest_to_centroids, representatives
-from workers.training.networks import images_at_a_time
+from workers.training.compute import images_at_a_time
 
 BOTH = pytest.mark.parametrize("clustering", ["sklearn", "torch"])
 
