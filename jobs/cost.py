@@ -1,10 +1,11 @@
-"""What a job costs: its work in FLOPs, and from that an estimate in seconds.
+"""What a job costs: its work, of which `jobs.machines` makes seconds.
 
 The estimate serves two ends: to order jobs by the work that hangs on them, and to tell people when a run will be done.
 It takes no part in any result, and where a job of the same size was measured that time is taken instead. Counted are
 convolutions and classifiers, two FLOPs a multiply-add, a forward and backward pass as three forward passes, and what a
-base method does by the numbers in its settings. Tiny networks are bound by the number of calls and not by arithmetic,
-so every layer of every step costs a fixed time as well. Left out: augmentation, tests, reading and writing.
+base method does by the numbers in its settings. Tiny networks are bound by the number of calls, narrow ones by the
+memory that their maps take and ResNets on few images by that of their weights, so these are counted as well. Left out:
+augmentation, tests and writing.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from jobs.fields import Settings
 from jobs.graph import Graph, Job
 from jobs.inputs import dataset_of, set_sizes
-from jobs.machines import CORE, Machine
+from jobs.machines import Effort
 from jobs.specs import (
     Clustering,
     DatasetSpec,
@@ -42,91 +44,45 @@ MATCHED_CALL = 0.55
 """What a layer's call takes in a match of gradients, by that in an inner step."""
 CLUSTERING_CALLS, CENTROID_CALLS = 8, 0.25
 """Embedding and k-means of one class, however small, by a layer's calls in SGD steps; and what each centroid adds."""
+FORWARD_NUMBERS = 1 / 3
+"""What a look without gradient moves of the numbers of an SGD step."""
 ADJOINT = 1.25
 """What the adjoint takes of flops and calls, by the whole graph: 1.22 to 1.26 on a core, 1.16 to 1.27 on a card."""
 COMPILED = 0.75, 0.4
-"""What compiled code leaves of calls and flops that wait for memory, by the whole graph: 0.65 to 0.95 of its time."""
+"""What compiled code leaves of calls and of what moves memory, by the whole graph: 0.65 to 0.95 of its time."""
 RECORDED = 0.85, 0.12
 """What recorded steps take of flops and calls on a card, by the whole graph."""
-CLUSTERING_PASSES: dict[Clustering, int] = {"sklearn": 54, "torch": 8}
+CLUSTERING_PASSES: dict[Clustering, int] = {"sklearn": 270, "torch": 40}
 """What a k-means takes, by the distances of all points from all centroids; measured on one core."""
 LIGHT = 1.0e6
 """FLOPs of what only moves images about: `select` where no features are looked at, a phase of a data set."""
-READING, DECODING, LIBRARY = 200.0, 0.2, 300
-"""Reading a byte of a data set, in FLOPs; by calls of a layer: decoding a kept image, importing scikit-learn."""
+READING, DECODING, LIBRARY = 5e-9, 1.4e-4, 0.12
+"""Seconds of reading a byte of a data set, of decoding a kept image, of importing scikit-learn."""
 SYN_STEPS = 10
 """Inner steps an iteration of a base method that names none in its settings."""
 
 
-@dataclass(frozen=True)
-class Effort:
-    """FLOPs, and how many times a layer is called in SGD steps and in inner steps; `inner_flops` are among `flops`."""
+class Sizes(NamedTuple):
+    """A network on one image: multiply-adds of each layer, and the numbers and weights of all."""
 
-    flops: float
-    calls: float = 0.0
-    inner_calls: float = 0.0
-    inner_flops: float = 0.0
+    multiply_adds: tuple[int, ...]
+    numbers: int
+    weights: int
 
-    def __add__(self, other: Effort) -> Effort:
-        return Effort(
-            self.flops + other.flops,
-            self.calls + other.calls,
-            self.inner_calls + other.inner_calls,
-            self.inner_flops + other.inner_flops,
-        )
-
-    def times(self, count: float) -> Effort:
-        """The effort of doing the same `count` times."""
-        return Effort(self.flops * count, self.calls * count, self.inner_calls * count, self.inner_flops * count)
+    @property
+    def forward(self) -> float:
+        """FLOPs of the image's way through the network."""
+        return 2.0 * sum(self.multiply_adds)
 
 
 def forward_flops(network: NetworkSpec, data: DatasetSpec) -> float:
     """FLOPs of one image's way through the network."""
-    return 2.0 * sum(_multiply_adds(network, data))
+    return _sizes_on(network, data).forward
 
 
 def work(job: Job, graph: Graph) -> float:
     """FLOPs of a job; its parents must be in the graph."""
     return effort(job, graph).flops
-
-
-def seconds(
-    job: Job,
-    graph: Graph,
-    rates: Mapping[Kind, float],
-    measured: Mapping[str | Signature, float],
-    machine: Machine = CORE,
-) -> float:
-    """An estimate of a job's seconds on one worker.
-
-    Args:
-        job: a job of the graph.
-        graph: where its parents are.
-        rates: FLOP/s by kind; the machine's for a kind that is not there.
-        measured: seconds of jobs that were run, by key or by `signature`; the key is looked up first.
-        machine: what the worker is.
-
-    Returns:
-        The measured seconds, else the estimated ones.
-    """
-    for name in (job.key, signature(job, graph)):
-        if name in measured:
-            return measured[name]
-    return estimate(effort(job, graph), machine, rates.get(job.kind))
-
-
-def estimate(needed: Effort, machine: Machine = CORE, rate: float | None = None) -> float:
-    """Seconds of an effort on a machine.
-
-    Args:
-        needed: the effort.
-        machine: what the worker is.
-        rate: FLOP/s, instead of the machine's.
-    """
-    calling = machine.call * needed.calls + machine.inner_call * needed.inner_calls
-    rates = (rate or machine.rate, rate or machine.inner_rate)
-    computing = (needed.flops - needed.inner_flops) / rates[0] + needed.inner_flops / rates[1]
-    return machine.start + (max(calling, computing) if machine.overlaps else calling + computing)
 
 
 def signature(job: Job, graph: Graph, needed: Effort | None = None) -> Signature:
@@ -168,7 +124,7 @@ def effort(job: Job, graph: Graph, declared: Mapping[str, IterationCost] | None 
             expert = graph[job.parents["experts"][0]].spec
             assert isinstance(expert, ExpertsSpec)
             data = dataset_of(job, graph)
-            return Effort(LIGHT + forward_flops(expert.network, data) * data.train_images)
+            return Effort(LIGHT) + _seen(_sizes_on(expert.network, data), data.train_images)
         case FullSpec() as spec:
             return _fit(spec.network, spec.training, dataset_of(job, graph).train_images, job, graph)
         case DatasetSpec(subset=()) as spec:
@@ -181,8 +137,8 @@ def _reading(spec: DatasetSpec) -> Effort:
     """All bytes are read once, and what is kept is decoded; of test images nothing is known here."""
     kept = min(spec.train_images, spec.classes * (spec.train_per_class or spec.train_images))
     pixels = spec.channels * spec.height * spec.width
-    calls = DECODING * kept + (LIBRARY if spec.name == "digits" else 0)
-    return Effort(LIGHT + READING * pixels * spec.train_images, calls)
+    library = LIBRARY if spec.name == "digits" else 0
+    return Effort(LIGHT, seconds=READING * pixels * spec.train_images + DECODING * kept + library)
 
 
 def _experts(spec: ExpertsSpec, job: Job, graph: Graph) -> Effort:
@@ -197,16 +153,18 @@ def _matching(spec: DistilSpec, job: Job, graph: Graph, declared: Mapping[str, I
     """The iterations of a stage, by its base method's own settings."""
     data = dataset_of(job, graph)
     new = data.classes * spec.ipc_per_stage * spec.factor**2
-    layers = _multiply_adds(spec.network, data)
+    size = _sizes_on(spec.network, data)
     match = Match(
-        forward=2.0 * sum(layers),
-        layers=len(layers),
-        features=layers[-1] // data.classes,
+        forward=size.forward,
+        layers=len(size.multiply_adds),
+        features=size.multiply_adds[-1] // data.classes,
         classes=data.classes,
         real=data.train_images,
         new=new,
         union=new + (sum(set_sizes(job, graph)) if spec.conditioning else 0),
         clustering=spec.clustering,
+        numbers=size.numbers,
+        weights=size.weights,
     )
     iteration = ITERATIONS.get(spec.method) or declared.get(spec.method, _trajectory)
     return iteration(match, spec.settings).times(spec.iterations) + _transition(spec, job, graph)
@@ -230,7 +188,7 @@ def _links_of(transition: TransitionSpec, job: Job, graph: Graph) -> list[int]:
 class Match:
     """What an iteration's cost depends on: FLOPs and layers of the network, classes, real and synthetic images.
 
-    `features` are the numbers that a network's classifier reads of an image.
+    `features` are the numbers that a network's classifier reads of an image, `numbers` those that its layers give.
     """
 
     forward: float
@@ -241,6 +199,8 @@ class Match:
     new: int
     union: int
     clustering: Clustering = "sklearn"
+    numbers: int = 0
+    weights: int = 0
 
     def real_of_class(self, settings: Settings) -> int:
         """Real images of a class in a match: as many as are asked for, if there are."""
@@ -254,19 +214,21 @@ class Match:
 
     def seen(self, images: int) -> Effort:
         """A forward pass of so many images."""
-        return Effort(self.forward * images)
+        return Effort(self.forward * images, numbers=FORWARD_NUMBERS * self.numbers * images)
 
     def step(self, images: int) -> Effort:
         """One SGD step on so many images: a forward and a backward pass."""
-        return Effort(3 * self.forward * images, calls=self.layers)
+        return self.steps(images, images)
 
     def steps(self, images: int, batch: int) -> Effort:
         """One epoch over so many images in batches."""
-        return Effort(3 * self.forward * images, calls=self.layers * math.ceil(images / batch))
+        count = math.ceil(images / batch)
+        flops, numbers = 3 * self.forward * images, self.numbers * images
+        return Effort(flops, calls=self.layers * count, numbers=numbers, weights=self.weights * count)
 
     def twice(self, images: int) -> Effort:
         """An inner step that is differentiated again, which is twice as much as the step."""
-        return Effort(flops := 9 * self.forward * images, inner_calls=self.layers, inner_flops=flops)
+        return Effort(9 * self.forward * images, inner_calls=self.layers, inner_numbers=self.numbers * images)
 
     def matched(self, images: int) -> Effort:
         """A gradient differentiated by the images alone: no chain of weights, so a layer's call is shorter."""
@@ -290,8 +252,8 @@ def _trajectory(match: Match, settings: Settings) -> Effort:
     batch = min(match.union, settings.get("batch_syn") or match.new)
     steps, engine = match.twice(batch).times(settings.get("syn_steps") or SYN_STEPS), settings.get("engine")
     if engine == "compiled":
-        calls, waiting = COMPILED
-        return replace(steps, inner_calls=calls * steps.inner_calls, inner_flops=waiting * steps.inner_flops)
+        calls, moved = COMPILED
+        return replace(steps, inner_calls=calls * steps.inner_calls, inner_numbers=moved * steps.inner_numbers)
     factors = {"adjoint": (ADJOINT, ADJOINT), "graphs": RECORDED}
     flops, calls = factors.get(str(engine), (1.0, 1.0))
     return replace(steps.times(flops), inner_calls=calls * steps.inner_calls)
@@ -424,17 +386,36 @@ def _trained_on(spec: EvaluateSpec, job: Job, graph: Graph) -> list[int]:
 
 
 def _fit(network: NetworkSpec, training: SgdSpec, images: int, job: Job, graph: Graph) -> Effort:
-    layers = _multiply_adds(network, dataset_of(job, graph))
+    return fit(_sizes_on(network, dataset_of(job, graph)), training, images)
+
+
+def fit(size: Sizes, training: SgdSpec, images: int) -> Effort:
+    """A training of a network of this size on so many images."""
     epochs = training.epochs + training.extra_epoch
     steps = epochs * math.ceil(images / training.batch_size)
-    return Effort(3 * 2.0 * sum(layers) * images * epochs, calls=len(layers) * steps)
+    return Effort(
+        3 * size.forward * images * epochs,
+        calls=len(size.multiply_adds) * steps,
+        numbers=size.numbers * images * epochs,
+        weights=size.weights * steps,
+    )
 
 
-def _multiply_adds(network: NetworkSpec, data: DatasetSpec) -> tuple[int, ...]:
-    """Multiply-adds of each convolution and linear layer, for one image."""
-    return _multiply_adds_of(network, data.channels, data.height, data.classes)
+def _seen(size: Sizes, images: int) -> Effort:
+    """A look at so many images, without gradient."""
+    return Effort(size.forward * images, numbers=FORWARD_NUMBERS * size.numbers * images)
+
+
+def _sizes_on(network: NetworkSpec, data: DatasetSpec) -> Sizes:
+    return sizes(network, data.channels, data.height, data.classes)
 
 
 @cache  # thousands of jobs share a handful of networks
-def _multiply_adds_of(network: NetworkSpec, channels: int, size: int, classes: int) -> tuple[int, ...]:
-    return tuple(layer.multiply_adds for layer in network.layers(channels, size, classes))
+def sizes(network: NetworkSpec, channels: int, side: int, classes: int) -> Sizes:
+    """What a network takes for one image of these channels and pixels a side."""
+    layers = network.layers(channels, side, classes)
+    return Sizes(
+        tuple(layer.multiply_adds for layer in layers),
+        sum(layer.outputs for layer in layers),
+        sum(layer.weights for layer in layers),
+    )

@@ -79,7 +79,9 @@ def _workers(place: Target) -> Finding:
 
 def _speed(place: Target) -> Finding:
     timed = host_speed(place.cluster.count())
-    text = f"a core takes {timed.slowness:.2f} times as long as at the calibration, timed on {timed.date}"
+    calls, work = timed.slowness
+    by_prices = f"{calls:.2f} times its price for a layer's call and {work:.2f} times for its work"
+    text = f"a core takes {by_prices}, timed on {timed.date}"
     return Finding("speed", True, text)
 
 

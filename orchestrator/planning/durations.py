@@ -60,7 +60,7 @@ def estimate_durations(graph: Graph, store: Store, machine: machines.Machine = m
     measured = {key: manifest.seconds for key, manifest in stored_manifests(graph, store)}
     declared, undeclared = _plug_in_costs(graph)
     efforts = {job.key: cost.effort(job, graph, declared) for job in graph}
-    seconds = {key: cost.estimate(effort, machine) for key, effort in efforts.items()}
+    seconds = {key: machines.estimate(effort, machine) for key, effort in efforts.items()}
     sources: dict[str, DurationSource] = {
         job.key: "assumed" if getattr(job.spec, "method", "") in undeclared else "calibrated" for job in graph
     }
@@ -109,7 +109,7 @@ def machine_of(scale: str, workers: int) -> machines.Machine:
     The published scale is for GPUs, as fast as this host's when `pdd doctor --gpu` timed it; other scales are for cores
     of this machine, as fast as one was when it was timed with as many workers at once.
     """
-    return machine_of_card() if scale == "paper" else machines.CORE.slower(host_speed(workers).slowness)
+    return machine_of_card() if scale == "paper" else machines.CORE.slower(*host_speed(workers).slowness)
 
 
 def uninterrupted(job: Job, seconds: float) -> float:

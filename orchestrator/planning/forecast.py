@@ -380,7 +380,8 @@ def _assumption(machine: machines.Machine) -> str:
             "measured on an H200; pdd doctor --gpu times a card" if machine == machines.GPU else "by pdd doctor --gpu"
         )
         return f"estimates are for a GPU that sustains {machine.rate / 1e12:.3g} TFLOP/s, {whose}"
-    return f"estimates are for a core that does {machine.rate / 1e9:.3g} GFLOP/s, as those here when they were timed"
+    speed = f"takes {machine.call * 1e3:.2g} ms for a layer's call and does {machine.rate / 1e9:.3g} GFLOP/s"
+    return f"estimates are for a core that {speed}, as those here when they were timed"
 
 
 def _budget_json(selection: BudgetSelection[PlannedCell]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from jobs import machines
+from jobs.machines import Slowness
 from workers.data.remembered import Memory
 from workers.store.versions import installed_versions
 
@@ -37,14 +38,16 @@ SUSTAINED = 0.18
 STARTS_OF_LAYER, STARTS_OF_INNER_LAYER = 145, 345
 """What a layer takes of the host in an SGD step and in a differentiated inner step, by the start of one bare kernel:
 it starts 26 and 81 kernels, and autograd takes some four times as long as their start."""
+PRICES = "two factors"
+"""What is timed; what was remembered by an earlier version says something else."""
 people = Console(stderr=True)
 
 
 @dataclass(frozen=True)
 class HostSpeed:
-    """How many times as long as in `jobs.machines` work takes here, and when (unix) that was timed."""
+    """How many times as long as in `jobs.machines` a core takes here, and when (unix) that was timed."""
 
-    slowness: float
+    slowness: Slowness
     at: float
 
     @property
@@ -74,7 +77,7 @@ def host_speed(workers: int) -> HostSpeed:
     if workers not in _begun:
         begin_timing(workers)
     timed = HostSpeed(_begun.pop(workers).slowness(), time.time())
-    Memory.beside(None).remember(*_named(workers), {"slowness": timed.slowness, "at": timed.at, "kept": kept})
+    Memory.beside(None).remember(*_named(workers), {"slowness": list(timed.slowness), "at": timed.at, "kept": kept})
     return timed
 
 
@@ -83,14 +86,14 @@ def _known(workers: int) -> HostSpeed | None:
     known = Memory.beside(None).recall(*_named(workers))
     if known is None or not 0 <= time.time() - known["at"] < known.get("kept", KEPT_SECONDS):
         return None
-    return HostSpeed(known["slowness"], known["at"])
+    return HostSpeed(Slowness(*known["slowness"]), known["at"])
 
 
 def _named(workers: int) -> tuple[str, str]:
     """The name under which this host's speed is remembered, and the state that it is true of."""
     cores = len(os.sched_getaffinity(0))
     name = f"speed-{hashlib.sha256(platform.node().encode()).hexdigest()[:16]}-{min(workers, cores)}"
-    return name, f"{platform.machine()}, {cores} cores, torch {installed_versions(('torch',)).get('torch')}"
+    return name, f"{PRICES}, {platform.machine()}, {cores} cores, torch {installed_versions(('torch',)).get('torch')}"
 
 
 def machine_of_card() -> machines.Machine:
@@ -100,7 +103,7 @@ def machine_of_card() -> machines.Machine:
         return machines.GPU
     call, inner_call = STARTS_OF_LAYER * known["launch"], STARTS_OF_INNER_LAYER * known["launch"]
     rate = SUSTAINED * known["convolution"]
-    return replace(machines.GPU, rate=rate, inner_rate=rate, call=call, inner_call=inner_call)
+    return replace(machines.GPU, rate=rate, call=call, inner_call=inner_call)
 
 
 def remember_card(speed: CardSpeed) -> None:

@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Self
 from rich.table import Table
 from rich.text import Text
 
-from jobs import machines
 from jobs.experiment import Plan
 from jobs.graph import Graph
 from orchestrator.clusters.slurm.follow import uses_of
@@ -217,7 +216,7 @@ def _predicted(plan: Plan, store: Store, workers: int, scale: str) -> float:
     estimated = durations.estimate_durations(plan.graph, store, machine)
     schedule = durations.schedule_of(plan, estimated)
     makespan = simulate.makespan(schedule, cached, estimated.seconds.__getitem__, workers)
-    return STARTING * machine.start / machines.START + makespan
+    return STARTING * machine.host + makespan
 
 
 def _cell_json(one: MeasuredCell) -> dict[str, Any]:

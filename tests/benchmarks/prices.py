@@ -23,7 +23,7 @@ from PIL import Image
 import workers.execute
 from jobs.experiment import Plan
 from jobs.keys import kind_of
-from jobs.machines import CORE
+from jobs.machines import CORE, Machine
 from orchestrator.planning import simulate
 from orchestrator.planning.durations import Durations, estimate_durations, schedule_of
 from orchestrator.planning.forecast import Planned, forecast
@@ -35,8 +35,9 @@ from orchestrator.runs.journal import NAME, Journal, read
 from orchestrator.runs.pool import InProcessPool
 from orchestrator.workloads.sweep.sweep import SweepWorkload
 from tests.benchmarks.measure import Row, Timer
+from workers.runtime.process import prepare_process
 from workers.store.store import Store
-from workers.training.speed import REFERENCE, epoch_seconds
+from workers.training.speed import epoch_seconds, slowness_of
 
 WORKERS = 2
 MAKESPAN, KIND = 1.25, 1.5
@@ -125,9 +126,9 @@ def apart(one: float, other: float) -> float:
     return max(one / other, other / one)
 
 
-def slowness() -> float:
-    """How many times as long as at the calibration of prices a core takes now."""
-    return epoch_seconds(clock=time.process_time) / REFERENCE
+def core_now() -> Machine:
+    """A core as it is now, by its CPU time."""
+    return CORE.slower(*slowness_of(epoch_seconds(clock=time.process_time)))
 
 
 def rows_of(name: str, plan: Plan, folder: Path) -> Iterator[Row]:
@@ -138,9 +139,10 @@ def rows_of(name: str, plan: Plan, folder: Path) -> Iterator[Row]:
         plan: of the run.
         folder: for its store.
     """
-    before, taken, after = slowness(), measured(plan, folder), slowness()
-    machine = CORE.slower((before + after) / 2)
-    prices = estimate_durations(plan.graph, Store(folder / "none"), machine).seconds
+    before, taken, after = core_now(), measured(plan, folder), core_now()
+    none = Store(folder / "none")
+    first, second = (estimate_durations(plan.graph, none, machine).seconds for machine in (before, after))
+    prices = {key: (first[key] + second[key]) / 2 for key in first}
     yield row(name, makespan(plan, taken, taken.keys()), makespan(plan, prices, taken.keys()), MAKESPAN)
     sums, hoped = Counter[str](), Counter[str]()
     for key, seconds in taken.items():
@@ -164,6 +166,7 @@ def alone(name: str, folder: str) -> list[Row]:
 
 
 def _rows_of_named(name: str, folder: str) -> list[Row]:
+    prepare_process(1, "none")
     place = Path(folder)
     return list(rows_of(name, plans(place)[name](), place))
 

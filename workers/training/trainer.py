@@ -329,7 +329,7 @@ def accuracy(module: nn.Module, images: Images, labels: Tensor, batch: int | Non
         module: gives logits [n, classes].
         images: float32 [N, C, H, W].
         labels: int64 [N].
-        batch: images at a time; by default `images_at_a_time`, which changes nothing but the time.
+        batch: images at a time; by default `images_at_a_time`, which changes the time and at most last bits.
 
     Raises:
         ValueError: for an empty set, or labels of another number.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from jobs.machines import Slowness
 from orchestrator.clusters import doctor
 from orchestrator.clusters.config import LocalClusterSpec, Target
 from orchestrator.clusters.doctor import examine, time_card
@@ -29,12 +30,14 @@ def findings(root: Path | str, workers: int = 1) -> dict[str, Finding]:
 @pytest.fixture(autouse=True)
 def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose speed is known: to time it takes seconds."""
-    monkeypatch.setattr(doctor, "host_speed", lambda workers: HostSpeed(0.8, 1.7e9))
+    monkeypatch.setattr(doctor, "host_speed", lambda workers: HostSpeed(Slowness(0.8, 1.1), 1.7e9))
 
 
 def test_how_fast_a_core_is_and_since_when_that_is_known_is_shown(tmp_path: Path) -> None:
     found = findings(tmp_path)["speed"]
-    assert found.ok and "0.80 times as long" in found.found and "2023-11-14" in found.found
+    assert (
+        found.ok and "0.80 times its price for a layer's call and 1.10" in found.found and "2023-11-14" in found.found
+    )
 
 
 class Usage(NamedTuple):

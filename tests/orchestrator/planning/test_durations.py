@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from jobs import cost
-from jobs.graph import Graph
+from jobs import cost, machines
+from jobs.graph import Graph, Job
 from orchestrator.planning.durations import estimate_durations
 from orchestrator.planning.requests import Request, resolve
 from orchestrator.planning.simulate import jobs_to_run, makespan
@@ -94,11 +94,15 @@ def stored(store: Store, graph: Graph, key: str, seconds: float) -> None:
         (folder / "data").write_text("x")
 
 
+def priced(job: Job, graph: Graph) -> float:
+    return machines.estimate(cost.effort(job, graph))
+
+
 def test_without_any_measurement_every_duration_is_the_estimate(tmp_path: Path) -> None:
     graph = tiny()
     found = estimate_durations(graph, Store.open(tmp_path))
     assert found.count()["measured"] == 0
-    assert found.seconds == {job.key: cost.seconds(job, graph, {}, {}) for job in graph}
+    assert found.seconds == {job.key: priced(job, graph) for job in graph}
     assert all(found.of(job) == found.seconds[job.key] > 0 for job in graph)
 
 
@@ -111,8 +115,8 @@ def test_a_job_that_was_done_tells_the_duration_of_itself_of_those_of_its_size_a
     found = estimate_durations(graph, store)
     assert found.count()["measured"] == 2 and found.seconds[one] == found.seconds[other] == 7.0
     rest = [job for job in graph if job.key not in (one, other)]
-    slower = 7.0 / cost.seconds(graph[one], graph, {}, {})
-    assert all(found.seconds[job.key] == pytest.approx(slower * cost.seconds(job, graph, {}, {})) for job in rest), (
+    slower = 7.0 / priced(graph[one], graph)
+    assert all(found.seconds[job.key] == pytest.approx(slower * priced(job, graph)) for job in rest), (
         "a machine that is slower with one kind is slower with the others"
     )
 
@@ -137,7 +141,7 @@ class Declared(Method):
     """Declares that an iteration costs one look at every synthetic image."""
 
     @staticmethod
-    def iteration_cost(match: cost.Match, settings: cost.Settings) -> cost.Effort:
+    def iteration_cost(match: cost.Match, settings: cost.Settings) -> machines.Effort:
         return match.seen(match.union)
 
 

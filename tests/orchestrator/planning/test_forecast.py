@@ -14,6 +14,7 @@ from rich.console import Console
 from jobs import machines
 from jobs.datasets import DATASETS
 from jobs.experiment import FOLDER, DatasetChoice
+from jobs.machines import Slowness
 from jobs.table import TablesPlan, load
 from jobs.table_filling import Circumstances, Data, fill
 from orchestrator.planning import forecast as forecasts
@@ -226,17 +227,22 @@ def test_the_papers_scale_is_estimated_for_a_gpu_and_reduced_ones_for_a_core_as_
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     assert machine_of("paper", 256) == machines.GPU
-    monkeypatch.setattr(speed, "Timing", lambda workers: SimpleNamespace(slowness=lambda: float(workers)))
+    monkeypatch.setattr(
+        speed, "Timing", lambda workers: SimpleNamespace(slowness=lambda: Slowness(workers, 2.0 * workers - 1))
+    )
     assert machine_of("tiny", 1) == machines.CORE
     half = machine_of("tiny", 2)
-    assert (half.rate, half.call, half.start) == (machines.RATE / 2, 2 * machines.CALL, 2 * machines.START)
+    assert (half.rate, half.call, half.host) == (machines.RATE / 3, 2 * machines.CALL, 2)
+    assert (half.number, half.inner_number, half.weight) == pytest.approx(
+        (3 * machines.NUMBER, 3 * machines.INNER_NUMBER, 3 * machines.WEIGHT)
+    )
 
 
 @pytest.mark.usefixtures("fresh_cache")
 def test_experiments_are_estimated_for_the_machine_of_their_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "Timing", lambda workers: SimpleNamespace(slowness=lambda: 2.0))
+    monkeypatch.setattr(speed, "Timing", lambda workers: SimpleNamespace(slowness=lambda: Slowness(2.0, 2.0)))
     slow = forecast(tiny(), Store.open(tmp_path), 1, machine=None)
     assert slow.shared == pytest.approx(2 * forecast(tiny(), Store.open(tmp_path), 1).shared)
 

@@ -189,6 +189,6 @@ def test_the_cifar10_columns_of_table_1_at_medium_are_a_night_of_two_cores_and_a
         cells = [cell for cell in plan.cells if (cell.dataset, cell.ipc_total) == ("cifar10", ipc)]
         jobs = plan.graph.ancestors(key for cell in cells for key in cell.jobs)
         efforts = [cost.effort(plan.graph[key], plan.graph) for key in jobs]
-        hours[ipc] = sum(cost.estimate(each, machine) for each in efforts) / 3600
-    assert 10 < hours[10] < 24  # twelve hours of two cores
+        hours[ipc] = sum(machines.estimate(each, machine) for each in efforts) / 3600
+    assert 6 < hours[10] < 24  # twelve hours of two cores at most; prices are of a fast one
     assert 0.5 < hours[50] < 1.2
