@@ -49,8 +49,8 @@ def images_at_a_time(module: nn.Module, images: Images) -> int:
     """How many of the images [N, C, H, W] go through a network at a time where no gradient is wanted.
 
     On a CPU so few that their maps stay in its caches, which takes down to half of the time; but many where a network's
-    weights, read anew each time, are the larger part. What becomes of an image is the same up to rounding whatever the number,
-    unless the network mixes images in eval mode.
+    weights, read anew each time, are the larger part. What becomes of an image is the same up to rounding whatever the
+    number, unless the network mixes images in eval mode.
     """
     if images.device.type != "cpu" or parameter_count(module) > HEAVY:
         return MOST_AT_A_TIME
