@@ -390,7 +390,13 @@ def _fit(network: NetworkSpec, training: SgdSpec, images: int, job: Job, graph: 
 
 
 def fit(size: Sizes, training: SgdSpec, images: int) -> Effort:
-    """A training of a network of this size on so many images."""
+    """A training of a network.
+
+    Args:
+        size: of the network.
+        training: its epochs and batches.
+        images: that it is trained on.
+    """
     epochs = training.epochs + training.extra_epoch
     steps = epochs * math.ceil(images / training.batch_size)
     return Effort(
@@ -412,7 +418,14 @@ def _sizes_on(network: NetworkSpec, data: DatasetSpec) -> Sizes:
 
 @cache  # thousands of jobs share a handful of networks
 def sizes(network: NetworkSpec, channels: int, side: int, classes: int) -> Sizes:
-    """What a network takes for one image of these channels and pixels a side."""
+    """What a network takes for one image.
+
+    Args:
+        network: any of the registry.
+        channels: of the image.
+        side: its pixels in either direction.
+        classes: number of logits.
+    """
     layers = network.layers(channels, side, classes)
     return Sizes(
         tuple(layer.multiply_adds for layer in layers),

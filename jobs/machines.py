@@ -88,6 +88,10 @@ class Machine:
         by_work = {name: getattr(self, name) * work for name in ("number", "inner_number", "weight")}
         return replace(self, rate=self.rate / work, **by_call, **by_work)
 
+    def to_json(self) -> dict[str, float | str | bool]:
+        """Its numbers, and two by which documents said them before: `inner_rate` and the seconds of a job's `start`."""
+        return {**vars(self), "inner_rate": self.rate, "start": START * self.host}
+
 
 CORE = Machine("CPU core", RATE, CALL, INNER_CALL, NUMBER, INNER_NUMBER, WEIGHT)
 GPU = Machine("GPU", 2.0e13, 1.0e-3, 2.4e-3, overlaps=True)

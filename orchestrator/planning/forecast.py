@@ -155,7 +155,7 @@ class Forecast:
         return {
             "schema": 1,
             "scale": self.scale,
-            "machine": vars(self.machine),
+            "machine": self.machine.to_json(),
             "jobs": {
                 "total": self.total,
                 "cached": cached,
