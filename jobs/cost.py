@@ -74,6 +74,11 @@ class Sizes(NamedTuple):
         """FLOPs of the image's way through the network."""
         return 2.0 * sum(self.multiply_adds)
 
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return len(self.multiply_adds)
+
 
 def forward_flops(network: NetworkSpec, data: DatasetSpec) -> float:
     """FLOPs of one image's way through the network."""
@@ -156,7 +161,7 @@ def _matching(spec: DistilSpec, job: Job, graph: Graph, declared: Mapping[str, I
     size = _sizes_on(spec.network, data)
     match = Match(
         forward=size.forward,
-        layers=len(size.multiply_adds),
+        layers=size.layers,
         features=size.multiply_adds[-1] // data.classes,
         classes=data.classes,
         real=data.train_images,
@@ -214,7 +219,7 @@ class Match:
 
     def seen(self, images: int) -> Effort:
         """A forward pass of so many images."""
-        return Effort(self.forward * images, numbers=FORWARD_NUMBERS * self.numbers * images)
+        return _seen(self, images)
 
     def step(self, images: int) -> Effort:
         """One SGD step on so many images: a forward and a backward pass."""
@@ -222,9 +227,7 @@ class Match:
 
     def steps(self, images: int, batch: int) -> Effort:
         """One epoch over so many images in batches."""
-        count = math.ceil(images / batch)
-        flops, numbers = 3 * self.forward * images, self.numbers * images
-        return Effort(flops, calls=self.layers * count, numbers=numbers, weights=self.weights * count)
+        return _epoch(self, images, batch)
 
     def twice(self, images: int) -> Effort:
         """An inner step that is differentiated again, which is twice as much as the step."""
@@ -397,17 +400,17 @@ def fit(size: Sizes, training: SgdSpec, images: int) -> Effort:
         training: its epochs and batches.
         images: that it is trained on.
     """
-    epochs = training.epochs + training.extra_epoch
-    steps = epochs * math.ceil(images / training.batch_size)
-    return Effort(
-        3 * size.forward * images * epochs,
-        calls=len(size.multiply_adds) * steps,
-        numbers=size.numbers * images * epochs,
-        weights=size.weights * steps,
-    )
+    return _epoch(size, images, training.batch_size).times(training.epochs + training.extra_epoch)
 
 
-def _seen(size: Sizes, images: int) -> Effort:
+def _epoch(size: Sizes | Match, images: int, batch: int) -> Effort:
+    """SGD steps over so many images in batches, once."""
+    steps = math.ceil(images / batch)
+    flops, numbers = 3 * size.forward * images, size.numbers * images
+    return Effort(flops, calls=size.layers * steps, numbers=numbers, weights=size.weights * steps)
+
+
+def _seen(size: Sizes | Match, images: int) -> Effort:
     """A look at so many images, without gradient."""
     return Effort(size.forward * images, numbers=FORWARD_NUMBERS * size.numbers * images)
 
